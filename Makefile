@@ -77,7 +77,7 @@ messages: install-dev ## Extract the texts to translate
 erd: install-dev ## Generate docs/erd.md from the models
 	@$(VENV) scripts/erd
 
-screenshots: install-dev ## Renew the screenshots of the README
+screenshots: install-dev ## Take new screenshots for the README
 	@$(VENV) scripts/screenshots
 
 lock: install-dev ## Update the locked requirements

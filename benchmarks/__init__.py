@@ -1,1 +1,1 @@
-"""What `make benchmark` runs. Nothing in here belongs to the program that is run."""
+"""The benchmarks of `make benchmark-…`; the application does not use this code."""

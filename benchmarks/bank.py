@@ -1,4 +1,7 @@
-"""The second baseline, the voucher bank: codes made in bulk beforehand, `available` until they are `picked_up`."""
+"""The second baseline, the voucher bank.
+
+Codes are created in bulk and are `available` until they are `picked_up`.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,9 @@ from collections.abc import Sequence
 import psycopg
 
 from benchmarks import codes, jobs
-from benchmarks.pool import BLOCK, RECORDED, ROOM, VoucherPool
+from benchmarks.pool import BLOCK, FILLFACTOR, REDEMPTION_COLUMNS, VoucherPool
 
-# Locked by whoever takes them, skipped by everybody else: no two get one code, and nobody waits.
+# Each transaction locks the codes that it takes and skips those locked by others: no code is given twice, none waits.
 PICK_UP = """
 with free as materialized (
   select id, row_number() over () as n from (
@@ -24,7 +27,7 @@ where b.id = free.id
 
 
 class OutOfCodes(Exception):
-    """Fewer codes are available than customers wait for one."""
+    """Fewer codes are available than customers need one."""
 
 
 class Bank(VoucherPool):
@@ -41,15 +44,15 @@ class Bank(VoucherPool):
       picked_up_at timestamptz,
       mailed_at timestamptz,
       check ((status = 'picked_up') = (customer_id is not null)),
-      {RECORDED}
-    ) with ({ROOM});
+      {REDEMPTION_COLUMNS}
+    ) with ({FILLFACTOR});
     create index voucher_bank_available on voucher_bank (id) where status = 'available';
     create unique index voucher_bank_customer on voucher_bank (customer_id, offer_id) where customer_id is not null;
     create index voucher_bank_redeemed on voucher_bank (offer_id, redeemed_at) where redeemed_at is not null;
     """
 
     def fill(self, n: int) -> None:
-        """Put so many new codes into the bank. Those that are there already are made up for by others."""
+        """Add n new codes to the bank. Codes that exist already are replaced by others."""
         with self.connections.one() as connection:
             while n > 0:
                 n -= sum(self._add(connection, part) for part in jobs.slices(codes.generate(n), BLOCK))
@@ -61,9 +64,9 @@ class Bank(VoucherPool):
         ).rowcount
 
     def give(self, connection: psycopg.Connection, offer_id: int, customers: Sequence[int]) -> None:
-        """Pick a code up for each.
+        """Assign an available code to each customer.
 
-        :raises OutOfCodes: when the bank has not enough; nobody then gets one.
+        :raises OutOfCodes: when the bank has too few codes; then none is assigned.
         """
         picked = connection.execute(
             PICK_UP, {"n": len(customers), "offer": offer_id, "customers": list(customers)}

@@ -1,4 +1,4 @@
-"""What the benchmarks' commands have in common: a quick look or a page, and the figures as the last line."""
+"""The common command of the benchmarks: measure, print the page and the figures."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Results_contra = TypeVar("Results_contra", contravariant=True)
 
 
 class Report(Protocol[Results_contra]):
-    """The module that makes a page and the figures of what was measured."""
+    """A module that renders the page and computes the figures of results."""
 
     def page(self, results: Results_contra, /) -> str: ...
     def figures(self, results: Results_contra, /) -> Mapping[str, object]: ...
@@ -27,7 +27,10 @@ class Report(Protocol[Results_contra]):
 
 @dataclass(frozen=True)
 class Plans(Generic[Plan]):
-    """How much a benchmark measures: usually, for a quick look, with SIZE=full. Its `name` is that of its module."""
+    """The plans of a benchmark: usual, `--quick` and SIZE=full.
+
+    `name` is that of its module.
+    """
 
     name: str
     usual: Plan
@@ -35,9 +38,9 @@ class Plans(Generic[Plan]):
     full: Plan
 
     def asked_for(self, arguments: Sequence[str], environ: Mapping[str, str]) -> Plan:
-        """What the command's arguments and the environment ask for."""
+        """Choose the plan by the command's arguments and the environment."""
         parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{self.name}")
-        parser.add_argument("--quick", action="store_true", help="few rows, short runs; prints, writes no page")
+        parser.add_argument("--quick", action="store_true", help="few rows, short runs; only print the results")
         if parser.parse_args(arguments).quick:
             return self.quick
         return self.full if environ.get("SIZE") == "full" else self.usual
@@ -49,8 +52,10 @@ def run(
     report: Report[Results],
     arguments: Sequence[str] | None = None,
 ) -> None:
-    """Measure what is asked for, print the page, keep it in docs/benchmarks unless it was only a look, and print the
-    figures as one JSON object."""
+    """Measure by the chosen plan; print the page and the figures as one JSON object.
+
+    The page is written to docs/benchmarks, except after a quick run.
+    """
     logging.disable(logging.WARNING)
     plan = plans.asked_for(sys.argv[1:] if arguments is None else arguments, os.environ)
     results = measure(plan)

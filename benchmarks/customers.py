@@ -1,4 +1,4 @@
-"""The customers that every design gets: a database of them, copied for each run."""
+"""The customers of every benchmark."""
 
 from __future__ import annotations
 
@@ -12,6 +12,6 @@ from generate_series(1, %s) n
 
 
 def fill(connection: psycopg.Connection, n: int) -> None:
-    """So many customers with the ids 1 to n, in a migrated database without any."""
+    """Insert n customers with the ids 1 to n into a database without customers."""
     connection.execute(FILL, [n])
     connection.execute("vacuum (freeze, analyze) customer")

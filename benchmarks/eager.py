@@ -1,4 +1,7 @@
-"""The first baseline, the classic voucher pool: the launch makes a voucher and a queued job for every customer."""
+"""The first baseline, the classic voucher pool.
+
+The launch creates a voucher and a queued job for every customer.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ import psycopg
 from psycopg.errors import UniqueViolation
 
 from benchmarks import codes
-from benchmarks.pool import RECORDED, ROOM, VoucherPool
+from benchmarks.pool import FILLFACTOR, REDEMPTION_COLUMNS, VoucherPool
 
 COPY = "copy voucher (offer_id, customer_id, code) from stdin"
 
@@ -17,7 +20,7 @@ class Eager(VoucherPool):
     name = "eager pool"
     table = "voucher"
     code = "code"
-    # The last index is for the list of an offer's redemptions, as in Onecode.
+    # The last index serves the list of an offer's redemptions, as in Onecode.
     tables = f"""
     create table voucher (
       id bigint generated always as identity primary key,
@@ -27,13 +30,16 @@ class Eager(VoucherPool):
       created_at timestamptz not null default now(),
       mailed_at timestamptz,
       unique (customer_id, offer_id),
-      {RECORDED}
-    ) with ({ROOM});
+      {REDEMPTION_COLUMNS}
+    ) with ({FILLFACTOR});
     create index voucher_redeemed on voucher (offer_id, redeemed_at) where redeemed_at is not null;
     """
 
     def give(self, connection: psycopg.Connection, offer_id: int, customers: Sequence[int]) -> None:
-        """By COPY, which writes the least WAL. Once in many millions a code is taken; then all of them get others."""
+        """Insert by COPY, which writes the least WAL.
+
+        If a code exists already (once in many millions), all codes are generated again.
+        """
         for last in (False, False, True):
             try:
                 with connection.transaction(), connection.cursor() as cursor, cursor.copy(COPY) as copy:

@@ -1,4 +1,7 @@
-"""`make benchmark-growth`: what redeeming and "what can this e-mail use now" cost when there are many redemptions."""
+"""`make benchmark-growth`: the cost of redemptions when many exist already.
+
+It measures redeeming and listing a customer's offers.
+"""
 
 from __future__ import annotations
 
@@ -19,24 +22,24 @@ from webapp.redemptions.rules import RedemptionRequest, evaluate
 
 @dataclass(frozen=True)
 class Plan:
-    """How many redemptions there are beforehand, and how much is done then: so many rounds of so many of each."""
+    """The numbers of existing redemptions, rounds, and operations per round."""
 
     customers: int = 100_000
     levels: Sequence[int] = (0, 1_000_000)
     rounds: int = 5
     redeemed: int = 1500
-    asked: int = 150
+    queried: int = 150
 
 
 USUAL = Plan()
-QUICK = Plan(customers=20_000, levels=(0, 50_000), rounds=2, redeemed=300, asked=30)
+QUICK = Plan(customers=20_000, levels=(0, 50_000), rounds=2, redeemed=300, queried=30)
 FULL = Plan(customers=1_000_000, levels=(0, 1_000_000, 10_000_000))
 WARM_UP = 20
 PLANS = command.Plans("growth", USUAL, QUICK, FULL)
 
 
 class Level:
-    """The program on a database with so many redemptions."""
+    """The application on a database with a given number of redemptions."""
 
     def __init__(self, machine: Machine, plan: Plan, rows: int) -> None:
         name = f"redeemed_{rows}"
@@ -50,33 +53,39 @@ class Level:
         self.ours.set_up()
         self.offer = self.ours.new_offer()
 
-    def cost_of_redeeming(self, people: Sequence[int]) -> Cost:
-        """Each redeems the hot offer, one after the other; the cost of one.
+    def cost_of_redeeming(self, customers: Sequence[int]) -> Cost:
+        """Redeem the offer for each customer, one after the other; return the cost of one.
 
-        :raises Refused: when somebody may not.
+        :raises RedemptionRefused: when a redemption is refused.
         """
-        asks = [RedemptionRequest(channel="form", code=self.ours.codes[self.offer], email=_email(n)) for n in people]
+        requests = [
+            RedemptionRequest(channel="form", code=self.ours.codes[self.offer], email=_email(n)) for n in customers
+        ]
         with self.ours.app.app_context():
-            for ask in asks[:WARM_UP]:
-                redeem(ask)
-            return _each(self.meter.of(lambda: [redeem(ask) for ask in asks[WARM_UP:]]), len(asks) - WARM_UP)
+            for request in requests[:WARM_UP]:
+                redeem(request)
+            return _each(
+                self.meter.of(lambda: [redeem(request) for request in requests[WARM_UP:]]), len(requests) - WARM_UP
+            )
 
-    def cost_of_asking(self, people: Sequence[int]) -> Cost:
-        """What each of them can use now, asked one after the other; the cost of one answer."""
+    def cost_of_listing(self, customers: Sequence[int]) -> Cost:
+        """List the usable offers of each customer in turn; return the cost of one."""
         with self.ours.app.app_context():
-            for n in people[:WARM_UP]:
-                _usable(n)
-            return _each(self.meter.of(lambda: [_usable(n) for n in people[WARM_UP:]]), len(people) - WARM_UP)
+            for n in customers[:WARM_UP]:
+                _count_usable_offers(n)
+            return _each(
+                self.meter.of(lambda: [_count_usable_offers(n) for n in customers[WARM_UP:]]), len(customers) - WARM_UP
+            )
 
 
-def _usable(n: int) -> int:
+def _count_usable_offers(n: int) -> int:
     customer = customer_queries.find_customer_by_email(_email(n))
     if customer is None:
-        raise RuntimeError("everybody asked about is a customer")
-    found = sum(evaluate(facts).reason is None for facts in redemption_facts.load_current_offer_facts(customer.id))
-    if not found:
-        raise RuntimeError("there is always something to use")
-    return found
+        raise RuntimeError("the customer does not exist")
+    usable = sum(evaluate(facts).reason is None for facts in redemption_facts.load_current_offer_facts(customer.id))
+    if not usable:
+        raise RuntimeError("the customer has no usable offer")
+    return usable
 
 
 def _email(n: int) -> str:
@@ -88,36 +97,36 @@ def _each(cost: Cost, n: int) -> Cost:
 
 
 def _sizes(machine: Machine, database: str, rows: int) -> Sizes | None:
-    """Bytes of the table of redemptions and of its indexes."""
+    """The bytes of the table of redemptions and of its indexes."""
     if not rows:
         return None
     with machine.connect(database) as connection:
-        table, key, everything = connection.execute(
+        table, key, total = connection.execute(
             "select pg_table_size('redemption'), pg_relation_size('pk_redemption'), "
             "pg_total_relation_size('redemption')"
         ).fetchone() or (0, 0, 0)
-    return Sizes(rows, int(table), int(key), int(everything))
+    return Sizes(rows, int(table), int(key), int(total))
 
 
 def measure(plan: Plan) -> Results:
-    """Everything, on a server of its own."""
+    """Run the benchmark on a separate server."""
     results = Results(plan.customers)
     with server.running() as machine:
         _prepare(machine, plan)
         levels = {rows: Level(machine, plan, rows) for rows in plan.levels}
         results.bare = levels[plan.levels[-1]].sizes
         results.full = _with_orders(machine, plan)
-        people = random.Random(1).sample(range(1, plan.customers + 1), plan.rounds * plan.redeemed)
+        customers = random.Random(1).sample(range(1, plan.customers + 1), plan.rounds * plan.redeemed)
         with machine.connect() as connection:
             connection.execute("checkpoint")
         for number in range(plan.rounds):
-            part = people[number * plan.redeemed : (number + 1) * plan.redeemed]
-            # Everybody is first once in a while.
+            part = customers[number * plan.redeemed : (number + 1) * plan.redeemed]
+            # The order rotates, so that no database is always first.
             for rows in [*plan.levels[number % len(levels) :], *plan.levels[: number % len(levels)]]:
                 level = levels[rows]
                 for name, cost in (
                     (REDEEM, level.cost_of_redeeming(part)),
-                    (USABLE, level.cost_of_asking(part[: plan.asked])),
+                    (USABLE, level.cost_of_listing(part[: plan.queried])),
                 ):
                     results.costs.setdefault((name, rows), []).append(cost)
                     print(f"round {number + 1}, {rows:,} redemptions, {name}: {cost.cpu * 1e6:,.0f} µs of CPU")
@@ -136,14 +145,14 @@ def _prepare(machine: Machine, plan: Plan) -> None:
 
 
 def _with_orders(machine: Machine, plan: Plan) -> Sizes | None:
-    """The table as shops fill it that send an order and an Idempotency-Key with each redemption."""
+    """The table size when each redemption has an order and an Idempotency-Key."""
     rows = plan.levels[1]
     machine.create("with_orders", like=DATABASE)
     with machine.connect("with_orders") as connection:
         growth_tables.redeem(connection, plan.customers, rows, full=True)
-    found = _sizes(machine, "with_orders", rows)
+    sizes = _sizes(machine, "with_orders", rows)
     machine.drop("with_orders")
-    return found
+    return sizes
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -10,35 +10,37 @@ from statistics import median
 from benchmarks import report
 from benchmarks.meter import Cost
 
-REDEEM, USABLE = "redeem", "what can this e-mail use now"
-# Targets: CPU to that on an empty table, and bytes for a redemption.
+REDEEM, USABLE = "redeem", "offers of a customer"
+# Targets: CPU relative to an empty table, and bytes per redemption.
 CPU, BARE, FULL = 1.3, 110, 180
 SET_UP = Path(__file__).with_name("growth.md")
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """The bytes of a table of redemptions: of the table, its primary key, and all of it with its list index."""
+    """The bytes of a table of redemptions, its primary key, and the total."""
 
     rows: int
     table: int
     key: int
-    everything: int
+    total: int
 
     @property
     def bare(self) -> float:
-        """A row and its primary key: what no table of redemptions can do without."""
+        """The bytes of a row and its primary key entry, which every such table needs."""
         return (self.table + self.key) / self.rows
 
     @property
-    def whole(self) -> float:
-        return self.everything / self.rows
+    def per_row(self) -> float:
+        return self.total / self.rows
 
 
 @dataclass
 class Results:
-    """What one of each cost, by what was done and how many redemptions there were, in the order of the rounds; and how
-    large the table was, bare and with orders and keys."""
+    """The cost of one operation by name and number of redemptions, per round.
+
+    `bare` and `full` are the sizes of the table without and with orders and keys.
+    """
 
     customers: int
     costs: dict[tuple[str, int], list[Cost]] = field(default_factory=dict)
@@ -50,13 +52,16 @@ class Results:
         return sorted({rows for _, rows in self.costs})
 
     def ratios(self, name: str, rows: int) -> list[float]:
-        """The CPU to that on an empty table, round by round."""
+        """The CPU relative to an empty table, round by round."""
         empty = self.costs[name, self.levels[0]]
         return [a.cpu / b.cpu for a, b in zip(self.costs[name, rows], empty, strict=True)]
 
 
 def figures(results: Results) -> dict[str, float]:
-    """What scripts follow. Of the two kinds of work the worse counts, with the most redemptions there were."""
+    """The figures of the JSON line, for the most redemptions.
+
+    The worse of the two operations counts.
+    """
     most = results.levels[-1]
     redeem, usable = (round(median(results.ratios(name, most)), 3) for name in (REDEEM, USABLE))
     return {
@@ -65,23 +70,23 @@ def figures(results: Results) -> dict[str, float]:
         "redeem_cpu_ratio": redeem,
         "usable_cpu_ratio": usable,
         "bytes_per_row": round(results.bare.bare, 1) if results.bare else 0,
-        "bytes_per_row_full": round(results.full.whole, 1) if results.full else 0,
+        "bytes_per_row_full": round(results.full.per_row, 1) if results.full else 0,
     }
 
 
 def page(results: Results) -> str:
     """docs/benchmarks/growth.md."""
-    return "\n".join([SET_UP.read_text(), *_goals(results), *_costs(results), *_sizes(results)]) + "\n"
+    return "\n".join([SET_UP.read_text(), *_targets(results), *_costs(results), *_sizes(results)]) + "\n"
 
 
-def _goals(results: Results) -> Iterator[str]:
+def _targets(results: Results) -> Iterator[str]:
     found = figures(results)
     yield "## Targets\n"
     yield f"With {results.customers:,} customers and up to {results.levels[-1]:,} redemptions.\n"
     cpu, bare, full = found["cpu_ratio"], found["bytes_per_row"], found["bytes_per_row_full"]
     yield from report.goals(
         [
-            ("CPU to that on an empty table", f"≤ {CPU} ×", f"{cpu:.2f} ×", cpu <= CPU),
+            ("CPU relative to an empty table", f"≤ {CPU} ×", f"{cpu:.2f} ×", cpu <= CPU),
             ("bytes for a bare redemption with its primary key", f"≤ {BARE}", f"{bare:.0f}", bare <= BARE),
             ("bytes with list index, order and Idempotency-Key", f"≤ {FULL}", f"{full:.0f}", full <= FULL),
         ]
@@ -90,9 +95,9 @@ def _goals(results: Results) -> Iterator[str]:
 
 
 def _costs(results: Results) -> Iterator[str]:
-    yield "## One of each\n"
-    yield "Medians of all rounds, with their spread; the ratio is that of CPU, round by round.\n"
-    yield "| redemptions | | CPU, µs | to an empty table | ms | WAL, bytes |"
+    yield "## Cost of one operation\n"
+    yield "Medians of all rounds, with their spread; the ratio is that of the CPU, round by round.\n"
+    yield "| redemptions | operation | CPU, µs | relative to empty table | ms | WAL, bytes |"
     yield "|---:|---|---:|---:|---:|---:|"
     for name in (REDEEM, USABLE):
         for rows in results.levels:
@@ -104,11 +109,11 @@ def _costs(results: Results) -> Iterator[str]:
 
 
 def _sizes(results: Results) -> Iterator[str]:
-    yield "## Bytes for a redemption\n"
-    yield "| redemptions | | table | primary key | list index | all |"
+    yield "## Bytes per redemption\n"
+    yield "| redemptions | row | table | primary key | list index | total |"
     yield "|---:|---|---:|---:|---:|---:|"
     for name, sizes in (("bare", results.bare), ("with order and Idempotency-Key", results.full)):
         if sizes:
-            index = sizes.everything - sizes.table - sizes.key
-            parts = [part / sizes.rows for part in (sizes.table, sizes.key, index, sizes.everything)]
+            index = sizes.total - sizes.table - sizes.key
+            parts = [part / sizes.rows for part in (sizes.table, sizes.key, index, sizes.total)]
             yield f"| {sizes.rows:,} | {name} | " + " | ".join(f"{part:.1f}" for part in parts) + " |"

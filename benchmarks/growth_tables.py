@@ -1,6 +1,6 @@
-"""Tables as they are after years: offers, customers and their redemptions, written by the server itself.
+"""Tables as they are after years: offers, customers and redemptions.
 
-Keys come in the order in which life brings them: time goes on, customers are in no order, offers take turns.
+The keys come in a realistic order: times ascending, customers in random order, offers in turn.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import psycopg
 from benchmarks import customers
 
 OFFERS = 200
-# Every tenth offer is for an audience of its own, of every tenth customer.
+# Every tenth offer has its own audience of every tenth customer.
 AUDIENCES = OFFERS // 10
 
 _OFFERS = """
@@ -31,7 +31,7 @@ _MEMBERS = """
 insert into audience_member (audience_id, customer_id)
 select a.id, n from audience a, generate_series(1, %(customers)s, 10) n
 """
-# A pair of offer and customer comes once: on each way round, a customer meets the next offer.
+# Each pair of offer and customer occurs once: in each cycle over the customers, the offers shift by one.
 _REDEMPTIONS: LiteralString = """
 insert into redemption (customer_id, offer_id, redeemed_at, channel{columns})
 select 1 + p %% %(customers)s, 1 + (p %% %(customers)s + p / %(customers)s) %% %(offers)s,
@@ -49,21 +49,23 @@ _FULL = _REDEMPTIONS.format(
 )
 
 
-def fill(connection: psycopg.Connection, people: int) -> None:
-    """So many customers, offers that all are open now, and audiences, in a migrated database without any."""
-    customers.fill(connection, people)
+def fill(connection: psycopg.Connection, customer_count: int) -> None:
+    """Insert customers, open offers and audiences into a migrated database."""
+    customers.fill(connection, customer_count)
     with connection.transaction(), psycopg.ClientCursor(connection) as cursor:
         cursor.execute(_OFFERS, {"offers": OFFERS, "audiences": AUDIENCES})
-        cursor.execute(_MEMBERS, {"customers": people})
+        cursor.execute(_MEMBERS, {"customers": customer_count})
     connection.execute("vacuum (freeze, analyze) offer, offer_code, audience, audience_member")
 
 
-def redeem(connection: psycopg.Connection, people: int, rows: int, full: bool = False) -> None:
-    """So many redemptions of these customers, each with an order and a key when `full`; counted by the hour, as the
-    sweep has done long since."""
-    if rows > people * OFFERS:
-        raise ValueError(f"{people} customers can redeem {OFFERS} offers only so often")
-    values = {"customers": people, "offers": OFFERS, "rows": rows}
+def redeem(connection: psycopg.Connection, customer_count: int, rows: int, full: bool = False) -> None:
+    """Insert redemptions of these customers, with an order and a key each if `full`.
+
+    They are also counted by the hour, as the periodic task does.
+    """
+    if rows > customer_count * OFFERS:
+        raise ValueError(f"{customer_count} customers can redeem {OFFERS} offers only once each")
+    values = {"customers": customer_count, "offers": OFFERS, "rows": rows}
     with connection.transaction(), psycopg.ClientCursor(connection) as cursor:
         cursor.execute(_FULL if full else _BARE, values)
         cursor.execute(_COUNTED)

@@ -1,4 +1,4 @@
-"""The baseline of every HTTP figure: the least that Flask can do."""
+"""The baseline of every HTTP figure: a minimal Flask application."""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
-"""What the pools need of PostgreSQL and Huey: connections, and a job for each customer, put into Huey's table in bulk,
-then taken and run by Huey itself."""
+"""Connections and jobs of the pools.
+
+A job per customer is inserted into Huey's table in bulk, then dequeued and run by Huey itself.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +21,11 @@ B = TypeVar("B")
 
 
 class Connections:
-    """Connections in autocommit, lent to one thread at a time and kept for the next."""
+    """A pool of connections in autocommit mode."""
 
-    def __init__(self, url: str, hasty: bool = False) -> None:
+    def __init__(self, url: str, async_commit: bool = False) -> None:
         self.url = url
-        self.options = HASTY if hasty else ""
+        self.options = ASYNC_COMMIT if async_commit else ""
         self.free: deque[psycopg.Connection] = deque()
 
     @contextmanager
@@ -42,20 +44,24 @@ class Connections:
             self.free.pop().close()
 
 
-# A worker that does not wait for the disk after each small step: what a crash of the server undoes is done again.
-HASTY = "-c synchronous_commit=off"
+# Workers do not wait for the disk after each job: a job lost in a server crash is run again.
+ASYNC_COMMIT = "-c synchronous_commit=off"
 
 
-def queue(name: str, url: str, hasty: bool = False) -> Any:
-    """A queue in the tables that Huey has in this database already. Each worker has one of its own, as processes do:
-    within one, Huey's threads share a connection and wait for each other."""
-    options = {"options": HASTY} if hasty else {}
+def queue(name: str, url: str, async_commit: bool = False) -> Any:
+    """A Huey queue in this database's existing tables.
+
+    Each worker has its own, as processes do: threads of one queue share a connection and wait for each other.
+    """
+    options = {"options": ASYNC_COMMIT} if async_commit else {}
     return PostgresHuey(name, dsn=url, create_tables=False, results=False, blocking=False, **options)
 
 
-def put_all(connection: psycopg.Connection, huey: Any, tasks: Iterable[Any]) -> None:
-    """Enqueue many tasks in the transaction of the caller: the rows that Huey would write, by COPY instead of an INSERT
-    and a commit for each. Kinder to the pools than calling the task in a loop."""
+def enqueue_all(connection: psycopg.Connection, huey: Any, tasks: Iterable[Any]) -> None:
+    """Enqueue many tasks in the transaction of the caller.
+
+    Writes the same rows as Huey, by COPY instead of an INSERT and a commit each, to the advantage of the pools.
+    """
     with connection.cursor() as cursor:
         with cursor.copy("copy huey_task (queue, data, priority) from stdin") as copy:
             for task in tasks:
@@ -64,15 +70,15 @@ def put_all(connection: psycopg.Connection, huey: Any, tasks: Iterable[Any]) -> 
 
 
 def run(hueys: Sequence[Any], at_most: int) -> int:
-    """Take tasks and run them, one thread for each Huey, until so many are done or none is left; how many it were."""
-    tickets = iter(range(at_most))
+    """Run at most `at_most` queued tasks, one thread per Huey; return their number."""
+    remaining_runs = iter(range(at_most))
     lock = threading.Lock()
 
     def work(huey: Any) -> int:
         done = 0
         while True:
             with lock:
-                if next(tickets, None) is None:
+                if next(remaining_runs, None) is None:
                     return done
             task = huey.dequeue()
             if task is None:
@@ -80,17 +86,17 @@ def run(hueys: Sequence[Any], at_most: int) -> int:
             huey.execute(task)
             done += 1
 
-    return sum(side_by_side(work, hueys))
+    return sum(run_in_threads(work, hueys))
 
 
-def side_by_side(work: Callable[[A], B], items: Sequence[A]) -> list[B]:
-    """Do the work on each item in a thread of its own; the first error is raised."""
+def run_in_threads(work: Callable[[A], B], items: Sequence[A]) -> list[B]:
+    """Call `work` for each item in its own thread; raise the first error."""
     with ThreadPoolExecutor(len(items)) as threads:
         return list(threads.map(work, items))
 
 
 def slices(items: Iterable[A], size: int) -> Iterator[list[A]]:
-    """The items in lists of at most `size`."""
-    left = iter(items)
-    while part := list(itertools.islice(left, size)):
+    """Split the items into lists of at most `size`."""
+    remaining = iter(items)
+    while part := list(itertools.islice(remaining, size)):
         yield part

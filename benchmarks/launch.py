@@ -1,4 +1,4 @@
-"""`make benchmark-launch`: Onecode beside an eager voucher pool and a voucher bank, on the same PostgreSQL."""
+"""`make benchmark-launch`: Onecode and two voucher pools on the same PostgreSQL."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from benchmarks.measure import DATABASE, Bench, Design
 from benchmarks.server import Machine
 from webapp.core.settings import ROOT
 
-# Customers, and how many runs the medians are of.
+# Number of customers: number of runs.
 USUAL = {10_000: 1, 100_000: 3}
 FULL = {100_000: 3, 1_000_000: 1}
 SMALLEST = 1_000
 REQUESTS = 15
 
 
-def measure_all(sizes: Mapping[int, int], alone: Sequence[int], requests: int) -> Results:
-    """Everything, on a server of its own: so many runs of each size, and so many requests alone of some sizes."""
+def measure_all(sizes: Mapping[int, int], request_sizes: Sequence[int], requests: int) -> Results:
+    """Measure complete runs of some sizes, and single launch requests of others."""
     results = Results()
     with server.running() as machine:
-        designs = prepare(machine, sorted({*sizes, *alone}))
+        designs = prepare(machine, sorted({*sizes, *request_sizes}))
         bench = Bench(machine)
-        for n in alone:
+        for n in request_sizes:
             for design in designs:
                 results.requests[n, design.name] = bench.requests(design, _customers(n), requests)
         for n, runs in sizes.items():
             for k in range(runs):
-                # Everybody is first once in a while.
+                # The order rotates, so that no design is always first.
                 for design in designs[k % 3 :] + designs[: k % 3]:
                     started = time.monotonic()
                     results.runs.setdefault((n, design.name), []).append(bench.run(design, _customers(n), n))
@@ -43,7 +43,7 @@ def measure_all(sizes: Mapping[int, int], alone: Sequence[int], requests: int) -
 
 
 def prepare(machine: Machine, sizes: Sequence[int]) -> list[Design]:
-    """A database with the program's tables for each number of customers, and the three designs."""
+    """Create a database for each number of customers, and the three designs."""
     machine.create(DATABASE)
     app = onecode.build(machine.url(DATABASE), str(machine.server.socket_folder.parent))
     ours = onecode.Onecode(app)
@@ -61,7 +61,7 @@ def _customers(n: int) -> str:
 
 
 def asked_for(environ: Mapping[str, str]) -> dict[int, int]:
-    """How many runs of how many customers."""
+    """The number of runs by number of customers, as chosen by the environment."""
     sizes = FULL if environ.get("SIZE") == "full" else USUAL
     if environ.get("CUSTOMERS"):
         sizes = {int(environ["CUSTOMERS"]): 1}
@@ -71,12 +71,12 @@ def asked_for(environ: Mapping[str, str]) -> dict[int, int]:
 def main() -> None:
     logging.disable(logging.WARNING)
     sizes = asked_for(os.environ)
-    # A number of customers of one's own is a look, not a result.
-    look = "CUSTOMERS" in os.environ
-    results = measure_all(sizes, list(sizes) if look else [SMALLEST, *sizes], 3 if look else REQUESTS)
+    # A run with CUSTOMERS set is a trial, whose page is not written.
+    is_trial = "CUSTOMERS" in os.environ
+    results = measure_all(sizes, list(sizes) if is_trial else [SMALLEST, *sizes], 3 if is_trial else REQUESTS)
     page = launch_report.page(results)
     print(f"\n{page}")
-    if not look:
+    if not is_trial:
         (ROOT / "docs" / "benchmarks" / "launch.md").write_text(page)
     print(json.dumps(launch_report.figures(results)))
 

@@ -22,7 +22,7 @@ FIGURES = {
     "wal": "WAL, bytes",
     "wal_without_images": "WAL without images, bytes",
     "disk": "disk, bytes",
-    "peak_disk": "disk at its fullest, bytes",
+    "peak_disk": "peak disk usage, bytes",
     "seconds": "time, µs",
     "cpu": "CPU, µs",
 }
@@ -31,7 +31,10 @@ SET_UP = Path(__file__).with_name("launch.md")
 
 @dataclass
 class Results:
-    """What was measured, by number of customers and design: the requests alone, and the whole runs."""
+    """The measurements by number of customers and design.
+
+    `requests` are single launch requests, `runs` complete runs.
+    """
 
     requests: dict[tuple[int, str], list[Cost]] = field(default_factory=dict)
     runs: dict[tuple[int, str], list[Run]] = field(default_factory=dict)
@@ -50,7 +53,7 @@ def page(results: Results) -> str:
 
 
 def figures(results: Results) -> dict[str, float]:
-    """What scripts follow, of the largest number of customers: Onecode's part of what the others need."""
+    """The figures of the JSON line: Onecode relative to the others."""
     n = results.sizes[-1]
     launches = [_steady(results, size, OURS) for size, name in results.requests if name == OURS]
     wal = [cost.wal for cost in launches]
@@ -63,26 +66,26 @@ def figures(results: Results) -> dict[str, float]:
 
 
 def targets(found: Mapping[str, float]) -> Iterator[str]:
-    """Targets, and whether they were met."""
+    """The table of targets and whether they were met."""
     yield "## Targets\n"
     yield f"With {found['customers']:,} customers; the request with any number of them.\n"
     launch, spread = found["launch_wal_bytes"], found["launch_wal_spread"]
     lines = [
-        ("WAL of the launching request", "≤ 1,024 bytes", f"{launch:,.0f} bytes", launch <= 1024),
+        ("WAL of the launch request", "≤ 1,024 bytes", f"{launch:,.0f} bytes", launch <= 1024),
         ("the same for few and for many customers", "± 0 bytes", f"± {spread:,.0f} bytes", spread == 0),
     ]
     for title, name, part in (("WAL", "wal", 5), ("disk", "disk", 8)):
         ratio = found[f"{name}_vs_eager_20"]
-        what = f"{title} of launch, mailing, 20 % redeemed"
-        lines.append((what, f"≤ 1/{part} of eager", _part(ratio, 1), ratio <= 1 / part))
+        label = f"{title} of launch, sending, 20 % redeemed"
+        lines.append((label, f"≤ 1/{part} of eager", _ratio_text(ratio, 1), ratio <= 1 / part))
     yield from report.goals(lines)
     yield ""
 
 
 def _requests(results: Results) -> Iterator[str]:
-    yield "## The launching request\n"
-    yield "Of many offers one after the other: the medians, and the first, which comes right after a checkpoint.\n"
-    yield "| customers | design | ms (spread) | WAL, bytes | WAL of the first, images in it |"
+    yield "## The launch request\n"
+    yield "For many offers, one after the other: the medians, and the first request, right after a checkpoint.\n"
+    yield "| customers | design | ms (spread) | WAL, bytes | WAL of the first, of it images |"
     yield "|---:|---|---:|---:|---:|"
     for (n, name), costs in results.requests.items():
         steady = costs[1:]
@@ -96,8 +99,10 @@ def _requests(results: Results) -> Iterator[str]:
 def _steps(results: Results, n: int) -> Iterator[str]:
     runs = {name: results.runs[n, name] for name in DESIGNS}
     yield f"\n## {n:,} customers\n"
-    yield f"Medians of {len(runs[OURS])}. The redemptions of a line are those since the line before.\n"
-    yield "| step | design | seconds (spread) | CPU s | rows written | WAL kB | images kB | rows then | disk then, kB |"
+    yield f"Medians of {len(runs[OURS])}. The redemptions of a line are those since the previous line.\n"
+    yield (
+        "| step | design | seconds (spread) | CPU s | rows written | WAL kB | images kB | rows after | disk after, kB |"
+    )
     yield "|---|---|---:|---:|---:|---:|---:|---:|---:|"
     for step in runs[BANK][0].steps:
         for name in DESIGNS:
@@ -105,7 +110,7 @@ def _steps(results: Results, n: int) -> Iterator[str]:
                 yield _step(step, name, [run.steps[step].cost for run in runs[name]], runs[name])
     for name in DESIGNS:
         totals = [run.total() for run in runs[name]]
-        yield _line("**all of it**", name, totals, sum(s.written for s in runs[name][0].steps.values()), runs[name], "")
+        yield _line("**total**", name, totals, sum(s.written for s in runs[name][0].steps.values()), runs[name], "")
 
 
 def _step(step: str, name: str, costs: list[Cost], runs: list[Run]) -> str:
@@ -124,8 +129,8 @@ def _line(title: str, name: str, costs: Sequence[Cost], written: int, runs: list
 
 
 def _ratios(results: Results, n: int) -> Iterator[str]:
-    yield "\nFrom the launch on (for the bank: from its filling on), for each of the customers:\n"
-    yield "| until | | eager pool | voucher bank | Onecode | Onecode to eager | Onecode to bank |"
+    yield "\nPer customer, from the launch on (for the bank: from its filling on):\n"
+    yield "| until | measure | eager pool | voucher bank | Onecode | Onecode / eager | Onecode / bank |"
     yield "|---|---|---:|---:|---:|---:|---:|"
     for last in list(results.runs[n, OURS][0].steps)[2:]:
         for title, of in MEASURES.items():
@@ -135,11 +140,11 @@ def _ratios(results: Results, n: int) -> Iterator[str]:
             yield (
                 f"| {last} | {title} | "
                 + " | ".join(f"{value / n:,.0f}" for value in values)
-                + f" | {_part(values[2], values[0])} | {_part(values[2], values[1])} |"
+                + f" | {_ratio_text(values[2], values[0])} | {_ratio_text(values[2], values[1])} |"
             )
 
 
-def _part(ours: float, theirs: float) -> str:
+def _ratio_text(ours: float, theirs: float) -> str:
     if not ours or not theirs:
         return "–"
     return f"1/{theirs / ours:.1f}" if ours <= theirs else f"{ours / theirs:.1f} ×"
@@ -153,7 +158,7 @@ MEASURES: dict[str, Callable[[Run], float]] = {
     "WAL, bytes": lambda run: run.total().wal,
     "WAL without images, bytes": lambda run: run.total().records,
     "disk, bytes": lambda run: run.disk,
-    "disk at its fullest, bytes": lambda run: run.peak,
+    "peak disk usage, bytes": lambda run: run.peak,
     **TIMES,
 }
 
@@ -163,6 +168,6 @@ def _median(results: Results, n: int, name: str, of: Callable[[Run], float], las
 
 
 def _steady(results: Results, n: int, name: str) -> Cost:
-    """The median request, the first one left out."""
+    """The median request, excluding the first."""
     costs = results.requests[n, name][1:]
     return Cost(median(cost.seconds for cost in costs), wal=int(median(cost.wal for cost in costs)))

@@ -1,5 +1,5 @@
--- What wrk sends: to hello the same GET, else a redemption by another customer in every request.
--- Arguments: the answer's status (200 or 201), the key, the code, how many customers, the step between two, threads.
+-- The requests that wrk sends: the same GET to hello, otherwise redemptions, each for another customer.
+-- Arguments: expected status (200 or 201), API key, code, number of customers, step between customers, threads.
 
 local made = 0
 
@@ -12,7 +12,7 @@ function init(args)
   customers = tonumber(args[4] or 1)
   stride = tonumber(args[5] or 1)
   threads = tonumber(args[6] or 1)
-  asked = number
+  sent = number
   if args[1] == "200" then
     hello = wrk.format("GET", "/")
     return
@@ -28,15 +28,15 @@ function request()
   if hello then
     return hello
   end
-  local body = before .. string.format("%d", asked * stride % customers + 1) .. after
-  asked = asked + threads
+  local body = before .. string.format("%d", sent * stride % customers + 1) .. after
+  sent = sent + threads
   return head .. #body .. "\r\n\r\n" .. body
 end
 
 function done(summary, latency, requests)
   local errors = summary.errors
   io.write(string.format(
-    '\n{"answers": %d, "refused": %d, "broken": %d, "seconds": %.6f, "p50": %d, "p99": %d}\n',
+    '\n{"responses": %d, "refused": %d, "broken": %d, "seconds": %.6f, "p50": %d, "p99": %d}\n',
     summary.requests, errors.status, errors.connect + errors.read + errors.write + errors.timeout,
     summary.duration / 1e6, latency:percentile(50), latency:percentile(99)
   ))

@@ -1,6 +1,8 @@
-"""Load over HTTP from clients that keep their connections: by wrk where it is installed, else by a light one of ours.
+"""HTTP load over persistent connections.
 
-Both drive every server in the same way, in a process of their own: `python -m benchmarks.load` is the light one.
+The client is wrk if it is installed, otherwise a simple one.
+
+Both run in a separate process; `python -m benchmarks.load` is the simple client.
 """
 
 from __future__ import annotations
@@ -26,8 +28,10 @@ WRK = shutil.which("wrk")
 
 @dataclass(frozen=True)
 class Target:
-    """What to ask of whom. `status` is the answer that is wanted: 200 asks for a GET of `/`, 201 for redemptions of the
-    offer `code`, each by another one of so many customers, while they last."""
+    """The requests to send and the expected `status`.
+
+    200 means GET requests of `/`; 201 means redemptions of the offer `code`, each for another customer.
+    """
 
     port: int
     status: int
@@ -37,7 +41,7 @@ class Target:
 
     @property
     def stride(self) -> int:
-        """The step from a customer to the next: theirs is no order that an index likes."""
+        """The step from one customer to the next, which avoids the order of the index."""
         step = int(self.customers * 0.618) | 1
         while math.gcd(step, self.customers) > 1:
             step += 2
@@ -48,11 +52,13 @@ class Target:
 
 
 @dataclass(frozen=True)
-class Answers:
-    """What came back: how many answers, how many of them another status, how many connections failed; times in
-    seconds, `cpu` being what the clients themselves computed."""
+class LoadResult:
+    """The counts of responses, of other statuses, and of failed connections.
 
-    answers: int
+    Times are in seconds; `cpu` is that of the clients.
+    """
+
+    responses: int
     refused: int
     broken: int
     seconds: float
@@ -62,11 +68,13 @@ class Answers:
 
     @property
     def rate(self) -> float:
-        return self.answers / self.seconds
+        return self.responses / self.seconds
 
 
-def load(target: Target, clients: int, seconds: int, wrk: str | None = WRK) -> Answers:
-    """So many clients for so long. wrk leaves those unanswered who wait when the time is over.
+def load(target: Target, clients: int, seconds: int, wrk: str | None = WRK) -> LoadResult:
+    """Send requests from a number of clients for some seconds.
+
+    wrk does not wait for responses that are outstanding at the end.
 
     :raises RuntimeError: when the client itself fails.
     """
@@ -80,18 +88,18 @@ def load(target: Target, clients: int, seconds: int, wrk: str | None = WRK) -> A
         command = [sys.executable, "-m", "benchmarks.load", str(target.port), str(clients), str(seconds)]
         command += target.arguments()[:-1]
     before = _children_cpu()
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     cpu = _children_cpu() - before
-    if done.returncode or not done.stdout.strip():
-        raise RuntimeError(f"the load failed: {done.stderr or done.stdout}")
-    found = json.loads(done.stdout.strip().splitlines()[-1])
-    return Answers(
-        found["answers"],
-        found["refused"],
-        found["broken"],
-        found["seconds"],
-        found["p50"] / 1e6,
-        found["p99"] / 1e6,
+    if result.returncode or not result.stdout.strip():
+        raise RuntimeError(f"the load failed: {result.stderr or result.stdout}")
+    parsed = json.loads(result.stdout.strip().splitlines()[-1])
+    return LoadResult(
+        parsed["responses"],
+        parsed["refused"],
+        parsed["broken"],
+        parsed["seconds"],
+        parsed["p50"] / 1e6,
+        parsed["p99"] / 1e6,
         cpu,
     )
 
@@ -102,13 +110,13 @@ def _children_cpu() -> float:
 
 
 def requests(target: Target) -> Iterator[bytes]:
-    """What is sent, one after the other."""
+    """The requests in the order of sending."""
     host = f"Host: 127.0.0.1:{target.port}\r\n"
     if target.status == 200:
         hello = f"GET / HTTP/1.1\r\n{host}\r\n".encode()
         while True:
             yield hello
-    head = (
+    headers = (
         f"POST /api/v1/redemptions HTTP/1.1\r\n{host}Authorization: Bearer {target.key}\r\n"
         "Content-Type: application/json\r\nContent-Length: "
     )
@@ -116,32 +124,32 @@ def requests(target: Target) -> Iterator[bytes]:
     while True:
         body = f'{{"code": "{target.code}", "customer": {{"email": "customer.{customer + 1}@example.com"}}}}'
         customer = (customer + target.stride) % target.customers
-        yield f"{head}{len(body)}\r\n\r\n{body}".encode()
+        yield f"{headers}{len(body)}\r\n\r\n{body}".encode()
 
 
-class Light:
-    """One thread over many sockets, which asks again as soon as it is answered. It waits for every answer."""
+class SimpleClient:
+    """One thread with many sockets; each sends a request after every response."""
 
     def __init__(self, target: Target) -> None:
         self.target = target
         self.next = requests(target).__next__
         self.wanted = f" {target.status} ".encode()
         self.refused = self.broken = 0
-        self.took: list[float] = []
+        self.durations: list[float] = []
 
-    def run(self, clients: int, seconds: float) -> Answers:
+    def run(self, clients: int, seconds: float) -> LoadResult:
         poll = select.epoll()
         sockets = {}
         for _ in range(clients):
-            one = socket.create_connection(("127.0.0.1", self.target.port))
-            one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            sockets[one.fileno()] = one
-            poll.register(one, select.EPOLLIN)
+            connection = socket.create_connection(("127.0.0.1", self.target.port))
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sockets[connection.fileno()] = connection
+            poll.register(connection, select.EPOLLIN)
         started = time.perf_counter()
-        since = dict.fromkeys(sockets, started)
-        got = dict.fromkeys(sockets, b"")
-        for one in sockets.values():
-            one.sendall(self.next())
+        sent_at = dict.fromkeys(sockets, started)
+        received = dict.fromkeys(sockets, b"")
+        for connection in sockets.values():
+            connection.sendall(self.next())
         while sockets:
             ready = poll.poll(10)
             if not ready:
@@ -149,49 +157,49 @@ class Light:
                 break
             for number, _ in ready:
                 data = sockets[number].recv(65536)
-                got[number] += data
-                if data and not whole(got[number]):
+                received[number] += data
+                if data and not is_complete(received[number]):
                     continue
                 now = time.perf_counter()
-                self._count(got[number] if data else b"", now - since[number])
+                self._count(received[number] if data else b"", now - sent_at[number])
                 if data and now - started < seconds:
-                    got[number], since[number] = b"", now
+                    received[number], sent_at[number] = b"", now
                     sockets[number].sendall(self.next())
                 else:
                     poll.unregister(number)
                     sockets.pop(number).close()
-        return self._answers(time.perf_counter() - started)
+        return self._result(time.perf_counter() - started)
 
-    def _count(self, answer: bytes, took: float) -> None:
-        if not answer:
+    def _count(self, response: bytes, duration: float) -> None:
+        if not response:
             self.broken += 1
             return
-        self.took.append(took)
-        self.refused += answer[8:13] != self.wanted
+        self.durations.append(duration)
+        self.refused += response[8:13] != self.wanted
 
-    def _answers(self, seconds: float) -> Answers:
-        took = sorted(self.took) or [0.0]
-        middle, last = took[len(took) // 2], took[len(took) * 99 // 100]
-        return Answers(len(self.took), self.refused, self.broken, seconds, middle, last)
+    def _result(self, seconds: float) -> LoadResult:
+        durations = sorted(self.durations) or [0.0]
+        middle, last = durations[len(durations) // 2], durations[len(durations) * 99 // 100]
+        return LoadResult(len(self.durations), self.refused, self.broken, seconds, middle, last)
 
 
-def whole(answer: bytes) -> bool:
-    """Whether all of an answer is there. Its length has to be said: chunks are not read."""
-    head, found, body = answer.partition(b"\r\n\r\n")
-    if not found:
+def is_complete(response: bytes) -> bool:
+    """Whether a response is complete; it must have a Content-Length, not be chunked."""
+    headers, parsed, body = response.partition(b"\r\n\r\n")
+    if not parsed:
         return False
-    _, named, rest = head.lower().partition(b"\r\ncontent-length:")
+    _, named, rest = headers.lower().partition(b"\r\ncontent-length:")
     if not named:
-        raise ValueError("the answer does not say how long it is")
+        raise ValueError("the response has no Content-Length")
     return len(body) >= int(rest.partition(b"\r\n")[0])
 
 
 def main() -> None:
     port, clients, seconds, status, key, code, customers = sys.argv[1:]
-    light = Light(Target(int(port), int(status), key, code, int(customers)))
-    found = light.run(int(clients), float(seconds))
-    microseconds = {"p50": round(found.p50 * 1e6), "p99": round(found.p99 * 1e6)}
-    figures = {name: getattr(found, name) for name in ("answers", "refused", "broken", "seconds")}
+    client = SimpleClient(Target(int(port), int(status), key, code, int(customers)))
+    parsed = client.run(int(clients), float(seconds))
+    microseconds = {"p50": round(parsed.p50 * 1e6), "p99": round(parsed.p99 * 1e6)}
+    figures = {name: getattr(parsed, name) for name in ("responses", "refused", "broken", "seconds")}
     print(json.dumps(figures | microseconds))
 
 

@@ -1,4 +1,4 @@
-"""`make benchmark-mail`: a campaign from the bell to the relay's last answer, beside loops that everybody writes."""
+"""`make benchmark-mail`: sending a campaign, compared with common loops."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from benchmarks.mail_report import (
     Sample,
 )
 from benchmarks.mail_sink import Manner, Sink
-from benchmarks.mail_worker import SITE, Mailing
+from benchmarks.mail_worker import SITE, CampaignRunner
 from benchmarks.server import Machine
 from webapp.campaigns.models import BATCH_SIZE
 
@@ -40,10 +40,10 @@ MANY = 8
 
 @dataclass(frozen=True)
 class Plan:
-    """How many mails each way sends: ours to a fast relay, over one connection and over eight, the loops, Flask-Mail's,
-    and over one connection and over eight to a relay that is slow. So many rounds, of which the far relay has one.
+    """The number of rounds, and of emails per run.
 
-    Where there are eight connections each has as many batches: otherwise some would wait for the others at the end.
+    `ours` and `eight` are Onecode's over one and eight connections to a fast relay, `slow` and `slow_eight` those to a
+    slow one. With eight connections, each gets the same number of batches, so that none idles at the end.
     """
 
     rounds: int = 3
@@ -62,23 +62,23 @@ PLANS = command.Plans("mail", USUAL, QUICK, FULL)
 
 
 class Bench:
-    """The relays, all listening, and everybody who sends to them."""
+    """All relays, listening, and the senders."""
 
     def __init__(self, machine: Machine, sinks: dict[str, Sink], plan: Plan) -> None:
         self.machine = machine
         self.sinks = sinks
         self.plan = plan
         self.folder = Path(machine.server.socket_folder.parent)
-        self.mailing = Mailing(machine)
+        self.runner = CampaignRunner(machine)
         self.rows: dict[str, int] = {}
-        # What the loops send is a mail of ours.
-        self.mailing.run(sinks[FAST], 20, 1)
-        mail_loops.put_into(self.folder, sinks[FAST].last(), SITE)
+        # The loops send an email that Onecode has built.
+        self.runner.run(sinks[FAST], 20, 1)
+        mail_loops.save_email(self.folder, sinks[FAST].last(), SITE)
 
     def sample(self, case: Case, n: int) -> Sample:
-        """One run.
+        """Measure one run.
 
-        :raises RuntimeError: when not everybody got exactly one mail.
+        :raises RuntimeError: when a customer did not get exactly one email.
         """
         run = self._ours if case.way == OURS else self._loop
         sample = run(case, self.sinks[case.relay], n)
@@ -89,36 +89,38 @@ class Bench:
 
     def _ours(self, case: Case, sink: Sink, n: int) -> Sample:
         before = sink.seen().cpu
-        done = self.mailing.run(sink, n, case.connections)
-        seen = done.seen
-        self.rows = done.rows
+        mailed = self.runner.run(sink, n, case.connections)
+        seen = mailed.seen
+        self.rows = mailed.rows
         return Sample(
             n,
             seen.rate,
-            done.worker / n,
-            done.postgres / n,
+            mailed.worker / n,
+            mailed.postgres / n,
             (seen.cpu - before) / n,
             seen.size / n,
-            n / done.seconds,
-            done.wal.records / n,
-            done.peak,
+            n / mailed.seconds,
+            mailed.wal.records / n,
+            mailed.peak,
         )
 
     def _loop(self, case: Case, sink: Sink, n: int) -> Sample:
         sink.forget()
         before, postgres = sink.seen().cpu, self.machine.cpu_seconds()
-        url = self.machine.url(self.mailing.customers(self.plan.ours))
+        url = self.machine.url(self.runner.customers(self.plan.ours))
         cpu = mail_loops.run(LOOPS[case.way], sink.port, n, self.folder, url)
         seen, postgres = sink.seen(), self.machine.cpu_seconds() - postgres
         if (seen.mails, seen.recipients) != (n, n):
-            raise RuntimeError(f"{case.way}: {seen.mails} mails to {seen.recipients} of {n}")
+            raise RuntimeError(f"{case.way}: {seen.mails} emails to {seen.recipients} of {n} customers")
         return Sample(n, seen.rate, cpu / n, postgres / n, (seen.cpu - before) / n, seen.size / n)
 
 
 def cases(plan: Plan, number: int) -> list[tuple[Case, int]]:
-    """What is run in a round, and with how many mails. Every second round goes backwards: nobody is always first, and
-    what is compared stays side by side, on a machine that is never the same for long."""
-    every = [
+    """The cases of a round and their numbers of emails.
+
+    Every second round runs in reverse order, so that none is always first and compared cases stay close in time.
+    """
+    all_cases = [
         (mail_report.ONE, plan.ours),
         (mail_report.LIMIT, plan.loops),
         (Case(PLAIN, OURS), plan.ours // 4),
@@ -128,11 +130,11 @@ def cases(plan: Plan, number: int) -> list[tuple[Case, int]]:
         (mail_report.SLOW_ONE, plan.slow),
         (mail_report.SLOW_EIGHT, plan.slow_eight),
     ]
-    return every[::-1] if number % 2 else every
+    return all_cases[::-1] if number % 2 else all_cases
 
 
 def once(plan: Plan) -> list[tuple[Case, int]]:
-    """What time does not allow to be repeated."""
+    """The slow cases, which are run only once."""
     return [
         (Case(relay, way), plan.slow)
         for relay, way in ((SLOW, RAW), (FAR, OURS), (FAR_PLAIN, OURS), (FAR, RAW), (FAR, FLASK_MAIL))
@@ -141,18 +143,18 @@ def once(plan: Plan) -> list[tuple[Case, int]]:
 
 @contextmanager
 def prepared(plan: Plan) -> Iterator[Bench]:
-    """A server of its own with the program's tables, and all relays."""
+    """Start a separate server with the application's tables, and all relays."""
     with server.running() as machine, ExitStack() as stack:
         sinks = {name: stack.enter_context(mail_sink.running(manner)) for name, manner in MANNERS.items()}
         bench = Bench(machine, sinks, plan)
         try:
             yield bench
         finally:
-            bench.mailing.ours.disconnect()
+            bench.runner.ours.disconnect()
 
 
 def measure(plan: Plan) -> Results:
-    """Everything."""
+    """Run the benchmark."""
     results = Results(mails=plan.ours)
     with prepared(plan) as bench:
         for number in range(plan.rounds):

@@ -1,7 +1,8 @@
-"""The loops that everybody writes, each in a process of its own:
-`python -m benchmarks.mail_loops WAY PORT N FOLDER URL`.
+"""Common sending loops, each in a separate process.
 
-The folder holds what is sent (`put_into`): one ready message, and the same mail as two Jinja templates.
+Usage: `python -m benchmarks.mail_loops WAY PORT N FOLDER URL`.
+
+The folder contains what is sent (`save_email`): a prepared message, and the same email as two Jinja templates.
 """
 
 from __future__ import annotations
@@ -37,61 +38,63 @@ class Customer(NamedTuple):
     name: str
 
 
-def put_into(folder: Path, wire: bytes, site: str) -> None:
-    """Keep a mail of ours, as it was on the wire, for the loops to send.
+def save_email(folder: Path, wire: bytes, site: str) -> None:
+    """Save an email, given as it was sent on the wire, for the loops.
 
-    :param site: how the links begin whose last part is the recipient's own.
-    :raises ValueError: when it has not both a text and HTML.
+    :param site: the beginning of links whose last part is personal.
+    :raises ValueError: when it lacks a text or HTML part.
     """
-    mail = re.sub(rb"(?m)^\.\.", b".", wire)
-    (folder / "mail").write_bytes(mail)
-    message = email.message_from_bytes(mail, policy=email.policy.default)
+    message_bytes = re.sub(rb"(?m)^\.\.", b".", wire)
+    (folder / "mail").write_bytes(message_bytes)
+    message = email.message_from_bytes(message_bytes, policy=email.policy.default)
     recipient = message["To"].addresses[0]
     for kind, file in (("plain", "mail.txt"), ("html", "mail.html")):
         part = message.get_body((kind,))
         if part is None:
-            raise ValueError(f"our mail has no {kind} part")
-        words = template(part.get_content(), recipient.display_name, recipient.addr_spec, site)
-        (folder / file).write_text(words)
+            raise ValueError(f"the email has no {kind} part")
+        content = template(part.get_content(), recipient.display_name, recipient.addr_spec, site)
+        (folder / file).write_text(content)
 
 
-def template(words: str, name: str, address: str, site: str) -> str:
-    """A mail to somebody as a Jinja template: the name, the address, and in every link something that is the
-    recipient's own, which is no signature and so costs nothing."""
-    words = words.replace("{", "{{ '{' }}")
-    own = re.compile(re.escape(site) + r"/\w+/[\w.%-]{12,}")
-    words = own.sub(lambda link: f"{link[0][:-8]}{{{{ '%08d' % customer.id }}}}", words)
-    for value, slot in ((address, "email"), (name, "name")):
-        words = re.sub(re.escape(value), f"{{{{ customer.{slot} }}}}", words, flags=re.IGNORECASE)
-    return words
+def template(content: str, name: str, address: str, site: str) -> str:
+    """Turn the content of an email into a Jinja template.
+
+    Name, address and the end of every link become placeholders; the links are not signed, which costs nothing.
+    """
+    content = content.replace("{", "{{ '{' }}")
+    personal_link = re.compile(re.escape(site) + r"/\w+/[\w.%-]{12,}")
+    content = personal_link.sub(lambda link: f"{link[0][:-8]}{{{{ '%08d' % customer.id }}}}", content)
+    for value, attribute in ((address, "email"), (name, "name")):
+        content = re.sub(re.escape(value), f"{{{{ customer.{attribute} }}}}", content, flags=re.IGNORECASE)
+    return content
 
 
 def run(way: str, port: int, n: int, folder: Path, url: str) -> float:
-    """One of the loops, for so many customers, in a process of its own; its CPU seconds.
+    """Run a loop for n customers in a separate process; return its CPU seconds.
 
-    :raises RuntimeError: when it does not come to its end, with its last words.
+    :raises RuntimeError: when it fails, with the end of its error output.
     """
     command = [sys.executable, "-m", "benchmarks.mail_loops", way, str(port), str(n), str(folder), url]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{way}: {done.stderr[-2000:]}")
-    return float(json.loads(done.stdout))
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if result.returncode:
+        raise RuntimeError(f"{way}: {result.stderr[-2000:]}")
+    return float(json.loads(result.stdout))
 
 
 def raw(port: int, n: int, folder: Path, url: str) -> None:
-    """The library's own loop: one ready message for everybody, no database."""
-    mail = (folder / "mail").read_bytes()
+    """A loop of smtplib alone: one prepared message for all, no database."""
+    message_bytes = (folder / "mail").read_bytes()
     with smtplib.SMTP("127.0.0.1", port) as relay:
         for k in range(1, n + 1):
-            relay.sendmail(SENDER, [f"customer.{k}@example.com"], mail)
+            relay.sendmail(SENDER, [f"customer.{k}@example.com"], message_bytes)
 
 
 def flask_mail(port: int, n: int, folder: Path, url: str) -> None:
-    """The loop of Flask-Mail's documentation, with two templates and the customers from the database."""
+    """The loop of Flask-Mail's documentation, with templates and a database."""
     app = Flask("shop", template_folder=str(folder))
     app.config.update(MAIL_PORT=port, MAIL_SERVER="127.0.0.1", MAIL_DEFAULT_SENDER=SENDER)
     mail = Mail(app)
-    # It asks the network for the name of this machine with every message. That is not what is measured here.
+    # Flask-Mail looks up the host name for every message, which is not to be measured here.
     socket.getfqdn = functools.cache(socket.getfqdn)
     with app.app_context(), psycopg.connect(url, row_factory=class_row(Customer)) as database:
         recipients = database.execute(CUSTOMERS, [n]).fetchall()
@@ -108,29 +111,29 @@ def flask_mail(port: int, n: int, folder: Path, url: str) -> None:
 
 
 def ceiling(port: int, n: int, folder: Path, url: str) -> None:
-    """What the sink can take from one connection: bytes that are ready, a mail and the next one's commands at once."""
-    mail = (folder / "mail").read_bytes()
+    """The maximum over one connection: each email is sent with the next commands."""
+    message_bytes = (folder / "mail").read_bytes()
     with socket.create_connection(("127.0.0.1", port)) as relay:
         relay.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        answers = relay.makefile("rb")
+        replies = relay.makefile("rb")
         relay.sendall(b"HELO bench\r\n")
-        _read(answers.readline, 1)
-        while not answers.readline().startswith(b"250 "):
+        _read_lines(replies.readline, 1)
+        while not replies.readline().startswith(b"250 "):
             pass
         relay.sendall(_envelope(1))
-        _read(answers.readline, 3)
+        _read_lines(replies.readline, 3)
         for k in range(1, n):
-            relay.sendall(mail + b".\r\n" + _envelope(k + 1))
-            _read(answers.readline, 4)
-        relay.sendall(mail + b".\r\n")
-        _read(answers.readline, 1)
+            relay.sendall(message_bytes + b".\r\n" + _envelope(k + 1))
+            _read_lines(replies.readline, 4)
+        relay.sendall(message_bytes + b".\r\n")
+        _read_lines(replies.readline, 1)
 
 
 def _envelope(k: int) -> bytes:
     return f"MAIL FROM:<{SENDER}>\r\nRCPT TO:<customer.{k}@example.com>\r\nDATA\r\n".encode()
 
 
-def _read(line: Callable[[], bytes], n: int) -> None:
+def _read_lines(line: Callable[[], bytes], n: int) -> None:
     for _ in range(n):
         line()
 

@@ -1,7 +1,7 @@
-"""The relay that mails are measured against: it takes everything, keeps count, and answers as fast as it is told to.
+"""A relay for measuring: accepts everything, counts, and replies with a delay.
 
-A process of its own, `python -m benchmarks.mail_sink`, which prints its port. It speaks just enough of RFC 5321, and
-RFC 2920 unless told not to. `XSEEN` asks what it has seen, `XLAST` for the last mail, `XFORGET` begins anew.
+A separate process, `python -m benchmarks.mail_sink`, which prints its port. It implements the minimum of RFC 5321, and
+RFC 2920 unless disabled. `XSEEN` returns the counts, `XLAST` the last email; `XFORGET` resets the counts.
 """
 
 from __future__ import annotations
@@ -22,14 +22,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-# Nothing of the program is imported here: the sink is to be small and to start at once.
+# The application is not imported here, so that the sink is small and starts at once.
 ROOT = Path(__file__).resolve().parent.parent
 
 
 @dataclass(frozen=True)
 class Manner:
-    """How it answers: so many seconds `after` a mail's final dot, each group of commands by a round trip later, and
-    whether it offers `pipelining`."""
+    """How the sink replies.
+
+    `after` is the delay in seconds after an email's final dot, `round_trip` that of every reply; `pipelining` says
+    whether PIPELINING is offered.
+    """
 
     after: float = 0
     round_trip: float = 0
@@ -38,8 +41,10 @@ class Manner:
 
 @dataclass(frozen=True)
 class Seen:
-    """What came: mails, different recipients, bytes of mail; when the first and the last were taken, by the clock that
-    all processes of a machine share (`time.monotonic`); what the sink has computed so far, in seconds."""
+    """The numbers of emails, distinct recipients and bytes that the sink has accepted.
+
+    `first` and `last` are the times of acceptance (`time.monotonic`, shared by all processes); `cpu` is in seconds.
+    """
 
     mails: int
     recipients: int
@@ -50,13 +55,13 @@ class Seen:
 
     @property
     def rate(self) -> float:
-        """Mails in a second, from the first to the last: what came before the first is not in it."""
+        """Emails per second from the first to the last, not counting the first."""
         return (self.mails - 1) / (self.last - self.first) if self.mails > 1 else 0
 
 
 @dataclass
-class Book:
-    """What the sink keeps of everything that it took."""
+class Counts:
+    """The counts of what the sink has accepted."""
 
     manner: Manner
     recipients: list[bytes] = field(default_factory=list)
@@ -89,19 +94,19 @@ class Book:
 
 
 class Session(asyncio.Protocol):
-    """One connection. Nothing is done twice, and nothing that is not needed: it must not be what is measured."""
+    """One connection, which does as little as possible, not to be the bottleneck."""
 
-    def __init__(self, book: Book) -> None:
+    def __init__(self, book: Counts) -> None:
         self.book = book
         self.manner = book.manner
         self.rest = b""
         self.recipients: list[bytes] = []
         self.in_mail = False
-        # While the answer to a mail is held back, what follows waits: answers come in the order of the commands.
-        self.waits = False
-        self.under_way: deque[bytes] = deque()
-        words = b"250-sink\r\n250-8BITMIME\r\n250-SMTPUTF8\r\n"
-        self.hello = words + (b"250 PIPELINING\r\n" if self.manner.pipelining else b"250 HELP\r\n")
+        # While the reply to an email is delayed, later commands wait, since replies keep the order of the commands.
+        self.is_delayed = False
+        self.in_transit: deque[bytes] = deque()
+        extensions = b"250-sink\r\n250-8BITMIME\r\n250-SMTPUTF8\r\n"
+        self.hello = extensions + (b"250 PIPELINING\r\n" if self.manner.pipelining else b"250 HELP\r\n")
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -110,21 +115,21 @@ class Session(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         if self.manner.round_trip:
-            self.under_way.append(data)
+            self.in_transit.append(data)
             asyncio.get_running_loop().call_later(self.manner.round_trip, self._arrived)
         else:
             self._take(data)
 
     def _arrived(self) -> None:
-        self._take(self.under_way.popleft())
+        self._take(self.in_transit.popleft())
 
     def _take(self, data: bytes) -> None:
         self.rest = self.rest + data if self.rest else data
-        if not self.waits:
+        if not self.is_delayed:
             self._answer()
 
     def _answer(self) -> None:
-        """Everything that is complete by now, in one write."""
+        """Reply to all complete commands, in one write."""
         replies = []
         while True:
             if self.in_mail:
@@ -134,7 +139,7 @@ class Session(asyncio.Protocol):
                 self.in_mail = False
                 self.book.keep(self.recipients, mail)
                 if self.manner.after:
-                    self.waits = True
+                    self.is_delayed = True
                     asyncio.get_running_loop().call_later(self.manner.after, self._taken)
                     break
                 replies.append(b"250 taken\r\n")
@@ -148,12 +153,12 @@ class Session(asyncio.Protocol):
             self.transport.write(b"".join(replies))
 
     def _taken(self) -> None:
-        self.waits = False
+        self.is_delayed = False
         self.transport.write(b"250 taken\r\n")
         self._answer()
 
     def _mail(self) -> bytes | None:
-        """The mail up to its final dot, once that is here."""
+        """Return the email up to its final dot, or None while it is incomplete."""
         if self.rest.startswith(b".\r\n"):
             self.rest = self.rest[3:]
             return b""
@@ -179,9 +184,9 @@ class Session(asyncio.Protocol):
         if verb == b"QUIT":
             asyncio.get_running_loop().call_soon(self.transport.close)
             return b"221 bye\r\n"
-        return self._about_itself(line)
+        return self._control_reply(line)
 
-    def _about_itself(self, line: bytes) -> bytes:
+    def _control_reply(self, line: bytes) -> bytes:
         if line == b"XSEEN":
             return f"250 {json.dumps(self.book.seen())}\r\n".encode()
         if line == b"XLAST":
@@ -194,7 +199,7 @@ class Session(asyncio.Protocol):
 
 @dataclass(frozen=True)
 class Sink:
-    """A running sink, asked over a connection of its own."""
+    """A running sink, queried over a separate connection."""
 
     port: int
 
@@ -202,23 +207,23 @@ class Sink:
         return Seen(**json.loads(self._ask(b"XSEEN")))
 
     def last(self) -> bytes:
-        """The mail that was taken last, as it was on the wire."""
+        """The last email, as it was on the wire."""
         return base64.b64decode(self._ask(b"XLAST"))
 
     def forget(self) -> None:
         self._ask(b"XFORGET")
 
-    def _ask(self, what: bytes) -> bytes:
+    def _ask(self, command: bytes) -> bytes:
         with socket.create_connection(("127.0.0.1", self.port), timeout=30) as connection:
-            answers = connection.makefile("rb")
-            answers.readline()
-            connection.sendall(what + b"\r\n")
-            return answers.readline()[4:]
+            replies = connection.makefile("rb")
+            replies.readline()
+            connection.sendall(command + b"\r\n")
+            return replies.readline()[4:]
 
 
 @contextmanager
 def running(manner: Manner) -> Iterator[Sink]:
-    """A sink on a free port; ended by its id afterwards."""
+    """Run a sink on a free port; terminate it afterwards."""
     command = [sys.executable, "-m", "benchmarks.mail_sink", str(manner.after), str(manner.round_trip)]
     if not manner.pipelining:
         command.append("--no-pipelining")
@@ -230,7 +235,7 @@ def running(manner: Manner) -> Iterator[Sink]:
             process.terminate()
 
 
-async def _serve(book: Book) -> None:
+async def _serve(book: Counts) -> None:
     server = await asyncio.get_running_loop().create_server(lambda: Session(book), "127.0.0.1", 0)
     print(server.sockets[0].getsockname()[1], flush=True)
     await server.serve_forever()
@@ -238,12 +243,12 @@ async def _serve(book: Book) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.mail_sink")
-    parser.add_argument("after", type=float, help="seconds until a mail is answered")
-    parser.add_argument("round_trip", type=float, help="seconds that every answer takes")
+    parser.add_argument("after", type=float, help="delay of the reply to an email, in seconds")
+    parser.add_argument("round_trip", type=float, help="delay of every reply, in seconds")
     parser.add_argument("--no-pipelining", action="store_true")
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     gc.disable()
-    asyncio.run(_serve(Book(Manner(given.after, given.round_trip, not given.no_pipelining))))
+    asyncio.run(_serve(Counts(Manner(arguments.after, arguments.round_trip, not arguments.no_pipelining))))
 
 
 if __name__ == "__main__":

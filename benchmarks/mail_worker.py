@@ -1,4 +1,4 @@
-"""The program's own worker, in a process of its own, mailing a launched campaign."""
+"""Onecode's worker in a separate process, sending a launched campaign."""
 
 from __future__ import annotations
 
@@ -24,16 +24,18 @@ from webapp.campaigns.models import BATCH_SIZE
 from webapp.core.settings import ROOT
 
 SITE = "https://offers.example.com"
-LONGEST = 900
-# What a .env beside the program says about mail is not for this relay.
+TIMEOUT = 900
+# Mail settings of a .env file are not for this relay.
 _UNSET = ("MAIL_USERNAME", "MAIL_PASSWORD", "MAIL_USE_TLS", "MAIL_USE_SSL", "MAIL_DEFAULT_SENDER")
 
 
 @dataclass(frozen=True)
 class Mailed:
-    """What a mailing was: what the relay has seen, seconds from the launch to the last mail, CPU seconds of the worker
-    and of PostgreSQL, the WAL, the rows there are more than before the launch, and the worker's memory at its fullest
-    in bytes."""
+    """The measurements of a campaign.
+
+    `seen` are the relay's counts, `seconds` the time from the launch to the last email, `worker` and `postgres` CPU
+    seconds, `rows` the rows added since the launch by table, `peak` the worker's peak memory in bytes.
+    """
 
     seen: Seen
     seconds: float
@@ -44,8 +46,8 @@ class Mailed:
     peak: int
 
 
-class Mailing:
-    """Onecode on a database of so many customers, launched by a door and mailed by a worker."""
+class CampaignRunner:
+    """Onecode on a database of customers; a worker sends the campaigns."""
 
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
@@ -58,7 +60,7 @@ class Mailing:
         self.filled: set[int] = set()
 
     def customers(self, n: int) -> str:
-        """A database of so many customers, to be copied."""
+        """The name of a template database with n customers, created on first use."""
         name = f"customers_{n}"
         if n not in self.filled:
             self.machine.create(name, like="empty")
@@ -68,10 +70,10 @@ class Mailing:
         return name
 
     def run(self, sink: Sink, n: int, connections: int) -> Mailed:
-        """Launch to so many customers, and wait until the campaign is done.
+        """Launch to n customers and wait until the campaign is done.
 
-        :raises RuntimeError: when the worker dies, when somebody was not mailed exactly once, or when the rows are not
-            what they have to be.
+        :raises RuntimeError: when the worker dies, a customer did not get exactly one email, or the rows are not as
+            expected.
         """
         self.ours.disconnect()
         self.machine.drop(DATABASE)
@@ -96,7 +98,7 @@ class Mailing:
                 _cpu(worker.pid) - cpu,
                 self.machine.cpu_seconds() - postgres,
                 meter.cost,
-                _more(_rows(connection), before),
+                _difference(_rows(connection), before),
                 _peak(worker.pid),
             )
         _expect(mailed, n)
@@ -122,7 +124,7 @@ class Mailing:
             self._until("worker started", process)
             yield process
         finally:
-            # There is nothing left for it to do.
+            # The campaign is done, so the worker may be killed.
             process.kill()
             process.wait()
 
@@ -130,45 +132,45 @@ class Mailing:
     def _log(self) -> Path:
         return self.folder / "worker.log"
 
-    def _until(self, words: str, process: subprocess.Popen[bytes]) -> None:
+    def _until(self, text: str, process: subprocess.Popen[bytes]) -> None:
         deadline = time.monotonic() + 60
-        while words not in self._log.read_text(errors="replace"):
+        while text not in self._log.read_text(errors="replace"):
             self._alive(process, deadline)
             time.sleep(0.02)
 
     def _wait(self, connection: psycopg.Connection, process: subprocess.Popen[bytes]) -> None:
-        deadline = time.monotonic() + LONGEST
+        deadline = time.monotonic() + TIMEOUT
         while connection.execute("select 1 from campaign where status = 'done'").fetchone() is None:
             self._alive(process, deadline)
             time.sleep(0.05)
 
     def _alive(self, process: subprocess.Popen[bytes], deadline: float) -> None:
         if process.poll() is not None or time.monotonic() > deadline:
-            raise RuntimeError(f"the worker does not come on: {self._log.read_text(errors='replace')[-3000:]}")
+            raise RuntimeError(f"the worker does not continue: {self._log.read_text(errors='replace')[-3000:]}")
 
 
 def _rows(connection: psycopg.Connection) -> dict[str, int]:
-    """How many rows there are in each table but Huey's, whose tasks come and go."""
+    """The number of rows of each table except Huey's, whose tasks are temporary."""
     tables = [row[0] for row in connection.execute("select relname from pg_stat_user_tables order by 1")]
     count = sql.SQL("select count(*) from {}")
-    found = {}
+    counts = {}
     for table in tables:
         if not table.startswith("huey"):
-            (found[table],) = connection.execute(count.format(sql.Identifier(table))).fetchone() or (0,)
-    return found
+            (counts[table],) = connection.execute(count.format(sql.Identifier(table))).fetchone() or (0,)
+    return counts
 
 
-def _more(now: dict[str, int], before: dict[str, int]) -> dict[str, int]:
+def _difference(now: dict[str, int], before: dict[str, int]) -> dict[str, int]:
     return {table: n - before[table] for table, n in now.items() if n != before[table]}
 
 
 def _expect(mailed: Mailed, n: int) -> None:
-    """Everybody exactly once, and of the mails nothing but a row for each batch."""
+    """Check that each customer got one email and that only batches have rows."""
     if (mailed.seen.mails, mailed.seen.recipients) != (n, n):
-        raise RuntimeError(f"{n} customers, {mailed.seen.mails} mails to {mailed.seen.recipients}")
+        raise RuntimeError(f"{n} customers, {mailed.seen.mails} emails to {mailed.seen.recipients}")
     batches = -(-n // BATCH_SIZE)
     if mailed.rows.get("batch") != batches or "mail_issue" in mailed.rows or "batch_cursor" in mailed.rows:
-        raise RuntimeError(f"{batches} batches were to be written, and nothing about a single mail: {mailed.rows}")
+        raise RuntimeError(f"{batches} batches and no rows about single emails were expected: {mailed.rows}")
 
 
 def _cpu(pid: int) -> float:
@@ -177,7 +179,7 @@ def _cpu(pid: int) -> float:
 
 
 def _peak(pid: int) -> int:
-    """The most memory that a process has ever had, in bytes. What it has now, where there is no /proc."""
+    """The peak memory of a process in bytes; the current one without /proc."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
     except OSError:

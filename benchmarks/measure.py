@@ -1,4 +1,4 @@
-"""Taking three designs through the same steps, each in a fresh database with the same customers."""
+"""Run the three designs through the same steps with the same customers."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from benchmarks.meter import Cost, Meter
 from benchmarks.server import Machine
 
 DATABASE = "measured"
-FILL, REQUEST, JOB, MAILING = "fill the bank", "launch: the request", "launch: its job", "mailing"
+FILL, REQUEST, JOB, MAILING = "fill the bank", "launch: request", "launch: job", "sending"
 PERCENT = (1, 5, 20)
-# A queue that nobody vacuums is slower and slower to take from.
+# Dequeuing from a table that is not vacuumed becomes slower and slower.
 JOBS_AT_ONCE = 10_000
 CLIENTS = 16
 
 
 class Design(Protocol):
-    """One way of giving every customer of an offer something to redeem, and of recording who did."""
+    """A design of vouchers: gives each customer a code and records redemptions."""
 
     name: str
 
@@ -32,15 +32,19 @@ class Design(Protocol):
     def work(self, at_most: int) -> int: ...
     def mailed(self, offer_id: int) -> int: ...
     def typed(self, offer_id: int, customers: Sequence[int]) -> list[tuple[str, str]]: ...
-    def redeem_each(self, asks: Sequence[tuple[str, str]]) -> int: ...
+    def redeem_each(self, requests: Sequence[tuple[str, str]]) -> int: ...
     def connect(self) -> None: ...
     def disconnect(self) -> None: ...
 
 
 @dataclass(frozen=True)
 class Step:
-    """What a step cost; how many rows it wrote (inserted, updated, deleted); what stands after it and VACUUM, in all
-    tables together, more than after the set-up."""
+    """The cost of a step, and the rows that it wrote.
+
+    `written` counts inserts, updates and deletes.
+
+    `rows` and `disk` are the growth of all tables since the set-up, after the step and VACUUM.
+    """
 
     cost: Cost
     written: int
@@ -50,7 +54,7 @@ class Step:
 
 @dataclass
 class Run:
-    """One design's way through all steps."""
+    """One run of a design through all steps."""
 
     steps: dict[str, Step] = field(default_factory=dict)
 
@@ -58,7 +62,7 @@ class Run:
         return sum((step.cost for step in self.steps.values()), Cost())
 
     def until(self, last: str) -> Run:
-        """The same, ended after a step."""
+        """The run up to and including a step."""
         names = list(self.steps)
         return Run({name: self.steps[name] for name in names[: names.index(last) + 1]})
 
@@ -68,7 +72,7 @@ class Run:
 
     @property
     def peak(self) -> int:
-        """The disk when it was fullest."""
+        """The peak disk usage."""
         return max(step.disk for step in self.steps.values())
 
 
@@ -78,7 +82,7 @@ class Bench:
 
     @contextmanager
     def fresh(self, design: Design, customers: str) -> Iterator[Meter]:
-        """The design in a fresh copy of a database of customers, set up and vacuumed."""
+        """Set up the design in a fresh copy of a database of customers."""
         self.machine.drop(DATABASE)
         self.machine.create(DATABASE, like=customers)
         design.set_up()
@@ -88,7 +92,10 @@ class Bench:
             design.disconnect()
 
     def requests(self, design: Design, customers: str, times: int) -> list[Cost]:
-        """The launching request alone, of so many offers one after the other; the first right after a checkpoint."""
+        """Measure the launch request of many offers in turn.
+
+        The first follows a checkpoint.
+        """
         with self.fresh(design, customers) as meter:
             offers = [design.new_offer() for _ in range(times)]
             design.connect()
@@ -96,31 +103,31 @@ class Bench:
             return [meter.of(lambda offer=offer: design.launch(offer)) for offer in offers]  # type: ignore[misc]
 
     def run(self, design: Design, customers: str, n: int) -> Run:
-        """All steps, each right after a checkpoint.
+        """Measure all steps, each right after a checkpoint.
 
         :raises RuntimeError: when the design has not done its work.
         """
         with self.fresh(design, customers) as meter:
             offer = design.new_offer()
-            taking = _Taking(design, meter)
+            recorder = _StepRecorder(design, meter)
             if isinstance(design, Bank):
-                taking.take(FILL, lambda: design.fill(n))
-            taking.take(REQUEST, lambda: design.launch(offer))
-            taking.take(JOB, lambda: design.work(1))
-            taking.take(MAILING, lambda: design.work(JOBS_AT_ONCE), again=True)
-            _expect(design.mailed(offer), n, "mails")
-            whole = random.Random(1).sample(range(1, n + 1), n * PERCENT[-1] // 100)
+                recorder.record(FILL, lambda: design.fill(n))
+            recorder.record(REQUEST, lambda: design.launch(offer))
+            recorder.record(JOB, lambda: design.work(1))
+            recorder.record(MAILING, lambda: design.work(JOBS_AT_ONCE), again=True)
+            _expect(design.mailed(offer), n, "emails")
+            customers_in_order = random.Random(1).sample(range(1, n + 1), n * PERCENT[-1] // 100)
             before = 0
             for percent in PERCENT:
-                asks = design.typed(offer, whole[before : n * percent // 100])
-                parts = [asks[k::CLIENTS] for k in range(CLIENTS)]
-                done = taking.take(f"{percent} % redeemed", lambda parts=parts: _redeem(design, parts))  # type: ignore[misc]
-                _expect(done, len(asks), "redemptions")
+                requests = design.typed(offer, customers_in_order[before : n * percent // 100])
+                parts = [requests[k::CLIENTS] for k in range(CLIENTS)]
+                done = recorder.record(f"{percent} % redeemed", lambda parts=parts: _redeem(design, parts))  # type: ignore[misc]
+                _expect(done, len(requests), "redemptions")
                 before = n * percent // 100
-            return taking.run
+            return recorder.run
 
 
-class _Taking:
+class _StepRecorder:
     """The steps of one run."""
 
     def __init__(self, design: Design, meter: Meter) -> None:
@@ -129,10 +136,13 @@ class _Taking:
         self.run = Run()
         design.disconnect()
         meter.vacuum()
-        self.before = self.now = meter.standing()
+        self.before = self.now = meter.table_totals()
 
-    def take(self, name: str, work: Callable[[], int | bool | None], again: bool = False) -> int:
-        """One step; `again` repeats it until it has nothing more to do. Returns what the work returned, summed."""
+    def record(self, name: str, work: Callable[[], int | bool | None], again: bool = False) -> int:
+        """Measure one step; return the summed results of `work`.
+
+        With `again`, the step is repeated until nothing is left.
+        """
         self.design.connect()
         self.meter.checkpoint()
         self.meter.cost = Cost()
@@ -146,7 +156,7 @@ class _Taking:
             self.meter.vacuum("huey_task")
         self.design.disconnect()
         self.meter.vacuum()
-        last, self.now = self.now, self.meter.standing()
+        last, self.now = self.now, self.meter.table_totals()
         self.run.steps[name] = Step(
             self.meter.cost,
             self.now.written - last.written,
@@ -157,9 +167,9 @@ class _Taking:
 
 
 def _redeem(design: Design, parts: list[list[tuple[str, str]]]) -> int:
-    return sum(jobs.side_by_side(design.redeem_each, parts))
+    return sum(jobs.run_in_threads(design.redeem_each, parts))
 
 
-def _expect(found: int, wanted: int, what: str) -> None:
-    if found != wanted:
-        raise RuntimeError(f"{found} {what} instead of {wanted}")
+def _expect(actual: int, expected: int, unit: str) -> None:
+    if actual != expected:
+        raise RuntimeError(f"{actual} {unit} instead of {expected}")

@@ -1,4 +1,4 @@
-"""What a piece of work costs: seconds, CPU, and the WAL it writes, full-page images apart."""
+"""Measure the cost of work: seconds, CPU, and WAL."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from local import postgresql as embedded_postgresql
 
 @dataclass
 class Cost:
-    """`wal` is everything the server wrote; `images` the part that are full-page images after a checkpoint."""
+    """The cost of work: `wal` are all bytes of WAL, `images` full-page images."""
 
     seconds: float = 0
     cpu: float = 0
@@ -34,13 +34,13 @@ class Cost:
 
     @property
     def records(self) -> int:
-        """The WAL without images: what the work itself says, whenever the last checkpoint was."""
+        """The WAL without images, which does not depend on the last checkpoint."""
         return self.wal - self.images
 
 
 @dataclass(frozen=True)
-class Standing:
-    """Of all tables but the customers: row versions ever written (inserted, updated, deleted), rows, and bytes."""
+class TableTotals:
+    """Totals of all tables except the customers: row versions, rows, and bytes."""
 
     written: int
     rows: int
@@ -57,7 +57,7 @@ DISK = "select sum(pg_total_relation_size(relid))::bigint from pg_stat_user_tabl
 
 
 class Meter:
-    """Measures on one database. `cost` holds what has been measured so far."""
+    """Measures work on one database; `cost` is the sum so far."""
 
     def __init__(self, machine: Machine, database: str) -> None:
         self.machine = machine
@@ -66,27 +66,30 @@ class Meter:
 
     @contextmanager
     def measured(self) -> Iterator[None]:
-        """Add what happens inside to `cost`."""
+        """Add the cost of the block to `cost`."""
         with self.machine.connect(self.database) as connection:
             before = _lsn(connection)
             cpu, started = self._cpu(), time.perf_counter()
             yield
             seconds, cpu = time.perf_counter() - started, self._cpu() - cpu
             after = _lsn(connection)
-            # WAL that no commit has waited for is still in memory, where pg_waldump can't read it.
+            # WAL of asynchronous commits is still in memory, where pg_waldump can't read it: flush it.
             connection.execute("set synchronous_commit = on")
             connection.execute("select pg_logical_emit_message(true, '', '')")
         self.cost += Cost(seconds, cpu, _bytes(after) - _bytes(before), self._images(before, after))
 
     def of(self, work: Callable[[], object]) -> Cost:
-        """What this piece of work costs, by itself."""
+        """Measure a function call alone."""
         self.cost = Cost()
         with self.measured():
             work()
         return self.cost
 
-    def standing(self) -> Standing:
-        """What stands in the tables. Waits until everybody else has disconnected: only then all is counted."""
+    def table_totals(self) -> TableTotals:
+        """Read the totals once all other connections are closed.
+
+        Only then the statistics are complete.
+        """
         with self.machine.connect(self.database) as connection:
             while _number(connection, OTHERS):
                 time.sleep(0.01)
@@ -94,22 +97,22 @@ class Meter:
             rows = sum(
                 _number(connection, sql.SQL("select count(*) from {}").format(sql.Identifier(t))) for t in tables
             )
-            return Standing(_number(connection, WRITTEN), rows, _number(connection, DISK))
+            return TableTotals(_number(connection, WRITTEN), rows, _number(connection, DISK))
 
     def checkpoint(self) -> None:
         with self.machine.connect(self.database) as connection:
             connection.execute("checkpoint")
 
     def vacuum(self, table: str | None = None) -> None:
-        """What autovacuum would do, on one table or all but the customers. Outside of what is measured."""
+        """Vacuum one table, or all except the customers, like autovacuum; not measured."""
         with self.machine.connect(self.database) as connection:
             tables = [table] if table else [row[0] for row in connection.execute(TABLES)]
             names = sql.SQL(", ").join(map(sql.Identifier, tables))
             connection.execute(sql.SQL("vacuum (analyze) {}").format(names))
 
     def _cpu(self) -> float:
-        own = os.times()
-        return own.user + own.system + self.machine.cpu_seconds()
+        client_times = os.times()
+        return client_times.user + client_times.system + self.machine.cpu_seconds()
 
     def _images(self, start: str, end: str) -> int:
         if start == end:
@@ -118,19 +121,19 @@ class Meter:
             str(embedded_postgresql.wheel_folder() / "bin" / "pg_waldump"), "--stats", "--path",
             str(self.machine.server.data_folder / "pg_wal"), "--start", start, "--end", end,
         ]  # fmt: skip
-        done = subprocess.run(command, capture_output=True, text=True, check=False, env={"LC_ALL": "C"})
-        if done.returncode:
-            # Between two records nothing has been written.
-            if "could not find a valid record" in done.stderr:
+        result = subprocess.run(command, capture_output=True, text=True, check=False, env={"LC_ALL": "C"})
+        if result.returncode:
+            # No record was written between the two positions.
+            if "could not find a valid record" in result.stderr:
                 return 0
-            raise RuntimeError(done.stderr)
-        return image_bytes(done.stdout)
+            raise RuntimeError(result.stderr)
+        return image_bytes(result.stdout)
 
 
 def image_bytes(stats: str) -> int:
-    """The bytes of full-page images in what `pg_waldump --stats` prints."""
-    found = re.search(r"^Total\s+\d+\s+\d+ \[[^]]*\]\s+(\d+) \[", stats, re.MULTILINE)
-    return int(found[1]) if found else 0
+    """The bytes of full-page images in the output of `pg_waldump --stats`."""
+    match = re.search(r"^Total\s+\d+\s+\d+ \[[^]]*\]\s+(\d+) \[", stats, re.MULTILINE)
+    return int(match[1]) if match else 0
 
 
 def _lsn(connection: psycopg.Connection) -> str:

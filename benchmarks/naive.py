@@ -1,6 +1,6 @@
-"""A second baseline over HTTP: the view that a tutorial on Flask-SQLAlchemy leads to, on the program's own tables.
+"""A second baseline over HTTP: a view as in a Flask-SQLAlchemy tutorial.
 
-It answers what `POST /api/v1/redemptions` answers when all goes well, and looks at no more than that needs.
+It returns the response of a successful `POST /api/v1/redemptions` and checks only what that needs.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from webapp.offers.models import Offer
 app = Flask(__name__)
 
 
-def hashed(secret: str) -> bytes:
-    """What is kept of a key's secret."""
+def hash_secret(secret: str) -> bytes:
+    """The stored hash of a key's secret."""
     return hashlib.sha256(secret.encode()).digest()
 
 
 def configure(url: str) -> None:
     app.config["SQLALCHEMY_DATABASE_URI"] = make_url(url).set(drivername="postgresql+psycopg")
-    # As many connections as the server may have threads, so that nobody waits for one.
+    # As many connections as the server may have threads, so that no thread waits for one.
     app.config["SQLALCHEMY_ENGINE_OPTIONS"] = {"pool_size": 10, "max_overflow": 20}
     db.init_app(app)
 
@@ -46,19 +46,19 @@ def redeem() -> tuple[Response, int]:
     if not orm_habit(db.session(), code, email):
         abort(409)
     offer = db.session.scalars(select(Offer).where(Offer.code == code)).one()
-    answer = {
+    response = {
         "code": offer.code_as_written,
         "offer": offer.name,
         "customer": {"email": email},
         "discount": {"type": "percent", "percent": str(offer.percent)},
     }
-    return jsonify(answer), 201
+    return jsonify(response), 201
 
 
 def _authenticate(authorization: str) -> None:
     public_id, _, secret = authorization.removeprefix("Bearer ").partition("_")
     key = db.session.scalar(select(ApiKey).where(ApiKey.public_id == public_id, ApiKey.revoked_at.is_(None)))
-    if key is None or not hmac.compare_digest(key.secret_hash, hashed(secret)):
+    if key is None or not hmac.compare_digest(key.secret_hash, hash_secret(secret)):
         abort(401)
     if "redeem" not in key.scopes:
         abort(403)

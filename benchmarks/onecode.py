@@ -1,4 +1,4 @@
-"""Onecode itself, by its own actions and tasks. Only letters and relay are left out, as in the pools."""
+"""Onecode by its own actions and tasks, but without emails and a relay."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from webapp.redemptions.rules import RedemptionRequest
 
 
 def build(url: str, folder: str, connections: int = 4) -> Flask:
-    """The program on a database of ours."""
+    """Create the application for a database."""
     app = create_app(
         app_settings.load_settings(
             {
@@ -48,19 +48,19 @@ def build(url: str, folder: str, connections: int = 4) -> Flask:
             }
         )
     )
-    # Whoever finds the queue empty is done, here.
+    # A worker that finds the queue empty is done here, instead of waiting.
     huey.storage.blocking = False
     return app
 
 
 class Sink(smtp.RelayConnection):
-    """A relay that is always there and takes everything at once."""
+    """A relay connection that accepts every email at once, without a server."""
 
     def __init__(self) -> None:
         self.host = None
 
     def open(self) -> None:
-        """Nobody to connect to."""
+        """Do nothing, since there is no server."""
 
     def deliver(
         self,
@@ -74,8 +74,8 @@ class Sink(smtp.RelayConnection):
 
 @contextmanager
 def sink() -> Iterator[None]:
-    """Build empty messages and send them nowhere: what is left is the work of the database."""
-    blank = OutgoingMessage("offers@example.com", "somebody@example.com", b"\r\n\r\n")
+    """Build empty messages and discard them, to measure only the database work."""
+    blank = OutgoingMessage("offers@example.com", "ada@example.com", b"\r\n\r\n")
     with (
         patch.object(smtp, "create_relay_connection", Sink),
         patch.object(MailMerge, "build_message", lambda *_: blank),
@@ -92,14 +92,14 @@ class Onecode:
         self.codes: dict[int, str] = {}
 
     def set_up(self) -> None:
-        """The keys that a program which has run before has made."""
+        """Create the signing keys, which an installation in use has already."""
         signing_keys.clear_key_cache()
         with self.app.app_context():
             for purpose in ("personal_link", "unsubscribe", "message_id", "personal_code"):
                 signing_keys.accepted_keys(purpose)
 
     def new_offer(self, cap: int | None = None) -> int:
-        """An offer with its mail written, ready to be launched; its id. `codes` has its code."""
+        """Create an offer with a draft campaign; return its id. `codes` has its code."""
         now = datetime.now(UTC)
         values = OfferValues(
             name="Summer",
@@ -118,7 +118,10 @@ class Onecode:
             return launch_actions.launch_announcement(offer_id, by="benchmark").changed
 
     def work(self, at_most: int) -> int:
-        """Run so many tasks; how many there were. A pump is one task for as many mails as a minute has."""
+        """Run at most `at_most` tasks; return their number.
+
+        One sending task sends for up to a minute.
+        """
         with sink():
             return jobs.run([huey] * min(self.workers, at_most), at_most)
 
@@ -133,9 +136,9 @@ class Onecode:
         except DomainError:
             return None
 
-    def redeem_each(self, asks: Sequence[tuple[str, str]]) -> int:
+    def redeem_each(self, requests: Sequence[tuple[str, str]]) -> int:
         with self.app.app_context():
-            return sum(self.redeem(code, email) is not None for code, email in asks)
+            return sum(self.redeem(code, email) is not None for code, email in requests)
 
     def typed(self, offer_id: int, customers: Sequence[int]) -> list[tuple[str, str]]:
         with self.app.app_context():

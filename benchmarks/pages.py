@@ -1,4 +1,4 @@
-"""`make benchmark-pages`: what staff wait for, on an empty database and on one of some years."""
+"""`make benchmark-pages`: response times of staff pages on a large database."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from webapp.core.extensions import db
 from webapp.redemptions import queries as redemption_queries
 
 EMPTY, LITTLE = "empty", "little"
-# As many rows as fill a page: customers, and redemptions.
+# The number of customers and redemptions that fill a page.
 PAGEFUL = 100
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How much there is, and how often each page is asked for: so many rounds of so many visits."""
+    """The number of rows, and the rounds and visits per round of each page."""
 
     customers: int = 1_000_000
     redemptions: int = 1_000_000
@@ -39,39 +39,39 @@ QUICK = Plan(customers=20_000, redemptions=50_000, rounds=2, visits=3)
 FULL = Plan(redemptions=10_000_000)
 PLANS = command.Plans("pages", USUAL, QUICK, FULL)
 
-# `{offer}` and so on stand for one of each, an old one.
+# Placeholders such as `{offer}` stand for the id of an existing row.
 PAGES = {
-    "first page": "/",
+    "start page": "/",
     "customers": "/customers",
-    "customers, found by name": "/customers?q=1717",
-    "customers, found by e-mail": "/customers?q=customer.1@",
+    "customers by name": "/customers?q=1717",
+    "customers by email address": "/customers?q=customer.1@",
     "one customer": "/customers/{customer}",
     "audiences": "/customers/audiences",
     "offers": "/offers",
-    "offers that are live": "/offers?state=live",
+    "live offers": "/offers?state=live",
     "one offer": "/offers/{offer}",
-    "one offer, the part that renews itself": "/offers/{offer}/live",
-    "an offer's mail before the launch": "/campaigns/{draft}/launch",
+    "one offer, live figures": "/offers/{offer}/live",
+    "launch page of a campaign": "/campaigns/{draft}/launch",
     "redemptions": "/redemptions",
     "redemptions of an offer": "/redemptions?code=offer1",
     "redemptions by link": "/redemptions?channel=link",
     "redemptions by staff": "/redemptions?channel=staff",
     "one redemption": "/redemptions/{redemption}",
     "why not?": "/why-not?who=customer.1@example.com&code=offer1",
-    "mailings": "/campaigns",
-    "one mailing": "/campaigns/{campaign}",
+    "campaigns": "/campaigns",
+    "one campaign": "/campaigns/{campaign}",
     "audit trail": "/settings/audit",
 }
 
 
 class Dashboard:
-    """The program on a database, and somebody who has signed in."""
+    """The application on a database, with a signed-in client."""
 
     def __init__(self, machine: Machine, database: str) -> None:
         self.ours = onecode.Onecode(onecode.build(machine.url(database), str(machine.server.socket_folder.parent)))
         self.ours.set_up()
         self.client = self._signed_in()
-        self.addresses = {name: path.format(**self._known()) for name, path in PAGES.items()}
+        self.urls = {name: path.format(**self._placeholder_values()) for name, path in PAGES.items()}
 
     def _signed_in(self) -> FlaskClient:
         client = self.ours.app.test_client()
@@ -79,66 +79,66 @@ class Dashboard:
             user = StaffUser(email="ann@example.com", name="Ann", role="admin", password_hash="!")
             db.session.add(user)
             db.session.commit()
-            who = user.get_id()
+            user_id = user.get_id()
         with client.session_transaction() as session:
-            session["_user_id"], session["_fresh"] = who, True
+            session["_user_id"], session["_fresh"] = user_id, True
         return client
 
-    def _known(self) -> dict[str, int | str]:
+    def _placeholder_values(self) -> dict[str, int | str]:
         with self.ours.app.app_context():
             (newest,) = redemption_queries.list_latest_redemptions(None, 1)
-            mailings = campaign_queries.list_campaigns()
+            campaigns = campaign_queries.list_campaigns()
             return {
                 "customer": newest.customer_id,
                 "offer": newest.offer_id,
                 "redemption": newest.public_id,
-                "campaign": next(one.id for one in mailings if one.status == "done"),
-                "draft": next(one.id for one in mailings if one.status == "draft"),
+                "campaign": next(campaign.id for campaign in campaigns if campaign.status == "done"),
+                "draft": next(campaign.id for campaign in campaigns if campaign.status == "draft"),
             }
 
     def visit(self, name: str) -> float:
-        """Ask for a page; how long that took.
+        """Request a page; return the seconds that it took.
 
-        :raises RuntimeError: when it is not the page.
+        :raises RuntimeError: when the status is not 200.
         """
         started = time.perf_counter()
-        answer = self.client.get(self.addresses[name])
+        response = self.client.get(self.urls[name])
         seconds = time.perf_counter() - started
-        if answer.status_code != 200:
-            raise RuntimeError(f"{self.addresses[name]} answers {answer.status}")
+        if response.status_code != 200:
+            raise RuntimeError(f"{self.urls[name]} returned {response.status}")
         return seconds
 
     def statements(self, name: str) -> int:
-        """How many statements a page runs."""
-        seen: list[str] = []
+        """Count the statements that a page executes."""
+        executed: list[str] = []
 
-        def note(_: object, __: object, statement: str, *___: object) -> None:
-            seen.append(statement)
+        def record(_: object, __: object, statement: str, *___: object) -> None:
+            executed.append(statement)
 
         with self.ours.app.app_context():
             engine = db.engine
-        event.listen(engine, "before_cursor_execute", note)
+        event.listen(engine, "before_cursor_execute", record)
         self.visit(name)
-        event.remove(engine, "before_cursor_execute", note)
-        return len(seen)
+        event.remove(engine, "before_cursor_execute", record)
+        return len(executed)
 
 
 def measure(plan: Plan) -> Results:
-    """Every page on all three databases, on a server of its own."""
+    """Measure every page on all three databases, on a separate server."""
     results = Results(plan.customers, plan.redemptions)
     with server.running() as machine:
         _prepare(machine, plan)
         dashboards = [Dashboard(machine, database) for database in (EMPTY, LITTLE, DATABASE)]
         for name in PAGES:
-            # The first visits read what later ones find in memory.
+            # The first visits warm the caches.
             for dashboard in dashboards * 2:
                 dashboard.visit(name)
             results.statements[name] = [dashboard.statements(name) for dashboard in dashboards]
         for number in range(plan.rounds):
             for name in PAGES:
-                # Turn by turn, so that all have the same neighbours.
-                taken = [[dashboard.visit(name) for dashboard in dashboards] for _ in range(plan.visits)]
-                visits = Visits(*(median(seconds) for seconds in zip(*taken, strict=True)))
+                # In turn, so that all databases meet the same load.
+                durations = [[dashboard.visit(name) for dashboard in dashboards] for _ in range(plan.visits)]
+                visits = Visits(*(median(seconds) for seconds in zip(*durations, strict=True)))
                 results.visits.setdefault(name, []).append(visits)
             print(f"round {number + 1} of {plan.rounds}")
         for dashboard in dashboards:
@@ -151,10 +151,10 @@ def _prepare(machine: Machine, plan: Plan) -> None:
     app = onecode.build(machine.url(EMPTY), str(machine.server.socket_folder.parent))
     onecode.migrate(app)
     onecode.Onecode(app).disconnect()
-    for database, people, redemptions in ((LITTLE, PAGEFUL, PAGEFUL), (DATABASE, plan.customers, plan.redemptions)):
+    for database, customers, redemptions in ((LITTLE, PAGEFUL, PAGEFUL), (DATABASE, plan.customers, plan.redemptions)):
         machine.create(database, like=EMPTY)
         with machine.connect(database) as connection:
-            pages_tables.fill(connection, people, redemptions)
+            pages_tables.fill(connection, customers, redemptions)
     with machine.connect(EMPTY) as connection:
         pages_tables.fill_one_of_each(connection)
 

@@ -1,4 +1,4 @@
-"""What staff have on their screens besides customers, offers and redemptions: mailings that are out, and the trail."""
+"""The rows of staff pages besides offers and redemptions."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import psycopg
 
 from benchmarks import growth_tables
 
-MAILED = 25
+ANNOUNCED = 25
 BATCH = 500
-TRAIL = 20_000
+AUDIT_ENTRIES = 20_000
 
-# The newest offers are announced, one every twelve days, to everybody or to their audience;
-# one mail in a thousand failed.
+# The newest offers are announced, one every twelve days, to all customers or to their audience;
+# one email in a thousand failed.
 _CAMPAIGNS = """
 insert into campaign (offer_id, audience_id, subject, text, status, total, prepared_to, prepared_at, sending_since,
   launched_at, launched_by, finished_at)
-select o.id, o.audience_id, 'Summer', 'Hello', 'done', 0, %(people)s, at, at, at, 'ann@example.com',
+select o.id, o.audience_id, 'Summer', 'Hello', 'done', 0, %(customers)s, at, at, at, 'ann@example.com',
   at + interval '1 hour'
 from (select *, now() - row_number() over (order by id desc) * interval '12 days' as at from offer
-      order by id desc limit %(mailed)s) o
+      order by id desc limit %(announced)s) o
 order by o.id;
 insert into campaign (offer_id, subject, text) select min(id), 'Summer', 'Hello' from offer
 """
@@ -29,36 +29,36 @@ select c.id, seq, 1 + seq * reach, (seq + 1) * reach, array[seq * reach + 1] || 
 from campaign c
 cross join lateral (select case when c.audience_id is null then 1::bigint else 10 end as step) s
 cross join lateral (select step * %(batch)s as reach) r
-cross join lateral generate_series(0, %(people)s / reach - 1) seq
+cross join lateral generate_series(0, %(customers)s / reach - 1) seq
 where c.status = 'done';
 update campaign c set total = coalesce((select sum(sent) from batch where campaign_id = c.id), 0);
 update campaign set sent_in_batches = total where status = 'done'
 """
 _ISSUES = """
 insert into mail_issue (campaign_id, customer_id, state, smtp_code, text)
-select c.id, n, 'failed', 550, 'no such mailbox' from campaign c, generate_series(1, %(people)s, 1000) n
+select c.id, n, 'failed', 550, 'no such mailbox' from campaign c, generate_series(1, %(customers)s, 1000) n
 where c.status = 'done'
 """
-_TRAIL = """
+_AUDIT_LOG = """
 insert into audit_entry (at, actor, action, subject)
 select now() - n * interval '10 minutes', 'ann@example.com', 'offer.changed', 'offer ' || n %% 200
-from generate_series(%(trail)s, 1, -1) n
+from generate_series(%(entries)s, 1, -1) n
 """
 
 
-def fill(connection: psycopg.Connection, people: int, redemptions: int) -> None:
-    """Everything, in a migrated database without any."""
-    growth_tables.fill(connection, people)
-    growth_tables.redeem(connection, people, redemptions)
-    values = {"people": people, "mailed": MAILED, "batch": BATCH, "trail": TRAIL}
+def fill(connection: psycopg.Connection, customers: int, redemptions: int) -> None:
+    """Insert all rows into a migrated database without any."""
+    growth_tables.fill(connection, customers)
+    growth_tables.redeem(connection, customers, redemptions)
+    values = {"customers": customers, "announced": ANNOUNCED, "batch": BATCH, "entries": AUDIT_ENTRIES}
     with connection.transaction(), psycopg.ClientCursor(connection) as cursor:
-        for statement in (_CAMPAIGNS, _BATCHES, _ISSUES, _TRAIL):
+        for statement in (_CAMPAIGNS, _BATCHES, _ISSUES, _AUDIT_LOG):
             cursor.execute(statement, values)
     connection.execute("vacuum (freeze, analyze) campaign, batch, mail_issue, audit_entry")
 
 
 def fill_one_of_each(connection: psycopg.Connection) -> None:
-    """A customer who has redeemed an offer, and its mailing, and one not launched yet: there is a page about each."""
+    """Insert one row of each kind, so that every page has something to show."""
     with connection.transaction(), psycopg.ClientCursor(connection) as cursor:
         cursor.execute(_ONE)
     connection.execute("vacuum (freeze, analyze)")

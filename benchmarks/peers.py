@@ -1,4 +1,4 @@
-"""`make benchmark-peers`: django-oscar's vouchers, and the textbook's, beside Onecode, on the same PostgreSQL."""
+"""`make benchmark-peers`: Onecode, django-oscar and common implementations."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ from webapp.accounts.api_key_actions import create_api_key
 from webapp.core.settings import ROOT
 
 CUSTOMERS = 100_000
-# What an order with a voucher does at once with many others; so many processes are tried, and the best is kept.
+# The (processes, threads) that are tried for oscar; the best is used.
 SHAPES = ((2, 8), (4, 4), (8, 2))
 OURS_SHAPE = (2, 8)
-# The last units: so many clients, so many customers, so many units.
-LAST_SHAPE, LAST_CLIENTS, TRIED, CAP = (4, 16), 64, 300, 100
+# The last units of a cap: (processes, threads), clients over HTTP, customers, units.
+LAST_SHAPE, LAST_CLIENTS, LAST_CUSTOMERS, CAP = (4, 16), 64, 300, 100
 ONCE, SINGLE = "Once per customer", "Single use"
 ROWS = "select count(*) from redemption where offer_id = %s"
 
@@ -54,22 +54,22 @@ A = TypeVar("A")
 
 @dataclass(frozen=True)
 class Plan:
-    """How much is measured: so many runs of so many seconds; each of oscar's customers has a turn in each."""
+    """The number of runs, their seconds, and oscar's customers (`users`)."""
 
     runs: int = 3
     seconds: float = 5
     users: int = 4_000
     shapes: Sequence[tuple[int, int]] = SHAPES
-    look: bool = False
+    is_trial: bool = False
 
 
 USUAL = Plan()
-QUICK = Plan(runs=1, seconds=2, users=1_000, shapes=SHAPES[:1], look=True)
+QUICK = Plan(runs=1, seconds=2, users=1_000, shapes=SHAPES[:1], is_trial=True)
 FULL = Plan(runs=5, seconds=10, users=8_000)
 
 
 class Bench:
-    """Both programs on one machine, each in its database."""
+    """Both applications on one server, each with its own database."""
 
     web: Web
 
@@ -85,7 +85,7 @@ class Bench:
 
     @contextmanager
     def serving(self) -> Iterator[None]:
-        """The program's web server runs meanwhile, as it is shipped."""
+        """Run the application's web server, as shipped, during the block."""
         settings = self.ours.app.config["SETTINGS"]
         environment = {
             "DATABASE_URL": self.url,
@@ -99,18 +99,18 @@ class Bench:
             yield
 
     def find_shapes(self) -> dict[str, dict[tuple[int, int], float]]:
-        """How many processes and threads suit oscar best; this warms it up, too."""
-        found: dict[str, dict[tuple[int, int], float]] = {}
+        """Find the fastest processes and threads for oscar, which also warms it up."""
+        results: dict[str, dict[tuple[int, int], float]] = {}
         for name in (OSCAR_STEP, OSCAR_ORDER):
-            found[name] = {}
+            results[name] = {}
             for shape in self.plan.shapes:
-                found[name][shape] = self._oscar_rate(name, Crowd(*shape, seconds=self.plan.seconds)).rate
-                print(f"{name}, {shape[0]} processes of {shape[1]}: {found[name][shape]:,.0f} a second", flush=True)
-            self.shapes[name] = max(found[name], key=lambda shape: found[name][shape])
-        return found
+                results[name][shape] = self._oscar_rate(name, Crowd(*shape, seconds=self.plan.seconds)).rate
+                print(f"{name}, {shape[0]} processes of {shape[1]}: {results[name][shape]:,.0f} a second", flush=True)
+            self.shapes[name] = max(results[name], key=lambda shape: results[name][shape])
+        return results
 
     def samples(self) -> dict[str, Callable[[], Sample]]:
-        """Everybody whose speed is measured."""
+        """All implementations whose speed is measured."""
         return {
             OSCAR_STEP: partial(self._oscar, OSCAR_STEP),
             ACTION: partial(self._crowd, self._action_side),
@@ -125,10 +125,10 @@ class Bench:
     def _oscar_rate(self, name: str, crowd: Crowd) -> Sample:
         way = {OSCAR_STEP: "step", OSCAR_ORDER: "order"}[name]
         meter = _ServerCpu(self.machine)
-        found = self.oscar.run(way, self.plan.users, crowd, ONCE, None, meter.start)
-        sample = _sample(_done(found), meter.stop())
-        if found["applications"] != found["redeemed"]:
-            raise RuntimeError(f"oscar has recorded something else than it said: {found}")
+        results = self.oscar.run(way, self.plan.users, crowd, ONCE, None, meter.start)
+        sample = _sample(_done(results), meter.stop())
+        if results["applications"] != results["redeemed"]:
+            raise RuntimeError(f"oscar's records differ from its responses: {results}")
         return sample
 
     def _action_side(self, offer: int) -> Side:
@@ -138,12 +138,12 @@ class Bench:
         return Textbook(number, self.url, offer, self.ours.codes[offer])
 
     def _crowd(self, side: Callable[[int], Side]) -> Sample:
-        """An offer with a cap that is never reached: oscar counts in any case, too."""
+        """Measure with an offer whose cap is never reached, since oscar always counts."""
         offer, meter = self._new_offer(CUSTOMERS), _ServerCpu(self.machine)
         crowd = Crowd(*OURS_SHAPE, seconds=self.plan.seconds)
         sample = _sample(peers_crowd.run(side(offer), range(1, CUSTOMERS + 1), crowd, meter.start), meter.stop())
         if self._rows(offer) != sample.redeemed:
-            raise RuntimeError(f"{sample.redeemed} redeemed, but {self._rows(offer)} rows are there")
+            raise RuntimeError(f"{sample.redeemed} redeemed, but there are {self._rows(offer)} rows")
         return sample
 
     def _http(self) -> Sample:
@@ -154,11 +154,16 @@ class Bench:
         target = Target(self.web.port, 201, self.key, self.ours.codes[offer], CUSTOMERS)
         meter, before = _ServerCpu(self.machine), self.web.cpu_seconds()
         meter.start()
-        answers = load.load(target, LAST_CLIENTS, max(1, round(self.plan.seconds)))
-        if answers.refused or answers.broken:
-            raise RuntimeError(f"not every answer over HTTP was 201: {answers}")
-        computed = self.web.cpu_seconds() - before
-        return Sample(answers.answers, answers.rate, computed / answers.answers, meter.stop() / answers.answers)
+        load_result = load.load(target, LAST_CLIENTS, max(1, round(self.plan.seconds)))
+        if load_result.refused or load_result.broken:
+            raise RuntimeError(f"not every HTTP response was 201: {load_result}")
+        web_cpu = self.web.cpu_seconds() - before
+        return Sample(
+            load_result.responses,
+            load_result.rate,
+            web_cpu / load_result.responses,
+            meter.stop() / load_result.responses,
+        )
 
     def _new_offer(self, cap: int) -> int:
         offer = self.ours.new_offer(cap=cap)
@@ -168,20 +173,20 @@ class Bench:
         return offer
 
     def _rows(self, offer: int) -> int:
-        """How many redemptions an offer has when all is quiet."""
+        """Count an offer's redemptions once no more are written."""
         rows = -1
         with self.machine.connect(DATABASE) as connection:
             while True:
-                (found,) = connection.execute(ROWS, [offer]).fetchone() or (0,)
-                if found == rows:
+                (count,) = connection.execute(ROWS, [offer]).fetchone() or (0,)
+                if count == rows:
                     return rows
-                rows = found
+                rows = count
                 time.sleep(0.2)
 
     # The last units of a cap
 
     def lasts(self) -> dict[str, Callable[[], Last]]:
-        """Everybody who is held to a cap. A plain INSERT knows none."""
+        """All implementations with a cap, which a plain INSERT lacks."""
         return {
             OSCAR_ALONE: partial(self._oscar_last, ONCE, CAP, (1, 1)),
             OSCAR_LAST: partial(self._oscar_last, ONCE, CAP),
@@ -196,30 +201,32 @@ class Bench:
         }
 
     def _oscar_last(self, usage: str, cap: int | None, shape: tuple[int, int] = LAST_SHAPE) -> Last:
-        found = self.oscar.run("last", TRIED, Crowd(*shape), usage, cap, lambda: None)
-        return Last(cap or 1, found["redeemed"], found["given"], found["counter"], found["failed"], found["why"])
+        results = self.oscar.run("last", LAST_CUSTOMERS, Crowd(*shape), usage, cap, lambda: None)
+        return Last(
+            cap or 1, results["redeemed"], results["given"], results["counter"], results["failed"], results["why"]
+        )
 
     def _crowd_last(self, side: Callable[[int], Side]) -> Last:
         offer = self._new_offer(CAP)
-        done = peers_crowd.run(side(offer), range(1, TRIED + 1), Crowd(*LAST_SHAPE))
+        done = peers_crowd.run(side(offer), range(1, LAST_CUSTOMERS + 1), Crowd(*LAST_SHAPE))
         return Last(CAP, done.redeemed, self._rows(offer), self._counter(offer), done.failed, done.why)
 
     def _http_last(self) -> Last:
         offer = self._new_offer(CAP)
-        target = Target(self.web.port, 201, self.key, self.ours.codes[offer], TRIED)
-        # They come round again and again, which must make no difference.
-        answers = load.load(target, LAST_CLIENTS, 2)
-        told = answers.answers - answers.refused
-        return Last(CAP, told, self._rows(offer), self._counter(offer), answers.broken)
+        target = Target(self.web.port, 201, self.key, self.ours.codes[offer], LAST_CUSTOMERS)
+        # The customers repeat, which must make no difference.
+        load_result = load.load(target, LAST_CLIENTS, 2)
+        confirmed = load_result.responses - load_result.refused
+        return Last(CAP, confirmed, self._rows(offer), self._counter(offer), load_result.broken)
 
     def _counter(self, offer: int) -> int:
         with self.machine.connect(DATABASE) as connection:
-            (found,) = connection.execute("select redeemed from offer where id = %s", [offer]).fetchone() or (0,)
-            return int(found)
+            (counter,) = connection.execute("select redeemed from offer where id = %s", [offer]).fetchone() or (0,)
+            return int(counter)
 
 
 class _ServerCpu:
-    """What PostgreSQL computes from the moment when all clients are ready."""
+    """The CPU time of PostgreSQL from the moment when all clients are ready."""
 
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
@@ -232,19 +239,24 @@ class _ServerCpu:
         return self.machine.cpu_seconds() - self.before
 
 
-def _done(found: Mapping[str, object]) -> Done:
-    return Done(**{name: found[name] for name in Done.__dataclass_fields__})  # type: ignore[arg-type]
+def _done(results: Mapping[str, object]) -> Done:
+    return Done(**{name: results[name] for name in Done.__dataclass_fields__})  # type: ignore[arg-type]
 
 
 def _sample(done: Done, server_cpu: float) -> Sample:
-    """:raises RuntimeError: when somebody was refused or failed where there was enough for all."""
+    """Compute a sample.
+
+    :raises RuntimeError: when a request was refused or failed although there was enough for all.
+    """
     if done.failed or done.refused or not done.redeemed:
-        raise RuntimeError(f"not everybody got it: {done}")
+        raise RuntimeError(f"not every request succeeded: {done}")
     return Sample(done.redeemed, done.rate, done.cpu / done.redeemed, server_cpu / done.redeemed)
 
 
 def measure(plan: Plan) -> Results:
-    """Everything, on a server of its own. In each run everybody has a turn, and everybody is first once in a while.
+    """Run the benchmark on a separate server.
+
+    The order of the implementations rotates from run to run.
 
     :raises NotInstalled: when django-oscar is missing and can't be fetched.
     """
@@ -263,10 +275,10 @@ def measure(plan: Plan) -> Results:
         results.shapes = bench.find_shapes()
         with bench.serving():
             for number in range(plan.runs):
-                for name, sample in _turned(bench.samples(), number):
+                for name, sample in _rotated(bench.samples(), number):
                     results.samples.setdefault(name, []).append(sample())
                     print(f"run {number + 1}, {name}: {results.samples[name][-1]}", flush=True)
-                for name, last in _turned(bench.lasts(), number):
+                for name, last in _rotated(bench.lasts(), number):
                     results.lasts.setdefault(name, []).append(last())
                     print(f"run {number + 1}, the last units, {name}: {results.lasts[name][-1]}", flush=True)
         results.command = " ".join(web.command(app.config["SETTINGS"], web.PROGRAM))
@@ -274,16 +286,16 @@ def measure(plan: Plan) -> Results:
     return results
 
 
-def _turned(everybody: Mapping[str, Callable[[], A]], number: int) -> list[tuple[str, Callable[[], A]]]:
-    order = list(everybody.items())
+def _rotated(implementations: Mapping[str, Callable[[], A]], number: int) -> list[tuple[str, Callable[[], A]]]:
+    order = list(implementations.items())
     start = number % len(order)
     return order[start:] + order[:start]
 
 
 def asked_for(arguments: Sequence[str], environ: Mapping[str, str]) -> Plan:
-    """What to measure: `--quick` for a look, SIZE=full for longer runs, RUNS for so many."""
+    """Choose the plan: `--quick`, SIZE=full for longer runs, RUNS for their number."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="one short run; prints, writes no page")
+    parser.add_argument("--quick", action="store_true", help="one short run; only print the results")
     if parser.parse_args(arguments).quick:
         return QUICK
     plan = FULL if environ.get("SIZE") == "full" else USUAL
@@ -299,7 +311,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(f"onecode: {error}")
     page = peers_report.page(results)
     print(f"\n{page}")
-    if not plan.look:
+    if not plan.is_trial:
         (ROOT / "docs" / "benchmarks" / "peers.md").write_text(page)
     print(json.dumps(peers_report.figures(results)))
 

@@ -1,4 +1,7 @@
-"""Many clients at once, in processes with threads. The standard library only: oscar's environment runs it, too."""
+"""Concurrent clients, in processes with threads.
+
+Only the standard library is used, since oscar's environment runs this code.
+"""
 
 from __future__ import annotations
 
@@ -12,17 +15,20 @@ from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
-# A new process each time, as servers are: nothing of the parent is in it.
+# New processes, as servers are, which inherit nothing from the parent.
 PROCESSES = multiprocessing.get_context("spawn")
 Work = Callable[[int], bool]
 
 
 class Side(Protocol):
-    """What clients work on. It is sent to each process; there `open` comes first and `close` last."""
+    """The system under test.
+
+    It is sent to each process, where `open` is called first and `close` last.
+    """
 
     def open(self, threads: int) -> None: ...
     def client(self) -> AbstractContextManager[Work]:
-        """One thread's way of doing one item: True when it is redeemed, False when it is refused."""
+        """A function for one thread: redeems one item; returns False when it is refused."""
         ...
 
     def close(self) -> None: ...
@@ -30,7 +36,7 @@ class Side(Protocol):
 
 @dataclass(frozen=True)
 class Crowd:
-    """How many clients; `seconds` ends their work also when there are items left."""
+    """The number of clients; they stop after `seconds`, even if items are left."""
 
     processes: int
     threads: int
@@ -43,7 +49,7 @@ class Crowd:
 
 @dataclass(frozen=True)
 class Done:
-    """What they did: `cpu` is what their processes computed, `why` the first thing that went wrong."""
+    """The result of all clients: `cpu` is in seconds, `why` is the first error."""
 
     redeemed: int
     refused: int
@@ -61,9 +67,11 @@ class Done:
 
 
 def run(side: Side, items: Sequence[int], crowd: Crowd, ready: Callable[[], None] = lambda: None) -> Done:
-    """Do the items, each once. `ready` is called when all clients are connected and wait for the word to go.
+    """Process each item once.
 
-    :raises RuntimeError: when a process ends before it is done.
+    `ready` is called when all clients are connected and wait for the start.
+
+    :raises RuntimeError: when a process ends early.
     """
     pipes, processes = [], []
     for k in range(crowd.processes):
@@ -91,7 +99,7 @@ def _next(pipe: Connection) -> Any:
     try:
         return pipe.recv()
     except EOFError:
-        raise RuntimeError("a process of clients has ended too early") from None
+        raise RuntimeError("a client process has ended too early") from None
 
 
 @dataclass(frozen=True)
@@ -106,7 +114,7 @@ class _Part:
 
 
 def _sum(parts: Sequence[_Part]) -> Done:
-    # The clock is the same in all processes of a machine.
+    # The monotonic clock is the same in all processes.
     seconds = max(part.ended for part in parts) - min(part.started for part in parts)
     return Done(
         sum(part.redeemed for part in parts),
@@ -119,7 +127,7 @@ def _sum(parts: Sequence[_Part]) -> Done:
 
 
 def _work(side: Side, items: Sequence[int], crowd: Crowd, pipe: Connection) -> None:
-    """One process: its threads connect, wait for the word, then share its items."""
+    """Run one process: its threads connect, wait for the start, then share its items."""
     side.open(crowd.threads)
     try:
         connected, go, shared = threading.Barrier(crowd.threads + 1), threading.Event(), _Shared(items)
@@ -131,7 +139,7 @@ def _work(side: Side, items: Sequence[int], crowd: Crowd, pipe: Connection) -> N
         try:
             pipe.recv()
         except EOFError:
-            # Another process has failed, and nobody is there any more to say go.
+            # Another process has failed, and the parent has closed the pipe.
             return
         cpu, started = _cpu(), time.monotonic()
         for client in clients:
@@ -172,7 +180,7 @@ class _Client(threading.Thread):
                     if time.monotonic() > self.until:
                         return
         finally:
-            # Whoever can't connect at all shall not leave the others waiting.
+            # A thread that can't connect must not leave the others waiting.
             if not self.go.is_set():
                 self.connected.abort()
 
@@ -188,7 +196,7 @@ class _Client(threading.Thread):
 
 
 class _Shared:
-    """Items that many threads may take from."""
+    """An iterator that threads can share."""
 
     def __init__(self, items: Sequence[int]) -> None:
         self.items = iter(items)

@@ -1,4 +1,4 @@
-"""django-oscar in a virtual environment of its own: made on the first run, from the package index, and kept."""
+"""A virtual environment with django-oscar, created on the first run."""
 
 from __future__ import annotations
 
@@ -21,84 +21,87 @@ from webapp.core.settings import ROOT
 REQUIREMENTS = Path(__file__).parent / "oscar" / "requirements.txt"
 FOLDER = ROOT / ".venv-oscar"
 DATABASE = "oscar"
-# How pip says that nobody answers. When it does not try again, it only says that it has found nothing at all.
+# Parts of pip's messages about an unreachable index. Without retries it only reports that it found no version.
 UNREACHABLE = ("connection", "name resolution", "timed out", "unreachable", "from versions: none")
 
 
 class NotInstalled(Exception):
-    """The environment can't be made; the message is one line and says what to do."""
+    """The environment can't be created; the message is one line and says what to do."""
 
 
 def python(folder: Path = FOLDER, requirements: Path = REQUIREMENTS) -> Path:
-    """The Python of the environment, which is made if it is missing or older than its requirements.
+    """Return the environment's Python; create the environment if necessary.
 
-    :raises NotInstalled: when that fails. Nothing half-made is ever used.
+    :raises NotInstalled: when that fails; an incomplete environment is never used.
     """
     wanted = hashlib.sha256(requirements.read_bytes()).hexdigest()
-    stamp, found = folder / "installed", folder / "bin" / "python"
-    if stamp.exists() and stamp.read_text() == wanted and found.exists():
-        return found
-    print("Installing django-oscar into an environment of its own …", flush=True)
+    stamp, executable = folder / "installed", folder / "bin" / "python"
+    if stamp.exists() and stamp.read_text() == wanted and executable.exists():
+        return executable
+    print("Installing django-oscar into a separate environment …", flush=True)
     shutil.rmtree(folder, ignore_errors=True)
     _run([sys.executable, "-m", "venv", str(folder)])
-    _run([str(found), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--require-hashes",
+    _run([str(executable), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--require-hashes",
           "-r", str(requirements)])  # fmt: skip
     stamp.write_text(wanted)
-    return found
+    return executable
 
 
 def versions(requirements: Path = REQUIREMENTS) -> str:
-    """Which oscar it is, on which Django."""
+    """The versions of oscar and Django."""
     pins = dict(re.findall(r"^([a-z-]+)==([^ ]+)", requirements.read_text(), re.MULTILINE))
     return f"django-oscar {pins['django-oscar']} on Django {pins['django']}"
 
 
 def _run(command: list[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise NotInstalled(explained(done.stderr or done.stdout))
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    if process.returncode:
+        raise NotInstalled(explain_pip_error(process.stderr or process.stdout))
 
 
-def explained(words: str) -> str:
-    """One line for what pip has said."""
-    if any(sign in words.lower() for sign in UNREACHABLE):
+def explain_pip_error(output: str) -> str:
+    """Summarise pip's error output in one line."""
+    if any(text in output.lower() for text in UNREACHABLE):
         return (
             "the package index can't be reached, and django-oscar comes from there; check the network and run it again"
         )
-    errors = [line for line in words.splitlines() if line.startswith("ERROR")]
-    return f"installing django-oscar failed: {(errors or words.strip().splitlines() or ['?'])[0]}"
+    errors = [line for line in output.splitlines() if line.startswith("ERROR")]
+    return f"installing django-oscar failed: {(errors or output.strip().splitlines() or ['?'])[0]}"
 
 
 @dataclass(frozen=True)
 class Oscar:
-    """A shop in a database of its own on this machine."""
+    """An oscar shop in a separate database of this server."""
 
     machine: Machine
     python: Path
 
     def set_up(self, users: int) -> None:
-        """Its own migrations, products and so many customers."""
+        """Run oscar's migrations and create products and customers."""
         self.machine.create(DATABASE)
-        done = subprocess.run(
+        process = subprocess.run(
             self._command("set-up", str(users)), capture_output=True, text=True, check=False, **self._at
         )
-        if done.returncode:
-            raise RuntimeError(f"oscar could not be set up: {done.stderr[-2000:]}")
+        if process.returncode:
+            raise RuntimeError(f"oscar could not be set up: {process.stderr[-2000:]}")
 
     def run(
         self, way: str, items: int, crowd: Crowd, usage: str, cap: int | None, ready: Callable[[], None]
     ) -> dict[str, Any]:
-        """Take customers one of the ways of `oscar/shop.py`, with a voucher of its own; what was done, and what oscar
-        has counted. `ready` is called when all clients wait.
+        """Run an operation of `oscar/shop.py` with a new voucher.
+
+        Returns the results and oscar's counts.
+
+        `ready` is called when all clients are connected.
 
         :raises RuntimeError: when it fails.
         """
-        asked = {
+        parameters = {
             "way": way, "items": items, "processes": crowd.processes, "threads": crowd.threads,
             "seconds": crowd.seconds, "usage": usage, "cap": cap,
         }  # fmt: skip
         with subprocess.Popen(
-            self._command("run", json.dumps(asked)),
+            self._command("run", json.dumps(parameters)),
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **self._at,
         ) as process:  # fmt: skip
             if process.stdin is None or process.stdout is None:
@@ -108,18 +111,18 @@ class Oscar:
             ready()
             process.stdin.write("go\n")
             process.stdin.flush()
-            answer = process.stdout.readline()
-        if process.returncode or not answer:
+            output_line = process.stdout.readline()
+        if process.returncode or not output_line:
             raise RuntimeError("oscar has failed")
-        found: dict[str, Any] = json.loads(answer)
-        return found
+        results: dict[str, Any] = json.loads(output_line)
+        return results
 
     def _command(self, *arguments: str) -> list[str]:
         return [str(self.python), "-m", "benchmarks.oscar.run", *arguments]
 
     @property
     def _at(self) -> dict[str, Any]:
-        where = {"NAME": DATABASE, "USER": "onecode", "HOST": str(self.machine.server.socket_folder)}
-        # Nothing of the program's environment, but for where to find programs.
-        kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ}
-        return {"cwd": ROOT, "env": kept | {"OSCAR_DATABASE": json.dumps(where)}}
+        connection = {"NAME": DATABASE, "USER": "onecode", "HOST": str(self.machine.server.socket_folder)}
+        # Only basic variables of the environment are passed on.
+        environment = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ}
+        return {"cwd": ROOT, "env": environment | {"OSCAR_DATABASE": json.dumps(connection)}}

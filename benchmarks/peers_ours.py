@@ -1,4 +1,4 @@
-"""What a crowd works on, on our side: the program's action, and the textbook's ways on the same tables."""
+"""Onecode's action and the textbook implementations, as systems for the clients."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ from webapp.redemptions.rules import Order, RedemptionRequest
 
 @dataclass
 class Action:
-    """The action alone, as every door calls it, with the order that it is for: oscar's voucher step records its order,
-    too."""
+    """The action that all interfaces call, with an order as in oscar's step."""
 
     url: str
     folder: str
@@ -59,7 +58,7 @@ class Action:
 
 @dataclass
 class Textbook:
-    """One of the textbook's ways, by its number in `textbook.WAYS`."""
+    """A textbook implementation, by its index in `textbook.WAYS`."""
 
     number: int
     url: str
@@ -77,7 +76,7 @@ class Textbook:
     def _redeem(self, customer: int) -> bool:
         if self.way is None:
             raise RuntimeError("not open")
-        return self.way.redeem(textbook.ask(self.offer_id, self.code, customer))
+        return self.way.redeem(textbook.make_request(self.offer_id, self.code, customer))
 
     def close(self) -> None:
         if self.way is not None:

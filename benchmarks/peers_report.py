@@ -23,8 +23,10 @@ SET_UP = Path(__file__).with_name("peers.md")
 
 @dataclass(frozen=True)
 class Sample:
-    """One run: how many redeemed, how many a second, and what one of them cost in CPU seconds: of the client, or for
-    HTTP of the web server, and of PostgreSQL."""
+    """One run: redemptions, their rate per second, and CPU seconds per redemption.
+
+    `program` is the CPU of the clients, over HTTP that of the web server.
+    """
 
     redeemed: int
     rate: float
@@ -38,7 +40,10 @@ class Sample:
 
 @dataclass(frozen=True)
 class Last:
-    """What became of a cap: how many were told they have it, how many have it by the rows, what the counter says."""
+    """The use of a cap: confirmed and recorded redemptions, and the counter.
+
+    Confirmed ones are `told`, recorded ones `given`.
+    """
 
     cap: int
     told: int
@@ -62,12 +67,12 @@ class Results:
     command: str = ""
 
     def ratios(self, ours: str, theirs: str, of: Callable[[Sample], float] = lambda sample: sample.rate) -> list[float]:
-        """Ours to theirs, run by run."""
+        """The ratios of one to another, run by run."""
         return [of(a) / of(b) for a, b in zip(self.samples[ours], self.samples[theirs], strict=True)]
 
 
 def figures(results: Results) -> dict[str, float]:
-    """What scripts follow. Over-redemptions: oscar's as usual, ours of all runs together."""
+    """The figures of the JSON line; over-redemptions are summed over all runs."""
     return {
         "oscar_step_ratio": round(median(results.ratios(ACTION, OSCAR_STEP)), 2),
         "oscar_order_ratio": round(median(results.ratios(HTTP, OSCAR_ORDER)), 2),
@@ -78,7 +83,7 @@ def figures(results: Results) -> dict[str, float]:
 
 def page(results: Results) -> str:
     """docs/benchmarks/peers.md."""
-    lines = [SET_UP.read_text(), *_targets(figures(results)), *_speed(results), *_lasts(results), *_how(results)]
+    lines = [SET_UP.read_text(), *_targets(figures(results)), *_speed(results), *_lasts(results), *_setup(results)]
     return "\n".join(lines) + "\n"
 
 
@@ -87,21 +92,21 @@ def _targets(found: dict[str, float]) -> Iterator[str]:
     yield "## Targets\n"
     yield from goals(
         [
-            ("action to oscar's voucher step", f"≥ {STEP_GOAL} ×", f"{step:,.1f} ×", step >= STEP_GOAL),
-            ("HTTP call to oscar's whole order", f"≥ {ORDER_GOAL} ×", f"{order:,.1f} ×", order >= ORDER_GOAL),
+            ("action relative to oscar's voucher step", f"≥ {STEP_GOAL} ×", f"{step:,.1f} ×", step >= STEP_GOAL),
+            ("HTTP call relative to oscar's whole order", f"≥ {ORDER_GOAL} ×", f"{order:,.1f} ×", order >= ORDER_GOAL),
             ("over-redemptions by Onecode, all runs", "0", f"{over:,}", over == 0),
         ]
     )
 
 
 def _speed(results: Results) -> Iterator[str]:
-    yield "\n## The voucher's part alone\n"
+    yield "\n## The voucher step alone\n"
     yield from _table(results, STEPS, OSCAR_STEP, "CPU of the clients")
-    yield "\n## The whole way: two unlike things\n"
+    yield "\n## The whole order: different amounts of work\n"
     yield (
         "An order does much more than a redemption: a basket, its lines, prices, stock, the order with its lines.\n"
-        "The ratio says how far apart the two are as a place to keep codes in; it does not say that the one is the\n"
-        "better made program.\n"
+        "The ratio compares the two as a system for codes; it does not say that either is the\n"
+        "better program.\n"
     )
     yield from _table(results, ORDERS, OSCAR_ORDER, "CPU of the program")
 
@@ -109,7 +114,7 @@ def _speed(results: Results) -> Iterator[str]:
 def _table(results: Results, names: Sequence[str], baseline: str, program: str) -> Iterator[str]:
     yield (
         f"| | a second (spread) | to {baseline} (spread) | {program}, ms each | CPU of PostgreSQL, ms each "
-        "| all CPU to it |"
+        "| total CPU relative |"
     )
     yield "|---|---:|---:|---:|---:|---:|"
     for name in names:
@@ -131,14 +136,14 @@ def _lasts(results: Results) -> Iterator[str]:
     yield "\n## The last units of a cap\n"
     yield (
         "300 customers and 64 clients at once. Oscar's customers have the voucher in their baskets and send the last\n"
-        "request of the checkout, which looks at the offers once more before it places the order. *Has it*: by the\n"
+        "request of the checkout, which looks at the offers once more before it places the order. *Recorded*: by the\n"
         "rows, which are orders with the discount for oscar and redemptions for the others. *Counter*: what the cap\n"
-        "is compared with; the ORM habit counts rows instead of keeping one. Oscar's counter is read before the\n"
+        "is compared with; ORM check-then-insert counts rows instead. Oscar's counter is read before the\n"
         "voucher is locked and written back afterwards, so that most increments are lost when many buy at once; a\n"
-        "voucher for single use is checked under the lock, and exact. One figure where all runs agree, else one for\n"
+        "voucher for single use is checked under the lock, and exact. One figure if all runs agree, otherwise one for\n"
         "each.\n"
     )
-    yield "| | cap | told yes | has it | counter | **over** | errors |"
+    yield "| | cap | confirmed | recorded | counter | **over** | errors |"
     yield "|---|---:|---:|---:|---:|---:|---:|"
     for name, lasts in results.lasts.items():
         each = [_each([getattr(last, column) for last in lasts]) for column in COLUMNS]
@@ -152,11 +157,11 @@ def _each(values: Sequence[int]) -> str:
     return str(values[0]) if len(set(values)) == 1 else ", ".join(map(str, values))
 
 
-def _how(results: Results) -> Iterator[str]:
-    yield "\n## With what\n"
+def _setup(results: Results) -> Iterator[str]:
+    yield "\n## Setup\n"
     runs = len(results.samples[ACTION])
     yield f"- {results.versions}; medians of {runs} run{'s'[: runs > 1]} of {results.seconds:g} seconds each."
     for name, shapes in results.shapes.items():
         tried = ", ".join(f"{rate:,.0f}/s with {p} × {t}" for (p, t), rate in shapes.items())
-        yield f"- Processes × threads tried for {name}, the best is kept: {tried}."
+        yield f"- Processes × threads tried for {name}, of which the best is kept: {tried}."
     yield f"- The web server: `{results.command}`."

@@ -1,8 +1,9 @@
-"""What both kinds of voucher pool share: an offer, a launch that fires one job, a mail job and a row for each customer.
+"""The common parts of both voucher pools.
 
-Written as well as we know how, and leaner than usual: no uuids, no foreign keys, blocks of 10,000, one statement for
-each step, everything that is looked up has its index. Of a redemption they can record all that
-Onecode does. Only the row for each customer is what it is.
+Offers, a launch that enqueues a job, a mail job and a row per customer.
+
+They are optimised more than usual: no UUIDs, no foreign keys, blocks of 10,000, one statement per step, an index for
+every lookup. They can record the same about a redemption as Onecode. Only the row per customer is inherent.
 """
 
 from __future__ import annotations
@@ -31,12 +32,12 @@ create table special_offer (
 NEW_OFFER = (
     "insert into special_offer (name, percent, ends_at) values ('Summer', 25, now() + interval '30 days') returning id"
 )
-PEOPLE = """
+CUSTOMERS = """
 select id from customer where id > %s and erased_at is null
   and not exists (select from suppression s where s.email = customer.email)
 order by id limit %s
 """
-RECORDED = """
+REDEMPTION_COLUMNS = """
       redeemed_at timestamptz,
       channel text,
       api_key_id integer,
@@ -48,9 +49,9 @@ RECORDED = """
       idempotency_key text,
       body_hash bytea
 """
-# Room on each page for the second version of a row, so that marking it mailed touches no index. Between 50 and 100 the
-# fuller pages save disk, the emptier ones WAL, a little each.
-ROOM = "fillfactor = 90"
+# Free space on each page for the second version of a row, so that marking it as mailed updates no index. Between 50 and
+# 100, a higher value saves a little disk, a lower one a little WAL.
+FILLFACTOR = "fillfactor = 90"
 MAIL = """
 select v.id, v.{code}, c.email_as_given, c.name from {table} v join customer c on c.id = v.customer_id
 where v.customer_id = %s and v.offer_id = %s and v.mailed_at is null
@@ -70,7 +71,7 @@ join customer c on c.id = t.id join {table} v on v.customer_id = c.id and v.offe
 
 
 class VoucherPool:
-    """Vouchers stand in `table`, their codes in the column `code`; `give` is what the two do differently."""
+    """Vouchers are in `table`, codes in its column `code`; the pools differ in `give`."""
 
     name: str
     table: str
@@ -79,10 +80,10 @@ class VoucherPool:
 
     def __init__(self, url: str, workers: int = 4) -> None:
         self.connections = jobs.Connections(url)
-        # Launch, vouchers and redemptions are on disk before anybody hears of them; the mail jobs hurry.
-        self.hurried = jobs.Connections(url, hasty=True)
+        # Launch, vouchers and redemptions are on disk before they are confirmed; mail jobs commit asynchronously.
+        self.async_connections = jobs.Connections(url, async_commit=True)
         self.huey = jobs.queue(self.table, url)
-        self.workers = [jobs.queue(self.table, url, hasty=True) for _ in range(workers)]
+        self.workers = [jobs.queue(self.table, url, async_commit=True) for _ in range(workers)]
         self.make, self.send = self._tasks(self.huey)
         for worker in self.workers:
             self._tasks(worker)
@@ -100,12 +101,12 @@ class VoucherPool:
             connection.execute(self.tables)
 
     def new_offer(self) -> int:
-        """An offer that can be launched; its id."""
+        """Create an offer that can be launched; return its id."""
         with self.connections.one() as connection:
             return first(connection.execute(NEW_OFFER))
 
     def launch(self, offer_id: int) -> bool:
-        """What the request does: fire one job, once."""
+        """Handle the launch request: enqueue one job; return False the second time."""
         with self.connections.one() as connection:
             launched = connection.execute(
                 "update special_offer set launched_at = now() where id = %s and launched_at is null", [offer_id]
@@ -115,8 +116,10 @@ class VoucherPool:
         return launched.rowcount == 1
 
     def make_vouchers(self, offer_id: int) -> None:
-        """The job of the launch: a voucher and a mail job for every customer. It goes on where a killed one left off; a
-        second one at the same time waits for each block and adds nothing to it."""
+        """Run the launch job: create a voucher and a mail job for every customer.
+
+        It continues where a killed one stopped; a concurrent one waits for each block and adds nothing to it.
+        """
         with self.connections.one() as connection:
             while self._make_block(connection, offer_id):
                 pass
@@ -124,65 +127,65 @@ class VoucherPool:
     def _make_block(self, connection: psycopg.Connection, offer_id: int) -> bool:
         with connection.transaction():
             at = first(connection.execute("select made_to from special_offer where id = %s for update", [offer_id]))
-            customers = [row[0] for row in connection.execute(PEOPLE, [at, BLOCK])]
+            customers = [row[0] for row in connection.execute(CUSTOMERS, [at, BLOCK])]
             if not customers:
                 connection.execute("update special_offer set made_at = now() where id = %s", [offer_id])
                 return False
             self.give(connection, offer_id, customers)
-            jobs.put_all(connection, self.huey, (self.send.s(offer_id, customer) for customer in customers))
+            jobs.enqueue_all(connection, self.huey, (self.send.s(offer_id, customer) for customer in customers))
             connection.execute("update special_offer set made_to = %s where id = %s", [customers[-1], offer_id])
             return True
 
     def give(self, connection: psycopg.Connection, offer_id: int, customers: Sequence[int]) -> None:
-        """A voucher for each of these customers, in the transaction of the caller."""
+        """Create a voucher for each customer, in the transaction of the caller."""
         raise NotImplementedError
 
     def send_voucher(self, offer_id: int, customer_id: int) -> None:
-        """The job of one customer: read what the mail says, send it (nowhere, here), mark it mailed."""
-        with self.hurried.one() as connection:
+        """Run a mail job: read the email's data, discard it, mark the voucher."""
+        with self.async_connections.one() as connection:
             mail = connection.execute(self._mail, [customer_id, offer_id]).fetchone()
             if mail is not None:
                 connection.execute(self._mailed, [mail[0]])
 
     def work(self, at_most: int) -> int:
-        """Run so many jobs; how many there were."""
+        """Run at most `at_most` jobs; return how many were run."""
         return jobs.run(self.workers, at_most)
 
     def mailed(self, offer_id: int) -> int:
-        """How many customers have got their mail."""
+        """Count the customers whose email was sent."""
         with self.connections.one() as connection:
             return first(connection.execute(self._count_mailed, [offer_id]))
 
     def redeem(self, code: str, email: str) -> Decimal | None:
-        """Use a voucher once, by its code and its customer's e-mail; the discount, or None when it is refused."""
+        """Redeem a voucher by code and address; return the discount, None if refused."""
         with self.connections.one() as connection:
             row = connection.execute(self._redeem, [code, email]).fetchone()
         return row[0] if row is not None else None
 
-    def redeem_each(self, asks: Sequence[tuple[str, str]]) -> int:
-        """Redeem one after the other; how many were not refused."""
-        return sum(self.redeem(code, email) is not None for code, email in asks)
+    def redeem_each(self, requests: Sequence[tuple[str, str]]) -> int:
+        """Redeem one after the other; return how many were not refused."""
+        return sum(self.redeem(code, email) is not None for code, email in requests)
 
     def typed(self, offer_id: int, customers: Sequence[int]) -> list[tuple[str, str]]:
-        """What these customers type: the code of each, and the e-mail."""
+        """The (code, email address) that each of these customers types."""
         with self.connections.one() as connection:
             return [(row[0], row[1]) for row in connection.execute(self._typed, [list(customers), offer_id])]
 
     def connect(self) -> None:
-        """Open what the next step needs, so that it does not pay for that."""
-        with self.connections.one(), self.hurried.one():
+        """Open the connections that the next step needs, so that they are not measured."""
+        with self.connections.one(), self.async_connections.one():
             for huey in (self.huey, *self.workers):
                 huey.storage.sql("select 1")
 
     def disconnect(self) -> None:
         self.connections.close()
-        self.hurried.close()
+        self.async_connections.close()
         for huey in (self.huey, *self.workers):
             huey.storage.close()
 
 
 def first(cursor: psycopg.Cursor[tuple[int]] | psycopg.Cursor) -> int:
-    """The one number that was asked for."""
+    """Return the integer of the first row and column."""
     row = cursor.fetchone()
     if row is None:
         raise LookupError("there is no such row")

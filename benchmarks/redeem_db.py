@@ -1,4 +1,7 @@
-"""`make benchmark-redeem-db`: the action that every door calls beside a plain INSERT and three other ways."""
+"""`make benchmark-redeem-db`: the redeem action compared with a plain INSERT.
+
+Three other implementations are measured as well.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from benchmarks.measure import DATABASE
 from benchmarks.peers_crowd import Crowd, Done, Side, Work
 from benchmarks.redeem_db_report import FEW, INSERT, LOCK, ONE, ORM, OURS, RUSH, Results, Sample
 from benchmarks.server import Machine
-from benchmarks.textbook import ForUpdate, OneStatement, OrmHabit, PlainInsert, Ways, ask
+from benchmarks.textbook import ForUpdate, OneStatement, OrmHabit, PlainInsert, Ways, make_request
 from webapp.core.extensions import db
 from webapp.redemptions.errors import RedemptionRefused
 from webapp.redemptions.group_commit import redeem
@@ -32,7 +35,7 @@ WAYS: dict[str, Ways] = {
 
 @dataclass(frozen=True)
 class Plan:
-    """How much is measured: rounds of runs of at most so many seconds, by so many threads in two processes."""
+    """The number of rounds, the seconds of a run, and the threads."""
 
     rounds: int = 3
     seconds: float = 4
@@ -48,7 +51,7 @@ PLANS = command.Plans("redeem_db", USUAL, QUICK, FULL)
 
 @dataclass
 class Ours(Side):
-    """The action itself, in a process of the program. `code` is the offer's."""
+    """Onecode's action; `code` is the offer's."""
 
     url: str
     folder: str
@@ -78,7 +81,7 @@ class Ours(Side):
 
 @dataclass
 class Textbook(Side):
-    """One of the baselines, over as many connections as there are threads."""
+    """A textbook implementation, with one connection per thread."""
 
     url: str
     name: str
@@ -91,7 +94,7 @@ class Textbook(Side):
 
     @contextmanager
     def client(self) -> Iterator[Work]:
-        yield lambda customer: self.way.redeem(ask(self.offer_id, self.code, customer))
+        yield lambda customer: self.way.redeem(make_request(self.offer_id, self.code, customer))
 
     def close(self) -> None:
         self.way.close()
@@ -102,24 +105,24 @@ class Bench:
         self.machine = machine
         self.ours = onecode.Onecode(app)
         self.plan = plan
-        # The same customers in the same order for everybody, and in no order that an index likes.
+        # The same customers in the same random order for all implementations.
         self.items = random.Random(1).sample(range(1, plan.customers + 1), plan.customers)
 
     def sample(self, name: str, capped: bool, threads: int) -> Sample:
-        """One run on an empty table, right after a checkpoint.
+        """Measure one run on an empty table, right after a checkpoint.
 
-        :raises RuntimeError: when somebody was refused, or the table does not say what the answers said.
+        :raises RuntimeError: when a request was refused, or the rows differ from the results.
         """
         crowd = Crowd(PROCESSES, threads // PROCESSES, self.plan.seconds)
         done, rows, counter, postgres = self._run(name, self.plan.customers if capped else None, crowd, self.items)
         if done.refused or done.failed or rows != done.redeemed:
             raise RuntimeError(f"{name}: {rows} rows after {done}")
         if capped and counter not in ({rows} if name in (OURS, LOCK, ONE) else {0}):
-            raise RuntimeError(f"{name}: the cap says {counter} where there are {rows} rows")
+            raise RuntimeError(f"{name}: the counter is {counter}, but there are {rows} rows")
         return Sample(done.rate, done.cpu / rows, postgres / rows, rows)
 
     def rush(self, name: str, threads: int) -> int:
-        """Many more customers at once than a cap has units; how many rows there are then."""
+        """Let many more customers redeem than the cap allows; return the number of rows."""
         crowd = Crowd(PROCESSES, threads // PROCESSES)
         done, rows, _, _ = self._run(name, FEW, crowd, self.items[:RUSH])
         if done.failed or rows != done.redeemed:
@@ -127,7 +130,7 @@ class Bench:
         return rows
 
     def _run(self, name: str, cap: int | None, crowd: Crowd, items: Sequence[int]) -> tuple[Done, int, int, float]:
-        """What was done, the rows and the counter then, the CPU seconds of the server."""
+        """Run the clients; return their result, rows, counter and server CPU seconds."""
         offer_id = self.ours.new_offer(cap)
         self.ours.disconnect()
         before = 0.0
@@ -154,7 +157,10 @@ class Bench:
 
 
 def turns(number: int) -> list[tuple[str, bool]]:
-    """Who comes after whom; the order turns from round to round. To a plain INSERT a cap is nothing."""
+    """The order of the variants, which rotates from round to round.
+
+    A plain INSERT has no cap.
+    """
     order = [(name, False) for name in (INSERT, OURS, ONE, ORM, LOCK)] + [
         (name, True) for name in (OURS, ONE, ORM, LOCK)
     ]
@@ -164,7 +170,7 @@ def turns(number: int) -> list[tuple[str, bool]]:
 
 @contextmanager
 def prepared(plan: Plan) -> Iterator[Bench]:
-    """A server of its own, with the program's tables and customers."""
+    """Start a separate server with the application's tables and customers."""
     with server.running() as machine:
         machine.create(DATABASE)
         app = onecode.build(machine.url(DATABASE), str(machine.server.socket_folder.parent))
@@ -177,7 +183,7 @@ def prepared(plan: Plan) -> Iterator[Bench]:
 
 
 def measure(plan: Plan) -> Results:
-    """Everything."""
+    """Run the benchmark."""
     results = Results(plan.customers, plan.seconds)
     with prepared(plan) as bench:
         for number in range(plan.rounds):

@@ -13,16 +13,16 @@ from benchmarks.textbook import ForUpdate, OneStatement, OrmHabit, PlainInsert
 INSERT, ONE, ORM, LOCK = PlainInsert.name, OneStatement.name, OrmHabit.name, ForUpdate.name
 OURS = "Onecode"
 VARIANTS = ((INSERT, False), *((name, capped) for name in (OURS, ONE, ORM, LOCK) for capped in (False, True)))
-# Targets of the rate of a plain INSERT, without and with a cap.
+# Targets relative to the rate of a plain INSERT, without and with a cap.
 WANTED = {False: 0.45, True: 0.40}
-# The rush at the end: so many want one of so few.
+# The last units of a cap: the units, and the customers who try to redeem one.
 FEW, RUSH = 100, 600
 SET_UP = Path(__file__).with_name("redeem_db.md")
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One run: redemptions in a second, and CPU seconds for one, of the callers and of the server."""
+    """One run: redemptions per second, and CPU seconds per redemption."""
 
     rate: float
     caller: float
@@ -35,8 +35,10 @@ class Sample:
 
 @dataclass
 class Results:
-    """What was measured, by way, cap and number of threads, in the order of the rounds; and how many each way sold of
-    the few of the rush."""
+    """The samples by implementation, cap and number of threads, per round.
+
+    `sold` are the redemptions of each implementation for a cap of `FEW`.
+    """
 
     customers: int
     seconds: float
@@ -48,7 +50,7 @@ class Results:
         return sorted({threads for _, _, threads in self.samples})
 
     def ratios(self, name: str, capped: bool, threads: int) -> list[float]:
-        """The rate to that of a plain INSERT by as many threads, round by round."""
+        """The rate relative to a plain INSERT with as many threads, round by round."""
         limit = self.samples[INSERT, False, threads]
         return [a.rate / b.rate for a, b in zip(self.samples[name, capped, threads], limit, strict=True)]
 
@@ -58,13 +60,13 @@ def title(name: str, capped: bool) -> str:
 
 
 def figures(results: Results) -> dict[str, float]:
-    """What scripts follow. Of the numbers of threads the worst counts."""
-    found: dict[str, float] = {}
+    """The figures of the JSON line; the worst number of threads counts."""
+    ratios_by_name: dict[str, float] = {}
     for kind, capped in (("uncapped", False), ("capped", True)):
         by_threads = {n: round(median(results.ratios(OURS, capped, n)), 4) for n in results.threads}
-        found[f"insert_ratio_{kind}"] = min(by_threads.values())
-        found |= {f"insert_ratio_{kind}_{n}": ratio for n, ratio in by_threads.items()}
-    return found | {"sold": max(results.sold[OURS]), "sold_orm": max(results.sold[ORM])}
+        ratios_by_name[f"insert_ratio_{kind}"] = min(by_threads.values())
+        ratios_by_name |= {f"insert_ratio_{kind}_{n}": ratio for n, ratio in by_threads.items()}
+    return ratios_by_name | {"sold": max(results.sold[OURS]), "sold_orm": max(results.sold[ORM])}
 
 
 def page(results: Results) -> str:
@@ -74,13 +76,13 @@ def page(results: Results) -> str:
 
 def _targets(results: Results) -> Iterator[str]:
     yield "## Targets\n"
-    yield "Redemptions to plain INSERTs in a second: medians of the ratios within a round, and their spread.\n"
+    yield "Redemptions per second relative to plain INSERTs: medians of the ratios within a round, and their spread.\n"
     lines = []
     for capped, wanted in WANTED.items():
         for threads in results.threads:
             ratios = results.ratios(OURS, capped, threads)
-            what = f"{'capped' if capped else 'uncapped'}, {threads} threads"
-            lines.append((what, f"≥ {wanted:.2f}", report.spread(ratios), median(ratios) >= wanted))
+            label = f"{'capped' if capped else 'uncapped'}, {threads} threads"
+            lines.append((label, f"≥ {wanted:.2f}", report.spread(ratios), median(ratios) >= wanted))
     yield from report.goals(lines)
     yield ""
 
@@ -90,9 +92,9 @@ def _runs(results: Results) -> Iterator[str]:
     yield "## The runs\n"
     yield (
         f"{results.customers:,} customers; medians of {rounds} runs of at most {results.seconds:g} s. "
-        "CPU is for one redemption.\n"
+        "CPU is per redemption.\n"
     )
-    yield "| threads | way | redemptions/s (spread) | to INSERT | CPU µs | of it callers | PostgreSQL |"
+    yield ("| threads | implementation | redemptions/s (spread) | relative to INSERT | CPU µs | callers | PostgreSQL |")
     yield "|---:|---|---:|---:|---:|---:|---:|"
     for threads in results.threads:
         for name, capped in VARIANTS:
@@ -111,8 +113,9 @@ def _runs(results: Results) -> Iterator[str]:
 
 def _sold(results: Results) -> Iterator[str]:
     yield "## The last units of a cap\n"
-    yield f"{results.threads[-1]} threads ask for {RUSH:,} customers, and {FEW} may have it. Rows then, run by run:\n"
-    yield "| way | sold |"
+    threads = results.threads[-1]
+    yield f"{threads} threads redeem for {RUSH:,} customers with a cap of {FEW}. Rows afterwards, run by run:\n"
+    yield "| implementation | rows |"
     yield "|---|---:|"
     for name, sold in results.sold.items():
         yield f"| {name} | {', '.join(map(str, sold))} |"

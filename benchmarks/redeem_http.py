@@ -1,4 +1,4 @@
-"""`make benchmark-redeem-http`: the whole redemption over HTTP beside a Flask hello and a naive view, on one server."""
+"""`make benchmark-redeem-http`: redemption, a Flask hello and a naive view."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import psycopg
 from flask import Flask
 
 from benchmarks import command, customers, load, naive, onecode, redeem_http_report, server, web
-from benchmarks.load import Answers, Target
+from benchmarks.load import LoadResult, Target
 from benchmarks.measure import DATABASE
 from benchmarks.redeem_http_report import HELLO, NAIVE, OURS, Results, Sample
 from benchmarks.server import Machine
@@ -29,7 +29,7 @@ ROWS = "select (select count(*) from redemption where offer_id = offer.id), rede
 
 @dataclass(frozen=True)
 class Plan:
-    """How much is measured: rounds of runs of so many seconds, with each number of clients."""
+    """The number of rounds, the seconds of a run, and the numbers of clients."""
 
     rounds: int = 3
     seconds: int = 3
@@ -56,7 +56,7 @@ class Bench:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Start all three and warm them up."""
+        """Start all three servers and warm them up."""
         settings = self.ours.app.config["SETTINGS"]
         environment = {
             "DATABASE_URL": self.machine.url(DATABASE),
@@ -82,7 +82,7 @@ class Bench:
                 ApiKey(
                     public_id="plain",
                     name="plain",
-                    secret_hash=naive.hashed(PLAIN_SECRET),
+                    secret_hash=naive.hash_secret(PLAIN_SECRET),
                     key_version=1,
                     scopes=["redeem"],
                 )
@@ -91,24 +91,24 @@ class Bench:
         self.keys[NAIVE] = f"plain_{PLAIN_SECRET}"
 
     def sample(self, name: str, capped: bool, clients: int, seconds: int) -> Sample:
-        """One run, with an offer of its own.
+        """Measure one run with a new offer.
 
-        :raises RuntimeError: when an answer is not the wanted one, or the table does not say what the answers said.
+        :raises RuntimeError: when a response has another status, or the rows differ from the responses.
         """
         target, offer_id = self._target(name, capped)
         serving = self.servers[name]
         web_cpu, server_cpu = serving.cpu_seconds(), self.machine.cpu_seconds()
-        answers = load.load(target, clients, seconds)
-        if not answers.answers or answers.refused or answers.broken:
-            raise RuntimeError(f"{name}, {clients} clients: not every answer was {target.status}: {answers}")
-        n = self._rows(name, capped, offer_id, answers, clients) if offer_id else answers.answers
+        load_result = load.load(target, clients, seconds)
+        if not load_result.responses or load_result.refused or load_result.broken:
+            raise RuntimeError(f"{name}, {clients} clients: not every response was {target.status}: {load_result}")
+        n = self._rows(name, capped, offer_id, load_result, clients) if offer_id else load_result.responses
         return Sample(
-            rate=answers.rate,
-            p50=answers.p50,
-            p99=answers.p99,
+            rate=load_result.rate,
+            p50=load_result.p50,
+            p99=load_result.p99,
             web=(serving.cpu_seconds() - web_cpu) / n,
             postgres=(self.machine.cpu_seconds() - server_cpu) / n,
-            client=answers.cpu / n,
+            client=load_result.cpu / n,
         )
 
     def _target(self, name: str, capped: bool) -> tuple[Target, int]:
@@ -118,44 +118,46 @@ class Bench:
         offer_id = self.ours.new_offer(cap=n if capped else None)
         return Target(port, 201, self.keys[name], self.ours.codes[offer_id], n), offer_id
 
-    def _rows(self, name: str, capped: bool, offer_id: int, answers: Answers, clients: int) -> int:
-        """How many rows there are when all is quiet again. Every 201 is one; more rows than that belong to clients who
-        did not wait for their last answer."""
+    def _rows(self, name: str, capped: bool, offer_id: int, load_result: LoadResult, clients: int) -> int:
+        """Count an offer's rows once no more are written.
+
+        Every 201 is one row; additional ones belong to clients that did not wait for their last response.
+        """
         with self.machine.connect(DATABASE) as connection:
-            rows, counter = _look(connection, offer_id)
+            rows, counter = _read_counts(connection, offer_id)
             before = -1
             while rows != before:
                 time.sleep(0.1)
                 before = rows
-                rows, counter = _look(connection, offer_id)
-        if not answers.answers <= rows <= answers.answers + clients:
-            raise RuntimeError(f"{name}: {rows} rows for {answers.answers} answers to {clients} clients")
+                rows, counter = _read_counts(connection, offer_id)
+        if not load_result.responses <= rows <= load_result.responses + clients:
+            raise RuntimeError(f"{name}: {rows} rows for {load_result.responses} responses to {clients} clients")
         if name == OURS and capped and counter != rows:
-            raise RuntimeError(f"the cap says {counter} where there are {rows} rows")
+            raise RuntimeError(f"the counter is {counter}, but there are {rows} rows")
         return rows
 
     def alone(self, times: int) -> dict[str, list[float]]:
-        """The action in this process, one call after the other: through the gatherer as shipped, and straight."""
+        """Time single calls of the action: with group commit, and directly."""
         code = self.ours.codes[self.ours.new_offer()]
-        took: dict[str, list[float]] = {"as shipped": [], "straight": []}
+        durations: dict[str, list[float]] = {"as shipped": [], "straight": []}
         with self.ours.app.app_context():
             for n in range(times + 20):
-                for k, name in enumerate(took):
-                    ask = RedemptionRequest(channel="api", code=code, email=f"customer.{2 * n + k + 1}@example.com")
+                for k, name in enumerate(durations):
+                    request = RedemptionRequest(channel="api", code=code, email=f"customer.{2 * n + k + 1}@example.com")
                     started = time.perf_counter()
-                    redeem(ask) if name == "as shipped" else redeem_all([ask])
-                    took[name].append(time.perf_counter() - started)
-        # The first ones still make connections and plans.
-        return {name: values[20:] for name, values in took.items()}
+                    redeem(request) if name == "as shipped" else redeem_all([request])
+                    durations[name].append(time.perf_counter() - started)
+        # The first calls still open connections and plan statements.
+        return {name: values[20:] for name, values in durations.items()}
 
 
-def _look(connection: psycopg.Connection, offer_id: int) -> tuple[int, int]:
+def _read_counts(connection: psycopg.Connection, offer_id: int) -> tuple[int, int]:
     rows, counter = connection.execute(ROWS, [offer_id]).fetchone() or (0, 0)
     return int(rows), int(counter)
 
 
 def measure(plan: Plan) -> Results:
-    """Everything, on a server of its own. In a round everybody has a turn with every number of clients."""
+    """Run the benchmark on a separate server, with every number of clients."""
     results = Results(plan.customers, plan.seconds)
     with server.running() as machine:
         machine.create(DATABASE)
@@ -171,8 +173,8 @@ def measure(plan: Plan) -> Results:
                     for name, capped in turns(number):
                         sample = bench.sample(name, capped, clients, plan.seconds)
                         results.samples.setdefault((name, capped, clients), []).append(sample)
-                        what = redeem_http_report.title(name, capped)
-                        print(f"round {number + 1}, {clients:3} clients, {what}: {sample}")
+                        title = redeem_http_report.title(name, capped)
+                        print(f"round {number + 1}, {clients:3} clients, {title}: {sample}")
             results.alone = bench.alone(plan.alone)
         results.command = " ".join(web.command(app.config["SETTINGS"], web.PROGRAM))
         bench.ours.disconnect()
@@ -180,7 +182,7 @@ def measure(plan: Plan) -> Results:
 
 
 def turns(number: int) -> list[tuple[str, bool]]:
-    """Who comes after whom; the order turns from round to round."""
+    """The order of the variants, which rotates from round to round."""
     order = [(HELLO, False), (OURS, False), (NAIVE, False), (OURS, True), (NAIVE, True)]
     start = number % len(order)
     return order[start:] + order[:start]

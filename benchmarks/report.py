@@ -1,4 +1,4 @@
-"""Small things that the pages of all benchmarks have in common."""
+"""Common parts of the pages of all benchmarks."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ def met(reached: bool) -> str:
 
 
 def spread(values: Sequence[float], digits: int = 2) -> str:
-    """The median, and from where to where the values go."""
+    """Format the median and the range of the values."""
     if len(values) == 1:
         return f"{values[0]:,.{digits}f}"
     return f"{median(values):,.{digits}f} ({min(values):,.{digits}f}–{max(values):,.{digits}f})"
 
 
 def goals(lines: Sequence[tuple[str, str, str, bool]]) -> Iterator[str]:
-    """Targets: a table of what, how much, how much it was and whether that is enough."""
+    """Render a table of targets: label, target, measured value, whether it is met."""
     yield "| | target | measured | |"
     yield "|---|---:|---:|---|"
-    for what, wanted, found, enough in lines:
-        yield f"| {what} | {wanted} | {found} | {met(enough)} |"
+    for label, target, measured, is_met in lines:
+        yield f"| {label} | {target} | {measured} | {met(is_met)} |"

@@ -1,4 +1,4 @@
-"""A PostgreSQL of the benchmarks' own: durable as by default, and quiet, so that only what is asked for is measured."""
+"""A separate PostgreSQL server for benchmarks, without background work."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from psycopg import sql
 
 from local import postgresql as embedded_postgresql
 
-# fsync, full_page_writes and synchronous_commit stay on. Checkpoints and vacuums happen when the benchmark says so:
-# otherwise the same work would write another amount of WAL in every run.
-QUIET = {"autovacuum": "off", "checkpoint_timeout": "1d", "max_wal_size": "16GB", "shared_buffers": "512MB"}
+# fsync, full_page_writes and synchronous_commit stay on. Checkpoints and vacuums run only when the benchmark requests
+# them; otherwise the amount of WAL would differ from run to run.
+PARAMETERS = {"autovacuum": "off", "checkpoint_timeout": "1d", "max_wal_size": "16GB", "shared_buffers": "512MB"}
 
 
 @dataclass(frozen=True)
 class Machine:
-    """A running server of our own."""
+    """A running benchmark server."""
 
     server: embedded_postgresql.EmbeddedServer
 
@@ -34,7 +34,7 @@ class Machine:
         return psycopg.connect(self.url(database), autocommit=True)
 
     def create(self, database: str, like: str = "template1") -> None:
-        """A fresh database, a copy of another one. Nobody may be connected to that."""
+        """Create a database as a copy of another one, which must have no connections."""
         with self.connect() as connection:
             connection.execute(
                 sql.SQL("create database {} template {} strategy file_copy").format(
@@ -47,7 +47,7 @@ class Machine:
             connection.execute(sql.SQL("drop database if exists {} with (force)").format(sql.Identifier(database)))
 
     def cpu_seconds(self) -> float:
-        """What the server has computed so far, all its processes together. Zero where there is no /proc."""
+        """The CPU seconds of the server so far; zero where there is no /proc."""
         try:
             main = int((self.server.data_folder / "postmaster.pid").read_text().split()[0])
             ticks = sum(_stat(main)[:4]) + sum(sum(_stat(child)[:2]) for child in _children(main))
@@ -61,7 +61,7 @@ def running() -> Iterator[Machine]:
     """Start a server in a temporary folder; stop and remove it afterwards."""
     folder = Path(tempfile.mkdtemp(prefix="onecode-benchmark-"))
     folder.chmod(0o755)
-    server = embedded_postgresql.locate_server(folder, folder / "s", QUIET)
+    server = embedded_postgresql.locate_server(folder, folder / "s", PARAMETERS)
     try:
         server.start()
         yield Machine(server)
@@ -78,12 +78,12 @@ def _stat(pid: int) -> list[int]:
 
 
 def _children(parent: int) -> list[int]:
-    found = []
+    children = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
                 if _stat(int(entry.name))[4] == parent:
-                    found.append(int(entry.name))
+                    children.append(int(entry.name))
             except OSError:
                 continue
-    return found
+    return children

@@ -1,15 +1,15 @@
-"""Redeeming as a textbook has it, on the program's own tables: four baselines for the benchmarks of redemption.
+"""Textbook implementations of redeeming on the application's tables.
 
-- `OrmHabit`: look the offer up, look the customer up, look for an earlier use, count, insert. What most shops run.
-- `ForUpdate`: the same with the offer's row locked first, and its counter kept.
-- `OneStatement`: every check, the row and the counter in one prepared statement for each request.
-- `PlainInsert`: one INSERT of two numbers and nothing else, the limit of what any way could reach.
+- `OrmHabit`: look up offer, customer and an earlier redemption, count, insert. The most common implementation.
+- `ForUpdate`: the same with the offer's row locked first, and a counter.
+- `OneStatement`: all checks, the row and the counter in one prepared statement per request.
+- `PlainInsert`: one INSERT of two ids and nothing else, the upper limit of any implementation.
 
-Tables, indexes and customers are those of the program, so that only the way differs. Make one for each process, with as
-many connections as it has threads; `redeem` may be called by all of them at once:
+Tables, indexes and customers are those of the application, so that only the implementation differs. Create one per
+process, with a connection per thread; `redeem` may be called concurrently:
 
     with OrmHabit(url, connections=16) as way:
-        way.redeem(ask(offer_id, code, customer_id))
+        way.redeem(make_request(offer_id, code, customer_id))
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from webapp.offers.models import Offer
 from webapp.redemptions.models import Redemption
 
 
-class Asked(NamedTuple):
-    """Who wants to use what. The limit takes the ids, the others look up what people type."""
+class TextbookRequest(NamedTuple):
+    """A request to redeem: ids for `PlainInsert`, code and email for the others."""
 
     offer_id: int
     code: str
@@ -38,27 +38,27 @@ class Asked(NamedTuple):
     email: str
 
 
-def ask(offer_id: int, code: str, customer_id: int) -> Asked:
-    """What one of the customers of `benchmarks.customers.fill` asks for."""
-    return Asked(offer_id, code, customer_id, f"customer.{customer_id}@example.com")
+def make_request(offer_id: int, code: str, customer_id: int) -> TextbookRequest:
+    """Build the request of a customer of `benchmarks.customers.fill`."""
+    return TextbookRequest(offer_id, code, customer_id, f"customer.{customer_id}@example.com")
 
 
 class Way(Protocol):
-    """A way of redeeming. `exact` is what it promises when many do so at once."""
+    """An implementation of redeeming; `exact` if it keeps the cap under concurrency."""
 
     name: str
     exact: bool
 
     def __init__(self, url: str, connections: int) -> None: ...
-    def redeem(self, asked: Asked) -> bool:
-        """True when it is redeemed and on disk, False when it is refused."""
+    def redeem(self, request: TextbookRequest) -> bool:
+        """Redeem; return True when it is on disk, False when it is refused."""
         ...
 
     def close(self) -> None: ...
 
 
 class _Closing:
-    """Ways close their connections at the end of a with-block."""
+    """A context manager that closes the connections."""
 
     def __enter__(self) -> Self:
         return self
@@ -81,7 +81,7 @@ class _Orm(_Closing):
 
 
 def orm_habit(session: Session, code: str, email: str) -> bool:
-    """Check, then insert, in one transaction of the given session; commits. Two that check at once both pass."""
+    """Check, insert and commit in one transaction; concurrent checks can both pass."""
     offer = session.scalar(select(Offer).where(Offer.code == code))
     customer = session.scalar(select(Customer).where(Customer.email == email))
     if offer is None or customer is None or not _is_open(offer):
@@ -96,7 +96,7 @@ def orm_habit(session: Session, code: str, email: str) -> bool:
 
 
 def for_update(session: Session, code: str, email: str) -> bool:
-    """Lock the offer, then check, insert and count, in one transaction of the given session; commits."""
+    """Lock the offer, then check, insert, count and commit, in one transaction."""
     offer = session.scalar(select(Offer).where(Offer.code == code).with_for_update())
     customer = session.scalar(select(Customer).where(Customer.email == email))
     if offer is None or customer is None or not _is_open(offer):
@@ -120,7 +120,7 @@ def _insert(session: Session, customer_id: int, offer_id: int) -> bool:
     try:
         session.commit()
     except IntegrityError:
-        # The primary key has refused a second use by the same customer.
+        # The primary key prevents a second redemption by the same customer.
         session.rollback()
         return False
     return True
@@ -130,22 +130,22 @@ class OrmHabit(_Orm):
     name = "ORM check-then-insert"
     exact = False
 
-    def redeem(self, asked: Asked) -> bool:
+    def redeem(self, request: TextbookRequest) -> bool:
         with Session(self.engine) as session:
-            return orm_habit(session, asked.code, asked.email)
+            return orm_habit(session, request.code, request.email)
 
 
 class ForUpdate(_Orm):
     name = "SELECT … FOR UPDATE"
     exact = True
 
-    def redeem(self, asked: Asked) -> bool:
+    def redeem(self, request: TextbookRequest) -> bool:
         with Session(self.engine) as session:
-            return for_update(session, asked.code, asked.email)
+            return for_update(session, request.code, request.email)
 
 
 class _Prepared(_Closing):
-    """Statements that the server prepares, each committed by itself, over so many connections."""
+    """Prepared statements in autocommit mode, over a number of connections."""
 
     def __init__(self, url: str, connections: int) -> None:
         self.free: queue.SimpleQueue[psycopg.Connection] = queue.SimpleQueue()
@@ -153,8 +153,8 @@ class _Prepared(_Closing):
         for connection in self.all:
             self.free.put(connection)
 
-    def written(self, statement: LiteralString, values: list[object]) -> int:
-        """How many rows the statement wrote or found."""
+    def execute(self, statement: LiteralString, values: list[object]) -> int:
+        """Execute a statement; return the number of rows."""
         connection = self.free.get()
         try:
             return connection.execute(statement, values).rowcount
@@ -167,28 +167,30 @@ class _Prepared(_Closing):
 
 
 class PlainInsert(_Prepared):
-    """Checks nothing at all: no cap, no window."""
+    """Inserts without any check."""
 
     name = "plain INSERT"
     exact = False
 
-    def redeem(self, asked: Asked) -> bool:
+    def redeem(self, request: TextbookRequest) -> bool:
         statement: LiteralString = (
             "insert into redemption (customer_id, offer_id, channel) values (%s, %s, 'form') on conflict do nothing"
         )
-        return bool(self.written(statement, [asked.customer_id, asked.offer_id]))
+        return bool(self.execute(statement, [request.customer_id, request.offer_id]))
 
 
 class OneStatement(_Prepared):
-    """Checks, row and counter in one statement: one round trip for each redemption. Where the cap is used up, its check
-    constraint takes back the whole statement. It answers yes or no, and never why."""
+    """Checks, row and counter in one statement: one round trip per redemption.
+
+    A check constraint rolls back the statement when the cap is exceeded. It never returns the reason of a refusal.
+    """
 
     name = "one SQL statement"
     exact = True
 
-    def redeem(self, asked: Asked) -> bool:
+    def redeem(self, request: TextbookRequest) -> bool:
         try:
-            return bool(self.written(_ALL_IN_ONE, [asked.email, asked.code]))
+            return bool(self.execute(_ALL_IN_ONE, [request.email, request.code]))
         except psycopg.errors.CheckViolation:
             return False
 

@@ -1,4 +1,4 @@
-"""Web servers in processes of their own: the command that the program is served by, for any app."""
+"""Web servers in separate processes, for any app."""
 
 from __future__ import annotations
 
@@ -32,21 +32,23 @@ class Web:
     port: int
 
     def cpu_seconds(self) -> float:
-        """What it has computed so far, all its processes together."""
+        """The CPU seconds of all its processes so far."""
         main = psutil.Process(self.process.pid)
-        return sum(sum(one.cpu_times()[:4]) for one in [main, *main.children(recursive=True)])
+        return sum(sum(process.cpu_times()[:4]) for process in [main, *main.children(recursive=True)])
 
 
 def command(settings: Settings, app: str) -> list[str]:
-    """How the program is served, with another app in its place: as many workers, as many threads."""
+    """The command that serves the application, with another app in its place."""
     return [app if word == PROGRAM else word for word in shlex.split(supervisor._web_command(settings))]
 
 
 @contextmanager
 def serving(app: str, settings: Settings, environment: Mapping[str, str], ready: str) -> Iterator[Web]:
-    """Serve an app on a free port until the block ends; begins when the path `ready` answers.
+    """Serve an app on a free port during the block.
 
-    :raises RuntimeError: when it does not, with the server's last words.
+    The block begins when the path `ready` responds.
+
+    :raises RuntimeError: when it does not respond, with the end of the server's log.
     """
     port = _free_port()
     log = Path(settings.instance_path) / f"{app.partition(':')[0]}.{port}.log"
@@ -79,8 +81,8 @@ def _wait(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
             with urllib.request.urlopen(url, timeout=5):
                 return
         except urllib.error.HTTPError:
-            # It answers, and there is nothing to GET.
+            # It responds, although the path has no GET.
             return
         except OSError:
             time.sleep(0.05)
-    raise RuntimeError(f"{url} does not answer: {log.read_text(errors='replace')[-2000:]}")
+    raise RuntimeError(f"{url} does not respond: {log.read_text(errors='replace')[-2000:]}")

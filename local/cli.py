@@ -1,4 +1,4 @@
-"""Add the commands of a local instance to `flask --app wsgi`, and report every command's errors in one line."""
+"""Commands of a local instance for `flask --app wsgi`, with errors in one line."""
 
 from __future__ import annotations
 

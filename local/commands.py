@@ -1,4 +1,4 @@
-"""The commands behind `make setup`, `make down`, `make run` and `make run-migration`.
+"""Commands of `make setup`, `make down`, `make run` and `make run-migration`.
 
 Every command reports an expected error as one line on standard error that says what to do (`wrap_command_errors`), and
 stops whatever it has started.
@@ -45,7 +45,10 @@ OPERATOR_ERRORS = (
 
 
 def wrap_command_errors(command: click.Command, settings: Settings) -> click.Command:
-    """Return a copy of a command or group that reports errors of settings, files and the database in one line."""
+    """Return a copy of a command or group that reports expected errors in one line.
+
+    Expected errors are those of settings, files and the database.
+    """
     plain = copy.copy(command)
 
     def invoke(context: click.Context) -> object:
@@ -67,7 +70,7 @@ def up_command() -> None:
             _print_addresses(settings, "Onecode is already running; nothing was changed.")
             return
         _print_warnings(preflight.collect_warnings(settings))
-        # Stop what a killed set-up left running; everything is then started again.
+        # Stop what an interrupted setup left running; everything is then started again.
         supervisor.stop_services(settings)
         preflight.check_ports(settings)
         with running_database(settings):
@@ -115,7 +118,10 @@ def run_here_command() -> None:
 
 @click.command("migrate")
 def migrate_command() -> None:
-    """Upgrade the database schema. Safe on two machines at once: the second waits for the first."""
+    """Upgrade the database schema.
+
+    Safe on two machines at once: the second waits for the first.
+    """
     settings = _get_settings()
     # Only starting the embedded server needs the lock; without that server the instance folder may be read-only.
     with (
@@ -132,7 +138,10 @@ def migrate_command() -> None:
 
 @contextmanager
 def running_database(settings: Settings) -> Iterator[None]:
-    """Start, check and migrate the database; stop a server started here when the body raises."""
+    """Start, check and migrate the database.
+
+    A server that is started here is stopped when the body raises.
+    """
     preflight.check_install_path()
     started = not supervisor.is_database_running(settings)
     try:
@@ -149,7 +158,7 @@ def running_database(settings: Settings) -> Iterator[None]:
 
 
 def _upgrade_schema(settings: Settings) -> None:
-    """Migrate under an advisory lock: a second process waits and then finds nothing to do."""
+    """Migrate under an advisory lock; a second process waits for the first."""
     # No transaction: a server with idle_in_transaction_session_timeout would end it and release the lock.
     with db.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as lock:
         lock.execute(text("select pg_advisory_lock(hashtext('onecode.migrate'))"))
@@ -212,7 +221,7 @@ def _exit_on_known_errors(settings: Settings) -> Iterator[None]:
 
 
 def _explain_database_error(error: psycopg.Error | DBAPIError, settings: Settings) -> str:
-    """Return one line: the result of the set-up's own check of the database, or the first line of the error."""
+    """Return one line that says what to do about a database error."""
     cause = error.orig if isinstance(error, DBAPIError) else error
     message = str(cause).strip() or type(cause).__name__
     if "No space left on device" in message:

@@ -1,4 +1,4 @@
-"""`make demo`, `make demo-down` and `make demo-reset`: run the demo in an instance of its own."""
+"""Commands of `make demo`, `make demo-down` and `make demo-reset`."""
 
 from __future__ import annotations
 

@@ -54,12 +54,17 @@ def create_folder(user: Settings) -> None:
 
 
 def choose_port(user: Settings) -> int:
-    """Return the first of three free ports: those of the last start, or else the next ones from the user's + 100."""
+    """Return the first of three free ports.
+
+    These are the ports of the last start if they are free, or else the next ones from the user's port + 100.
+    """
     return preflight.find_free_port(_get_usual_port(user))
 
 
 def get_environment(user: Settings, port: int | None = None, public_url: str | None = None) -> dict[str, str]:
-    """Return all settings of the demo instance as environment variables; empty ones hide those of `.env`.
+    """Return all settings of the demo instance as environment variables.
+
+    Empty ones override those of `.env`.
 
     :param port: of the web server, the last one used by default; the mail sink uses the two after it.
     :param public_url: the address for browsers, that of this machine by default.
@@ -74,7 +79,9 @@ def get_environment(user: Settings, port: int | None = None, public_url: str | N
 
 
 def load_demo_settings(user: Settings, port: int | None = None, public_url: str | None = None) -> Settings:
-    """Load the settings of the demo instance; the arguments are those of `get_environment`.
+    """Load the settings of the demo instance.
+
+    The arguments are those of `get_environment`.
 
     :raises ServiceError: when the embedded PostgreSQL is not installed.
     """
@@ -92,7 +99,9 @@ def is_running(user: Settings) -> bool:
 
 
 def get_seeded_date(settings: Settings) -> date | None:
-    """Return the date for which the database was filled (UTC); None when it is not filled completely.
+    """Return the date (UTC) for which the database was filled.
+
+    None if it is not filled completely.
 
     :param settings: those of the demo instance.
     """

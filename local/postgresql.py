@@ -1,4 +1,4 @@
-"""The embedded PostgreSQL: a regular server from a wheel, with its data in the instance folder; no installation.
+"""The embedded PostgreSQL: a regular server from a wheel, without installation.
 
 PostgreSQL refuses to run as root, so root starts it as the system user `onecode-db`. The data are in the instance
 folder if that user can access it, and otherwise (as in a private home folder) in `/var/lib/onecode`. The permissions
@@ -41,7 +41,7 @@ class EmbeddedError(Exception):
 
 @dataclass(frozen=True)
 class EmbeddedServer:
-    """An embedded PostgreSQL cluster and its server, which accepts connections on a Unix socket only.
+    """An embedded PostgreSQL cluster and its server, on a Unix socket only.
 
     `home` holds the data and the log, `parameters` override the server's configuration, and the server runs as
     `system_user`, or as the current user if that is None.
@@ -61,7 +61,9 @@ class EmbeddedServer:
         return self.home / "postgresql.log"
 
     def start(self) -> bool:
-        """Create the cluster if there is none and start the server; return False if it was running already.
+        """Create the cluster if there is none, and start the server.
+
+        Return False if it was running already.
 
         Returns when the server accepts connections.
 
@@ -90,7 +92,7 @@ class EmbeddedServer:
         return (self.data_folder / "PG_VERSION").exists()
 
     def stop(self) -> bool:
-        """Stop the server, wait for its end and remove the socket folder; return whether it was running."""
+        """Stop the server and remove the socket folder; return whether it was running."""
         process = self._find_postmaster()
         if process is not None:
             self._run_program("pg_ctl", "-D", self.data_folder, "-m", "fast", "-w", "-t", "60", "stop")
@@ -102,11 +104,17 @@ class EmbeddedServer:
         return process is not None
 
     def is_running(self) -> bool:
-        """Return whether the server of this cluster is running; a pid file left by a crash does not count."""
+        """Return whether the server of this cluster is running.
+
+        A pid file left by a crash does not count.
+        """
         return self._find_postmaster() is not None
 
     def _find_postmaster(self) -> psutil.Process | None:
-        """Return the running server of this cluster. The process ID in the pid file may have been reused since."""
+        """Return the running server of this cluster.
+
+        The process ID in the pid file may have been reused by another program.
+        """
         try:
             process = psutil.Process(int((self.data_folder / "postmaster.pid").read_text().split("\n", 1)[0]))
         except (OSError, ValueError, psutil.Error):
@@ -114,7 +122,10 @@ class EmbeddedServer:
         return process if self._is_own_process(process) else None
 
     def _is_own_process(self, process: psutil.Process) -> bool:
-        """Return whether a process is this cluster's server or its child; True if access to it is denied."""
+        """Return whether a process is this cluster's server or its child.
+
+        True if access to the process is denied.
+        """
         try:
             return process.name() == "postgres" and os.path.samefile(process.cwd(), self.data_folder)
         except psutil.AccessDenied:
@@ -123,7 +134,9 @@ class EmbeddedServer:
             return False
 
     def _remove_stale_files(self) -> None:
-        """Remove the files of a killed server. PostgreSQL does so itself unless its process ID has been reused.
+        """Remove the files of a killed server.
+
+        PostgreSQL does so itself unless its process ID has been reused.
 
         The pid file stays while a child of the killed server runs: it keeps a new server from using the same shared
         memory.
@@ -180,7 +193,10 @@ class EmbeddedServer:
         )  # fmt: skip
 
     def _write_configuration(self) -> None:
-        """Write the server's settings; who can connect depends on the permissions of the socket folder alone."""
+        """Write the server's settings.
+
+        The permissions of the socket folder alone decide who can connect.
+        """
         wanted = {
             "listen_addresses": "",
             "unix_socket_directories": f'"{self.socket_folder}"',
@@ -206,7 +222,7 @@ class EmbeddedServer:
             os.close(log)
 
     def _wait_until_ready(self, process: subprocess.Popen[bytes] | None, seconds: float = 60) -> None:
-        """Wait until the server accepts connections; recovery after a crash can take a while."""
+        """Wait until the server accepts connections, also during a recovery."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             try:
@@ -242,7 +258,10 @@ class EmbeddedServer:
         )  # fmt: skip
 
     def _binary_path(self, program: str) -> str:
-        """Return the path of a program: in the wheel if the server's user can run it there, else in a copy."""
+        """Return the path of a program.
+
+        It is in the wheel if the server's user can run it there, otherwise in a copy.
+        """
         wheel = wheel_folder()
         if self.system_user is None or _can_access(wheel / "bin", self.system_user):
             return str(wheel / "bin" / program)
@@ -259,7 +278,7 @@ class EmbeddedServer:
         return str(copy / wheel.relative_to(wheel.parent.parent) / "bin" / program)
 
     def _process_options(self) -> dict[str, Any]:
-        """Return options of `subprocess` to run as the server's user with a minimal environment."""
+        """Return `subprocess` options for the server's user and a minimal environment."""
         environment = {"PATH": os.environ.get("PATH", ""), "LC_ALL": "C", "TZ": "UTC"}
         if self.system_user is None:
             return {"env": environment}
@@ -273,7 +292,9 @@ class EmbeddedServer:
 
 
 def locate_server(instance: Path, sockets: Path, settings: Mapping[str, str] | None = None) -> EmbeddedServer:
-    """Return the embedded server of an instance folder without starting it; as root, create the system user.
+    """Return the embedded server of an instance folder without starting it.
+
+    As root, create the system user.
 
     :param sockets: the folder of the server's Unix socket.
     :param settings: server parameters that replace the defaults.
@@ -293,7 +314,10 @@ def locate_server(instance: Path, sockets: Path, settings: Mapping[str, str] | N
 
 
 def _instance_token(instance: Path) -> str:
-    """Return a random token of the instance folder, so that a new folder at the same path does not get the old data."""
+    """Return the random token of an instance folder.
+
+    With it, a new folder at the same path does not get the data of the old one.
+    """
     return atomic_files.read_or_create(instance / "mark", secrets.token_hex(4))
 
 
@@ -329,7 +353,10 @@ def _ensure_system_user() -> str:
 
 
 def _can_access(folder: Path, owner: str) -> bool:
-    """Return whether a user can enter and list a folder, by trying it as that user rather than from mode bits."""
+    """Return whether a user can enter and list a folder.
+
+    This is tried as that user, since mode bits do not show everything.
+    """
     user = pwd.getpwnam(owner)
     done = subprocess.run(
         ["/bin/sh", "-c", 'test -x "$1" && test -r "$1"', "sh", str(folder)],

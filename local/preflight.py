@@ -1,4 +1,4 @@
-"""Checks that run before anything is started or changed: ports, database, clock, mail relay.
+"""Checks before the start: ports, database, clock, mail relay.
 
 A failed check raises `SetupError` with one line that says what to do. Problems that do not prevent the start are
 returned as warnings.
@@ -97,7 +97,9 @@ def check_running_port(settings: Settings) -> None:
 
 
 def check_install_path() -> None:
-    """Check that the path of the program has no %, which Alembic interpolates in its configuration.
+    """Check that the path of the program has no %.
+
+    Alembic interpolates it in its configuration.
 
     :raises SetupError: when it has one.
     """
@@ -106,7 +108,9 @@ def check_install_path() -> None:
 
 
 def check_database(settings: Settings) -> list[str]:
-    """Check that the database can be used and is empty or belongs to Onecode; return warnings. Writes nothing.
+    """Check that the database can be used, and return warnings. Writes nothing.
+
+    It has to be empty or to belong to Onecode.
 
     :raises SetupError: when it can't be used.
     """
@@ -136,7 +140,10 @@ def check_database(settings: Settings) -> list[str]:
 
 
 def collect_warnings(settings: Settings) -> list[str]:
-    """Return one line for each probable mistake: misspelt names in `.env`, a relay that can't be reached."""
+    """Return one line for each probable mistake.
+
+    These are misspelt names in `.env` and a relay that can't be reached.
+    """
     found = []
     for name in app_settings.read_env_file():
         near = get_close_matches(name.upper(), app_settings.SETTING_NAMES, 1, 0.8)
@@ -212,7 +219,10 @@ def _try_bind(port: int) -> None:
 
 
 def find_free_port(start: int) -> int:
-    """Return the first port of `start`, `start + 10`, … that is free together with the two after it."""
+    """Return the first of three consecutive free ports.
+
+    Tries `start`, `start + 10` and so on.
+    """
     for port in range(start, 65_000, 10):
         try:
             for one in range(port, port + 3):

@@ -1,4 +1,4 @@
-"""Run the processes of an instance on one machine, in the background or in the foreground.
+"""Run the processes of an instance, in the background or in the foreground.
 
 supervisord restarts a process that dies and lets each one finish its current step when it is stopped. The embedded
 PostgreSQL is not one of its processes, so that the services can be stopped without the database.
@@ -33,7 +33,7 @@ INSTANCE_VARIABLE = "ONECODE_INSTANCE"
 
 
 class ServiceError(Exception):
-    """The services can't be started or stopped; the message is one line and says what to do."""
+    """The services can't be started or stopped; the message says what to do."""
 
 
 @contextmanager
@@ -76,7 +76,10 @@ def embedded_database(settings: Settings) -> embedded_postgresql.EmbeddedServer:
 
 
 def start_database(settings: Settings) -> bool:
-    """Start the embedded server and create its database; return False if it ran already or DATABASE_URL is set."""
+    """Start the embedded server and create its database.
+
+    Return False if it was running already or DATABASE_URL is set.
+    """
     if not settings.uses_embedded_database:
         return False
     server = embedded_database(settings)
@@ -91,7 +94,10 @@ def stop_database(settings: Settings) -> bool:
 
 
 def is_database_running(settings: Settings) -> bool:
-    """Return whether the embedded server is running; True if DATABASE_URL names another server."""
+    """Return whether the embedded server is running.
+
+    True if DATABASE_URL names another server.
+    """
     return not settings.uses_embedded_database or embedded_database(settings).is_running()
 
 
@@ -101,7 +107,9 @@ def is_supervisor_running(settings: Settings) -> bool:
 
 
 def start_services(settings: Settings, environment: Mapping[str, str] | None = None) -> None:
-    """Start web, worker and (without MAIL_SERVER) mail sink in the background; return when `/readyz` succeeds.
+    """Start web, worker and, without MAIL_SERVER, the mail sink in the background.
+
+    Return when `/readyz` succeeds.
 
     :param environment: variables of the started processes that differ from those of this process.
     :raises ServiceError: when the web server does not become ready; all processes are stopped then.
@@ -126,7 +134,10 @@ def start_services(settings: Settings, environment: Mapping[str, str] | None = N
 
 
 def run_in_foreground(settings: Settings) -> None:
-    """Run the same processes with their logs on the screen until Ctrl-C or SIGTERM; return when all have ended."""
+    """Run the same processes with their logs on the screen.
+
+    Return when all have ended after Ctrl-C or SIGTERM.
+    """
     atomic_files.write_atomically(settings.instance_path / "port", str(settings.port))
     command = [
         sys.executable,
@@ -149,7 +160,10 @@ def run_in_foreground(settings: Settings) -> None:
 
 
 def stop_services(settings: Settings) -> bool:
-    """Stop all processes of an instance, also those left by a killed supervisor; return whether there were any."""
+    """Stop all processes of an instance; return whether there were any.
+
+    This includes processes left by a killed supervisor.
+    """
     found = _list_own_processes(settings)
     supervisor = _find_supervisor(settings)
     if supervisor is not None:
@@ -166,7 +180,10 @@ def stop_services(settings: Settings) -> bool:
 
 
 def _write_configuration(settings: Settings, foreground: bool = False) -> Path:
-    """Write supervisord's configuration. Paths are passed in the environment, where no character needs escaping."""
+    """Write supervisord's configuration.
+
+    Paths are passed in the environment, where no character needs escaping.
+    """
     folder = settings.instance_path
     _make_private_folder(folder / "mails")
     _make_private_folder(folder / "log")
@@ -205,7 +222,10 @@ def _write_configuration(settings: Settings, foreground: bool = False) -> Path:
 
 
 def _make_private_folder(folder: Path) -> Path:
-    """Create a folder that no other user can read: logs and emails contain personal data."""
+    """Create a folder that no other user can read.
+
+    Logs and emails contain personal data.
+    """
     folder.mkdir(mode=0o700, exist_ok=True)
     return folder
 
@@ -256,7 +276,10 @@ def _find_supervisor(settings: Settings) -> psutil.Process | None:
 
 
 def _list_own_processes(settings: Settings) -> list[psutil.Process]:
-    """Return the running processes with this instance in their environment, except this one and its parents."""
+    """Return the running processes of an instance.
+
+    They have the instance in their environment. This process and its parents are excluded.
+    """
     excluded = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
     return [p for p in psutil.process_iter() if p.pid not in excluded and _is_own_process(p, settings)]
 

@@ -1,6 +1,8 @@
-"""What runs inside django-oscar's own environment: importing it sets Django up, also in each process of a crowd.
+"""Code that runs in django-oscar's environment.
 
-Nothing here imports the program, and the program's environment has no oscar.
+Importing it sets up Django, also in each client process.
+
+Nothing here imports the application, whose environment has no oscar.
 """
 
 import os

@@ -1,6 +1,6 @@
 """`python -m benchmarks.oscar.run set-up USERS`, or `… run '{"way": "step", …}'`.
 
-The latter prints "ready" when all its clients wait, begins when it reads a line, and prints what was done as JSON.
+The latter prints "ready" when all clients are connected, begins when it reads a line, and prints the result as JSON.
 """
 
 import json
@@ -22,12 +22,12 @@ def measure(way, items, processes, threads, seconds, usage, cap):
     voucher = shop.new_voucher(usage, cap)
     side = shop.WAYS[way](voucher, items)
     with connection.cursor() as cursor:
-        # What autovacuum would have done.
+        # As autovacuum would do.
         cursor.execute("vacuum (analyze)")
         cursor.execute("checkpoint")
     crowd = peers_crowd.Crowd(processes, threads, seconds)
-    done = peers_crowd.run(side, range(items), crowd, ready)
-    print(json.dumps(done.asdict() | shop.counted(voucher)), flush=True)
+    result = peers_crowd.run(side, range(items), crowd, ready)
+    print(json.dumps(result.asdict() | shop.voucher_counts(voucher)), flush=True)
 
 
 def ready():

@@ -1,4 +1,7 @@
-"""A shop as oscar's own guide sets it up, on the database that `OSCAR_DATABASE` names (name, user and host as JSON)."""
+"""A shop set up by oscar's guide.
+
+`OSCAR_DATABASE` names its database (name, user and host as JSON).
+"""
 
 import json
 import os
@@ -11,8 +14,8 @@ DEBUG = False
 USE_TZ = True
 SITE_ID = 1
 INSTALLED_APPS = OSCAR_APPS
-# A connection is kept, as a server would keep it. Transactions are tied to requests, as the guide recommends:
-# shop.py says where a request begins and ends.
+# Connections are persistent, as in a server. Each request is a transaction, as the guide recommends;
+# shop.py delimits the requests.
 DATABASES = {
     "default": {
         "ENGINE": "django.db.backends.postgresql",

@@ -1,9 +1,9 @@
-"""A shop with customers, products and vouchers, and the ways through oscar's own code that are measured.
+"""A shop with customers and vouchers, and the measured operations of oscar.
 
-`Step` is what `OrderCreator.place_order` does for a voucher, by oscar's own functions and nothing else: lock it, see
-whether it is active and available, record its use. `WholeOrder` is a customer's way from an empty basket to the order,
-`LastRequest` the end of that way, with the voucher in the basket already. Each request is a transaction, as oscar
-recommends. What a checkout does besides (HTTP, sessions, pages, addresses, payment, mails) is left out: that helps it.
+`Step` is the part of `OrderCreator.place_order` that handles a voucher, by oscar's own functions: lock it, check that
+it is active and available, record its use. `WholeOrder` goes from an empty basket to the order, `LastRequest` is only
+its last request, with the voucher in the basket already. Each request is a transaction, as oscar recommends. The rest
+of a checkout (HTTP, sessions, pages, addresses, payment, emails) is omitted, to oscar's advantage.
 """
 
 import datetime
@@ -32,7 +32,7 @@ OrderTotalCalculator = get_class("checkout.calculators", "OrderTotalCalculator")
 SurchargeApplicator = get_class("checkout.applicator", "SurchargeApplicator")
 User = get_user_model()
 
-# Of many, so that nobody waits for another's stock.
+# Many products, so that no order waits for the stock of another.
 PRODUCTS = 200
 PLENTY = 1_000_000
 
@@ -50,7 +50,7 @@ def stock(users):
 
 
 def new_voucher(usage, cap):
-    """A voucher of 25 % off everything. `cap` is how often its offer may be given at all, None for no end."""
+    """Create a voucher of 25 % off; `cap` limits its uses, None for no limit."""
     n = Voucher.objects.count() + 1
     everything = factories.RangeFactory(name=f"All {n}", slug=f"all-{n}", includes_all_products=True)
     offer = factories.ConditionalOfferFactory(
@@ -73,9 +73,11 @@ def new_voucher(usage, cap):
     return voucher
 
 
-def counted(voucher):
-    """What oscar itself has written down about a voucher: `given` are the discounts on orders, `counter` is what the
-    cap is compared with."""
+def voucher_counts(voucher):
+    """Oscar's own records about a voucher.
+
+    `given` are the discounts on orders, `counter` is the value that the cap is compared with.
+    """
     offer = voucher.offers.get()
     voucher.refresh_from_db()
     return {
@@ -87,16 +89,16 @@ def counted(voucher):
 
 
 class Side:
-    """What is made ready before anybody waits for it: the baskets and orders that a way begins with."""
+    """One of the operations; prepares its baskets and orders without measuring."""
 
     def __init__(self, voucher, n):
-        self.made = self.make(voucher, list(User.objects.order_by("pk")[:n]))
+        self.prepared = self.prepare(voucher, list(User.objects.order_by("pk")[:n]))
 
-    def make(self, voucher, users):
+    def prepare(self, voucher, users):
         raise NotImplementedError
 
     def open(self, threads):
-        """Importing this has set Django up."""
+        """Nothing to do: importing this module has set up Django."""
 
     @contextmanager
     def client(self):
@@ -107,14 +109,14 @@ class Side:
             connection.close()
 
     def close(self):
-        """Each client has closed its connection."""
+        """Nothing to do: each client closes its connection."""
 
     def work(self, item):
         raise NotImplementedError
 
 
 def _baskets(voucher, users):
-    """A basket for each, with the voucher in it."""
+    """Create a basket with the voucher for each user."""
     baskets = Basket.objects.bulk_create([Basket(owner=user) for user in users], batch_size=1000)
     through = Basket.vouchers.through
     through.objects.bulk_create(
@@ -124,9 +126,9 @@ def _baskets(voucher, users):
 
 
 class Step(Side):
-    """The voucher's part of an order that is otherwise there already."""
+    """The voucher's part of an order that exists already."""
 
-    def make(self, voucher, users):
+    def prepare(self, voucher, users):
         orders = Order.objects.bulk_create(
             [
                 Order(
@@ -140,7 +142,7 @@ class Step(Side):
         return orders
 
     def work(self, item):
-        order = self.made[item]
+        order = self.prepared[item]
         basket, user = order.basket, order.user
         with transaction.atomic():
             for voucher in basket.vouchers.select_for_update():
@@ -156,14 +158,14 @@ class Step(Side):
 
 
 class WholeOrder(Side):
-    """Three requests: a product into the basket, the voucher into the basket, the order."""
+    """Three requests: add a product to the basket, add the voucher, place the order."""
 
-    def make(self, voucher, users):
+    def prepare(self, voucher, users):
         products = [product.pk for product in Product.objects.order_by("pk")]
         return [(user, products[n % len(products)], voucher.code) for n, user in enumerate(users)]
 
     def work(self, item):
-        user, product_id, code = self.made[item]
+        user, product_id, code = self.prepared[item]
         with transaction.atomic():
             basket = Basket.open.create(owner=user)
             basket.strategy = Default()
@@ -176,28 +178,28 @@ class WholeOrder(Side):
 
 
 class LastRequest(Side):
-    """The order alone, by customers who have the voucher in the basket and its discount before their eyes."""
+    """Place an order by customers who have the voucher in the basket already."""
 
     @transaction.atomic
-    def make(self, voucher, users):
-        made = []
+    def prepare(self, voucher, users):
+        prepared = []
         products = list(Product.objects.order_by("pk"))
         for n, user in enumerate(users):
             basket = Basket.open.create(owner=user)
             basket.strategy = Default()
             basket.add_product(products[n % len(products)])
             if not _add_voucher(_basket(basket.pk, user), user, voucher.code):
-                raise RuntimeError("the voucher is good for nobody")
-            made.append((user, basket.pk))
-        return made
+                raise RuntimeError("the voucher gives no discount")
+            prepared.append((user, basket.pk))
+        return prepared
 
     def work(self, item):
-        user, basket_id = self.made[item]
+        user, basket_id = self.prepared[item]
         return _place(basket_id, user)
 
 
 def _basket(basket_id, user):
-    """What the middleware does for each request that looks at the basket."""
+    """Load the basket as oscar's middleware does for each request."""
     basket = Basket.open.get(pk=basket_id, owner=user)
     basket.owner = user
     basket.strategy = Default()
@@ -207,7 +209,7 @@ def _basket(basket_id, user):
 
 
 def _add_voucher(basket, user, code):
-    """What the view does that adds a voucher; True if it gives a discount."""
+    """Add a voucher as oscar's view does; return True if it gives a discount."""
     voucher = Voucher._default_manager.get(code=code)
     if basket.contains_voucher(code) or voucher.is_expired() or not voucher.is_active():
         return False
@@ -219,13 +221,17 @@ def _add_voucher(basket, user, code):
 
 
 def _discounted(basket, voucher_id):
-    return any(found["voucher"] and found["voucher"].pk == voucher_id for found in basket.offer_applications)
+    return any(
+        application["voucher"] and application["voucher"].pk == voucher_id for application in basket.offer_applications
+    )
 
 
 def _place(basket_id, user):
-    """What the checkout does at its end: read the basket with the offers that hold now, freeze it, place the order.
+    """Place the order as oscar's checkout does.
 
-    True if the order got the discount; without it the order is placed all the same, as oscar does.
+    Loads the basket with its current offers, freezes it and places the order.
+
+    Return True if the order got the discount. Without a discount the order is still placed, as oscar does.
     """
     try:
         with transaction.atomic():
@@ -243,7 +249,7 @@ def _place(basket_id, user):
             basket.submit()
             return discounted
     except ValueError:
-        # So oscar says no to a voucher that somebody else has used up meanwhile.
+        # Oscar raises this for a voucher that another customer has used up in between.
         return False
 
 

@@ -1,4 +1,4 @@
-"""The data of the demo: a tea shop with customers, offers, campaigns and redemptions of eight weeks.
+"""The data of the demo: eight weeks of a tea shop.
 
 `seed` fills an empty database. Nothing in `webapp` knows about the demo.
 """

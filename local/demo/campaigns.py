@@ -1,4 +1,4 @@
-"""Simulate the sending of a past campaign: the rows that workers would have written, window by window.
+"""Simulate the sending of a past campaign, window by window.
 
 The rows have the properties of real ones: frozen batches of 500 recipients, windows of 50 with their times, a row for
 every delivery that was not sent at the first attempt and none for the others, and correct totals.
@@ -84,7 +84,10 @@ class SentCampaign:
 
 
 class _SendSimulation:
-    """Connections that send the batches of one campaign. Times are in seconds since the launch."""
+    """Connections that send the batches of one campaign.
+
+    Times are in seconds since the launch.
+    """
 
     def __init__(self, plan: CampaignPlan, recipients: Recipients, launched_by: str, rng: random.Random) -> None:
         assert plan.launch_at is not None  # noqa: S101 (a launched campaign)
@@ -168,7 +171,10 @@ class _SendSimulation:
         return clock
 
     def _kill_worker(self, batch: _BatchState, customer_id: int, clock: float) -> float:
-        """Let another worker continue the batch after the lease, by the policy for uncertain deliveries."""
+        """Let another worker continue the batch after the lease.
+
+        The policy decides about the uncertain delivery.
+        """
         at = self._time(clock)
         clock += LEASE_DURATION + self.rng.uniform(2, 30)
         batch.epoch += 1
@@ -184,7 +190,7 @@ class _SendSimulation:
         return clock
 
     def _count_failure(self, batch: _BatchState, clock: float) -> None:
-        """Pause the campaign like a worker when too many of the last 500 deliveries failed."""
+        """Pause the campaign when too many of the last 500 deliveries failed."""
         batch.failed_positions.append(batch.position)
         rest = BATCH_SIZE - batch.position - 1
         previous = self.batches[batch.seq - 1] if batch.seq else None
@@ -224,7 +230,10 @@ class _SendSimulation:
         }
 
     def _retry_deferred(self) -> None:
-        """Retry deferred deliveries until the campaign stops; most succeed at the first retry."""
+        """Retry deferred deliveries until the campaign stops.
+
+        Most succeed at the first retry.
+        """
         stopped_at = None if self.stopped_at is None else self._time(self.stopped_at)
         for customer_id, delivery in self.result.deliveries.items():
             while delivery["state"] == "deferred" and (stopped_at is None or delivery["next_at"] < stopped_at):
@@ -290,12 +299,15 @@ class _SendSimulation:
 
 
 def simulate_sending(plan: CampaignPlan, recipients: Recipients, launched_by: str, seed: str) -> SentCampaign:
-    """Simulate a campaign that was launched in the past; the result is the same for the same seed."""
+    """Simulate a campaign that was launched in the past.
+
+    The result is the same for the same seed.
+    """
     return _SendSimulation(plan, recipients, launched_by, random.Random(seed)).run()  # noqa: S311
 
 
 def record_bounce(sent: SentCampaign, customer_id: int, at: datetime, text: str) -> None:
-    """Record that an accepted email bounced: from then on its delivery counts as failed."""
+    """Record that an accepted email bounced, so its delivery counts as failed."""
     if customer_id in sent.deliveries:
         return
     sent.deliveries[customer_id] = {

@@ -1,4 +1,4 @@
-"""The customers of the demo, as the files that a shop would import: the same on every day.
+"""The customers of the demo, as the files that a shop would import.
 
 All addresses are in example.com, example.net and example.org, which are reserved for examples (RFC 2606).
 """
@@ -53,7 +53,10 @@ class CustomerRecord:
 
 @dataclass(frozen=True)
 class ImportFile:
-    """A file to import. `audience` is chosen for all its rows; `kind` is that of `CustomerImport`."""
+    """A file to import.
+
+    `audience` is chosen for all its rows; `kind` is that of `CustomerImport`.
+    """
 
     filename: str
     data: bytes
@@ -71,7 +74,10 @@ def generate_customers() -> list[CustomerRecord]:
 
 
 def build_import_files() -> list[ImportFile]:
-    """Return what the shop imported: its customers, newsletter sign-ups, and addresses that must not be emailed."""
+    """Return the files that the shop imported.
+
+    They contain its customers, newsletter sign-ups, and addresses that must not be emailed.
+    """
     customers = generate_customers()
     sign_ups = customers[CUSTOMER_COUNT - SIGN_UP_COUNT :]
     # Imported with a warning: a locale that is no language tag.
@@ -155,7 +161,10 @@ def _insert_invalid_rows(data: bytes) -> bytes:
 
 
 def _build_suppression_file(existing: list[CustomerRecord]) -> bytes:
-    """Return the suppression list of an earlier mailer: some customers, some other addresses, one invalid row."""
+    """Return the suppression list of an earlier mailer.
+
+    It has some customers, some other addresses and one invalid row.
+    """
     rng = random.Random(f"{SEED}: suppressions")  # noqa: S311
     suppressed = [
         (record.email, rng.choice(("unsubscribe", "unsubscribe", "bounce", "spam")))

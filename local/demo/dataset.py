@@ -1,4 +1,4 @@
-"""Generate eight weeks of offers, campaigns and redemptions from the scenario, and write them in one transaction.
+"""Generate eight weeks of offers, campaigns and redemptions from the scenario.
 
 The result is the same for the same day: every simulation has a seed of its own, and of today only what is before `now`
 is written.
@@ -52,7 +52,9 @@ class _CustomerBase:
 
 
 def write_dataset(now: datetime) -> None:
-    """Write everything that happened in the shop before `now` after its imports. Commits once.
+    """Write everything that happened after the imports and before `now`.
+
+    Commits once.
 
     :param now: with a time zone; nothing later is written.
     """
@@ -148,7 +150,7 @@ def _simulate_campaign(
     now: datetime,
     audit_log: list[dict[str, Any]],
 ) -> None:
-    """Send one past campaign, with the redemptions, unsubscribes, complaints and bounces that follow."""
+    """Simulate one past campaign and the redemptions and suppressions that follow."""
     assert campaign.launch_at is not None  # noqa: S101
     launched_at, rows = campaign.launch_at, history.simulation.rows
     includes_sign_ups = launched_at >= scenario.local_day(now)(scenario.SIGN_UP_DAY + 1)
@@ -199,7 +201,7 @@ def _suppress_recipients(
     now: datetime,
     audit_log: list[dict[str, Any]],
 ) -> None:
-    """Suppress recipients whose mailbox does not exist, who unsubscribe or complain, or whose email bounces later."""
+    """Suppress recipients who unsubscribe, complain or whose email bounces."""
     source = f"campaign {campaign_id}"
     for customer_id, delivery in sent.deliveries.items():
         if delivery["state"] == "failed" and delivery["text"].startswith("5.1."):
@@ -238,7 +240,7 @@ def _suppress(base: _CustomerBase, customer_id: int, reason: str, at: datetime, 
 
 
 def _resolve_uncertain(campaign: CampaignPlan, sent: SentCampaign) -> None:
-    """Resolve the uncertain deliveries of a reminder: staff decided not to send them again."""
+    """Dismiss the uncertain deliveries of a reminder, as staff would do."""
     for delivery in sent.deliveries.values():
         if delivery["state"] == "uncertain" and campaign.kind == "reminder":
             text = f"{delivery['text']}; left as it is by {MANAGER.email}"

@@ -1,4 +1,4 @@
-"""Given and family names of many locales, each with its spelling in email addresses.
+"""Given and family names of many locales, with their spelling in addresses.
 
 A name is written `native:latin` where its script is not Latin; diacritics of Latin names are removed by the program.
 Where family names differ by gender, a locale has two groups.

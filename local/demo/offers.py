@@ -72,7 +72,10 @@ def insert_planned_offer(plan: OfferPlan, today: datetime) -> OfferHistory:
 
 
 def insert_drafts(histories: list[OfferHistory], now: datetime) -> None:
-    """Insert all campaigns as drafts in the order of their creation; the one that is launched live is the last."""
+    """Insert all campaigns as drafts in the order of their creation.
+
+    The one that is launched live is the last.
+    """
     drafts = [
         (_created_at(campaign, history.plan, now), history, campaign)
         for history in histories

@@ -1,4 +1,6 @@
-"""Write the rows of the demo that no simulation produces: import dates, API keys, redemptions, suppressions, audit log.
+"""Write the rows of the demo.
+
+These are import dates, API keys, redemptions, suppressions and the audit log.
 
 No function commits.
 """
@@ -69,7 +71,7 @@ def backdate_imports(day: LocalDay) -> None:
 
 
 def insert_api_keys(day: LocalDay) -> dict[str, int]:
-    """Insert API keys with random secrets that nobody knows; return their ids by name."""
+    """Insert API keys with random, discarded secrets; return their ids by name."""
     ids = {}
     for name in scenario.API_KEY_NAMES:
         row = ApiKey(
@@ -95,7 +97,10 @@ def insert_redemptions(
     now: datetime,
     audit_log: list[dict[str, Any]],
 ) -> None:
-    """Insert an offer's redemptions before `now` and its rollbacks; set its counter and the time it was frozen."""
+    """Insert an offer's redemptions before `now` and its rollbacks.
+
+    Also set its counter and the time at which it was frozen.
+    """
     redemptions = [{"offer_id": offer_id, **row} for row in simulated.redemptions if row["redeemed_at"] < now]
     rollbacks = [{"offer_id": offer_id, **row} for row in simulated.rollbacks]
     for model, rows in ((Redemption, redemptions), (Rollback, rollbacks)):
@@ -113,13 +118,19 @@ def insert_redemptions(
 
 
 def insert_suppressions(suppressions: Mapping[str, Mapping[str, Any]], now: datetime) -> None:
-    """Insert suppressions by email address before `now`; those without a source are imported already."""
+    """Insert suppressions by email address before `now`.
+
+    Those without a source are imported already.
+    """
     rows = [{"email": email, **row} for email, row in suppressions.items() if "source" in row and row["at"] < now]
     db.session.execute(upsert(Suppression).on_conflict_do_nothing(), rows)
 
 
 def insert_failed_attempts(offer_ids: Iterable[int]) -> None:
-    """Insert recent failed attempts to redeem these offers, which raise the alert about guessing."""
+    """Insert recent failed attempts to redeem these offers.
+
+    They raise the alert about guessing.
+    """
     db.session.execute(_INSERT_FAILED_ATTEMPTS, {"offer_ids": list(offer_ids)})
 
 

@@ -1,4 +1,7 @@
-"""Simulate who redeemed an offer and when: most within days of an email, in the evening and at the weekend."""
+"""Simulate which customers redeemed an offer, and when.
+
+Most redeem within days of an email, in the evening and at the weekend.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +65,7 @@ class RedemptionSimulation:
         self.rows: dict[int, dict[str, Any]] = {}
 
     def redeem(self, candidates: Sequence[Candidate], count: int) -> None:
-        """Let up to `count` of the candidates redeem; fewer when the time does not suffice."""
+        """Let up to `count` of the candidates redeem; fewer if the time is too short."""
         remaining = [candidate for candidate in candidates if candidate.customer_id not in self.rows]
         for candidate in self.rng.sample(remaining, len(remaining)):
             if count <= 0:
@@ -90,7 +93,7 @@ class RedemptionSimulation:
         return SimulatedRedemptions(standing + [row for row in repeated if row is not None], rollbacks)
 
     def _draw_time(self, candidate: Candidate) -> datetime | None:
-        """Return when a candidate redeems; None if no drawn time is within the offer's time."""
+        """Return when a candidate redeems; None if no time within the offer is drawn."""
         zone = ZoneInfo(TIME_ZONE)
         start = candidate.since.astimezone(zone)
         for _ in range(12):
@@ -155,7 +158,7 @@ class RedemptionSimulation:
         return {**row, "rolled_back_at": at, "rolled_back_by": by, "reason": reason}
 
     def _redeem_again(self, rollback: dict[str, Any], api_key_ids: Mapping[str, int], n: int) -> dict[str, Any] | None:
-        """Return another redemption of a customer after a rollback, if there is time for one."""
+        """Return another redemption of a customer after a rollback, if time permits."""
         candidate = Candidate(rollback["customer_id"], rollback["rolled_back_at"], True)
         at = self._draw_time(candidate)
         if at is None:

@@ -96,12 +96,15 @@ class OfferPlan:
     under_attack: bool = False
 
     def all_codes(self) -> list[tuple[str, datetime, datetime | None]]:
-        """Return the former codes and the current one, each as (as written, created, closed)."""
+        """Return the former codes and the current one: as written, created, closed."""
         return [*self.former_codes, (self.code, self.code_renewed_at or self.created_at, None)]
 
 
 def local_day(now: datetime) -> LocalDay:
-    """Return a function from (day relative to today, hour, minute) in the shop's time zone to a UTC time."""
+    """Return a function that converts local times of the shop to UTC.
+
+    Its arguments are the day relative to today, the hour and the minute.
+    """
     today = now.astimezone(ZoneInfo(TIME_ZONE)).date()
 
     def day(n: int, hour: int = 0, minute: int = 0) -> datetime:

@@ -28,7 +28,9 @@ ANALYZED_TABLES = ("customer", "audience_member", "batch", "mail_issue", "redemp
 
 
 def seed_database(now: datetime | None = None) -> None:
-    """Fill a migrated, empty database, and launch one campaign that a worker will send. Takes some ten seconds.
+    """Fill a migrated, empty database, and launch one campaign.
+
+    A worker will send it. Filling takes about ten seconds.
 
     It is no single transaction: after an interruption the database has to be created again.
 
@@ -45,7 +47,10 @@ def seed_database(now: datetime | None = None) -> None:
 
 
 def create_sign_in_links() -> list[tuple[StaffMember, str]]:
-    """Create one-time links with which each staff member chooses a password; earlier ones expire. Commits."""
+    """Create a one-time link for each staff member to choose a password. Commits.
+
+    Earlier links expire.
+    """
     links = []
     for member in (MANAGER, VIEWER):
         user_id = db.session.scalar(select(StaffUser.id).where(StaffUser.email == member.email))

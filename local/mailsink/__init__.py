@@ -1,4 +1,6 @@
-"""The mail sink of a local instance: an SMTP server that stores every email, delivers none, and shows them on a page.
+"""The mail sink: an SMTP server that stores emails and shows them on a page.
+
+It delivers no email.
 
 It needs no PostgreSQL and no session, and listens on loopback only. `smtp_handler` receives emails, `index` finds them,
 `message_parser` parses them and `web_app` shows them. The files are authoritative: the index is derived from them.

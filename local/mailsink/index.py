@@ -1,4 +1,4 @@
-"""The search index of the stored emails: a SQLite file beside the folder, derived from the files alone.
+"""The search index of the stored emails: a SQLite file beside the folder.
 
 Receiving an email does not change the index. Each query first compares the index with the folder and corrects it.
 This covers every case in the same way: a process killed before it indexed a file, files added or deleted by hand, an
@@ -46,7 +46,10 @@ RECEIVED_AT_PATTERN = re.compile(r"(\d{19})-")
 
 @dataclass(frozen=True)
 class MessageRow:
-    """An email in the list. `sort_key` ascends with the time of receipt; `received_at_ns` is since 1970."""
+    """An email in the list.
+
+    `sort_key` ascends with the time of receipt; `received_at_ns` is the time since 1970.
+    """
 
     sort_key: str
     file_name: str
@@ -67,7 +70,7 @@ class MailIndex:
         self.indexed_mtime_ns: int | None = None
 
     def list_messages(self, query: str, before: str, limit: int) -> list[MessageRow]:
-        """Return the newest emails with every word of a query in their recipients or subject.
+        """Return the newest emails with all words of a query in recipients or subject.
 
         :param query: the words; all emails match an empty one.
         :param before: a sort key; only older emails are returned. The newest ones if it is empty.
@@ -86,7 +89,10 @@ class MailIndex:
         return int(self._query(f"select count(*) from email where true{condition}", *terms)[0][0])  # noqa: S608
 
     def delete_up_to(self, last: str) -> int:
-        """Delete the emails up to a sort key; return how many. Emails that arrived later are kept."""
+        """Delete the emails up to a sort key; return how many.
+
+        Emails that arrived later are kept.
+        """
         names = [name for (name,) in self._query("select file_name from email where sort_key <= ?", last)]
         for name in names:
             (self.folder / name).unlink(missing_ok=True)
@@ -94,11 +100,14 @@ class MailIndex:
         return len(names)
 
     def start_background_refresh(self) -> None:
-        """Refresh the index in the background, so that the page loads quickly after a campaign was received."""
+        """Refresh the index in the background.
+
+        The page then loads quickly after a campaign was received.
+        """
         threading.Thread(target=self._refresh_loop, name="mail-sink-index", daemon=True).start()
 
     def refresh(self) -> None:
-        """Compare the index with the folder, if that has changed, and correct the differences.
+        """Update the index if the folder has changed.
 
         :raises sqlite3.Error: when the index can't be written, for example because the disk is full.
         :raises OSError: when the folder can't be read.
@@ -197,13 +206,16 @@ class MailIndex:
 
 
 def _search_condition(query: str) -> tuple[list[str], str]:
-    """Return the words of a query (ten at most) and the SQL condition with a parameter for each."""
+    """Return the words of a query (ten at most) and the SQL condition for them."""
     terms = message_parser.normalise_search_text(query).split()[:10]
     return terms, " and instr(search_text, ?) > 0" * len(terms)
 
 
 def _is_corrupt(error: sqlite3.DatabaseError) -> bool:
-    """Return whether the index is damaged; a full disk or a lock raise subclasses of this error."""
+    """Return whether the index is damaged.
+
+    A full disk or a lock raise subclasses of this error.
+    """
     return type(error) is sqlite3.DatabaseError
 
 

@@ -1,4 +1,6 @@
-"""Parse any file as an email: without headers, with an unknown charset, truncated, or nested a thousand levels deep.
+"""Parse any file as an email, however malformed.
+
+It may have no headers or an unknown charset, be truncated, or nested a thousand levels deep.
 
 No content of a file raises an error: what can't be parsed is returned as plain text.
 """
@@ -39,7 +41,10 @@ class MessageSummary:
 
 @dataclass(frozen=True)
 class ParsedMessage:
-    """A parsed email. `parse_error` is a sentence for the page, or empty; then `text` is the undecoded file."""
+    """A parsed email.
+
+    `parse_error` is empty or a sentence for the page; in that case `text` is the unparsed file.
+    """
 
     headers: list[tuple[str, str]]
     size_bytes: int
@@ -50,7 +55,7 @@ class ParsedMessage:
     parse_error: str = ""
 
     def get_header(self, name: str) -> str:
-        """Return all values of a header, separated by commas; an empty string if it is missing."""
+        """Return all values of a header, separated by commas; empty if it is missing."""
         return ", ".join(value for key, value in self.headers if key.lower() == name)
 
 
@@ -93,13 +98,19 @@ def parse_message(path: Path) -> ParsedMessage:
 
 
 def normalise_search_text(text: str) -> str:
-    """Return text for comparison, without differences of case, spacing and Unicode representation (NFKC)."""
+    """Return text for comparison.
+
+    Differences of case, spacing and Unicode representation (NFKC) are removed.
+    """
     folded = unicodedata.normalize("NFKC", text).casefold()
     return " ".join(unicodedata.normalize("NFKC", folded).split())
 
 
 def decode_text(data: bytes, charset: str | None) -> str:
-    """Decode bytes; invalid ones and control characters become U+FFFD, an unknown charset is treated as UTF-8."""
+    """Decode bytes of any charset without errors.
+
+    Invalid bytes and control characters become U+FFFD; an unknown charset is treated as UTF-8.
+    """
     try:
         text = data.decode(charset or "utf-8", "replace")
     except (LookupError, ValueError):
@@ -129,7 +140,7 @@ def _parse_raw_headers(data: bytes) -> list[tuple[str, str]]:
 
 
 def _decode_header_bytes(raw: str) -> str:
-    """Decode a header as returned by the parser; bytes beyond ASCII are usually UTF-8 (RFC 6532)."""
+    """Decode a header as returned by the parser, as UTF-8 (RFC 6532)."""
     return decode_text(raw.encode("utf-8", "surrogateescape"), "utf-8")
 
 
@@ -148,7 +159,7 @@ def _decode_header_value(value: str) -> str:
 
 
 def _add_unicode_domains(value: str) -> str:
-    """Append the Unicode form of domains: for xn--mller-kva.example also müller.example."""
+    """Append domains in Unicode: for xn--mller-kva.example also müller.example."""
     decoded = re.sub(r"(?i)\bxn--[a-z0-9-]+", lambda m: decode_text(m[0][4:].encode(), "punycode"), value)
     return value if decoded == value else f"{value} {decoded}"
 

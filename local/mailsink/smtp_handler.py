@@ -17,7 +17,10 @@ class SinkHandler:
         self.sequence = itertools.count()
 
     async def handle_DATA(self, server: object, session: object, envelope: object) -> str:  # noqa: N802
-        """Store one email and reply 250; when it can't be stored, reply 452 (RFC 5321, 4.2.3): the sender retries."""
+        """Store one email and return the reply.
+
+        The reply is 250, or 452 (RFC 5321, 4.2.3) if the email can't be stored; then the sender retries.
+        """
         # The name starts with the time of receipt, so that emails can be sorted without parsing them.
         name = f"{time.time_ns()}-{os.getpid()}-{next(self.sequence)}.eml"
         part = self.folder / f".{name}"

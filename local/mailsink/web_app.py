@@ -1,4 +1,4 @@
-"""The pages of the mail sink: the list, one email in several views, deletion. Plain HTML without scripts.
+"""The pages of the mail sink, in plain HTML without scripts.
 
 Emails contain working personal links. Requests are therefore accepted for loopback host names only (against DNS
 rebinding), and forms only from the mail sink's own pages (against cross-site request forgery).
@@ -109,14 +109,14 @@ def _require_message(index: MailIndex, name: str) -> message_parser.ParsedMessag
 
 
 def _validate_file_name(name: str) -> str:
-    """Return the name of an email's file; respond 404 to a name that is none, such as a path."""
+    """Return the name of an email's file; respond 404 to other names and paths."""
     if not name.endswith(".eml") or name.startswith(".") or not name.isprintable() or "/" in name:
         abort(404)
     return name
 
 
 def _check_host_and_origin() -> None:
-    """Reject requests for other host names, and forms that are not from the mail sink's own pages.
+    """Reject requests for other host names, and forms of other sites.
 
     Browsers send the site of a form in `Origin` or `Sec-Fetch-Site`; a form without either header is rejected.
     """
@@ -159,7 +159,10 @@ def _handle_storage_error(error: Exception) -> tuple[str, int]:
 
 
 def _neutralise_html(body: str) -> str:
-    """Return HTML whose links open new windows, without `<link>` elements: they could make browsers connect."""
+    """Return HTML whose links open new windows, without `<link>` elements.
+
+    Browsers may connect to the hosts of these elements.
+    """
     body = re.sub(r"(?i)<link\b[^>]*>", "", body)
     start = re.match(r"(?i)\s*<!doctype[^>]*>", body)
     end = start.end() if start else 0

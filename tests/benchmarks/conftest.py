@@ -18,42 +18,42 @@ Make = Callable[[type[VoucherPool]], VoucherPool]
 
 
 @pytest.fixture(autouse=True)
-def heard_again() -> Iterator[None]:
-    """A benchmark switches warnings off for its process, in which other tests follow."""
+def restore_logging() -> Iterator[None]:
+    """Enable logging again, since a benchmark disables warnings in its process."""
     yield
     logging.disable(logging.NOTSET)
 
 
 @pytest.fixture
 def connection(app: Flask, test_settings: Settings) -> Iterator[psycopg.Connection]:
-    """A look at the database beside the pool."""
+    """A separate connection to the database."""
     with psycopg.connect(test_settings.libpq_url, autocommit=True) as connection:
         yield connection
 
 
 @pytest.fixture
 def make(connection: psycopg.Connection, test_settings: Settings) -> Iterator[Make]:
-    """Sets a kind of pool up, with customers; its tables go when the test is over."""
-    made: list[VoucherPool] = []
+    """Set up a pool with customers; drop its tables after the test."""
+    pools: list[VoucherPool] = []
 
     def set_up(kind: type[VoucherPool]) -> VoucherPool:
         customers.fill(connection, CUSTOMERS)
         pool = kind(test_settings.libpq_url)
-        made.append(pool)
+        pools.append(pool)
         pool.set_up()
         if isinstance(pool, Bank):
             pool.fill(CUSTOMERS)
         return pool
 
     yield set_up
-    for pool in made:
+    for pool in pools:
         pool.disconnect()
     connection.execute("drop table if exists special_offer, voucher, voucher_bank")
 
 
 @pytest.fixture(params=[Eager, Bank], ids=["eager", "bank"])
 def pool(request: pytest.FixtureRequest, make: Make) -> VoucherPool:
-    """Each kind in turn."""
+    """A pool of each kind in turn."""
     return make(request.param)
 
 

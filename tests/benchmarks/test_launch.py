@@ -1,4 +1,4 @@
-"""The benchmark of the launch: what it counts is what happened."""
+"""The launch benchmark: its figures are correct, and a small run goes through."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ Total                                         24                          2200 [
 """
 
 
-def made_up(cost: Cost, disk: int) -> Run:
-    """A run of which only the last step costs anything."""
-    names = ["launch: the request", "launch: its job", "mailing", "1 % redeemed", "5 % redeemed"]
+def make_run(cost: Cost, disk: int) -> Run:
+    """Build a run in which only the last step has a cost."""
+    names = ["launch: request", "launch: job", "sending", "1 % redeemed", "5 % redeemed"]
     steps = {name: Step(Cost(), 0, 0, 0) for name in names}
     return Run(steps | {"20 % redeemed": Step(cost, 0, 0, disk)})
 
 
 @pytest.fixture
 def results() -> Results:
-    found = Results()
+    results = Results()
     for name, wal, disk in ((EAGER, 1000, 400), (BANK, 2000, 800), (OURS, 100, 50)):
         for n in (10, 20):
-            found.requests[n, name] = [Cost(1, 1, 9000, 8000), *(Cost(1, 1, wal + n, 0) for _ in range(3))]
-            runs = [made_up(Cost(k + 1, 1, wal * n * (k + 1), 60 * n), disk * n) for k in range(3)]
-            found.runs[n, name] = runs
-    return found
+            results.requests[n, name] = [Cost(1, 1, 9000, 8000), *(Cost(1, 1, wal + n, 0) for _ in range(3))]
+            runs = [make_run(Cost(k + 1, 1, wal * n * (k + 1), 60 * n), disk * n) for k in range(3)]
+            results.runs[n, name] = runs
+    return results
 
 
-def test_the_images_are_told_from_the_rest_of_the_wal() -> None:
+def test_full_page_images_are_parsed_from_pg_waldump() -> None:
     assert image_bytes(WALDUMP) == 12288
 
 
@@ -56,34 +56,34 @@ def test_figures_are_medians_of_the_largest_number_of_customers(results: Results
     assert figures["wal_without_images_vs_eager_20"] == round((200 - 60) / (2000 - 60), 4)
 
 
-def test_the_request_is_the_dearest_of_all_sizes_without_the_first_after_a_checkpoint(results: Results) -> None:
+def test_the_request_figure_is_the_maximum_of_all_sizes_without_the_first(results: Results) -> None:
     figures = launch_report.figures(results)
     assert (figures["launch_wal_bytes"], figures["launch_wal_spread"]) == (120, 10)
 
 
-def test_the_page_says_what_was_missed(results: Results) -> None:
+def test_the_page_marks_missed_targets(results: Results) -> None:
     page = launch_report.page(results)
-    assert "| WAL of the launching request | ≤ 1,024 bytes | 120 bytes | met |" in page
+    assert "| WAL of the launch request | ≤ 1,024 bytes | 120 bytes | met |" in page
     assert "| ± 0 bytes | ± 10 bytes | **missed** |" in page
-    assert "| disk of launch, mailing, 20 % redeemed | ≤ 1/8 of eager | 1/8.0 | met |" in page
+    assert "| disk of launch, sending, 20 % redeemed | ≤ 1/8 of eager | 1/8.0 | met |" in page
 
 
 def test_the_page_shows_every_step_of_every_design(results: Results) -> None:
     page = launch_report.page(results)
     assert "| 20 % redeemed | eager pool | 2.00 (1.00–3.00) | 1.00 | 0 | 40.0 | 1.2 | 0 | 8 |" in page
     assert "| 20 % redeemed | WAL, bytes | 2,000 | 4,000 | 200 | 1/10.0 | 1/20.0 |" in page
-    assert page.count("| mailing | Onecode |") == 2
+    assert page.count("| sending | Onecode |") == 2
 
 
-def test_sizes_and_runs_come_from_the_environment() -> None:
+def test_sizes_and_runs_are_chosen_by_the_environment() -> None:
     assert list(launch.asked_for({})) == [10_000, 100_000]
     assert max(launch.asked_for({"SIZE": "full"})) == 1_000_000
     assert launch.asked_for({"CUSTOMERS": "500", "RUNS": "2"}) == {500: 2}
 
 
-def test_a_run_takes_all_three_designs_through_all_steps() -> None:
-    # In a process of its own: it brings a server and a second app, and tasks know only one.
-    done = subprocess.run(
+def test_a_small_run_measures_all_designs_and_steps() -> None:
+    # In a separate process: it starts a server and a second app, and a process has one task queue.
+    process = subprocess.run(
         [sys.executable, "-m", "benchmarks.launch"],
         cwd=ROOT,
         env=os.environ | {"CUSTOMERS": str(N)},
@@ -92,15 +92,15 @@ def test_a_run_takes_all_three_designs_through_all_steps() -> None:
         check=False,
         timeout=300,
     )
-    assert done.returncode == 0, done.stderr
-    written = {tuple(row[1:3]): row[5] for row in map(cells, done.stdout.splitlines()) if len(row) == 11}
-    # A voucher, a job and an offer's place for each block; the redemptions between 5 and 20 %.
-    assert written["launch: its job", "eager pool"] == str(2 * N + 3)
-    assert written["20 % redeemed", "Onecode"] == str(N * 15 // 100)
-    figures = json.loads(done.stdout.splitlines()[-1])
+    assert process.returncode == 0, process.stderr
+    rows_written = {tuple(row[1:3]): row[5] for row in map(split_cells, process.stdout.splitlines()) if len(row) == 11}
+    # A voucher and a job per customer, and the offer's position per block; the redemptions between 5 and 20 %.
+    assert rows_written["launch: job", "eager pool"] == str(2 * N + 3)
+    assert rows_written["20 % redeemed", "Onecode"] == str(N * 15 // 100)
+    figures = json.loads(process.stdout.splitlines()[-1])
     assert figures["customers"] == N
     assert 0 < figures["wal_vs_eager_20"] < 1
 
 
-def cells(line: str) -> list[str]:
+def split_cells(line: str) -> list[str]:
     return [cell.strip() for cell in line.split("|")]

@@ -1,4 +1,4 @@
-"""The benchmark of mailing: the sink counts what came, loops leave nobody out, the page says what was measured."""
+"""The mail benchmark: sink, loops, validation of runs, and the page."""
 
 from __future__ import annotations
 
@@ -69,37 +69,37 @@ def sink() -> Iterator[Sink]:
 
 
 class Client:
-    """Says what it is told to, byte by byte if need be."""
+    """An SMTP client that sends given bytes, in pieces if requested."""
 
     def __init__(self, sink: Sink) -> None:
         self.socket = socket.create_connection(("127.0.0.1", sink.port), timeout=20)
-        self.answers = self.socket.makefile("rb")
-        self.hear(1)
+        self.replies = self.socket.makefile("rb")
+        self.read_codes(1)
 
-    def say(self, words: bytes, at_once: int = 100_000) -> None:
+    def send(self, data: bytes, piece_size: int = 100_000) -> None:
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        for at in range(0, len(words), at_once):
-            self.socket.sendall(words[at : at + at_once])
+        for at in range(0, len(data), piece_size):
+            self.socket.sendall(data[at : at + piece_size])
 
-    def hear(self, n: int) -> list[bytes]:
-        return [self.answers.readline()[:3] for _ in range(n)]
+    def read_codes(self, n: int) -> list[bytes]:
+        return [self.replies.readline()[:3] for _ in range(n)]
 
 
 def envelope(to: str) -> bytes:
     return f"MAIL FROM:<a@example.com>\r\nRCPT TO:<{to}>\r\nDATA\r\n".encode()
 
 
-def test_the_sink_counts_every_mail_and_every_recipient_once(sink: Sink) -> None:
-    with smtplib.SMTP("127.0.0.1", sink.port) as one, smtplib.SMTP("127.0.0.1", sink.port) as other:
+def test_the_sink_counts_emails_and_distinct_recipients(sink: Sink) -> None:
+    with smtplib.SMTP("127.0.0.1", sink.port) as first, smtplib.SMTP("127.0.0.1", sink.port) as other:
         for k in range(N):
-            (one if k % 2 else other).sendmail("a@example.com", [f"{k}@example.com"], MAIL)
-        one.sendmail("a@example.com", ["0@example.com"], MAIL)
+            (first if k % 2 else other).sendmail("a@example.com", [f"{k}@example.com"], MAIL)
+        first.sendmail("a@example.com", ["0@example.com"], MAIL)
     seen = sink.seen()
     assert (seen.mails, seen.recipients, seen.size) == (N + 1, N, (N + 1) * len(ON_THE_WIRE))
     assert seen.last > seen.first
 
 
-def test_the_sink_begins_anew_when_asked_to(sink: Sink) -> None:
+def test_the_sink_resets_its_counts(sink: Sink) -> None:
     with smtplib.SMTP("127.0.0.1", sink.port) as relay:
         relay.sendmail("a@example.com", ["1@example.com"], MAIL)
         sink.forget()
@@ -109,57 +109,57 @@ def test_the_sink_begins_anew_when_asked_to(sink: Sink) -> None:
     assert sink.last() == ON_THE_WIRE
 
 
-@pytest.mark.parametrize("at_once", [1, 7, 100_000])
-def test_commands_that_come_together_or_in_pieces_get_an_answer_each(sink: Sink, at_once: int) -> None:
+@pytest.mark.parametrize("piece_size", [1, 7, 100_000])
+def test_commands_sent_together_or_in_pieces_get_one_reply_each(sink: Sink, piece_size: int) -> None:
     client = Client(sink)
-    client.say(envelope("1@example.com") + b"one\r\n..\r\n.\r\n" + envelope("2@example.com") + b".\r\n", at_once)
-    assert client.hear(8) == [b"250", b"250", b"354", b"250", b"250", b"250", b"354", b"250"]
+    client.send(envelope("1@example.com") + b"one\r\n..\r\n.\r\n" + envelope("2@example.com") + b".\r\n", piece_size)
+    assert client.read_codes(8) == [b"250", b"250", b"354", b"250", b"250", b"250", b"354", b"250"]
     assert sink.seen().recipients == 2
 
 
 @pytest.mark.parametrize("manner", [Manner(after=0.3), Manner(round_trip=0.05)])
-def test_a_slow_sink_answers_in_the_order_of_the_commands(manner: Manner) -> None:
+def test_a_slow_sink_replies_in_the_order_of_the_commands(manner: Manner) -> None:
     with mail_sink.running(manner) as sink:
         client = Client(sink)
-        client.say(envelope("1@example.com"))
-        assert client.hear(3) == [b"250", b"250", b"354"]
-        client.say(b"one\r\n.\r\n")
+        client.send(envelope("1@example.com"))
+        assert client.read_codes(3) == [b"250", b"250", b"354"]
+        client.send(b"one\r\n.\r\n")
         while not sink.seen().mails:
             pass
-        client.say(b"DATA\r\ntwo\r\n.\r\nQUIT\r\n")
-        assert client.hear(5) == [b"250", b"354", b"250", b"221", b""]
+        client.send(b"DATA\r\ntwo\r\n.\r\nQUIT\r\n")
+        assert client.read_codes(5) == [b"250", b"354", b"250", b"221", b""]
         assert sink.seen().mails == 2
 
 
 @pytest.mark.parametrize("offered", [True, False])
-def test_pipelining_is_offered_unless_it_is_not_to_be(offered: bool) -> None:
+def test_pipelining_is_offered_unless_disabled(offered: bool) -> None:
     with mail_sink.running(Manner(pipelining=offered)) as sink, smtplib.SMTP("127.0.0.1", sink.port) as relay:
         relay.ehlo()
         assert relay.has_extn("pipelining") == offered
 
 
 @pytest.mark.parametrize("way", mail_loops.WAYS)
-def test_every_loop_delivers_to_everybody(
+def test_every_loop_delivers_to_every_customer(
     way: str, sink: Sink, connection: psycopg.Connection, test_settings: Settings, tmp_path: Path
 ) -> None:
     customers.fill(connection, N)
-    mail_loops.put_into(tmp_path, ON_THE_WIRE, SITE)
+    mail_loops.save_email(tmp_path, ON_THE_WIRE, SITE)
     mail_loops.run(way, sink.port, N, tmp_path, test_settings.libpq_url)
     seen = sink.seen()
     assert (seen.mails, seen.recipients) == (N, N)
 
 
-def test_what_the_raw_loop_sends_is_our_mail(sink: Sink, tmp_path: Path) -> None:
-    mail_loops.put_into(tmp_path, ON_THE_WIRE, SITE)
+def test_the_raw_loop_sends_the_saved_email(sink: Sink, tmp_path: Path) -> None:
+    mail_loops.save_email(tmp_path, ON_THE_WIRE, SITE)
     mail_loops.run(mail_loops.RAW, sink.port, 2, tmp_path, "")
     assert sink.last() == ON_THE_WIRE
 
 
-def test_what_the_flask_mail_loop_sends_is_written_for_each(
+def test_the_flask_mail_loop_renders_each_email(
     sink: Sink, connection: psycopg.Connection, test_settings: Settings, tmp_path: Path
 ) -> None:
     customers.fill(connection, N)
-    mail_loops.put_into(tmp_path, ON_THE_WIRE, SITE)
+    mail_loops.save_email(tmp_path, ON_THE_WIRE, SITE)
     mail_loops.run(mail_loops.FLASK_MAIL, sink.port, N, tmp_path, test_settings.libpq_url)
     message = email.message_from_bytes(sink.last(), policy=email.policy.default)
     for kind in ("plain", "html"):
@@ -169,81 +169,81 @@ def test_what_the_flask_mail_loop_sends_is_written_for_each(
         assert f"{N:08}" in part.get_content()
 
 
-def test_a_mail_becomes_a_template_that_says_the_same_to_its_recipient(app: Flask) -> None:
-    words = (
+def test_the_template_renders_the_original_email(app: Flask) -> None:
+    content = (
         f'Hello Ann, {{{{ see }}}} {{# this #}}: {SITE}/r/abc.defghijkl-mnop <a href="{SITE}">us</a> ann@example.com'
     )
-    template = mail_loops.template(words, "Ann", "ann@example.com", SITE)
-    again = render_template_string(template, customer=Customer(7, "ann@example.com", "Ann"))
-    assert again == words.replace("jkl-mnop", "00000007")
+    template = mail_loops.template(content, "Ann", "ann@example.com", SITE)
+    rendered = render_template_string(template, customer=Customer(7, "ann@example.com", "Ann"))
+    assert rendered == content.replace("jkl-mnop", "00000007")
     assert "Bob" in render_template_string(template, customer=Customer(8, "bob@example.com", "Bob"))
 
 
-def mailed(mails: int, recipients: int, **rows: int) -> Mailed:
+def make_measurement(mails: int, recipients: int, **rows: int) -> Mailed:
     return Mailed(Seen(mails, recipients, 0, 1, 2, 0), 1, 1, 1, Cost(), rows, 0)
 
 
-def test_a_run_of_ours_counts_only_if_everybody_got_one_mail_and_rows_are_batches() -> None:
-    mail_worker._expect(mailed(501, 501, batch=2, audit_entry=1), 501)
-    for wrong in (
-        mailed(500, 500, batch=2),
-        mailed(502, 501, batch=2),
-        mailed(501, 500, batch=2),
-        mailed(501, 501, batch=1),
-        mailed(501, 501, batch=2, mail_issue=1),
-        mailed(501, 501, batch=2, batch_cursor=1),
+def test_a_run_is_valid_only_with_one_email_each_and_batch_rows() -> None:
+    mail_worker._expect(make_measurement(501, 501, batch=2, audit_entry=1), 501)
+    for invalid in (
+        make_measurement(500, 500, batch=2),
+        make_measurement(502, 501, batch=2),
+        make_measurement(501, 500, batch=2),
+        make_measurement(501, 501, batch=1),
+        make_measurement(501, 501, batch=2, mail_issue=1),
+        make_measurement(501, 501, batch=2, batch_cursor=1),
     ):
         with pytest.raises(RuntimeError):
-            mail_worker._expect(wrong, 501)
+            mail_worker._expect(invalid, 501)
 
 
 @pytest.fixture
 def results() -> Results:
-    """Three rounds, of which the second was on a machine twice as slow."""
-    found = Results(rows={"audit_entry": 1, "batch": 2}, mails=1000)
+    """Three rounds, the second on a machine that was half as fast."""
+    results = Results(rows={"audit_entry": 1, "batch": 2}, mails=1000)
     rates = {ONE: 900, LIMIT: 2000, LOOP: 300, EIGHT: 1500, Case(PLAIN, OURS): 700, SLOW_ONE: 80, SLOW_EIGHT: 600}
     for case, rate in rates.items():
-        one = Sample(1000, rate, 1e-3, 1e-4, 1e-4, 9000, whole=rate / 2, wal=50, peak=100_000_000)
-        found.samples[case] = [one, replace(one, rate=rate / 2), replace(one, wal=70)]
-    found.samples[Case(SLOW, RAW)] = [Sample(500, 100, 1e-3, 0, 1e-4, 9000)]
-    found.few = [replace(one, peak=80_000_000) for one in found.samples[ONE]]
-    return found
+        sample = Sample(1000, rate, 1e-3, 1e-4, 1e-4, 9000, whole=rate / 2, wal=50, peak=100_000_000)
+        results.samples[case] = [sample, replace(sample, rate=rate / 2), replace(sample, wal=70)]
+    results.samples[Case(SLOW, RAW)] = [Sample(500, 100, 1e-3, 0, 1e-4, 9000)]
+    results.few = [replace(sample, peak=80_000_000) for sample in results.samples[ONE]]
+    return results
 
 
-def test_ratios_are_within_a_round_so_that_a_slow_one_changes_nothing(results: Results) -> None:
+def test_ratios_are_computed_within_a_round(results: Results) -> None:
     figures = mail_report.figures(results)
     assert (figures["raw_ratio"], figures["flask_mail_ratio"], figures["connections_ratio"]) == (0.45, 3.0, 7.5)
     assert (figures["wal_per_mail"], figures["memory_ratio"], figures["rows"]) == (50, 1.25, 3)
 
 
-def test_the_page_says_what_was_missed(results: Results) -> None:
+def test_the_page_marks_missed_targets(results: Results) -> None:
     page = mail_report.page(results)
-    assert "| mails/s to a raw smtplib loop, one connection | ≥ 0.40 | 0.45 (0.45–0.45) | met |" in page
+    assert "| emails/s relative to a raw smtplib loop, one connection | ≥ 0.40 | 0.45 (0.45–0.45) | met |" in page
     assert "| ≤ 1.1 | 1.25 (1.25–1.25) | **missed** |" in page
-    assert "| rows that 1,000 mails leave | 2 batch and the campaign's own | 1 audit_entry, 2 batch | met |" in page
+    assert "| rows that 1,000 emails leave | 2 batch and the campaign's own | 1 audit_entry, 2 batch | met |" in page
     results.rows["mail_issue"] = 1
     assert "1 mail_issue | **missed** |" in mail_report.page(results)
 
 
-def test_what_was_not_offered_pipelining_is_compared_with_the_same_loop(results: Results) -> None:
+def test_runs_without_pipelining_are_compared_with_the_raw_loop(results: Results) -> None:
     assert "| fast, without PIPELINING | Onecode | 1 | 1,000 | 700 (350–700) | 350 | 0.35 |" in mail_report.page(
         results
     )
 
 
-def test_what_was_run_once_is_compared_with_the_median_of_the_rounds(results: Results) -> None:
+def test_single_runs_are_compared_with_the_median_of_the_rounds(results: Results) -> None:
     page = mail_report.page(results)
-    assert "| answers after 10 ms | Onecode | 8 | 1,000 | 600 (300–600) | 300 | 6.00 |" in page
-    assert "| answers after 10 ms | raw smtplib | 1 | 500 | 100 | – | 1.00 |" in page
+    assert "| replies after 10 ms | Onecode | 8 | 1,000 | 600 (300–600) | 300 | 6.00 |" in page
+    assert "| replies after 10 ms | raw smtplib | 1 | 500 | 100 | – | 1.00 |" in page
 
 
-def test_the_last_line_is_the_figures(results: Results, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_last_line_contains_the_figures(results: Results, capsys: pytest.CaptureFixture[str]) -> None:
     command.run(mail.PLANS, lambda _: results, mail_report, ["--quick"])
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert {"raw_ratio", "flask_mail_ratio", "connections_ratio", "wal_per_mail", "memory_ratio", "rows"} <= {*figures}
 
 
-def test_how_much_is_measured_comes_from_the_environment() -> None:
+def test_the_plan_is_chosen_by_the_environment() -> None:
     assert mail.PLANS.asked_for([], {}).ours == 20_000
     assert mail.PLANS.asked_for([], {"SIZE": "full"}).ours > 20_000
     assert mail.PLANS.asked_for(["--quick"], {}).rounds == 1
@@ -256,16 +256,16 @@ def test_every_round_has_all_cases(number: int) -> None:
     assert {ONE, LIMIT, LOOP, EIGHT, SLOW_ONE, SLOW_EIGHT} <= {case for case, _ in cases}
 
 
-def test_a_small_run_takes_a_launched_campaign_all_the_way() -> None:
-    # In a process of its own: it brings a server and a second app, and tasks know only one.
-    done = subprocess.run(
+def test_a_small_run_sends_a_launched_campaign() -> None:
+    # In a separate process: it starts a server and a second app, and a process has one task queue.
+    process = subprocess.run(
         [sys.executable, "-c", SMALL], cwd=ROOT, capture_output=True, text=True, check=False, timeout=300
     )
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert found["batches"] == 2
-    assert found["whole"] < found["rate"]
-    assert min(found.values()) > 0
+    assert process.returncode == 0, process.stderr
+    figures = json.loads(process.stdout.splitlines()[-1])
+    assert figures["batches"] == 2
+    assert figures["whole"] < figures["rate"]
+    assert min(figures.values()) > 0
 
 
 SMALL = f"""

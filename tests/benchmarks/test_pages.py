@@ -1,4 +1,4 @@
-"""The benchmark of pages: every page is really asked for, and the report says what was measured."""
+"""The pages benchmark: every page is requested, and the report is correct."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ from webapp.core.settings import ROOT
 
 @pytest.fixture
 def results() -> Results:
-    found = Results(1000, 2000)
-    found.visits = {
+    results = Results(1000, 2000)
+    results.visits = {
         "quick": [Visits(1, 2, 2), Visits(1, 2, 2), Visits(2, 2, 3)],
         "slow": [Visits(1, 3, 3), Visits(2, 2, 5), Visits(1, 3, 2)],
         pages_report.COUNTS[0]: [Visits(1, 1, 9)] * 3,
     }
-    found.statements = {"quick": [2, 2, 2], "slow": [3, 4, 5], pages_report.COUNTS[0]: [9, 9, 9]}
-    return found
+    results.statements = {"quick": [2, 2, 2], "slow": [3, 4, 5], pages_report.COUNTS[0]: [9, 9, 9]}
+    return results
 
 
-def test_the_page_that_loses_most_counts_but_for_the_one_that_counts_people(results: Results) -> None:
+def test_the_slowest_page_counts_except_the_one_that_counts_rows(results: Results) -> None:
     figures = pages_report.figures(results)
     assert (figures["time_ratio"], figures["slowest"]) == (2.5, "slow")
     assert (figures["growth_ratio"], figures["statements"]) == (1, 9)
-    # 5 of 2, 7 of 3, 5 of 3.
+    # 5/2, 7/3 and 5/3.
     assert figures["all_pages_ratio"] == round(7 / 3, 3)
 
 
-def test_the_page_says_what_was_missed(results: Results) -> None:
+def test_the_page_marks_missed_targets(results: Results) -> None:
     page = pages_report.page(results)
     assert "to an empty database (slow) | ≤ 2 × | 2.50 × | **missed** |" in page
     assert "| quick | 1000.0 | 2000.0 | 2,000.0 (2,000.0–3,000.0) | 2.00 (1.50–2.00) | 1.00 | 2 |" in page
 
 
-def test_what_is_counted_is_what_is_there(connection: psycopg.Connection) -> None:
+def test_the_counters_agree_with_the_rows(connection: psycopg.Connection) -> None:
     pages_tables.fill(connection, 2000, 3000)
 
     row = connection.execute(
@@ -53,20 +53,20 @@ def test_what_is_counted_is_what_is_there(connection: psycopg.Connection) -> Non
     assert row[3] == row[4] > 0
 
 
-def test_how_much_is_measured_comes_from_the_environment() -> None:
+def test_the_plan_is_chosen_by_the_environment() -> None:
     assert pages.PLANS.asked_for([], {}).redemptions == 1_000_000
     assert pages.PLANS.asked_for([], {"SIZE": "full"}).redemptions == 10_000_000
     assert pages.PLANS.asked_for(["--quick"], {}).customers < 100_000
 
 
-def test_a_quick_look_asks_for_every_page_and_ends_with_its_figures() -> None:
-    # In a process of its own: it brings a server and apps of its own.
-    done = subprocess.run(
+def test_a_small_run_requests_every_page_and_ends_with_its_figures() -> None:
+    # In a separate process, since the benchmark starts a server and creates apps.
+    process = subprocess.run(
         [sys.executable, "-c", SMALL], cwd=ROOT, capture_output=True, text=True, check=False, timeout=300
     )
-    assert done.returncode == 0, done.stderr
-    assert all(f"| {name} |" in done.stdout for name in pages.PAGES)
-    assert json.loads(done.stdout.splitlines()[-1])["time_ratio"] > 0
+    assert process.returncode == 0, process.stderr
+    assert all(f"| {name} |" in process.stdout for name in pages.PAGES)
+    assert json.loads(process.stdout.splitlines()[-1])["time_ratio"] > 0
 
 
 SMALL = """

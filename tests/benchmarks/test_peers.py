@@ -1,4 +1,4 @@
-"""The benchmark of the peers, as far as it goes without oscar and without a network."""
+"""The peers benchmark, as far as possible without oscar and a network."""
 
 from __future__ import annotations
 
@@ -23,60 +23,60 @@ from webapp.offers.models import Offer
 SCRIPTS = sorted((Path(peers.__file__).parent / "oscar").glob("*.py"))
 
 
-def test_a_crowd_does_every_item_once_and_counts_the_answers(tmp_path: Path) -> None:
-    done = peers_crowd.run(FileRecorder(str(tmp_path)), range(12), Crowd(2, 3))
-    assert (done.redeemed, done.refused, done.failed) == (6, 6, 0)
+def test_clients_process_every_item_once_and_count_the_results(tmp_path: Path) -> None:
+    result = peers_crowd.run(FileRecorder(str(tmp_path)), range(12), Crowd(2, 3))
+    assert (result.redeemed, result.refused, result.failed) == (6, 6, 0)
     assert len(list(tmp_path.glob("closed by *"))) == 2
 
 
-def test_a_crowd_goes_on_after_an_error_and_tells_the_first(tmp_path: Path) -> None:
-    done = peers_crowd.run(FileRecorder(str(tmp_path)), range(10, 16), Crowd(1, 2))
-    assert (done.redeemed, done.refused, done.failed, done.why) == (3, 2, 1, "ValueError: thirteen")
+def test_clients_continue_after_an_error_and_report_the_first(tmp_path: Path) -> None:
+    result = peers_crowd.run(FileRecorder(str(tmp_path)), range(10, 16), Crowd(1, 2))
+    assert (result.redeemed, result.refused, result.failed, result.why) == (3, 2, 1, "ValueError: thirteen")
 
 
-def test_a_crowd_leaves_off_when_its_time_is_over(tmp_path: Path) -> None:
-    done = peers_crowd.run(FileRecorder(str(tmp_path)), range(100, 1_100), Crowd(1, 2, seconds=0.1))
-    assert 0 < done.redeemed + done.refused < 1000
+def test_clients_stop_when_the_time_is_over(tmp_path: Path) -> None:
+    result = peers_crowd.run(FileRecorder(str(tmp_path)), range(100, 1_100), Crowd(1, 2, seconds=0.1))
+    assert 0 < result.redeemed + result.refused < 1000
 
 
-def test_nobody_begins_before_all_are_ready(tmp_path: Path) -> None:
-    seen: list[int] = []
+def test_no_client_begins_before_all_are_ready(tmp_path: Path) -> None:
+    counts: list[int] = []
     peers_crowd.run(
-        FileRecorder(str(tmp_path)), range(4), Crowd(2, 1), lambda: seen.append(len(list(tmp_path.iterdir())))
+        FileRecorder(str(tmp_path)), range(4), Crowd(2, 1), lambda: counts.append(len(list(tmp_path.iterdir())))
     )
-    assert seen == [0]
+    assert counts == [0]
 
 
-def test_a_process_that_dies_is_not_waited_for(tmp_path: Path) -> None:
+def test_a_client_process_that_dies_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="ended too early"):
         peers_crowd.run(CrashingRecorder(str(tmp_path)), range(4), Crowd(1, 1))
 
 
-def test_a_crowd_on_the_action_never_passes_a_cap(
+def test_clients_of_the_action_never_exceed_a_cap(
     make_offer: Callable[..., Offer], connection: psycopg.Connection, test_settings: Settings
 ) -> None:
     customers.fill(connection, CUSTOMERS)
     capped = make_offer(max_redemptions=20)
     side = Action(test_settings.libpq_url, str(test_settings.instance_path), capped.code)
-    done = peers_crowd.run(side, range(1, CUSTOMERS + 1), Crowd(2, 4))
-    assert (done.redeemed, done.refused, done.failed) == (20, CUSTOMERS - 20, 0), done.why
+    result = peers_crowd.run(side, range(1, CUSTOMERS + 1), Crowd(2, 4))
+    assert (result.redeemed, result.refused, result.failed) == (20, CUSTOMERS - 20, 0), result.why
 
 
-def test_a_crowd_takes_a_textbooks_way(
+def test_clients_can_use_a_textbook_implementation(
     make_offer: Callable[..., Offer], connection: psycopg.Connection, test_settings: Settings
 ) -> None:
     customers.fill(connection, CUSTOMERS)
     capped = make_offer(max_redemptions=20)
     side = Textbook(WAYS.index(ForUpdate), test_settings.libpq_url, capped.id, capped.code)
-    done = peers_crowd.run(side, range(1, CUSTOMERS + 1), Crowd(1, 4))
-    assert (done.redeemed, done.refused, done.failed) == (20, CUSTOMERS - 20, 0), done.why
+    result = peers_crowd.run(side, range(1, CUSTOMERS + 1), Crowd(1, 4))
+    assert (result.redeemed, result.refused, result.failed) == (20, CUSTOMERS - 20, 0), result.why
 
 
-# The environment of oscar
+# --- the environment of oscar ---
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
-def test_what_runs_beside_oscar_imports_nothing_of_the_program(script: Path) -> None:
+def test_scripts_in_oscars_environment_do_not_import_the_application(script: Path) -> None:
     tree = ast.parse(script.read_text())
     names = {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     names |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
@@ -84,7 +84,7 @@ def test_what_runs_beside_oscar_imports_nothing_of_the_program(script: Path) -> 
     assert {name for name in names if name.startswith("benchmarks")} <= {"benchmarks", "benchmarks.oscar"}
 
 
-def test_every_requirement_is_pinned_with_its_hash_and_names_no_index() -> None:
+def test_requirements_are_pinned_with_hashes_and_name_no_index() -> None:
     text = peers_environment.REQUIREMENTS.read_text()
     pins = [line for line in text.splitlines() if line and line[0] not in " #"]
     assert pins
@@ -92,11 +92,11 @@ def test_every_requirement_is_pinned_with_its_hash_and_names_no_index() -> None:
     assert "://" not in text
 
 
-def test_the_version_is_told() -> None:
+def test_the_versions_are_read_from_the_requirements() -> None:
     assert peers_environment.versions().startswith("django-oscar 4.")
 
 
-def test_an_environment_that_is_there_needs_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_existing_environment_needs_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     requirements = tmp_path / "requirements.txt"
     requirements.write_text("nothing==1")
@@ -107,11 +107,15 @@ def test_an_environment_that_is_there_needs_no_network(tmp_path: Path, monkeypat
     assert peers_environment.python(tmp_path / "venv", requirements) == python
 
 
-def test_without_the_index_one_line_says_so_and_nothing_half_made_is_used(
+def test_an_unreachable_index_is_reported_and_no_incomplete_environment_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    nobody = {"PIP_INDEX_URL": "http://127.0.0.1:1/simple", "PIP_CONFIG_FILE": os.devnull, "PIP_RETRIES": "0"}
-    for name, value in (nobody | {"PIP_FIND_LINKS": "", "PIP_EXTRA_INDEX_URL": ""}).items():
+    no_index = {
+        "PIP_INDEX_URL": "http://127.0.0.1:1/simple",
+        "PIP_CONFIG_FILE": os.devnull,
+        "PIP_RETRIES": "0",
+    }
+    for name, value in (no_index | {"PIP_FIND_LINKS": "", "PIP_EXTRA_INDEX_URL": ""}).items():
         monkeypatch.setenv(name, value)
     requirements = tmp_path / "requirements.txt"
     requirements.write_text(f"nothing-of-this-name==1 --hash=sha256:{'0' * 64}\n")
@@ -120,50 +124,52 @@ def test_without_the_index_one_line_says_so_and_nothing_half_made_is_used(
     assert not (tmp_path / "venv" / "installed").exists()
 
 
-def test_another_error_is_told_by_its_first_line() -> None:
-    words = "WARNING: old\nERROR: THESE PACKAGES DO NOT MATCH THE HASHES\nERROR: more\n"
-    assert peers_environment.explained(words).endswith("failed: ERROR: THESE PACKAGES DO NOT MATCH THE HASHES")
+def test_other_errors_are_reported_by_their_first_line() -> None:
+    output = "WARNING: old\nERROR: THESE PACKAGES DO NOT MATCH THE HASHES\nERROR: more\n"
+    assert peers_environment.explain_pip_error(output).endswith("failed: ERROR: THESE PACKAGES DO NOT MATCH THE HASHES")
 
 
-# The page
+# --- the page ---
 
 
 @pytest.fixture
 def results() -> Results:
-    found = Results(5, "django-oscar 4 on Django 5", {OSCAR_STEP: {(2, 8): 100.0, (4, 4): 120.0}}, command="web")
+    results = Results(5, "django-oscar 4 on Django 5", {OSCAR_STEP: {(2, 8): 100.0, (4, 4): 120.0}}, command="web")
     rates = {name: [10.0, 20.0, 30.0] for name in (*peers_report.STEPS, *peers_report.ORDERS)}
     rates |= {ACTION: [200.0, 360.0, 630.0], HTTP: [400.0, 900.0, 1500.0]}
-    found.samples = {name: [Sample(100, rate, 0.001, 0.002) for rate in three] for name, three in rates.items()}
-    found.lasts = {
+    results.samples = {
+        name: [Sample(100, rate, 0.001, 0.002) for rate in run_rates] for name, run_rates in rates.items()
+    }
+    results.lasts = {
         OSCAR_LAST: [Last(100, 300, 300, 2), Last(100, 290, 290, 3), Last(100, 299, 299, 2)],
         ACTION: [Last(100, 100, 100, 100)] * 3,
         HTTP: [Last(100, 100, 100, 100)] * 3,
     }
-    return found
+    return results
 
 
-def test_ratios_are_medians_of_what_was_measured_in_the_same_run(results: Results) -> None:
+def test_ratios_are_medians_of_ratios_within_a_run(results: Results) -> None:
     figures = peers_report.figures(results)
     assert (figures["oscar_step_ratio"], figures["oscar_order_ratio"]) == (20, 45)
     assert (figures["oscar_over_redeemed"], figures["over_redeemed"]) == (199, 0)
 
 
-def test_one_over_redemption_of_ours_in_any_run_shows(results: Results) -> None:
+def test_a_single_over_redemption_of_onecode_misses_the_target(results: Results) -> None:
     results.lasts[HTTP] = [Last(100, 100, 100, 100), Last(100, 101, 101, 100), Last(100, 100, 100, 100)]
     assert peers_report.figures(results)["over_redeemed"] == 1
     assert "| over-redemptions by Onecode, all runs | 0 | 1 | **missed** |" in peers_report.page(results)
 
 
-def test_the_page_says_what_was_reached_and_names_everybody(results: Results) -> None:
+def test_the_page_marks_missed_targets_and_names_every_implementation(results: Results) -> None:
     page = peers_report.page(results)
-    assert "| action to oscar's voucher step | ≥ 15 × | 20.0 × | met |" in page
-    assert "| HTTP call to oscar's whole order | ≥ 50 × | 45.0 × | **missed** |" in page
+    assert "| action relative to oscar's voucher step | ≥ 15 × | 20.0 × | met |" in page
+    assert "| HTTP call relative to oscar's whole order | ≥ 50 × | 45.0 × | **missed** |" in page
     assert f"| {OSCAR_LAST} | 100 | 300, 290, 299 | 300, 290, 299 | 2, 3, 2 | **200, 190, 199** | 0 |" in page
     assert [name for name in (*peers_report.STEPS, OSCAR_ORDER, HTTP) if f"\n| {name} | " not in page] == []
 
 
-def test_a_look_is_short_and_full_is_longer() -> None:
+def test_the_plan_is_chosen_by_arguments_and_environment() -> None:
     plans = [peers.asked_for(["--quick"], {}), peers.asked_for([], {}), peers.asked_for([], {"SIZE": "full"})]
     assert [plan.runs for plan in plans] == [1, 3, 5]
     assert peers.asked_for([], {"RUNS": "2"}).runs == 2
-    assert [plan.look for plan in plans] == [True, False, False]
+    assert [plan.is_trial for plan in plans] == [True, False, False]

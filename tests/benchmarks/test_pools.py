@@ -1,4 +1,4 @@
-"""The baselines do what voucher pools promise."""
+"""The baselines give each customer one unique voucher, under concurrency."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from benchmarks.bank import Bank, OutOfCodes
 from benchmarks.pool import VoucherPool
 from tests.support.benchmark_clients import CUSTOMERS
 
-EVERYBODY = list(range(1, CUSTOMERS + 1))
+ALL_CUSTOMERS = list(range(1, CUSTOMERS + 1))
 
 
-def given(pool: VoucherPool, connection: psycopg.Connection) -> list[tuple[int, str]]:
-    """(customer, code) of every voucher that somebody has."""
+def list_vouchers(pool: VoucherPool, connection: psycopg.Connection) -> list[tuple[int, str]]:
+    """The (customer, code) of every assigned voucher."""
     rows = connection.execute(
         sql.SQL("select customer_id, {} from {} where customer_id is not null").format(
             sql.Identifier(pool.code), sql.Identifier(pool.table)
@@ -27,82 +27,80 @@ def given(pool: VoucherPool, connection: psycopg.Connection) -> list[tuple[int, 
     return [(row[0], row[1]) for row in rows]
 
 
-def queued(connection: psycopg.Connection) -> int:
+def count_queued(connection: psycopg.Connection) -> int:
     row = connection.execute("select count(*) from huey_task").fetchone()
     return row[0] if row else 0
 
 
-def launched(pool: VoucherPool) -> int:
-    """An offer whose vouchers are made, with nothing mailed."""
+def launch(pool: VoucherPool) -> int:
+    """Launch an offer and create its vouchers, without sending emails; return its id."""
     offer = pool.new_offer()
     pool.launch(offer)
     pool.work(1)
     return offer
 
 
-def test_a_launch_fires_one_job_and_a_second_one_none(pool: VoucherPool, connection: psycopg.Connection) -> None:
+def test_only_the_first_launch_enqueues_a_job(pool: VoucherPool, connection: psycopg.Connection) -> None:
     offer = pool.new_offer()
     assert [pool.launch(offer), pool.launch(offer)] == [True, False]
-    assert (queued(connection), given(pool, connection)) == (1, [])
+    assert (count_queued(connection), list_vouchers(pool, connection)) == (1, [])
 
 
-def test_every_customer_gets_exactly_one_voucher_with_a_code_of_its_own(
-    pool: VoucherPool, connection: psycopg.Connection
-) -> None:
-    launched(pool)
-    found = given(pool, connection)
-    assert sorted(customer for customer, _ in found) == EVERYBODY
-    assert len({code for _, code in found}) == CUSTOMERS
+def test_every_customer_gets_one_voucher_with_a_unique_code(pool: VoucherPool, connection: psycopg.Connection) -> None:
+    launch(pool)
+    vouchers = list_vouchers(pool, connection)
+    assert sorted(customer for customer, _ in vouchers) == ALL_CUSTOMERS
+    assert len({code for _, code in vouchers}) == CUSTOMERS
 
 
 def test_every_customer_gets_one_queued_job(pool: VoucherPool, connection: psycopg.Connection) -> None:
-    offer = launched(pool)
-    assert queued(connection) == CUSTOMERS
-    assert (pool.work(1000), pool.mailed(offer), queued(connection)) == (CUSTOMERS, CUSTOMERS, 0)
+    offer = launch(pool)
+    assert count_queued(connection) == CUSTOMERS
+    assert (pool.work(1000), pool.mailed(offer), count_queued(connection)) == (CUSTOMERS, CUSTOMERS, 0)
 
 
-def test_who_has_unsubscribed_gets_none(pool: VoucherPool, connection: psycopg.Connection) -> None:
+def test_unsubscribed_customers_get_no_voucher(pool: VoucherPool, connection: psycopg.Connection) -> None:
     connection.execute(
         "insert into suppression (email, reason, source) "
         "select email, 'unsubscribed', 'tests' from customer where id <= 10"
     )
-    launched(pool)
-    assert sorted(customer for customer, _ in given(pool, connection)) == EVERYBODY[10:]
+    launch(pool)
+    assert sorted(customer for customer, _ in list_vouchers(pool, connection)) == ALL_CUSTOMERS[10:]
 
 
-def test_the_job_of_a_launch_can_run_in_many_threads_at_once(
+def test_the_launch_job_can_run_concurrently(
     pool: VoucherPool, connection: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("benchmarks.pool.BLOCK", 7)
     offer = pool.new_offer()
-    jobs.side_by_side(pool.make_vouchers, [offer] * 8)
-    assert sorted(customer for customer, _ in given(pool, connection)) == EVERYBODY
-    assert queued(connection) == CUSTOMERS
+    jobs.run_in_threads(pool.make_vouchers, [offer] * 8)
+    assert sorted(customer for customer, _ in list_vouchers(pool, connection)) == ALL_CUSTOMERS
+    assert count_queued(connection) == CUSTOMERS
 
 
-def test_the_job_of_a_launch_goes_on_where_a_killed_one_left_off(
+def test_the_launch_job_continues_after_a_crash(
     pool: VoucherPool, connection: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("benchmarks.pool.BLOCK", 25)
     offer = pool.new_offer()
     give, calls = pool.give, iter(range(10))
 
-    def die_in_the_second_block(*given: object) -> None:
-        give(*given)  # type: ignore[arg-type]
+    def die_in_the_second_block(*arguments: object) -> None:
+        give(*arguments)  # type: ignore[arg-type]
         if next(calls) == 1:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(pool, "give", die_in_the_second_block)
     with pytest.raises(KeyboardInterrupt):
         pool.make_vouchers(offer)
-    assert len(given(pool, connection)) == queued(connection) == 25
+    assert len(list_vouchers(pool, connection)) == count_queued(connection) == 25
     pool.make_vouchers(offer)
-    assert sorted(customer for customer, _ in given(pool, connection)) == EVERYBODY
-    assert queued(connection) == CUSTOMERS
+    assert sorted(customer for customer, _ in list_vouchers(pool, connection)) == ALL_CUSTOMERS
+    assert count_queued(connection) == CUSTOMERS
 
 
-def test_a_mail_job_that_fails_leaves_the_others_alone(pool: VoucherPool, connection: psycopg.Connection) -> None:
-    offer = launched(pool)
+def test_a_failing_mail_job_does_not_affect_the_others(pool: VoucherPool, connection: psycopg.Connection) -> None:
+    offer = launch(pool)
     connection.execute(
         sql.SQL("alter table {} add check (customer_id <> 7 or mailed_at is null)").format(sql.Identifier(pool.table))
     )
@@ -110,62 +108,62 @@ def test_a_mail_job_that_fails_leaves_the_others_alone(pool: VoucherPool, connec
     assert pool.mailed(offer) == CUSTOMERS - 1
 
 
-def test_many_threads_redeem_one_voucher_once(pool: VoucherPool) -> None:
-    offer = launched(pool)
+def test_concurrent_threads_redeem_a_voucher_once(pool: VoucherPool) -> None:
+    offer = launch(pool)
     ((code, email),) = pool.typed(offer, [5])
-    answers = jobs.side_by_side(lambda _: pool.redeem(code, email), range(16))
-    assert Counter(answers) == {Decimal("25.00"): 1, None: 15}
+    results = jobs.run_in_threads(lambda _: pool.redeem(code, email), range(16))
+    assert Counter(results) == {Decimal("25.00"): 1, None: 15}
 
 
-def test_what_is_typed_is_each_customers_own(pool: VoucherPool, connection: psycopg.Connection) -> None:
-    offer = launched(pool)
-    own = dict(given(pool, connection))
-    assert pool.typed(offer, [9, 3]) == [(own[9], "customer.9@example.com"), (own[3], "customer.3@example.com")]
+def test_each_customer_types_their_own_code(pool: VoucherPool, connection: psycopg.Connection) -> None:
+    offer = launch(pool)
+    codes = dict(list_vouchers(pool, connection))
+    assert pool.typed(offer, [9, 3]) == [(codes[9], "customer.9@example.com"), (codes[3], "customer.3@example.com")]
 
 
-def test_a_voucher_is_of_no_use_to_another_customer(pool: VoucherPool) -> None:
-    offer = launched(pool)
-    (mine, hers) = pool.typed(offer, [1, 2])
-    assert pool.redeem(mine[0], hers[1]) is None
-    assert pool.redeem("NOSUCHCODE", mine[1]) is None
-    assert pool.redeem_each([mine, hers]) == 2
+def test_a_voucher_can_not_be_redeemed_by_another_customer(pool: VoucherPool) -> None:
+    offer = launch(pool)
+    (first, second) = pool.typed(offer, [1, 2])
+    assert pool.redeem(first[0], second[1]) is None
+    assert pool.redeem("NOSUCHCODE", first[1]) is None
+    assert pool.redeem_each([first, second]) == 2
 
 
 def test_a_voucher_of_an_offer_that_has_ended_is_refused(pool: VoucherPool, connection: psycopg.Connection) -> None:
-    offer = launched(pool)
+    offer = launch(pool)
     connection.execute("update special_offer set ends_at = now()")
     assert pool.redeem_each(pool.typed(offer, [1])) == 0
 
 
-def test_the_bank_gives_no_code_twice_under_concurrent_assignment(bank: Bank, connection: psycopg.Connection) -> None:
+def test_concurrent_assignment_gives_no_code_twice(bank: Bank, connection: psycopg.Connection) -> None:
     offers = [bank.new_offer() for _ in range(8)]
     bank.fill(7 * CUSTOMERS)
 
     def pick_up(offer: int) -> None:
-        for part in jobs.slices(EVERYBODY, 7):
-            with psycopg.connect(bank.connections.url) as own:
-                bank.give(own, offer, part)
+        for part in jobs.slices(ALL_CUSTOMERS, 7):
+            with psycopg.connect(bank.connections.url) as connection:
+                bank.give(connection, offer, part)
 
-    jobs.side_by_side(pick_up, offers)
+    jobs.run_in_threads(pick_up, offers)
     rows = connection.execute(
         "select offer_id, customer_id, count(*) from voucher_bank where status = 'picked_up' group by 1, 2"
     ).fetchall()
-    assert sorted(rows) == [(offer, customer, 1) for offer in offers for customer in EVERYBODY]
-    assert len({code for _, code in given(bank, connection)}) == 8 * CUSTOMERS
+    assert sorted(rows) == [(offer, customer, 1) for offer in offers for customer in ALL_CUSTOMERS]
+    assert len({code for _, code in list_vouchers(bank, connection)}) == 8 * CUSTOMERS
 
 
-def test_a_bank_without_enough_codes_gives_none(bank: Bank, connection: psycopg.Connection) -> None:
+def test_a_bank_with_too_few_codes_assigns_none(bank: Bank, connection: psycopg.Connection) -> None:
     connection.execute("delete from voucher_bank where id = 1")
     with pytest.raises(OutOfCodes, match="1 codes are missing"):
         bank.make_vouchers(bank.new_offer())
-    assert (given(bank, connection), queued(connection)) == ([], 0)
+    assert (list_vouchers(bank, connection), count_queued(connection)) == ([], 0)
 
 
-def test_codes_that_are_in_the_bank_already_are_made_up_for(
+def test_duplicate_codes_are_replaced_when_filling_the_bank(
     bank: Bank, connection: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    taken = [row[0] for row in connection.execute("select voucher_code from voucher_bank")]
-    answers = iter([[*taken[:3], "AAAAAAAAAA"], ["BBBBBBBBBB", "CCCCCCCCCC", "DDDDDDDDDD"]])
-    monkeypatch.setattr("benchmarks.codes.generate", lambda n: next(answers)[:n])
+    existing = [row[0] for row in connection.execute("select voucher_code from voucher_bank")]
+    generated = iter([[*existing[:3], "AAAAAAAAAA"], ["BBBBBBBBBB", "CCCCCCCCCC", "DDDDDDDDDD"]])
+    monkeypatch.setattr("benchmarks.codes.generate", lambda n: next(generated)[:n])
     bank.fill(4)
     assert connection.execute("select count(*) from voucher_bank").fetchone() == (CUSTOMERS + 4,)

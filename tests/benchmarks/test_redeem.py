@@ -1,4 +1,4 @@
-"""The benchmarks of redemption: the reports say what was measured, and a small run of each goes through."""
+"""The redemption benchmarks: their reports, and a small run of each."""
 
 from __future__ import annotations
 
@@ -48,18 +48,18 @@ def http() -> redeem_http_report.Results:
 def test_http_ratios_are_medians_of_the_rounds_with_the_most_clients(http: redeem_http_report.Results) -> None:
     figures = redeem_http_report.figures(http)
     assert (figures["hello_ratio_uncapped"], figures["hello_ratio_capped"]) == (0.5, 0.3)
-    # Uncapped it would be 6: the smaller one counts.
+    # The uncapped ratio would be 6; the smaller one counts.
     assert (figures["orm_ratio"], figures["capped_ratio"], figures["alone_ratio"]) == (5, 0.6, 2)
 
 
-def test_the_http_page_says_what_was_missed(http: redeem_http_report.Results) -> None:
+def test_the_http_page_marks_missed_targets(http: redeem_http_report.Results) -> None:
     page = redeem_http_report.page(http)
-    assert "| uncapped to hello | ≥ 0.40 | 0.50 (0.45–0.60) | met |" in page
-    assert "| capped to hello | ≥ 0.40 | 0.30 (0.30–0.45) | **missed** |" in page
+    assert "| uncapped relative to hello | ≥ 0.40 | 0.50 (0.45–0.60) | met |" in page
+    assert "| capped relative to hello | ≥ 0.40 | 0.30 (0.30–0.45) | **missed** |" in page
     assert "| 128 | Onecode, capped | 30 (15–90) | 1.0 | 2.0 | 3 | 4 | 5 |" in page
 
 
-def test_the_database_ratios_are_those_of_the_worse_number_of_threads() -> None:
+def test_database_ratios_are_those_of_the_worst_number_of_threads() -> None:
     results = redeem_db_report.Results(1000, 3, sold={OURS: [100], ORM: [104], LOCK: [100]})
     for threads, ours in ((16, 50), (64, 40)):
         for name, capped in redeem_db_report.VARIANTS:
@@ -72,7 +72,7 @@ def test_the_database_ratios_are_those_of_the_worse_number_of_threads() -> None:
     assert "| 64 | Onecode, capped | 40 (40–40) | 0.40 | 3 | 1 | 2 |" in page
 
 
-def test_other_apps_are_served_by_the_programs_own_command(test_settings: Settings) -> None:
+def test_other_apps_are_served_by_the_applications_command(test_settings: Settings) -> None:
     ours, hello = (web.command(test_settings, app) for app in (web.PROGRAM, "benchmarks.hello:app"))
     assert web.PROGRAM in ours
     assert [word for word in hello if word != "benchmarks.hello:app"] == [word for word in ours if word != web.PROGRAM]
@@ -86,65 +86,70 @@ def naive_app(test_settings: Settings) -> Flask:
 
 @pytest.fixture
 def shop(naive_app: Flask, make_customer: Callable[..., Customer], make_offer: Callable[..., Offer]) -> FlaskClient:
-    """A client of the naive view with a good key, one customer and an offer."""
+    """A client of the naive view, with an API key, a customer and an offer."""
     make_customer("ada@example.com")
     make_offer(code="SUMMER")
-    db.session.add(ApiKey(public_id="plain", name="p", secret_hash=naive.hashed("s"), key_version=1, scopes=["redeem"]))
+    db.session.add(
+        ApiKey(public_id="plain", name="p", secret_hash=naive.hash_secret("s"), key_version=1, scopes=["redeem"])
+    )
     db.session.commit()
     return naive_app.test_client()
 
 
-def ask(shop: FlaskClient, key: str = "plain_s", **body: Any) -> int:
+def redeem(shop: FlaskClient, key: str = "plain_s", **body: Any) -> int:
     body = {"code": "summer", "customer": {"email": "Ada@example.com"}} | body
     headers = {"Authorization": f"Bearer {key}"}
     return shop.post("/api/v1/redemptions", json=body, headers=headers).status_code
 
 
 def test_the_naive_view_redeems_once(shop: FlaskClient) -> None:
-    assert [ask(shop), ask(shop)] == [201, 409]
+    assert [redeem(shop), redeem(shop)] == [201, 409]
     assert db.session.connection().exec_driver_sql("select count(*) from redemption").scalar() == 1
 
 
 @pytest.mark.parametrize("key", ["", "plain", "plain_t", "other_s"])
-def test_the_naive_view_asks_for_its_key(shop: FlaskClient, key: str) -> None:
-    assert ask(shop, key) == 401
+def test_the_naive_view_needs_a_valid_key(shop: FlaskClient, key: str) -> None:
+    assert redeem(shop, key) == 401
 
 
 @pytest.mark.parametrize("body", [{"code": 1}, {"customer": "ada"}, {"customer": {}}])
-def test_the_naive_view_looks_at_its_body(shop: FlaskClient, body: dict[str, Any]) -> None:
-    assert ask(shop, **body) == 422
+def test_the_naive_view_validates_the_body(shop: FlaskClient, body: dict[str, Any]) -> None:
+    assert redeem(shop, **body) == 422
 
 
-def test_quick_and_full_plans_are_asked_for() -> None:
+def test_the_plan_is_chosen_by_arguments_and_environment() -> None:
     assert redeem_http.PLANS.asked_for(["--quick"], {}) is redeem_http.QUICK
     assert redeem_http.PLANS.asked_for([], {"SIZE": "full"}).customers == 1_000_000
     assert redeem_db.PLANS.asked_for([], {}) is redeem_db.USUAL
 
 
-def in_a_process_of_its_own(program: str) -> str:
-    """What it prints last. It brings a server and a second app, and tasks know only one."""
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False, timeout=300
+def run_in_process(script: str) -> str:
+    """Run a script in a separate process; return its last output line.
+
+    The script starts a server and a second app, and a process has one task queue.
+    """
+    process = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False, timeout=300
     )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()[-1]
+    assert process.returncode == 0, process.stderr
+    return process.stdout.splitlines()[-1]
 
 
-def test_a_small_run_over_http_is_exact() -> None:
+def test_a_small_http_run_is_exact() -> None:
     plan = "rounds=1, seconds=1, clients=(2,), customers=20_000, alone=5"
-    last = in_a_process_of_its_own(
+    last_line = run_in_process(
         "import benchmarks.redeem_http as it\n"
         f"it.PLANS = it.command.Plans('redeem_http', it.USUAL, it.Plan({plan}), it.FULL)\n"
         "it.main(['--quick'])"
     )
-    assert json.loads(last)["hello_ratio_capped"] > 0
+    assert json.loads(last_line)["hello_ratio_capped"] > 0
 
 
-def test_a_small_run_at_the_database_is_exact_and_sells_the_cap() -> None:
-    sold = in_a_process_of_its_own(
+def test_a_small_database_run_is_exact_and_uses_up_the_cap() -> None:
+    redeemed = run_in_process(
         "import benchmarks.redeem_db as it\n"
         "with it.prepared(it.Plan(seconds=0.3, customers=3_000)) as bench:\n"
         "    bench.sample(it.OURS, True, 4)\n"
         "    print(bench.rush(it.OURS, 4))"
     )
-    assert sold == str(redeem_db_report.FEW)
+    assert redeemed == str(redeem_db_report.FEW)

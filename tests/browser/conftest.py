@@ -1,4 +1,4 @@
-"""Chromium, the real web server and worker, and an SMTP server that keeps every email."""
+"""Chromium, the real web server and worker, and an SMTP server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The main workflows of staff, of customers with and without scripts, and of the API."""
+"""The main workflows of staff, customers with and without scripts, and the API."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The mail sink in a browser: hostile HTML is inert, links work, the folder can be emptied."""
+"""The mail sink in a browser: hostile HTML, links, emptying the folder."""
 
 from __future__ import annotations
 

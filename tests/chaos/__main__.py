@@ -24,7 +24,7 @@ from webapp.core.settings import ROOT
 
 @dataclass(frozen=True)
 class Plan:
-    """Number of customers, worker kills, database crashes, restarts and rounds; seconds of relay outage."""
+    """The numbers of customers and faults, and the seconds of the relay outage."""
 
     customers: int
     worker_kills: int

@@ -1,4 +1,4 @@
-"""Crashes during a campaign lose no recipient and send no more copies than guaranteed.
+"""Crashes during a campaign keep the guarantees: no recipient is lost.
 
 A short version of `make chaos`. Workers and relay are separate processes; see tests/support/chaos.
 """

@@ -73,7 +73,7 @@ COUNTS = "select (select count(*) from redemption where offer_id = o.id), o.rede
 
 @contextmanager
 def observe_counts(app: Flask) -> Iterator[set[tuple[int, int, int]]]:
-    """Collect every combination of rows, counter and cap of the only offer, read in one statement."""
+    """Collect every combination of rows, counter and cap of the only offer."""
     observed: set[tuple[int, int, int]] = set()
     stopped = threading.Event()
 

@@ -1,4 +1,4 @@
-"""No confirmed redemption is lost when the database or a web process crashes or the server stops.
+"""No confirmed redemption is lost when the database or a web process crashes.
 
 These tests run on a separate PostgreSQL server with durable settings, as in production.
 """

@@ -122,6 +122,58 @@ def test_the_api_works_again_after_an_outage(program: StoppableProgram) -> None:
     assert after[0] == before[0]
 
 
+@pytest.fixture
+def no_outage(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The state of a process that has seen no outage yet."""
+    monkeypatch.setattr(database_health, "_outage_started_at", None)
+    monkeypatch.setattr(database_health, "_recovered_at", -math.inf)
+
+
+@pytest.mark.usefixtures("no_outage")
+@pytest.mark.parametrize(
+    ("error", "is_outage"),
+    [
+        (psycopg.errors.AdminShutdown("terminating connection"), True),
+        (psycopg.errors.CrashShutdown("terminating connection"), True),
+        (psycopg.errors.CannotConnectNow("starting up"), True),
+        (psycopg.errors.TooManyConnections("sorry, too many clients already"), True),
+        (psycopg.errors.ConnectionFailure("connection failure"), True),
+        (psycopg.OperationalError("connection failed: Connection refused"), True),
+        (psycopg.OperationalError("server closed the connection unexpectedly"), True),
+        (psycopg.errors.QueryCanceled("canceling statement"), False),
+        (psycopg.errors.DeadlockDetected("deadlock detected"), False),
+        (psycopg.errors.LockNotAvailable("lock timeout"), False),
+        (psycopg.errors.DiskFull("no space left"), False),
+        (psycopg.errors.UniqueViolation("duplicate key"), False),
+        # A connection that is misused, which is no evidence while no outage is known.
+        (psycopg.OperationalError("the connection is closed"), False),
+        (psycopg.InterfaceError("cursor is closed"), False),
+        (ValueError("connection failed"), False),
+        (None, False),
+    ],
+)
+def test_only_an_unavailable_database_is_an_outage(error: BaseException | None, is_outage: bool) -> None:
+    assert database_health.report_if_outage(error) is is_outage
+    assert database_health.is_database_unavailable() is is_outage
+
+
+@pytest.mark.usefixtures("no_outage")
+def test_a_closed_connection_belongs_to_the_outage_that_is_known() -> None:
+    closed = psycopg.InterfaceError("connection is closed")
+    database_health.report_if_outage(psycopg.errors.AdminShutdown("terminating connection"))
+    assert database_health.report_if_outage(closed)
+
+    database_health.mark_recovered()
+
+    assert not database_health.is_database_unavailable()
+    # Another connection that the same outage has terminated starts no new one; a failed connect does.
+    assert database_health.report_if_outage(closed)
+    assert database_health.report_if_outage(psycopg.errors.AdminShutdown("terminating connection"))
+    assert not database_health.is_database_unavailable()
+    assert database_health.report_if_outage(psycopg.OperationalError("connection failed: Connection refused"))
+    assert database_health.is_database_unavailable()
+
+
 WORKER = [sys.executable, "-m", "webapp.worker"]
 
 

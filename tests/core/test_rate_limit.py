@@ -152,7 +152,7 @@ def test_a_counter_can_be_cleared_alone_or_with_all_others(app: Flask) -> None:
         storage.incr(key, 60)
     storage.clear("one")
     assert [storage.get(key) for key in ("one", "two", "three")] == [0, 1, 1]
-    assert (storage.reset(), count_rows()) == (2, 0)
+    assert (storage.reset(), count_rows(), storage.check()) == (2, 0, True)
 
 
 def test_the_table_stores_no_email(client: FlaskClient) -> None:
@@ -189,6 +189,7 @@ def test_without_the_table_requests_are_not_limited(client: FlaskClient) -> None
     db.session.commit()
     try:
         assert guess(client).status_code == 422
+        assert not TableStorage().check()
     finally:
         db.session.execute(text("alter table rate_hit_away rename to rate_hit"))
         db.session.commit()

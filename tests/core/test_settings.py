@@ -8,6 +8,7 @@ import pytest
 
 from webapp.core import setting_parsers
 from webapp.core import settings as app_settings
+from webapp.core.setting_parsers import SettingsError
 
 
 def _load(tmp_path: Path, **given: str) -> app_settings.Settings:
@@ -103,3 +104,63 @@ def test_the_repr_of_the_settings_has_no_secret(tmp_path: Path) -> None:
     given = {"DATABASE_URL": "postgresql://u:S3cret@h/d", "SECRET_KEY": "S3cret", "MAIL_SERVER": "relay.example.com"}
 
     assert "S3cret" not in repr(_load(tmp_path, **given, MAIL_USERNAME="u", MAIL_PASSWORD="S3cret"))
+
+
+LONG_HOST = f"{'a' * 62}.{'b' * 62}.{'c' * 62}.{'d' * 62}.e"
+assert len(LONG_HOST) == 253
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "attribute", "expected"),
+    [
+        ("MAIL_SERVER", LONG_HOST, "mail_server", LONG_HOST),
+        ("MAIL_SERVER", f"{'a' * 63}.example", "mail_server", f"{'a' * 63}.example"),
+        ("MAIL_DEFAULT_SENDER", f"{'a' * 64}@example.com", "mail_default_sender", f"{'a' * 64}@example.com"),
+        ("MAIL_PER_SECOND", "", "mail_per_second", 0.0),
+        ("MAIL_PER_SECOND", "0.5", "mail_per_second", 0.5),
+        ("MAIL_PER_SECOND", "999999.9999", "mail_per_second", 999999.9999),
+        ("MAIL_CONNECTIONS", "", "mail_connections", 2),
+        ("MAIL_CONNECTIONS", "1", "mail_connections", 1),
+        ("MAIL_CONNECTIONS", "32", "mail_connections", 32),
+        ("PORT", "65533", "port", 65533),
+        ("WEB_WORKERS", "64", "web_workers", 64),
+        ("TRUSTED_PROXIES", "10", "trusted_proxies", 10),
+        ("LOG_FORMAT", "JSON", "log_format", "json"),
+        ("LOG_FORMAT", "", "log_format", "text"),
+        ("LOG_LEVEL", "warning", "log_level", "WARNING"),
+        ("LOG_LEVEL", "", "log_level", None),
+        *(("MAIL_USE_TLS", value, "mail_use_tls", True) for value in ("1", "true", "Yes", " ON ")),
+        *(("MAIL_USE_TLS", value, "mail_use_tls", False) for value in ("", "0", "false", "NO", "off")),
+    ],
+)
+def test_a_valid_value_is_accepted_up_to_its_limits(
+    tmp_path: Path, name: str, value: str, attribute: str, expected: object
+) -> None:
+    given = {"MAIL_SERVER": "relay.example.com"} | {name: value}
+
+    assert getattr(_load(tmp_path, **given), attribute) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("MAIL_SERVER", f"a{LONG_HOST}"),
+        ("MAIL_SERVER", f"{'a' * 64}.example"),
+        ("MAIL_DEFAULT_SENDER", f"{'a' * 65}@example.com"),
+        ("MAIL_PER_SECOND", "-1"),
+        ("MAIL_PER_SECOND", "1000000"),
+        ("MAIL_PER_SECOND", "fast"),
+        ("MAIL_CONNECTIONS", "0"),
+        ("MAIL_CONNECTIONS", "33"),
+        ("PORT", "0"),
+        ("PORT", "65534"),
+        ("MAIL_PORT", "65536"),
+        ("WEB_WORKERS", "65"),
+        ("TRUSTED_PROXIES", "-1"),
+        ("TRUSTED_PROXIES", "11"),
+        ("MAIL_USE_TLS", "perhaps"),
+    ],
+)
+def test_a_value_beyond_its_limits_is_refused(tmp_path: Path, name: str, value: str) -> None:
+    with pytest.raises(SettingsError, match=f"^{name} must be "):
+        _load(tmp_path, **{name: value})

@@ -204,6 +204,11 @@ def test_an_audience_is_created_and_renamed(app: Flask) -> None:
     audience_actions.rename_audience(audience.id, "Regulars", by="tests")
 
     assert [found.name for found in customer_queries.list_audiences()] == ["Regulars"]
+    entries = db.session.scalars(select(AuditEntry).order_by(AuditEntry.id)).all()
+    assert [(entry.action, entry.subject, entry.detail) for entry in entries] == [
+        ("audience.created", "Regulars in Vienna", {"id": audience.id}),
+        ("audience.renamed", "Regulars", {"id": audience.id, "was": "Regulars in Vienna"}),
+    ]
 
 
 @pytest.mark.parametrize("name", ["", "  ", "VIP", " VIP ", "x" * 101, "a\x00b"])

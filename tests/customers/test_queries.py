@@ -136,17 +136,18 @@ def test_rejected_rows_are_paged_by_line_and_then_by_id(app: Flask) -> None:
         )
     db.session.commit()
 
-    pages = []
-    after = None
-    while rows := import_queries.list_rejected_rows(import_id, after, limit=2)[:2]:
+    pages: list[list[tuple[int, int]]] = []
+    for _ in range(4):
+        after = pages[-1][-1] if pages else None
+        rows = import_queries.list_rejected_rows(import_id, after, limit=2)[:2]
         pages.append([(row.line, row.id) for row in rows])
-        after = pages[-1][-1]
 
     first_id = pages[0][0][1]
     assert pages == [
         [(3, first_id), (3, first_id + 2)],
         [(3, first_id + 4), (7, first_id - 1)],
         [(9, first_id + 3)],
+        [],
     ]
     assert len(import_queries.list_rejected_rows(import_id, limit=2)) == 3
     lines = b"".join(import_queries.export_rejected_rows(import_id)).decode().splitlines()

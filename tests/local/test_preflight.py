@@ -1,4 +1,4 @@
-"""Checks before set-up, against real servers: each error is one line that says what to do."""
+"""Checks before set-up, against real servers: each error is one line."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ def test_a_wrong_clock_causes_a_warning(server: Server, tmp_path: Path, monkeypa
 
 @pytest.fixture
 def postgresql_13() -> Iterator[int]:
-    """The port of a server that only performs the start-up of PostgreSQL 13 (protocol 3.0)."""
+    """The port of a server that only performs the start-up of PostgreSQL 13."""
     listener = socket.create_server(("127.0.0.1", 0))
 
     def parameter(name: str, value: str) -> bytes:

@@ -1,4 +1,4 @@
-"""The files of docs/operations.md, checked without a server: units, Caddyfile, permissions."""
+"""The files of docs/operations.md: units, Caddyfile, permissions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An installation by docs/operations.md: PostgreSQL over TCP, nginx with TLS, two web processes and workers.
+"""An installation by docs/operations.md with two web processes and workers.
 
 The code blocks are taken from the page; only host names, ports and folders are changed.
 """
@@ -69,7 +69,7 @@ def visitor(site: Site) -> HttpBrowser:
 
 @pytest.fixture(scope="module")
 def staff(site: Site) -> HttpBrowser:
-    """The first administrator, signed in by the link that the commands of the page print."""
+    """The first administrator, signed in by the printed invitation link."""
     staff = HttpBrowser(str(site.certificate))
     link = (site.folder / "link").read_text()
     assert link.startswith(f"{site.url}/invitations/")
@@ -133,7 +133,7 @@ def create_offer(site: Site, key: str, code: str, audience: str | None = None) -
 def test_the_main_workflow_works_through_nginx(
     site: Site, relay: Relay, staff: HttpBrowser, visitor: HttpBrowser, key: str
 ) -> None:
-    """Import, create an offer, launch and redeem with the real forms, by any web process."""
+    """Import, create an offer, launch and redeem with the real forms."""
     cookie = next(iter(staff.http.cookies))
     assert (cookie.name, cookie.secure) == (f"onecode_{site.https}", True)
     assert all("Sign out" in staff.get(f"{site.url}/").text for _ in range(6))

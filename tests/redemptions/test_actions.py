@@ -204,8 +204,9 @@ def test_a_raised_cap_allows_more_redemptions(make_offer: MakeOffer, make_custom
     assert group_commit.redeem(replace(ADA, email="bob@example.com")).is_replay is False
 
 
+@pytest.mark.parametrize("taken", [3, 5])
 def test_a_batch_waits_for_what_another_takes_of_the_cap(
-    app: Flask, make_offer: MakeOffer, make_customer: MakeCustomer
+    app: Flask, make_offer: MakeOffer, make_customer: MakeCustomer, taken: int
 ) -> None:
     """More than remain are asked for while another transaction, not committed yet, takes some of them."""
     row = make_offer(max_redemptions=10, redeemed=5, frozen_at=datetime(2026, 1, 1, tzinfo=UTC))
@@ -218,15 +219,17 @@ def test_a_batch_waits_for_what_another_takes_of_the_cap(
 
     batch = threading.Thread(target=redeem_all)
     with db.engine.connect() as other:
-        other.execute(text("update offer set redeemed = redeemed + 3"))
+        other.execute(text("update offer set redeemed = redeemed + :taken"), {"taken": taken})
         batch.start()
         while batch.is_alive() and not count_lock_waiters("transactionid"):
             db.session.rollback()
         other.commit()
     batch.join()
 
-    assert [getattr(answer, "reason", "redeemed") for answer in answers] == ["redeemed"] * 2 + ["offer_exhausted"] * 4
-    assert (redeemed_counter(row.id), count_redemptions()) == (10, 2)
+    left = 5 - taken
+    expected = ["redeemed"] * left + ["offer_exhausted"] * (6 - left)
+    assert [getattr(answer, "reason", "redeemed") for answer in answers] == expected
+    assert (redeemed_counter(row.id), count_redemptions()) == (10, left)
 
 
 def test_batch_results_are_in_order_and_the_first_requests_get_the_cap(
@@ -693,6 +696,21 @@ def test_the_redemptions_of_a_customer_start_with_the_newest(
         ("THIRD", True),
         ("SECOND", False),
         ("FIRST", True),
+    ]
+
+
+def test_the_audit_trail_has_the_filter_of_an_export(app: Flask) -> None:
+    since = datetime(2026, 3, 1, 12, tzinfo=UTC)
+    for criteria in (RedemptionFilter(offer_id=7, channel="api", since=since), RedemptionFilter(), None):
+        redemption_actions.record_redemption_export(criteria, by="ann")
+    db.session.rollback()
+
+    entries = db.session.execute(text("select actor, action, detail from audit_entry order by id")).all()
+
+    assert [tuple(entry) for entry in entries] == [
+        ("ann", "redemptions.exported", {"offer_id": 7, "channel": "api", "since": "2026-03-01T12:00:00+00:00"}),
+        ("ann", "redemptions.exported", None),
+        ("ann", "redemptions.exported", {"found": "nothing"}),
     ]
 
 

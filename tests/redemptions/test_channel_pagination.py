@@ -12,7 +12,7 @@ from tests.support.redemptions import MakeCustomer, MakeOffer
 from webapp.core.extensions import db
 from webapp.redemptions import hourly_counts
 from webapp.redemptions import queries as redemption_queries
-from webapp.redemptions.queries import RedemptionFilter
+from webapp.redemptions.queries import KeysetCursor, RedemptionFilter
 
 # The number of rows that one step scans here.
 SCAN_LIMIT = 10
@@ -106,6 +106,25 @@ def test_the_scan_starts_at_the_upper_limit(offers: list[int]) -> None:
     first = redemption_queries.scan_redemptions(RedemptionFilter(channel="api", until=until), 50)
     assert first.next_cursor is not None
     assert until - timedelta(hours=5) < first.next_cursor.redeemed_at < until
+
+
+@pytest.mark.parametrize(("numbers", "stops_at"), [((4, 6, 9), 1), ((4, 5, 9), 2), ((10, 1, 1), 0), ((3, 3, 3), None)])
+def test_the_look_stops_at_the_hour_with_which_it_has_passed_enough(
+    make_offer: MakeOffer, numbers: tuple[int, ...], stops_at: int | None
+) -> None:
+    offer_id = make_offer().id
+    hours = [datetime(2026, 3, 1, 12 - n, tzinfo=UTC) for n in range(3)]
+    for hour, n in zip(hours, numbers, strict=True):
+        values = {"offer_id": offer_id, "hour": hour, "n": n}
+        db.session.execute(
+            text("insert into redemption_hour (offer_id, hour, n) values (:offer_id, :hour, :n)"), values
+        )
+        db.session.execute(text("insert into hour_total (hour, n) values (:hour, :n)"), values)
+    db.session.commit()
+
+    for criteria in (RedemptionFilter(channel="api"), RedemptionFilter(channel="api", offer_id=offer_id)):
+        page = redemption_queries.scan_redemptions(criteria, 50)
+        assert page.next_cursor == (None if stops_at is None else KeysetCursor(hours[stops_at], 0, 0))
 
 
 @pytest.mark.usefixtures("offers")

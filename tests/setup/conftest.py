@@ -9,7 +9,7 @@ import pytest
 
 @pytest.fixture
 def as_nobody(tmp_path: Path) -> Callable[..., list[str]]:
-    """Run a failing command as an unprivileged user; return its lines on standard error."""
+    """Run a failing command as an unprivileged user; return its error lines."""
     for folder in (tmp_path, *tmp_path.parents):
         if folder.stat().st_uid == 0 and folder != Path("/") and not folder.stat().st_mode & 0o001:
             folder.chmod(folder.stat().st_mode | 0o011)

@@ -35,7 +35,7 @@ class SourceTree:
             (folder / name).write_text(f"probe==1.0 --hash=sha256:{_wheel(wheels)}\n")
 
     def install(self, target: str = "install", python: str = sys.executable, **more: str) -> tuple[int, str, list[str]]:
-        """Run make; return the exit code, standard output, and the error lines except make's own."""
+        """Run make; return exit code, output, and the error lines except make's own."""
         out, err = (process := self.start(target, python, **more)).communicate(timeout=120)
         return process.returncode, out, [line for line in err.splitlines() if not line.startswith("make: ***")]
 

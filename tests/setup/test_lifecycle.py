@@ -1,4 +1,4 @@
-"""The program in a copy of the source tree: set up, used and stopped with the README's commands."""
+"""The program in a copy of the source tree, with the README's commands."""
 
 from __future__ import annotations
 

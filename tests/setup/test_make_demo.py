@@ -1,4 +1,4 @@
-"""`make demo`, `make demo-down` and `make demo-reset` in a copy of the tree, with and without the user's instance."""
+"""`make demo`, `make demo-down` and `make demo-reset` in a copy of the tree."""
 
 from __future__ import annotations
 
@@ -121,7 +121,8 @@ def test_the_demo_is_not_started_twice_on_another_port(both_instances: BothInsta
     assert result.returncode != 0
     assert result.stderr.startswith(
         f"onecode: the demo is already running on port {both_instances.port};"
-        f" to move it to port {both_instances.port + 10}"
+        f" "
+        f"to move it to port {both_instances.port + 10}"
     )
 
 

@@ -79,7 +79,7 @@ def test_a_setup_killed_at_any_point_can_be_repeated(make_copy: Callable[[str], 
 
 @contextlib.contextmanager
 def _reused_process_id(instance: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Write the server's pid files with the id of an unrelated program, as after a power cut."""
+    """Write the server's pid files with the id of an unrelated program."""
     user = pwd.getpwnam(SYSTEM_USER if os.geteuid() == 0 else pwd.getpwuid(os.geteuid()).pw_name)
     data, sockets = instance / "postgresql" / "data", socket_folder(instance)
     sockets.mkdir(mode=0o700, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Invalid input on all interfaces: a clear refusal, no server error, and nothing written.
+"""Invalid input on all interfaces: refused, no server error, nothing written.
 
 Further refusals of single forms and operations are tested beside their views.
 """

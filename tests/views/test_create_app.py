@@ -129,27 +129,27 @@ def test_static_files_may_be_cached(client: FlaskClient) -> None:
 @pytest.mark.parametrize(
     ("path", "media_type"), [("/healthz", "text/html"), ("/api/v1/validations", "application/problem+json")]
 )
-def test_a_wrong_method_is_answered_with_the_allowed_ones(api: FlaskClient, path: str, media_type: str) -> None:
-    answer = api.put(path)
+def test_a_wrong_method_returns_the_allowed_ones(api: FlaskClient, path: str, media_type: str) -> None:
+    response = api.put(path)
 
-    assert (answer.status_code, answer.mimetype) == (405, media_type)
-    assert set(answer.headers["Allow"].split(", ")) == (
+    assert (response.status_code, response.mimetype) == (405, media_type)
+    assert set(response.headers["Allow"].split(", ")) == (
         {"GET", "HEAD", "OPTIONS"} if path == "/healthz" else {"OPTIONS", "POST"}
     )
 
 
 @pytest.mark.parametrize("path", ["/api/v1/offers", "/offers/new", "/redeem"])
-def test_clients_learn_when_to_retry_while_the_database_is_unavailable(
+def test_responses_during_a_database_outage_have_a_retry_after_header(
     make_app: Callable[..., Flask], path: str
 ) -> None:
     client = make_app(DATABASE_URL="postgresql://127.0.0.1:1/nowhere").test_client()
     with client.session_transaction() as session:
         session["_user_id"] = "1.1"
 
-    answer = client.post(
+    response = client.post(
         path,
         data=None if path.startswith("/api/") else {"code": "SUMMER25", "email": "ada@example.com"},
         headers={"Authorization": "Bearer onecode_live_abc_secret"},
     )
 
-    assert (answer.status_code, answer.headers["Retry-After"]) == (503, "5")
+    assert (response.status_code, response.headers["Retry-After"]) == (503, "5")

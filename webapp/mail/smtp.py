@@ -30,6 +30,7 @@ from flask_babel import gettext as _
 from webapp.mail import timeouts
 from webapp.mail.outgoing_message import OutgoingMessage
 from webapp.mail.smtp_session import (
+    PERMANENT_TLS_ERRORS,
     ImplicitTlsSmtpSession,
     SmtpSession,
     create_tls_context,
@@ -39,14 +40,6 @@ from webapp.mail.smtp_session import (
 
 # The first digit of a positive reply to a command (RFC 5321, 4.2.1).
 SUCCESS_REPLY_CLASS = {"MAIL": 2, "RCPT": 2, "DATA": 3}
-# OpenSSL errors for which a retry is useless: client and server have no common protocol or cipher.
-PERMANENT_TLS_ERRORS = (
-    "WRONG_VERSION_NUMBER",
-    "UNSUPPORTED_PROTOCOL",
-    "NO_PROTOCOLS_AVAILABLE",
-    "SSLV3_ALERT_HANDSHAKE_FAILURE",
-    "TLSV1_ALERT_PROTOCOL_VERSION",
-)
 
 OutcomeKind = Literal["accepted", "failed", "deferred", "connection_lost", "rejected", "uncertain", "aborted"]
 

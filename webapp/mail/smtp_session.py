@@ -10,6 +10,14 @@ from webapp.mail import timeouts
 
 # In bytes. Usual replies have one or a few lines.
 MAX_REPLY_BYTES = 64 * 1024
+# OpenSSL errors for which a retry is useless: client and server have no common protocol or cipher.
+PERMANENT_TLS_ERRORS = (
+    "WRONG_VERSION_NUMBER",
+    "UNSUPPORTED_PROTOCOL",
+    "NO_PROTOCOLS_AVAILABLE",
+    "SSLV3_ALERT_HANDSHAKE_FAILURE",
+    "TLSV1_ALERT_PROTOCOL_VERSION",
+)
 
 
 class SmtpSession(smtplib.SMTP):

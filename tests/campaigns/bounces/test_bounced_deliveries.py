@@ -1,4 +1,4 @@
-"""Effects of a bounce on the figures and delivery states of its campaign, in every state of it."""
+"""Effects of a bounce on the figures and delivery states of its campaign."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bounces of an address that the customer changed, and what a bounce changes at a known delivery."""
+"""Bounces of former addresses, and the effect of a bounce on the delivery state."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_an_erased_customer_is_unknown_and_not_kept_locked(campaign: Campaign) -
 
 
 @pytest.mark.parametrize(
-    ("state", "becomes"),
+    ("state", "new_state"),
     [
         ("uncertain", "failed"),
         ("sent_later", "failed"),
@@ -91,7 +91,7 @@ def test_an_erased_customer_is_unknown_and_not_kept_locked(campaign: Campaign) -
         ("failed", "failed"),
     ],
 )
-def test_a_bounce_settles_a_delivery_that_may_have_arrived(campaign: Campaign, state: str, becomes: str) -> None:
+def test_a_bounce_resolves_a_delivery_that_may_have_arrived(campaign: Campaign, state: str, new_state: str) -> None:
     db.session.execute(
         text(
             "insert into mail_issue (campaign_id, customer_id, state, text, smtp_code, next_at, at) "
@@ -103,10 +103,10 @@ def test_a_bounce_settles_a_delivery_that_may_have_arrived(campaign: Campaign, s
     bounce(campaign, OLD)
     row = db.session.execute(text("select state, text, smtp_code, next_at, now() - at as age from mail_issue")).one()
     if state in ("uncertain", "sent_later", "left"):
-        assert row[:4] == (becomes, "bounced: 5.1.1 unknown", None, None)
+        assert row[:4] == (new_state, "bounced: 5.1.1 unknown", None, None)
         assert row.age < timedelta(hours=1)
     else:
-        assert row[:3] == (becomes, "before", 421)
+        assert row[:3] == (new_state, "before", 421)
         assert row.next_at is not None
     # Such a delivery was not counted as sent in its batch.
     assert db.session.execute(text("select sent from batch")).scalar_one() == 2
@@ -121,7 +121,7 @@ def test_the_first_and_the_last_recipient_of_a_batch_are_counted_once(campaign: 
     assert (campaign.sent_in_batches, db.session.execute(text("select sent from batch")).scalar_one()) == (1, 1)
 
 
-def test_a_bounce_of_one_campaign_leaves_the_others_alone(campaign: Campaign, launch_campaign: Launch) -> None:
+def test_a_bounce_of_one_campaign_does_not_affect_others(campaign: Campaign, launch_campaign: Launch) -> None:
     other = launch_campaign("OTHER1")
     db.session.execute(text("update batch set status = 'done', window_start = 2, sent = 2"))
     db.session.commit()

@@ -1,4 +1,4 @@
-"""What a bounce message is parsed as, without a database."""
+"""Parsing bounce messages, without a database."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ TO = "bounces+abcdefghijklmnopqrstuvwxyz@example.com"
 VALUES = {
     "to": TO,
     "id": "<abcdefghijklmnopqrstuvwxyzabcdefghijklmnop@example.com>",
-    "way_out": "https://example.com/u/1.2.abcdefghijklmnopqrstuv",
+    "unsubscribe_url": "https://example.com/u/1.2.abcdefghijklmnopqrstuv",
     "rcpt": "ada@example.org",
     "action": "failed",
     "status": "5.1.1",
@@ -21,14 +21,14 @@ VALUES = {
 }
 
 
-def parse(shape: str, header: str = "", **values: str) -> BounceReport:
-    """Parse one of the messages of `bounce_messages`, with another header in front."""
-    message = str(getattr(bounce_messages, shape)).format_map(VALUES | values)
+def parse(template: str, header: str = "", **values: str) -> BounceReport:
+    """Parse a template of `bounce_messages`, with an additional header in front."""
+    message = str(getattr(bounce_messages, template)).format_map(VALUES | values)
     return reports.parse_report((f"{header}\n{message}" if header else message).encode())
 
 
 @pytest.mark.parametrize("feedback", ["abuse", "fraud", "opt-out", "opt-out-list", "Opt-Out"])
-def test_each_kind_of_complaint_is_one(feedback: str) -> None:
+def test_every_complaint_type_is_a_complaint(feedback: str) -> None:
     report = parse("COMPLAINT", feedback=feedback)
     assert (report.kind, report.diagnostic) == ("complaint", f"feedback-type: {feedback.lower()}")
 
@@ -51,12 +51,12 @@ def test_other_feedback_is_no_complaint(feedback: str) -> None:
         "X-Auto-Response-Suppress: All",
     ],
 )
-def test_an_automatic_message_asks_for_nothing(header: str) -> None:
+def test_an_automatic_message_does_not_unsubscribe(header: str) -> None:
     assert parse("ASKING", header).kind == "other"
 
 
 @pytest.mark.parametrize("header", ["", "Auto-Submitted: no", "Auto-Submitted: No ", "Precedence: first-class"])
-def test_a_person_who_asks_to_unsubscribe_is_heard(header: str) -> None:
+def test_an_email_by_a_person_can_unsubscribe(header: str) -> None:
     report = parse("ASKING", header)
     assert (report.kind, report.tokens) == ("unsubscribe", (TO,))
 
@@ -90,7 +90,7 @@ def test_only_permanent_failures_of_the_address_are_hard_bounces(status: str, di
 
 
 @pytest.mark.parametrize(
-    ("status", "reply", "found"),
+    ("status", "reply", "expected"),
     [
         ("5.1.1", "550 5.7.1 no", "5.1.1"),
         ("5.0.0", "550 5.1.1 unknown", "5.1.1"),
@@ -103,8 +103,8 @@ def test_only_permanent_failures_of_the_address_are_hard_bounces(status: str, di
         ("", "unknown", ""),
     ],
 )
-def test_the_most_specific_status_counts(status: str, reply: str, found: str) -> None:
-    assert parse("POSTFIX", status=status, status_reply=reply).status == found
+def test_the_most_specific_status_counts(status: str, reply: str, expected: str) -> None:
+    assert parse("POSTFIX", status=status, status_reply=reply).status == expected
 
 
 def test_the_diagnostic_is_one_printable_line_of_limited_length() -> None:
@@ -113,7 +113,7 @@ def test_the_diagnostic_is_one_printable_line_of_limited_length() -> None:
     assert len(report.diagnostic) == reports.MAX_DIAGNOSTIC_LENGTH
 
 
-def test_ten_addresses_are_returned_once_each() -> None:
+def test_at_most_ten_distinct_addresses_are_returned() -> None:
     listed = ", ".join(f"n{n}@example.org" for n in (0, 0, *range(20)))
     report = parse("POSTFIX", rcpt=listed)
     assert report.addresses == tuple(f"n{n}@example.org" for n in range(10))
@@ -122,8 +122,8 @@ def test_ten_addresses_are_returned_once_each() -> None:
 @pytest.mark.parametrize("sender", ["Return-Path: <>", "Return-Path:", "From: MAILER-DAEMON@there.example"])
 def test_a_plain_text_bounce_comes_from_a_mail_server(sender: str) -> None:
     text = "Hi. This is the qmail-send program.\n\n<ada@example.org>:\n550 5.1.1 unknown\n"
-    head = f"{sender}\nTo: {TO}\nSubject: failure notice\n"
-    report = reports.parse_report(f"{head}\n{text}".encode())
+    headers = f"{sender}\nTo: {TO}\nSubject: failure notice\n"
+    report = reports.parse_report(f"{headers}\n{text}".encode())
     assert (report.kind, report.status, report.addresses) == ("bounce", "5.1.1", ("ada@example.org",))
     assert (
         reports.parse_report(f"From: joe@example.net\nReturn-Path: <joe@example.net>\n\n{text}".encode()).kind
@@ -131,13 +131,13 @@ def test_a_plain_text_bounce_comes_from_a_mail_server(sender: str) -> None:
     )
 
 
-def test_parts_are_looked_for_to_the_maximum_depth() -> None:
+def test_parts_are_searched_down_to_the_maximum_depth() -> None:
     def nested(depth: int) -> bytes:
-        head = f"From: x\nTo: {TO}\n"
+        headers = f"From: x\nTo: {TO}\n"
         for n in range(depth):
-            head += f'Content-Type: multipart/mixed; boundary="b{n}"\n\n--b{n}\n'
+            headers += f'Content-Type: multipart/mixed; boundary="b{n}"\n\n--b{n}\n'
         report = "Content-Type: message/delivery-status\n\nReporting-MTA: dns; x\n\nAction: failed\nStatus: 5.1.1\n"
-        return (head + report).encode()
+        return (headers + report).encode()
 
     kinds = [reports.parse_report(nested(reports.MAX_MIME_DEPTH + n)).kind for n in (0, 1)]
     assert kinds == ["bounce", "other"]

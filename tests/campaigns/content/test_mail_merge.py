@@ -55,7 +55,7 @@ def body(message: EmailMessage, kind: str) -> str:
 
 @pytest.fixture
 def render(app: Flask, make_offer: Callable[..., Offer]) -> Callable[..., EmailMessage]:
-    """Render an email: `render(text="Hi {{ customer.name }}", to=build_customer("Ada"))`."""
+    """Render an email: `render(text="Hi {{ link }}", to=build_customer("Ada"))`."""
 
     def render(to: Customer | None = None, values: dict[str, Any] | None = None, **content: str) -> EmailMessage:
         offer = make_offer(**(values or {}))
@@ -248,7 +248,7 @@ def isolate(value: str, context: str) -> str:
 def test_fast_rendering_equals_standard_library_rendering(
     session_app: Flask, name: str, before: str, after: str, locale: str | None
 ) -> None:
-    """The standard library's way fills in the text first and then serialises all of it."""
+    """The standard library fills in the text first and then serialises all of it."""
     source = before + "{{ customer.name }}" + after + "{{ offer.ends }}{{ customer.name or 'x' }}{{ customer.name }}"
     subject = "{{ offer.discount }} {{ customer.name }}"
     with session_app.app_context():

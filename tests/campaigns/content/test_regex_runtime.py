@@ -1,4 +1,4 @@
-"""Input that would make a careless regular expression run for minutes is parsed quickly."""
+"""Input for which careless regular expressions take minutes is parsed quickly."""
 
 from __future__ import annotations
 

@@ -110,7 +110,7 @@ def test_the_state_of_every_recipient_agrees_with_the_relay(
 def test_states_in_random_batches_follow_from_positions(
     app: Flask, make_offer: Callable[..., Offer], seed: int
 ) -> None:
-    """Compare random gaps, windows, cursors and rows with a simple loop over the same data."""
+    """Compare random gaps, windows, cursors and rows with a simple loop."""
     draw = random.Random(seed)
     ids = sorted(draw.sample(create_customers(400), 120))
     start = datetime(2026, 5, 1, tzinfo=UTC)
@@ -162,7 +162,7 @@ def test_states_in_random_batches_follow_from_positions(
 
 
 def _sent_in_open_windows(campaign: Campaign, expected: dict[int, tuple[str, datetime | None]]) -> list[int]:
-    """Count the emails sent in open windows, since the batches above have no stored `sent`."""
+    """Count the emails sent in open windows; the batches above store no `sent`."""
     counts = []
     for batch in db.session.query(Batch).filter_by(campaign_id=campaign.id, status="sending"):
         last_id, ids = 0, []
@@ -486,7 +486,10 @@ def test_the_recipient_search_works_with_and_without_javascript(
 
 
 def set_windows(campaign: Campaign, *windows: tuple[int, int], **values: object) -> None:
-    """Set the (position, seconds ago) of the batch's windows; the campaign began an hour ago."""
+    """Set the windows of the batch as (position, seconds ago).
+
+    The campaign began an hour ago.
+    """
     pairs = [x for begin, ago in windows for x in (begin, 3600 - ago)]
     db.session.execute(
         text(

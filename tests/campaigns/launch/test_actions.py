@@ -190,7 +190,7 @@ def _launch(app: Flask, offer_id: int, changed: list[bool]) -> None:
 
 
 def _run_concurrently(threads: list[threading.Thread], lock: int | None) -> None:
-    """Run threads; with a campaign id, hold its row lock until all threads wait for it."""
+    """Run threads; with a campaign id, hold its row lock until all wait for it."""
     if lock is not None:
         db.session.execute(text("select 1 from campaign where id = :id for update"), {"id": lock})
         return _run_until_locked(threads)
@@ -348,7 +348,7 @@ def test_an_offer_stopped_during_its_launch_is_not_launched(
 
 
 def _launch_during_edit(app: Flask, offer_id: int, edit: str) -> str:
-    """Launch while an edit of the offer is uncommitted; return the outcome or error key."""
+    """Launch while an edit is uncommitted; return the outcome or error key."""
     outcomes: list[str] = []
 
     def launch() -> None:

@@ -1,4 +1,4 @@
-"""What is closed of a cancelled campaign, and what stays of the campaigns beside it."""
+"""Cleaning up a cancelled campaign, without effects on other campaigns."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_a_skipped_retry_keeps_neither_its_time_nor_its_reply(launch_campaign: L
     assert row == ("skipped", "the campaign was cancelled", None, None)
 
 
-def test_nothing_is_summed_while_a_worker_is_still_sending(launch_campaign: Launch) -> None:
+def test_totals_are_not_stored_while_a_worker_is_still_sending(launch_campaign: Launch) -> None:
     create_customers(2)
     campaign = launch_campaign()
     claim = defer_first_of_next_batch()
@@ -87,17 +87,17 @@ def test_the_total_of_a_cancelled_campaign_is_stored_once(launch_campaign: Launc
     assert refresh(campaign).sent_in_batches == 0
 
 
-@pytest.mark.parametrize("held", ["batch", "mail_issue", "campaign"])
-def test_a_row_that_another_worker_holds_is_left_for_the_next_time(
-    launch_campaign: Launch, other_worker: psycopg.Connection[object], held: str
+@pytest.mark.parametrize("locked_table", ["batch", "mail_issue", "campaign"])
+def test_rows_locked_by_another_worker_are_cleaned_up_the_next_time(
+    launch_campaign: Launch, other_worker: psycopg.Connection[object], locked_table: str
 ) -> None:
     create_customers(2)
     campaign = launch_campaign()
     batches.release_batch(defer_first_of_next_batch())
     transitions.cancel_campaign(campaign.id, "tests")
-    other_worker.execute(f"select from {held} for no key update")
+    other_worker.execute(f"select from {locked_table} for no key update")
     cancellation.clean_up_cancelled_campaigns()
-    assert refresh(campaign).sent_in_batches is None or held == "mail_issue"
+    assert refresh(campaign).sent_in_batches is None or locked_table == "mail_issue"
     other_worker.rollback()
     cancellation.clean_up_cancelled_campaigns()
     assert refresh(campaign).sent_in_batches == 0

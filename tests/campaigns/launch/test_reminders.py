@@ -1,4 +1,4 @@
-"""Reminders: a second campaign of an offer, only to customers who have not redeemed."""
+"""Reminders: a second campaign, only to customers who have not redeemed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Claims, leases and outcomes of batches, with other campaigns and other workers beside them."""
+"""Claims, leases and outcomes of batches among other campaigns and workers."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def claim() -> BatchClaim:
     return found
 
 
-def claimed_places(n: int) -> list[tuple[int, int]]:
-    """Claim batches; return the campaign and the number in it of each."""
+def claim_positions(n: int) -> list[tuple[int, int]]:
+    """Claim n batches; return the (campaign id, sequence number) of each."""
     ids = [claim().batch_id for _ in range(n)]
     rows = db.session.execute(text("select id, campaign_id, seq from batch")).all()
-    places = {row.id: (row.campaign_id, row.seq) for row in rows}
-    return [places[batch_id] for batch_id in ids]
+    positions = {row.id: (row.campaign_id, row.seq) for row in rows}
+    return [positions[batch_id] for batch_id in ids]
 
 
 # --- claims -----------------------------------------------------------------------------------------
@@ -61,16 +61,16 @@ def test_campaigns_take_turns_batch_by_batch(launch_campaign: Launch, monkeypatc
     monkeypatch.setattr(preparation, "BATCH_SIZE", 1)
     create_customers(2)
     first, second = launch_campaign("ONE1"), launch_campaign("TWO2")
-    # Rows that were stored in another order than that in which they are due.
+    # Store the rows in another order than that in which they are due.
     db.session.execute(text("create temp table reordered as select * from batch order by seq desc, campaign_id desc"))
     db.session.execute(text("delete from batch"))
     db.session.execute(text("insert into batch select * from reordered"))
     db.session.execute(text("drop table reordered"))
     db.session.commit()
-    assert claimed_places(4) == [(first.id, 0), (second.id, 0), (first.id, 1), (second.id, 1)]
+    assert claim_positions(4) == [(first.id, 0), (second.id, 0), (first.id, 1), (second.id, 1)]
 
 
-def test_a_batch_that_another_worker_is_claiming_is_not_waited_for(
+def test_a_batch_locked_by_another_worker_is_skipped(
     launch_campaign: Launch, other_worker: psycopg.Connection[object]
 ) -> None:
     create_customers(1)

@@ -1,4 +1,4 @@
-"""When a campaign is done, and who closes the batches of a cancelled one."""
+"""Finishing campaigns, and closing the batches of cancelled ones."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DEFERRED = SmtpOutcome("deferred", 450, "4.2.1 later", "RCPT")
 
 
 def attempt(outcome: SmtpOutcome) -> None:
-    """Send the next batch, of one recipient, with this outcome."""
+    """Process the next batch, which has one recipient, with a given outcome."""
     claim = batches.claim_batch("us")
     assert claim is not None
     window = windows.open_send_window(claim)
@@ -49,7 +49,7 @@ def test_a_paused_campaign_is_not_completed(launch_campaign: Launch) -> None:
     assert refresh(campaign).status == "done"
 
 
-def test_a_campaign_with_a_batch_that_waits_is_not_done_beside_one_that_is(launch_campaign: Launch) -> None:
+def test_a_campaign_with_a_pending_batch_is_not_done_when_another_is(launch_campaign: Launch) -> None:
     create_customers(1)
     finished, waiting = launch_campaign("ONE1"), launch_campaign("TWO2")
     db.session.execute(text("update campaign set trouble = 'the relay was down'"))
@@ -61,7 +61,7 @@ def test_a_campaign_with_a_batch_that_waits_is_not_done_beside_one_that_is(launc
 
 
 @pytest.mark.parametrize("policy", ["resend", "hold"])
-def test_a_campaign_with_a_retry_to_come_is_not_done(launch_campaign: Launch, policy: str) -> None:
+def test_a_campaign_with_a_pending_retry_is_not_done(launch_campaign: Launch, policy: str) -> None:
     create_customers(1)
     campaign = launch_campaign(policy=policy)
     attempt(DEFERRED)
@@ -73,7 +73,9 @@ def test_a_campaign_with_a_retry_to_come_is_not_done(launch_campaign: Launch, po
 
 
 @pytest.mark.parametrize(("policy", "status"), [("resend", "sending"), ("hold", "done")])
-def test_a_lost_retry_is_waited_for_unless_it_is_held(launch_campaign: Launch, policy: str, status: str) -> None:
+def test_a_lost_retry_keeps_a_campaign_open_unless_under_hold(
+    launch_campaign: Launch, policy: str, status: str
+) -> None:
     create_customers(1)
     campaign = launch_campaign(policy=policy)
     attempt(DEFERRED)
@@ -86,7 +88,7 @@ def test_a_lost_retry_is_waited_for_unless_it_is_held(launch_campaign: Launch, p
     assert refresh(campaign).status == status
 
 
-def test_a_campaign_that_another_worker_holds_is_checked_the_next_time(
+def test_a_campaign_locked_by_another_worker_is_checked_the_next_time(
     launch_campaign: Launch, other_worker: psycopg.Connection[object]
 ) -> None:
     create_customers(1)
@@ -143,7 +145,7 @@ def test_the_batches_of_another_campaign_are_not_cancelled(
     assert statuses() == ["cancelled", "sending"]
 
 
-def test_batches_nobody_has_claimed_are_cancelled_and_finished_ones_kept(launch_campaign: Launch) -> None:
+def test_unclaimed_batches_are_cancelled_and_finished_ones_kept(launch_campaign: Launch) -> None:
     create_customers(1)
     done, waiting = launch_campaign("ONE1"), launch_campaign("TWO2")
     attempt(SmtpOutcome("failed", 550, "no", "RCPT"))
@@ -153,7 +155,7 @@ def test_batches_nobody_has_claimed_are_cancelled_and_finished_ones_kept(launch_
     assert statuses() == ["done", "cancelled"]
 
 
-def test_a_cancelled_batch_that_another_worker_holds_is_skipped(
+def test_a_cancelled_batch_locked_by_another_worker_is_skipped(
     launch_campaign: Launch, other_worker: psycopg.Connection[object]
 ) -> None:
     create_customers(1)

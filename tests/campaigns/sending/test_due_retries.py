@@ -1,4 +1,4 @@
-"""Which deferred email is retried, for how long, and what a retry does to its campaign."""
+"""Claiming due retries, their time limit, and their effect on the campaign."""
 
 from __future__ import annotations
 
@@ -55,13 +55,13 @@ def claim() -> DueRetry:
 
 
 def defer_next() -> None:
-    """Defer the email of the next batch, of one recipient."""
-    taken = batches.claim_batch("us")
-    assert taken is not None
-    window = windows.open_send_window(taken)
+    """Defer the email of the next batch, which has one recipient."""
+    batch = batches.claim_batch("us")
+    assert batch is not None
+    window = windows.open_send_window(batch)
     assert window is not None
-    outcomes.record_outcome(taken, window.recipients[0], LATER)
-    batches.finish_batch(taken)
+    outcomes.record_outcome(batch, window.recipients[0], LATER)
+    batches.finish_batch(batch)
 
 
 def row() -> dict[str, Any]:
@@ -69,15 +69,15 @@ def row() -> dict[str, Any]:
     return dict(db.session.execute(text("select * from mail_issue")).mappings().one())
 
 
-def first_deferred(ago: str) -> None:
-    """As if the email had been deferred for the first time so long ago."""
+def backdate_first_deferral(ago: str) -> None:
+    """Move the first deferral into the past."""
     db.session.execute(text("update mail_issue set at = now() - cast(:ago as interval)"), {"ago": ago})
     db.session.commit()
     make_due()
 
 
 def test_each_deferral_keeps_the_time_of_the_first(deferred: Campaign) -> None:
-    first_deferred("30 hours")
+    backdate_first_deferral("30 hours")
     at = row()["at"]
     for attempt in range(2, 5):
         retry = claim()
@@ -87,8 +87,8 @@ def test_each_deferral_keeps_the_time_of_the_first(deferred: Campaign) -> None:
         make_due()
 
 
-def test_an_email_is_given_up_two_days_after_its_first_deferral(deferred: Campaign) -> None:
-    first_deferred("30 hours")
+def test_an_email_fails_two_days_after_its_first_deferral(deferred: Campaign) -> None:
+    backdate_first_deferral("30 hours")
     retries.record_retry_outcome(claim(), LATER)
     db.session.execute(text("update mail_issue set at = at - interval '19 hours'"))
     db.session.commit()
@@ -100,7 +100,7 @@ def test_an_email_is_given_up_two_days_after_its_first_deferral(deferred: Campai
 
 
 def test_an_email_that_is_resent_by_staff_has_two_days_again(deferred: Campaign) -> None:
-    first_deferred("3 days")
+    backdate_first_deferral("3 days")
     retries.record_retry_outcome(claim(), LATER)
     assert row()["state"] == "failed"
     delivery_actions.resend_deliveries(deferred.id, DeliverySelection("failed"), "staff")
@@ -110,7 +110,7 @@ def test_an_email_that_is_resent_by_staff_has_two_days_again(deferred: Campaign)
 
 @pytest.mark.parametrize("outcome", [ACCEPTED, REJECTED, SmtpOutcome("uncertain", None, "no answer", "body")])
 def test_a_final_outcome_is_dated_and_not_retried(deferred: Campaign, outcome: SmtpOutcome) -> None:
-    first_deferred("30 hours")
+    backdate_first_deferral("30 hours")
     retries.record_retry_outcome(claim(), outcome)
     age = db.session.execute(text("select now() - at from mail_issue")).scalar_one()
     assert (row()["next_at"], age < timedelta(hours=1)) == (None, True)
@@ -148,7 +148,7 @@ def test_a_paused_campaign_keeps_its_retries_beside_a_sending_one(launch_campaig
     assert retries.claim_due_retry() is None
 
 
-def test_what_has_been_due_longest_is_retried_first(launch_campaign: Launch) -> None:
+def test_the_retry_that_is_due_longest_is_claimed_first(launch_campaign: Launch) -> None:
     create_customers(1)
     campaigns = [launch_campaign(code).id for code in ("ONE1", "TWO2", "THREE3")]
     for _ in campaigns:
@@ -163,7 +163,7 @@ def test_what_has_been_due_longest_is_retried_first(launch_campaign: Launch) -> 
     assert [claim().campaign_id for _ in campaigns] == order
 
 
-def test_a_retry_that_another_worker_is_claiming_is_not_waited_for(
+def test_a_retry_locked_by_another_worker_is_skipped(
     launch_campaign: Launch, other_worker: psycopg.Connection[object]
 ) -> None:
     create_customers(1)
@@ -206,7 +206,7 @@ def test_a_lost_retry_is_not_renewed(deferred: Campaign, policy: str) -> None:
 
 
 def finish_too_early(campaign: Campaign) -> None:
-    """As if the campaign had been completed while its last retry took longer than its lease."""
+    """Finish the campaign, as during a retry that takes longer than its lease."""
     db.session.execute(text("update campaign set status = 'done', finished_at = now()"))
     db.session.commit()
 

@@ -1,4 +1,4 @@
-"""Failures in a row stop a batch or a campaign; an accepted email ends the row."""
+"""Consecutive failures stop a batch or campaign; a success resets the count."""
 
 from __future__ import annotations
 
@@ -19,40 +19,40 @@ def all_but(n: int, total: int) -> list[str]:
     return [f"c{i}@example.com" for i in range(total) if i != n]
 
 
-def test_an_accepted_email_ends_a_row_of_rejected_bodies(launch_campaign: Launch, relay: Relay) -> None:
-    row = MAX_CONSECUTIVE_REJECTED_BODIES - 1
-    total = 2 * row + 1
+def test_an_accepted_email_resets_the_count_of_rejected_bodies(launch_campaign: Launch, relay: Relay) -> None:
+    failures = MAX_CONSECUTIVE_REJECTED_BODIES - 1
+    total = 2 * failures + 1
     create_customers(total)
-    relay.behaviour.body.update(dict.fromkeys(all_but(row, total), "554 5.7.1 spam"))
+    relay.behaviour.body.update(dict.fromkeys(all_but(failures, total), "554 5.7.1 spam"))
     campaign = launch_campaign()
     sender.send_pending_emails()
     assert (refresh(campaign).status, campaign.pause_reason) == ("done", None)
-    assert delivery_counts(campaign) == {"total": total, "sent": 1, "failed": 2 * row}
+    assert delivery_counts(campaign) == {"total": total, "sent": 1, "failed": 2 * failures}
 
 
-def test_a_rejected_recipient_ends_a_row_of_rejected_bodies(launch_campaign: Launch, relay: Relay) -> None:
-    row = MAX_CONSECUTIVE_REJECTED_BODIES - 1
-    total = 2 * row + 1
+def test_a_rejected_recipient_resets_the_count_of_rejected_bodies(launch_campaign: Launch, relay: Relay) -> None:
+    failures = MAX_CONSECUTIVE_REJECTED_BODIES - 1
+    total = 2 * failures + 1
     create_customers(total)
-    relay.behaviour.body.update(dict.fromkeys(all_but(row, total), "554 5.7.1 spam"))
-    relay.behaviour.rcpt[f"c{row}@example.com"] = "550 5.1.1 unknown"
+    relay.behaviour.body.update(dict.fromkeys(all_but(failures, total), "554 5.7.1 spam"))
+    relay.behaviour.rcpt[f"c{failures}@example.com"] = "550 5.1.1 unknown"
     campaign = launch_campaign()
     sender.send_pending_emails()
     assert (refresh(campaign).status, campaign.pause_reason) == ("done", None)
 
 
-def test_an_accepted_email_ends_a_row_of_broken_connections(launch_campaign: Launch, relay: Relay) -> None:
-    row = MAX_CONSECUTIVE_CONNECTION_FAILURES - 1
-    total = 2 * row + 1
+def test_an_accepted_email_resets_the_count_of_broken_connections(launch_campaign: Launch, relay: Relay) -> None:
+    failures = MAX_CONSECUTIVE_CONNECTION_FAILURES - 1
+    total = 2 * failures + 1
     create_customers(total)
-    relay.behaviour.body.update(dict.fromkeys(all_but(row, total), "drop"))
+    relay.behaviour.body.update(dict.fromkeys(all_but(failures, total), "drop"))
     campaign = launch_campaign()
     sender.send_pending_emails()
-    assert delivery_counts(campaign) == {"total": total, "sent": 1, "uncertain": 2 * row}
+    assert delivery_counts(campaign) == {"total": total, "sent": 1, "uncertain": 2 * failures}
     assert refresh(campaign).status == "done"
 
 
-def test_a_row_of_broken_connections_delays_the_batch(launch_campaign: Launch, relay: Relay) -> None:
+def test_consecutive_broken_connections_delay_the_batch(launch_campaign: Launch, relay: Relay) -> None:
     create_customers(2 * MAX_CONSECUTIVE_CONNECTION_FAILURES)
     relay.behaviour.body["*"] = "drop"
     campaign = launch_campaign()
@@ -63,13 +63,13 @@ def test_a_row_of_broken_connections_delays_the_batch(launch_campaign: Launch, r
     assert refresh(campaign).status == "sending"
 
 
-def test_a_sender_counts_the_next_broken_connections_from_the_start(
+def test_broken_connections_of_another_batch_are_counted_from_zero(
     launch_campaign: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     create_customers(MAX_CONSECUTIVE_CONNECTION_FAILURES + 1)
     relay.behaviour.body.update(dict.fromkeys(all_but(-1, MAX_CONSECUTIVE_CONNECTION_FAILURES), "drop"))
     first, second = launch_campaign("ONE1"), launch_campaign("TWO2")
     sender.send_pending_emails()
-    # The row that delayed the first campaign does not count against the second.
+    # The failures that delayed the first campaign do not count for the second.
     for campaign in (first, second):
         assert delivery_counts(campaign)["uncertain"] == MAX_CONSECUTIVE_CONNECTION_FAILURES

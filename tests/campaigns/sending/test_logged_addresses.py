@@ -1,4 +1,7 @@
-"""Campaign rows and logs contain no email addresses, since erasure does not reach them."""
+"""Campaign rows and logs contain no email addresses.
+
+Erasure does not reach them.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""No transaction stays open while a sender waits, for the relay or for its rate limit."""
+"""No transaction stays open while a sender waits for the relay or a slot."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ pytestmark = pytest.mark.usefixtures("no_retry_delay")
 
 @pytest.fixture
 def open_transactions(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """Whether a transaction was open, for each connection to the relay and each message."""
-    found: list[bool] = []
+    """Whether a transaction was open, for each connection and each message."""
+    observed: list[bool] = []
     connect, deliver = smtp.RelayConnection.open, smtp.RelayConnection.deliver
 
     def watched_open(self: smtp.RelayConnection) -> None:
-        found.append(db.session().in_transaction())
+        observed.append(db.session().in_transaction())
         connect(self)
 
     def watched_deliver(self: smtp.RelayConnection, message: OutgoingMessage, *hooks: Callable[[], bool]) -> object:
-        found.append(db.session().in_transaction())
+        observed.append(db.session().in_transaction())
         return deliver(self, message, *hooks)
 
     monkeypatch.setattr(smtp.RelayConnection, "open", watched_open)
     monkeypatch.setattr(smtp.RelayConnection, "deliver", watched_deliver)
-    return found
+    return observed
 
 
 def test_a_batch_is_sent_without_an_open_transaction(
@@ -100,7 +100,7 @@ def test_a_test_email_is_sent_without_an_open_transaction(
 
 
 class WaitingSender(threading.Event):
-    """The stop request; notes whether a transaction is open at each wait, then stops the sender."""
+    """A stop request that records open transactions and then stops the sender."""
 
     def __init__(self) -> None:
         super().__init__()

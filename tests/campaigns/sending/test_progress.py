@@ -1,4 +1,4 @@
-"""Storing the position in a batch, also after the connection or the table was lost."""
+"""Storing the position in a batch, also after losing connection or table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many slots a sender reserves under the rate limit, and how long it keeps them."""
+"""Reserving and using send slots under the rate limit."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from webapp.campaigns.sending import batches
 from webapp.campaigns.sending.throttle import SendThrottle
 from webapp.core.extensions import db
 
-# Of the year 3000, so that nothing of it has passed when it is read.
+# In the year 3000, so that it has not passed when it is read.
 FREE_AT = "timestamptz '3000-01-01 00:00:00+00'"
 
 

@@ -1,4 +1,7 @@
-"""The outcome of every reply or fault of a relay, with and without pipelining (RFC 2920)."""
+"""The outcome of every reply or fault of a relay, with and without pipelining.
+
+Pipelining is RFC 2920.
+"""
 
 from __future__ import annotations
 

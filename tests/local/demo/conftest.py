@@ -25,7 +25,7 @@ def history_end() -> datetime:
 
 @pytest.fixture(scope="session")
 def demo_app(session_app: Flask, history_end: datetime, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Flask]:
-    """The app on a separate database with the demo's data, without workers; for reading only."""
+    """The app on a separate database with the demo's data; for reading only."""
     with fresh_database() as url:
         settings = app_settings.load_settings(
             {

@@ -1,4 +1,4 @@
-"""The demo's data is consistent: every page has content, no rule is violated, all totals are correct."""
+"""The demo's data is consistent: every page has content, totals are correct."""
 
 from __future__ import annotations
 

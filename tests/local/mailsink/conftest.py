@@ -26,7 +26,7 @@ def index(folder: Path) -> MailIndex:
 
 @pytest.fixture
 def write_email(folder: Path) -> Callable[..., str]:
-    """Write an email into the folder like the SMTP server; return its file name, newest last."""
+    """Write an email into the folder; return its file name, the newest last."""
     names: list[str] = []
 
     def write(content: bytes | str, **headers: str) -> str:

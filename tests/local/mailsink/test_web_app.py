@@ -1,4 +1,4 @@
-"""The sink's pages show every email, even malformed ones, and only to this machine."""
+"""The sink's pages show every email, even malformed ones, only to this machine."""
 
 from __future__ import annotations
 

@@ -17,11 +17,11 @@ def bearer(*scopes: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {api_key_actions.create_api_key('tests', list(scopes), by='tests')}"}
 
 
-def test_without_a_key_the_client_learns_how_to_authenticate(client: FlaskClient) -> None:
-    answer = client.get("/api/v1/offers")
+def test_a_request_without_a_key_gets_an_authentication_challenge(client: FlaskClient) -> None:
+    response = client.get("/api/v1/offers")
 
-    assert (answer.status_code, answer.get_json()["code"]) == (401, "unauthorized")
-    assert answer.headers["WWW-Authenticate"] == 'Bearer realm="onecode"'
+    assert (response.status_code, response.get_json()["code"]) == (401, "unauthorized")
+    assert response.headers["WWW-Authenticate"] == 'Bearer realm="onecode"'
 
 
 @pytest.mark.parametrize("scope", SCOPES)
@@ -49,6 +49,6 @@ def test_every_view_of_the_api_requires_a_known_scope_or_no_key(app: Flask) -> N
 
 
 @pytest.mark.parametrize(("status", "seconds"), [(429, "5"), (503, "5"), (500, None), (409, None)])
-def test_only_errors_that_pass_say_when_to_retry(app: Flask, status: int, seconds: str | None) -> None:
+def test_only_temporary_errors_have_a_retry_after_header(app: Flask, status: int, seconds: str | None) -> None:
     with app.test_request_context():
         assert problem_response(status, "error", "A message.").headers.get("Retry-After") == seconds

@@ -78,7 +78,7 @@ ADA = {"code": "summer25", "customer": {"email": "ada@example.com"}}
 
 
 def test_every_success_conforms_to_the_document(contract: Any) -> None:
-    """Call the operations in turn; check each status, and each body against the document."""
+    """Call the operations in turn; check each status and body against the document."""
 
     def call(method: str, path: str, status: int, body: object = None, **values: Any) -> Any:
         operation = contract[f"/api/v1{path}"][method]

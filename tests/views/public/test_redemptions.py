@@ -265,10 +265,10 @@ def test_the_link_of_a_preview_explains_itself_and_redeems_nothing(
 ) -> None:
     link = personal_links.build_personal_url(make_offer().id, personal_links.PREVIEW_CUSTOMER_ID)
 
-    answer = getattr(client, method)(link.removeprefix("http://localhost"))
+    response = getattr(client, method)(link.removeprefix("http://localhost"))
 
-    assert answer.status_code == 200
-    assert "Preview of a customer's personal page" in answer.text
+    assert response.status_code == 200
+    assert "Preview of a customer's personal page" in response.text
     assert count_redemptions() == 0
 
 
@@ -282,7 +282,7 @@ def test_the_link_of_a_preview_explains_itself_and_redeems_nothing(
         {"Origin": "http://localhost", "Sec-Fetch-Site": "same-origin"},
     ],
 )
-def test_our_own_form_is_accepted(
+def test_a_same_origin_form_is_accepted(
     client: FlaskClient, make_offer: MakeOffer, make_customer: MakeCustomer, headers: dict[str, str]
 ) -> None:
     make_offer(), make_customer()

@@ -382,9 +382,9 @@ class TestProfile:
         post_sign_in(here, make_user_with_password("viewer").email)
         post_sign_in(other, make_user_with_password("manager").email)
         data = {"current": "wrong wrong", "password": "a brand new one", "confirm": "a brand new one"}
-        answers = [here.post("/settings/profile/password", data=data) for _ in range(11)]
-        assert [answer.status_code for answer in answers] == [422] * 10 + [429]
-        assert 0 < int(answers[-1].headers["Retry-After"]) <= 300
+        responses = [here.post("/settings/profile/password", data=data) for _ in range(11)]
+        assert [response.status_code for response in responses] == [422] * 10 + [429]
+        assert 0 < int(responses[-1].headers["Retry-After"]) <= 300
         assert other.post("/settings/profile/password", data=data).status_code == 422
 
     def test_changing_the_profile_needs_the_csrf_token(
@@ -429,11 +429,11 @@ class TestRoles:
         assert "/sign-in" in client.open(path, method=method).location
 
     @pytest.mark.parametrize("method", ["GET", "POST"])
-    def test_htmx_is_told_to_open_the_sign_in_page(self, client: FlaskClient, method: str) -> None:
-        answer = client.open("/offers/new", method=method, headers={"HX-Request": "true"})
-        assert (answer.status_code, answer.headers["HX-Redirect"]) == (401, "/sign-in")
+    def test_htmx_is_redirected_to_the_sign_in_page(self, client: FlaskClient, method: str) -> None:
+        response = client.open("/offers/new", method=method, headers={"HX-Request": "true"})
+        assert (response.status_code, response.headers["HX-Redirect"]) == (401, "/sign-in")
 
-    def test_after_a_write_the_sign_in_page_leads_to_no_page_in_particular(self, client: FlaskClient) -> None:
+    def test_signing_in_after_a_rejected_write_leads_to_the_start_page(self, client: FlaskClient) -> None:
         assert client.get("/offers?q=a").location == "/sign-in?next=/offers?q%3Da"
         assert client.post("/settings/people/1/disable").location == "/sign-in"
 

@@ -8,7 +8,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from flask import current_app
@@ -20,6 +20,7 @@ from webapp.campaigns.content import mail_merge
 from webapp.campaigns.content.mail_merge import MailMerge
 from webapp.campaigns.sending import auto_pause, batches, completion, outcomes, retries
 from webapp.campaigns.sending import windows as send_windows
+from webapp.campaigns.sending.attempts import deliver_with_reconnects
 from webapp.campaigns.sending.batches import BatchClaim
 from webapp.campaigns.sending.progress import SendProgress
 from webapp.campaigns.sending.retries import DueRetry
@@ -164,7 +165,8 @@ class _BatchSender:
     def _send_to_recipient(self, claim: BatchClaim, recipient: Recipient, merge: MailMerge) -> bool:
         """Send to one recipient; return False when this sender has lost the batch."""
         message = self._render_message(merge, recipient.customer)
-        outcome = self._deliver_with_reconnects(
+        outcome = deliver_with_reconnects(
+            self.relay,
             message,
             lambda: self._holds_lease(claim),
             lambda: self._finish_cursor_move(claim) and self._holds_lease(claim),
@@ -234,43 +236,6 @@ class _BatchSender:
             return False
         return True
 
-    def _deliver_with_reconnects(
-        self,
-        message: OutgoingMessage | SmtpOutcome,
-        holds_lease: Callable[[], bool],
-        may_send: Callable[[], bool],
-        on_envelope_sent: Callable[[], object] = lambda: None,
-    ) -> SmtpOutcome:
-        """Deliver a message; retry on a new connection if one breaks before the body.
-
-        :param message: the message, or the outcome when it could not be rendered, which is returned.
-        :param holds_lease: called before each step that may take long; returns whether the lease is long enough.
-        :param may_send: called just before the body, see `RelayConnection.deliver`.
-        :param on_envelope_sent: see `RelayConnection.deliver`.
-        """
-        if isinstance(message, SmtpOutcome):
-            return message
-        outcome = SmtpOutcome("connection_lost", None, "not tried", "connect")
-        for delay in timing.RECONNECT_DELAYS:
-            try:
-                if not self.relay.is_open:
-                    on_envelope_sent()
-                    if not holds_lease():
-                        return SmtpOutcome("aborted")
-                    self.relay.open()
-                if not holds_lease():
-                    return SmtpOutcome("aborted")
-                outcome = self.relay.deliver(message, may_send, on_envelope_sent)
-            except RelayRejected as error:
-                return SmtpOutcome("rejected", None, str(error), "connect")
-            except RelayUnavailable as error:
-                outcome = SmtpOutcome("connection_lost", None, str(error), "connect")
-            if outcome.kind != "connection_lost":
-                return outcome
-            if delay:
-                task_queue.stop_requested.wait(delay)
-        return outcome
-
     def _holds_lease(self, claim: BatchClaim) -> bool:
         """Return whether the lease outlasts the next reply; renew it if necessary."""
         return time.monotonic() - claim.lease_renewed_at < timing.LEASE_RENEWAL_INTERVAL or batches.renew_batch_lease(
@@ -305,7 +270,7 @@ class _BatchSender:
             age = time.monotonic() - retry.lease_renewed_at
             return age < timing.LEASE_RENEWAL_INTERVAL or retries.renew_retry_lease(retry)
 
-        outcome = self._deliver_with_reconnects(message, holds_lease, holds_lease)
+        outcome = deliver_with_reconnects(self.relay, message, holds_lease, holds_lease)
         if outcome.kind == "aborted":
             retries.release_retry(retry)
         else:
