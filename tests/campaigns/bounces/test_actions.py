@@ -347,7 +347,7 @@ def test_the_command_counts_outcomes_and_survives_malformed_messages(app: Flask,
     assert "7 messages processed" in output
     assert "2 addresses suppressed" in output
     assert "1 about emails that may still be delivered" in output
-    assert "1 without our signed tag" in output
+    assert "1 without a signed tag" in output
     assert "0 addresses suppressed" in run_command(app, str(file))
 
 
