@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from functools import lru_cache
+from typing import TypeVar
 from zoneinfo import ZoneInfo
 
 import jinja2_fragments.flask
@@ -13,6 +14,7 @@ from flask_login import current_user
 from sqlalchemy.exc import SQLAlchemyError
 from werkzeug.local import LocalProxy
 from werkzeug.routing import BaseConverter, IntegerConverter, Map
+from werkzeug.wrappers import Response as BaseResponse
 
 from webapp.accounts import queries as account_queries
 from webapp.core.errors import DomainError
@@ -35,6 +37,7 @@ CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; font-src 'self'; "
     "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
+AnyResponse = TypeVar("AnyResponse", bound=BaseResponse)
 # The largest value of a PostgreSQL bigint.
 MAX_ROW_ID = 2**63 - 1
 ROLE_LABELS = {"admin": _l("Administrator"), "manager": _l("Manager"), "viewer": _l("Viewer")}
@@ -96,6 +99,18 @@ def parse_row_id(text: str) -> int:
     if not text.isascii() or not text.isdigit() or len(text) > 19 or not 0 < int(text) <= MAX_ROW_ID:
         raise ValueError(text)
     return int(text)
+
+
+def add_privacy_headers(response: AnyResponse) -> AnyResponse:
+    """Add headers that prevent caching and cross-site referrers.
+
+    They are for pages that may contain a token or personal data, or have a secret in their URL. `no-referrer` would be
+    stricter, but then browsers may send forms with `Origin: null`, which the origin check rejects, and the CSRF check
+    over HTTPS requires a `Referer`.
+    """
+    response.headers.setdefault("Cache-Control", "no-store")
+    response.headers["Referrer-Policy"] = "same-origin"
+    return response
 
 
 def is_htmx() -> bool:

@@ -15,7 +15,7 @@ from webapp.core.errors import DomainError, NotFound
 from webapp.core.extensions import login
 from webapp.core.local_time import list_time_zones
 from webapp.core.rate_limit import client_address, form_field_key_func, limiter, reset_attempts
-from webapp.views.rendering import add_form_errors, parse_row_id, render, role_label
+from webapp.views.rendering import add_form_errors, add_privacy_headers, parse_row_id, render, role_label
 from webapp.views.staff.blueprint import login_exempt, require_role
 from webapp.views.staff.forms.accounts import (
     AcceptInvitationForm,
@@ -88,7 +88,7 @@ def invitation(token: str) -> BaseResponse:
     """
     unused_invitation = account_queries.find_unused_invitation(account_actions.hash_token(token))
     if unused_invitation is None:
-        return _set_private_headers(render("accounts/link_expired.html", status=404))
+        return add_privacy_headers(render("accounts/link_expired.html", status=404))
     try:
         if unused_invitation.staff_user_id:
             response = _choose_password(token, unused_invitation)
@@ -96,7 +96,7 @@ def invitation(token: str) -> BaseResponse:
             response = _accept_invitation(token, unused_invitation)
     except NotFound:
         response = render("accounts/link_expired.html", status=404)
-    return _set_private_headers(response)
+    return add_privacy_headers(response)
 
 
 def _accept_invitation(token: str, unused_invitation: Invitation) -> BaseResponse:
@@ -148,14 +148,6 @@ def _start_session(user: StaffUser) -> None:
     """
     session.clear()
     login_user(user)
-
-
-def _set_private_headers(response: BaseResponse) -> BaseResponse:
-    # The URL is a secret until the link is used, so it is not sent to other sites. It is sent to this site, since the
-    # CSRF check over HTTPS requires a Referer.
-    response.headers["Referrer-Policy"] = "same-origin"
-    response.headers["Cache-Control"] = "no-store"
-    return response
 
 
 def safe_redirect_path(path: str | None) -> str:
