@@ -139,7 +139,7 @@ def test_a_failed_request_is_logged_with_its_request_id(failing: FlaskClient, te
     error, line = parse_lines(stream)
     request_id = response.headers["X-Request-Id"]
     assert error["request_id"] == line["request_id"] == request_id
-    assert error["message"] == "unexpected error"
+    assert error["message"] == "unhandled exception in GET /fails/<how>/<email>"
     assert "RuntimeError: no such thing as" in str(error["traceback"])
     assert (line["method"], line["route"], line["status"]) == ("GET", "/fails/<how>/<email>", 500)
     assert isinstance(line["ms"], int)

@@ -303,6 +303,8 @@ def test_the_conclusion_comes_first_and_has_links(
     page = sign_in("viewer").get("/why-not?who=ADA@example.com&code=summer-25").text
 
     assert page.index("No. Redeemed on ") < page.index("Code exists")
+    check = page[page.index("Not redeemed yet") : page.index("Within its period")]
+    assert [label in check for label in ("Failed", "Passed", "Yes", "No.")] == [True, False, False, False]
     assert "“This customer has already redeemed this offer. It can be redeemed only once.”" in page
     assert page.index("Code exists") < page.index("Redemptions left")
     for address in (

@@ -1,4 +1,4 @@
-"""Error handlers: problem details for the API, an HTML page for people."""
+"""Error handlers: problem details for the API, HTML pages for users."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from flask import Flask, Response, current_app, g, make_response, render_templat
 from flask_babel import gettext as _
 from flask_babel import lazy_gettext as _l
 from flask_wtf.csrf import CSRFError
-from sqlalchemy.exc import InterfaceError, OperationalError, TimeoutError
+from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from werkzeug.exceptions import HTTPException
 
 from webapp.core import database_health
@@ -39,78 +40,83 @@ MESSAGES = {
     500: _l("The error was logged. Please try again. If it happens again, tell us the reference below."),
     503: _l("The database is currently unavailable. Please try again in a moment."),
 }
-# After an outage the submitted form can be sent again. This never includes pages that ask for a password, whatever the
-# name of the field is, nor a token of the session.
+# After an outage the submitted form can be sent again. This excludes pages that ask for a password and the token of the
+# session.
 NO_RESUBMIT_PATHS = ("/sign-in", "/invitations/", "/settings/")
 NO_RESUBMIT_FIELDS = ("csrf_token",)
 
 
 def init_app(app: Flask) -> None:
     """Register the error handlers."""
+    app.register_error_handler(DomainError, _handle_domain_error)
+    app.register_error_handler(CSRFError, _handle_csrf_error)
+    app.register_error_handler(HTTPException, _handle_http_error)
+    app.register_error_handler(OperationalError, _handle_database_error)
+    app.register_error_handler(InterfaceError, _handle_database_error)
+    app.register_error_handler(PoolTimeoutError, _handle_database_error)
+    app.register_error_handler(Exception, _handle_unexpected_error)
 
-    @app.errorhandler(DomainError)
-    def handle_domain_error(error: DomainError) -> Response:
-        if _is_api_request():
-            return problem_response(error.status, error.key, error.message, error.errors)
-        return _render_error_page(error.status, error.message)
 
-    @app.errorhandler(CSRFError)
-    def handle_csrf_error(error: CSRFError) -> Response:
-        return _session_ended_response()
+def _handle_domain_error(error: DomainError) -> Response:
+    if _is_api_request():
+        return problem_response(error.status, error.key, error.message, error.errors)
+    return _render_error_page(error.status, error.message)
 
-    @app.errorhandler(HTTPException)
-    def handle_http_error(error: HTTPException) -> Response:
-        status = error.code or 500
-        if error.response is not None or status < 400:
-            return make_response(error.get_response())
-        message = str(MESSAGES.get(status, error.name))
-        if status in (400, 403) and error.description:
-            message = error.description
-        if status == 413 and request.max_content_length:
-            limit = request.max_content_length // 2**20
-            message = _("The request is larger than the limit of %(limit)s MB. Send less data.", limit=limit)
-        if _is_api_request():
-            key = {404: "not_found", 405: "method_not_allowed", 413: "too_large", 429: "rate_limited"}.get(
-                status, "error" if status >= 500 else "invalid_payload"
-            )
-            response = problem_response(status, key, message)
-        else:
-            response = _render_error_page(status, message)
-        for name, value in error.get_headers():
-            if name in ("Allow", "Retry-After"):
-                response.headers[name] = value
-        return response
 
-    @app.errorhandler(OperationalError)
-    @app.errorhandler(InterfaceError)
-    @app.errorhandler(TimeoutError)
-    def handle_database_error(error: OperationalError | InterfaceError | TimeoutError) -> Response:
-        if not database_health.report_if_outage(error):
-            log.error("database error: %s", getattr(error, "orig", error))
-        db.session.rollback()
-        if _is_api_request():
-            return problem_response(503, "unavailable", str(MESSAGES[503]))
-        return _render_error_page(503, str(MESSAGES[503]))
+def _handle_csrf_error(error: CSRFError) -> Response:
+    return _session_ended_response()
 
-    @app.errorhandler(Exception)
-    def handle_unexpected_error(error: Exception) -> Response:
-        log.exception("unexpected error")
-        db.session.rollback()
-        if _is_api_request():
-            return problem_response(500, "error", str(MESSAGES[500]))
-        return _render_error_page(500, str(MESSAGES[500]))
+
+def _handle_http_error(error: HTTPException) -> Response:
+    status = error.code or 500
+    if error.response is not None or status < 400:
+        return make_response(error.get_response())
+    message = str(MESSAGES.get(status, error.name))
+    if status in (400, 403) and error.description:
+        message = error.description
+    if status == 413 and request.max_content_length:
+        limit = request.max_content_length // 2**20
+        message = _("The request is larger than the limit of %(limit)s MB. Send less data.", limit=limit)
+    if _is_api_request():
+        key = {404: "not_found", 405: "method_not_allowed", 413: "too_large", 429: "rate_limited"}.get(
+            status, "error" if status >= 500 else "invalid_payload"
+        )
+        response = problem_response(status, key, message)
+    else:
+        response = _render_error_page(status, message)
+    for name, value in error.get_headers():
+        if name in ("Allow", "Retry-After"):
+            response.headers[name] = value
+    return response
+
+
+def _handle_database_error(error: OperationalError | InterfaceError | PoolTimeoutError) -> Response:
+    if not database_health.report_if_outage(error):
+        log.error("database error in %s %s: %s", request.method, request.url_rule, getattr(error, "orig", error))
+    db.session.rollback()
+    if _is_api_request():
+        return problem_response(503, "unavailable", str(MESSAGES[503]))
+    return _render_error_page(503, str(MESSAGES[503]))
+
+
+def _handle_unexpected_error(error: Exception) -> Response:
+    log.exception("unhandled exception in %s %s", request.method, request.url_rule)
+    db.session.rollback()
+    if _is_api_request():
+        return problem_response(500, "error", str(MESSAGES[500]))
+    return _render_error_page(500, str(MESSAGES[500]))
 
 
 def _is_api_request() -> bool:
-    # Unknown URLs below /api never reach the blueprint, so the prefix decides. /metrics is for programs too.
+    # Unknown URLs below /api never reach the blueprint, so the prefix decides. /metrics is not an HTML page either.
     return request.path.startswith("/api/") or request.path == "/metrics"
 
 
 def _session_ended_response() -> Response:
-    """Answer a form without a valid token of this session.
+    """Return the response to a form without a valid token of this session.
 
-    The page shows where to sign in, and the texts that were typed, to be copied. It does not offer to send the form
-    again, since another site may have sent it.
+    The page links to the sign-in page and shows the entered texts, so that users can copy them. It does not offer to
+    send the form again, because another site may have sent it.
     """
     if _is_public_request():
         return _render_error_page(400, _("This page has expired. Reload it and try again."))
@@ -124,7 +130,7 @@ def _session_ended_response() -> Response:
         detail = _("Your session has ended. Sign in again and repeat the step.")
         next_url = url_for("staff.accounts.sign_in", next=next_url)
     if request.headers.get("HX-Request"):
-        # A fragment shows only the message; the page that sent the request still has what was typed.
+        # A fragment shows only the message; the page that sent the request still has the input.
         return _render_error_page(
             401, _("Your session has ended. Copy what you typed, then reload the page to sign in again.")
         )
@@ -132,7 +138,7 @@ def _session_ended_response() -> Response:
 
 
 def _form_page_path() -> str | None:
-    """Return the path of the page that the form is on, if it is the path that the form was sent to."""
+    """Return the path of the page with the form, if the form was sent to the same path."""
     try:
         current_app.url_map.bind("").match(request.path, "GET")
     except HTTPException:
@@ -145,14 +151,17 @@ def _is_public_request() -> bool:
 
 
 def _render_error_page(status: int, detail: str, **values: object) -> Response:
-    """Render an error page that needs neither database nor session. After an outage the form can be sent again."""
+    """Render an error page that needs neither database nor session.
+
+    After an outage the form can be sent again.
+    """
     resubmit_fields = []
     is_form = request.method == "POST" and request.mimetype == "application/x-www-form-urlencoded"
     if status == 503 and is_form and not request.path.startswith(NO_RESUBMIT_PATHS):
         fields = request.form.items(multi=True)
         resubmit_fields = [(name, value) for name, value in fields if name not in NO_RESUBMIT_FIELDS]
     if "_login_user" not in g:
-        # flask-login would load the user for any template, which may be what has just failed.
+        # flask-login would load the user for any template, and loading the user may be the operation that failed.
         g._login_user = login.anonymous_user()
     body = render_template(
         "errors/public.html" if _is_public_request() else "errors/staff.html",

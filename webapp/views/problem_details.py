@@ -1,4 +1,4 @@
-"""Errors of the API as problem details (RFC 9457)."""
+"""Problem details (RFC 9457) for errors of the API."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from webapp.core.errors import FieldError
 
 
 def problem_response(status: int, key: str, detail: str, errors: list[FieldError] | None = None) -> Response:
-    """Build an RFC 9457 response. `type` and `code` are stable; `errors[].pointer` is a JSON pointer (RFC 6901)."""
+    """Return an RFC 9457 response.
+
+    `type` and `code` are stable; `errors[].pointer` is a JSON pointer (RFC 6901).
+    """
     body: dict[str, Any] = {
         "type": f"urn:onecode:problem:{key}",
         "title": key.replace("_", " ").capitalize(),
@@ -42,12 +45,12 @@ def problem_response(status: int, key: str, detail: str, errors: list[FieldError
 
 
 def validation_problem_response(error: ValidationError) -> Response:
-    """Build the response for invalid input that pydantic has rejected, with an error for each field."""
+    """Return the response to input that pydantic has rejected, with field errors."""
     errors = [
         FieldError(
             ".".join(str(part).replace("~", "~0").replace("/", "~1") for part in item["loc"]),
             str(item["type"]),
-            # The original message names our own class.
+            # The original message contains the name of a Python class.
             "Input should be a JSON object"  # no translation
             if item["type"] in ("model_type", "model_attributes_type")
             else str(item["msg"]).removeprefix("Value error, "),  # no translation

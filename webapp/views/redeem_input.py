@@ -1,4 +1,4 @@
-"""Parse the code and the email address that someone typed to redeem."""
+"""Parse the code and the email address entered to redeem an offer."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ def parse_code_and_email(code: str, email: str) -> tuple[str, str]:
     :raises InvalidInput: with an error for each field that is missing or invalid.
     """
     values, errors = [], []
-    for name, typed, normalise in (("code", code, normalise_code), ("email", email, normalise_email)):
+    for name, text, normalise in (("code", code, normalise_code), ("email", email, normalise_email)):
         try:
-            if not typed.strip():
+            if not text.strip():
                 raise InvalidInput(FieldError(name, f"{name}_missing", str(_MISSING_MESSAGES[name])))
-            values.append(normalise(typed))
+            values.append(normalise(text))
         except InvalidInput as error:
             errors += error.errors
     if errors:

@@ -1,9 +1,10 @@
-"""Helpers for HTML views: render pages or fragments, format values, and attach errors to form fields."""
+"""Helpers for HTML views: pages, fragments, formatted values and field errors."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
 from functools import lru_cache
+from typing import TypeVar
 from zoneinfo import ZoneInfo
 
 import jinja2_fragments.flask
@@ -13,6 +14,7 @@ from flask_login import current_user
 from sqlalchemy.exc import SQLAlchemyError
 from werkzeug.local import LocalProxy
 from werkzeug.routing import BaseConverter, IntegerConverter, Map
+from werkzeug.wrappers import Response as BaseResponse
 
 from webapp.accounts import queries as account_queries
 from webapp.core.errors import DomainError
@@ -28,17 +30,18 @@ from webapp.core.formatting import (
     format_share,
     mask_email,
 )
-from webapp.shop import models
+from webapp.shop import models as shop_models
 from webapp.shop import queries as shop_queries
 
 CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; font-src 'self'; "
     "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
-
-
-ROLE_NAMES = {"admin": _l("Administrator"), "manager": _l("Manager"), "viewer": _l("Viewer")}
-# Labels of the states that `ui.badge` shows.
+AnyResponse = TypeVar("AnyResponse", bound=BaseResponse)
+# The largest value of a PostgreSQL bigint.
+MAX_ROW_ID = 2**63 - 1
+ROLE_LABELS = {"admin": _l("Administrator"), "manager": _l("Manager"), "viewer": _l("Viewer")}
+# Labels of the states that `ui.badge` shows without a label of their own.
 STATE_LABELS = {
     "draft": _l("Draft"),
     "scheduled": _l("Scheduled"),
@@ -53,56 +56,73 @@ STATE_LABELS = {
     "queued": _l("Queued"),
     "running": _l("Running"),
     "failed": _l("Failed"),
-    "sent": _l("Sent"),
-    "sent_later": _l("Sent on retry"),
-    "deferred": _l("Deferred"),
-    "waiting": _l("Queued"),
-    "left": _l("Dismissed"),
-    "not_recipient": _l("Not a recipient"),
-    "uncertain": _l("Uncertain"),
-    "skipped": _l("Skipped"),
     "bounced": _l("Bounced"),
     "unsubscribed": _l("Unsubscribed"),
     "complained": _l("Complained"),
     "redeemed": _l("Redeemed"),
     "undone": _l("Undone"),
-    "rolled_back": _l("Rolled back"),
     "active": _l("Active"),
-    "inactive": _l("Inactive"),
     "disabled": _l("Disabled"),
     "revoked": _l("Revoked"),
-    "invited": _l("Invited"),
     "expired": _l("Expired"),
-    "pending": _l("Pending"),
-    "delivered": _l("Delivered"),
-    "retrying": _l("Retrying"),
-    "pass": _l("Yes"),
-    "fail": _l("No"),
+    "pass": _l("Passed"),
+    "fail": _l("Failed"),
     "skip": _l("Not checked"),
 }
 
 
 class RowIdConverter(IntegerConverter):
-    """An integer in a URL that can be the id of a row: a larger number gives 404 and not a database error."""
+    """An integer in a URL that can be the id of a row.
+
+    A larger number results in 404 instead of a database error.
+    """
 
     def __init__(self, map: Map) -> None:
-        super().__init__(map, max=2**63 - 1)
+        super().__init__(map, max=MAX_ROW_ID)
 
 
 class EmailConverter(BaseConverter):
-    """A URL segment with an @, which may be an email address; a source id without an @ matches another rule."""
+    """A URL segment with an @, which may be an email address.
+
+    URLs with a source id that has no @ match the rule without this converter.
+    """
 
     regex = "[^/]*@[^/]*"
     part_isolating = True
 
 
+def parse_row_id(text: str) -> int:
+    """Parse the id of a row in a query string or form.
+
+    :raises ValueError: unless it is a positive number that fits a bigint.
+    """
+    if not text.isascii() or not text.isdigit() or len(text) > 19 or not 0 < int(text) <= MAX_ROW_ID:
+        raise ValueError(text)
+    return int(text)
+
+
+def add_privacy_headers(response: AnyResponse) -> AnyResponse:
+    """Add headers that prevent caching and cross-site referrers.
+
+    They are for pages that may contain a token or personal data, or have a secret in their URL. `no-referrer` would be
+    stricter, but then browsers may send forms with `Origin: null`, which the origin check rejects, and the CSRF check
+    over HTTPS requires a `Referer`.
+    """
+    response.headers.setdefault("Cache-Control", "no-store")
+    response.headers["Referrer-Policy"] = "same-origin"
+    return response
+
+
 def is_htmx() -> bool:
-    """Return whether htmx requests a fragment. To restore a page from its history it requests the whole page."""
+    """Return whether htmx requests a fragment.
+
+    To restore a page from its history, htmx requests the whole page.
+    """
     return "HX-Request" in request.headers and "HX-History-Restore-Request" not in request.headers
 
 
 def render(template: str, block: str | None = None, status: int = 200, **values: object) -> Response:
-    """Render a template, or only its `block` for an htmx request; return the response.
+    """Render a template, or only one block of it for an htmx request.
 
     :param block: name of the block; None to always render the whole page.
     """
@@ -122,7 +142,10 @@ def allow_frames(response: Response) -> Response:
 
 
 def sandboxed_response(html: str) -> Response:
-    """Return a response with untrusted HTML for a frame: it runs no scripts and loads no external resources."""
+    """Return a response with untrusted HTML for a frame.
+
+    The HTML can neither run scripts nor load external resources.
+    """
     response = make_response(html)
     response.headers["Content-Security-Policy"] = (
         "default-src 'none'; style-src 'unsafe-inline'; img-src 'self' data:; frame-ancestors 'self'; "
@@ -132,7 +155,10 @@ def sandboxed_response(html: str) -> Response:
 
 
 def add_form_errors(form: object, error: DomainError) -> None:
-    """Add the messages of an error to the fields of a form, or to `form.form_errors` where no field matches."""
+    """Add the messages of an error to the fields of a form.
+
+    Messages that match no field are added to `form.form_errors`.
+    """
     for item in error.errors:
         field = getattr(form, item.field.replace(".", "_"), None)
         if field is None:
@@ -145,12 +171,18 @@ def add_form_errors(form: object, error: DomainError) -> None:
 
 
 def format_staff_datetime(value: datetime | None, zone: str | None = None) -> str:
-    """3 May 2026, 12:00 CEST: a time in a time zone, by default that of the signed-in user; a dash for None."""
+    """Format a time for staff, such as 3 May 2026, 12:00 CEST; a dash for None.
+
+    :param zone: the time zone; by default that of the signed-in user.
+    """
     return format_datetime(value, zone or _staff_time_zone())
 
 
 def format_time_of_day(value: datetime, zone: str | None = None) -> str:
-    """23:25: a time in a time zone, by default that of the signed-in user."""
+    """Format a time of day, such as 23:25.
+
+    :param zone: the time zone; by default that of the signed-in user.
+    """
     return f"{value.astimezone(ZoneInfo(zone or _staff_time_zone())):%H:%M}"
 
 
@@ -158,23 +190,26 @@ def _staff_time_zone() -> str:
     return getattr(current_user, "time_zone", None) or "UTC"
 
 
-def with_staff_names(text: str | None) -> str | None:
-    """Replace the email address at the end of a text (`paused by ada@example.com`) by the user's name, if known."""
-    head, space, email = (text or "").rpartition(" ")
+def replace_email_by_staff_name(text: str | None) -> str | None:
+    """Replace the email address at the end of a text by the name of its user.
+
+    `paused by ada@example.com` becomes `paused by Ada Lovelace`. The address of an unknown user is kept.
+    """
+    prefix, separator, email = (text or "").rpartition(" ")
     if "@" not in email:
         return text
     if "staff_names" not in g:
         g.staff_names = account_queries.load_staff_names()
-    return f"{head}{space}{g.staff_names.get(email, email)}"
+    return f"{prefix}{separator}{g.staff_names.get(email, email)}"
 
 
-def role_name(role: str) -> str:
-    """Return the name of a role for people."""
-    return str(ROLE_NAMES[role])
+def role_label(role: str) -> str:
+    """Return the label of a role."""
+    return str(ROLE_LABELS[role])
 
 
 def state_label(state: str) -> str:
-    """Return the label of a state of `STATE_LABELS`; of any other state a label made of its name."""
+    """Return the label of a state: from `STATE_LABELS`, or derived from its name."""
     return str(STATE_LABELS.get(state) or state.replace("_", " ").capitalize())
 
 
@@ -190,8 +225,8 @@ def init_app(app: Flask) -> None:
         day=format_day,
         last_day=format_last_day,
         moment=format_customer_datetime,
-        role_name=role_name,
-        named=with_staff_names,
+        role_name=role_label,
+        named=replace_email_by_staff_name,
         masked=mask_email,
         isolated=bidi_isolate,
     )
@@ -200,16 +235,16 @@ def init_app(app: Flask) -> None:
     @app.context_processor
     def shop_context() -> dict[str, object]:
         # Loaded at most once per page, and only if the page uses it.
-        load_shop = lru_cache(1)(_shop_or_blank)
+        load_shop = lru_cache(1)(_get_shop_or_default)
         return {
             "shop_name": LocalProxy(lambda: load_shop().name),
             "shop_colour": LocalProxy(lambda: load_shop().colour),
         }
 
 
-def _shop_or_blank() -> models.ShopValues:
+def _get_shop_or_default() -> shop_models.ShopValues:
     try:
         return shop_queries.get_shop()
     except SQLAlchemyError:
-        # The error page for an unavailable database must not need the database.
-        return models.ShopValues("")
+        # The error page for an unavailable database cannot use the database.
+        return shop_models.ShopValues("")

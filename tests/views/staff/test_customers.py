@@ -399,3 +399,8 @@ def test_an_export_of_an_audience_lists_its_members_and_is_audited(staff: FlaskC
     assert "vip@example.com" in file
     assert "other@example.com" not in file
     assert db.session.query(AuditEntry).filter_by(action="customers.exported", subject="VIP").count() == 1
+
+
+@pytest.mark.parametrize("audience", ["x", "0", "99999999999999999999"])
+def test_an_export_of_an_unknown_audience_is_not_an_export_of_all(staff: FlaskClient, audience: str) -> None:
+    assert staff.get(f"/customers.csv?audience={audience}").status_code == 404

@@ -84,12 +84,12 @@ def test_adding_a_listed_address_keeps_the_earlier_details(staff: FlaskClient) -
     add_suppression("ada@example.com", "bounced", words="550 5.1.1 User unknown")
     form = {"email": "ada@example.com", "reason": "unsubscribed", "words": "by phone"}
     page = staff.post(f"{LIST}/new", data=form, follow_redirects=True).text
-    assert "was already on the suppression list (bounced). The reason is now unsubscribed." in page
+    assert "was already on the suppression list (Bounced). The reason is now Unsubscribed." in page
     row = db.session.get_one(Suppression, "ada@example.com")
     assert (row.reason, row.detail) == ("unsubscribed", "by phone; before: bounced, 550 5.1.1 User unknown")
 
     page = staff.post(f"{LIST}/new", data={**form, "reason": "bounced"}, follow_redirects=True).text
-    assert "is already on the suppression list (unsubscribed). The entry was not changed." in page
+    assert "is already on the suppression list (Unsubscribed). The entry was not changed." in page
     assert db.session.get_one(Suppression, "ada@example.com").detail == row.detail
 
 
@@ -133,7 +133,8 @@ def test_only_an_admin_removes_addresses_without_customers(sign_in: Callable[...
     admin = sign_in("admin")
     admin.post(f"{LIST}/lift", data={"email": "nobody@example.com"})
     assert admin.post(f"{LIST}/lift", data={"email": "never@example.com"}).status_code == 404
-    admin.post(f"{LIST}/lift", data={"email": hash_email("eve@example.com")})
+    page = admin.post(f"{LIST}/lift", data={"email": hash_email("eve@example.com")}, follow_redirects=True).text
+    assert "The address of an erased customer was removed from the suppression list." in page
     assert suppression_reasons() == {}
 
 

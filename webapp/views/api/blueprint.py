@@ -1,4 +1,4 @@
-"""The API blueprint: bearer keys with scopes, and errors as `application/problem+json` (RFC 9457)."""
+"""The API blueprint: bearer keys with scopes, and errors as problem details (RFC 9457)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ View = TypeVar("View", bound=Callable[..., Any])
 
 
 def require_scope(scope: str) -> Callable[[View], View]:
-    """Set the scope (read, redeem, manage) that a view requires. A view without a scope is forbidden for every key."""
+    """Set the scope that a view requires: read, redeem or manage.
+
+    A view without a scope is forbidden for every key.
+    """
 
     def decorate(view: View) -> View:
         view.required_scope = scope  # type: ignore[attr-defined]
@@ -42,8 +45,11 @@ def accept_media_types(*media_types: str, json_model: type[BaseModel] | None = N
     return decorate
 
 
-def documents_header(header: str, description: str, **schema: Any) -> Callable[[View], View]:
-    """Document a request header of a view in the OpenAPI document, with the JSON schema of its value."""
+def document_header(header: str, description: str, **schema: Any) -> Callable[[View], View]:
+    """Describe a request header of a view in the OpenAPI document.
+
+    :param schema: keywords of the JSON schema of the value, which is a string.
+    """
 
     def decorate(view: View) -> View:
         view.documented_headers = {header: (description, {"type": "string"} | schema)}  # type: ignore[attr-defined]
@@ -59,7 +65,7 @@ def api_key_exempt(view: View) -> View:
 
 
 def create_api_blueprint(*blueprints: APIBlueprint) -> APIBlueprint:
-    """Create the API blueprint with the given blueprints nested in it."""
+    """Create the API blueprint with other blueprints nested in it."""
     api = APIBlueprint(
         "api",
         __name__,
@@ -92,8 +98,16 @@ def authenticate(scope: str | None) -> None:
         raise DomainError("forbidden", _("This API key lacks the scope “%(scope)s”.", scope=scope), 403)
 
 
+def get_actor() -> str:
+    """Return the API key of the request as the actor of an audit entry."""
+    return f"key {g.api_key.name}"
+
+
 def _check_body(media_types: tuple[str, ...]) -> None:
-    """Check the media type (415) and the JSON syntax (400) of the body, before its fields are validated."""
+    """Check the media type and the JSON syntax of the body, before its fields are validated.
+
+    :raises DomainError: `unsupported_media_type` (415) or `broken_json` (400).
+    """
     if media_types != ("application/json",):
         if request.mimetype not in media_types:
             message = _("Send one of these media types: %(types)s.", types=", ".join(media_types))

@@ -1,10 +1,10 @@
-"""API of campaigns."""
+"""API views for campaigns."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from flask import Response, g, jsonify, url_for
+from flask import Response, jsonify, url_for
 from flask_babel import gettext as _
 from flask_openapi import APIBlueprint
 
@@ -24,7 +24,7 @@ from webapp.customers import queries as customer_queries
 from webapp.customers.models import Customer
 from webapp.offers import queries as offer_queries
 from webapp.offers.models import Offer, normalise_code
-from webapp.views.api.blueprint import require_scope
+from webapp.views.api.blueprint import get_actor, require_scope
 from webapp.views.api.schemas.campaigns import (
     CampaignListQuery,
     CampaignOfferPath,
@@ -56,13 +56,13 @@ blueprint = APIBlueprint("campaigns", __name__)
 def launch(path: CampaignOfferPath, body: Launch) -> Response:
     """Launch the offer's announcement, now or at a scheduled time.
 
-    Responds at once, for an audience of any size.
+    The response does not wait until the emails are sent.
 
     A repeated call changes nothing; but while the campaign is scheduled, a different `at` reschedules it, and a call
     without `at` launches it now.
     """
     return _campaign_response(
-        launch_actions.launch_announcement(_get_offer_or_404(path.code).id, by=_actor(), at=body.at).campaign, 202
+        launch_actions.launch_announcement(_get_offer_or_404(path.code).id, by=get_actor(), at=body.at).campaign, 202
     )
 
 
@@ -73,12 +73,13 @@ def remind(path: CampaignOfferPath, body: NewReminder) -> Response:
 
     It goes to the customers in the offer's audience who have not redeemed.
 
-    The announcement must be done, and there can be one active reminder at a time: otherwise 409, which names the
-    active campaign. Redemptions are checked at the start and again shortly before each email.
+    The announcement must be done, and an offer can have only one unfinished reminder: otherwise the response is 409
+    and identifies the unfinished campaign. Redemptions are checked at the launch and again shortly before each email.
     """
     content = EmailContent() if body.mail is None else EmailContent(**body.mail.model_dump(exclude_none=True))
     return _campaign_response(
-        launch_actions.launch_reminder(_get_offer_or_404(path.code).id, content, by=_actor(), at=body.at).campaign, 202
+        launch_actions.launch_reminder(_get_offer_or_404(path.code).id, content, by=get_actor(), at=body.at).campaign,
+        202,
     )
 
 
@@ -86,33 +87,36 @@ def remind(path: CampaignOfferPath, body: NewReminder) -> Response:
 @require_scope("read")
 def page(query: CampaignListQuery) -> Response:
     """List campaigns, newest first."""
-    cursor = pagination.decode_cursor(query.cursor, 1)
+    position = pagination.decode_cursor(query.cursor, 1)
     offer_id = _get_offer_or_404(query.offer).id if query.offer is not None else None
-    found = campaign_queries.list_campaigns(cursor[0] if cursor else None, query.limit, query.status, offer_id)
-    campaigns = found[: query.limit]
-    next_cursor = pagination.encode_cursor(campaigns[-1].id) if len(found) > query.limit else None
+    rows = campaign_queries.list_campaigns(position[0] if position else None, query.limit, query.status, offer_id)
+    campaigns = rows[: query.limit]
+    next_cursor = pagination.encode_cursor(campaigns[-1].id) if len(rows) > query.limit else None
     return pagination.build_page_response("campaigns", _campaigns_json(campaigns), next_cursor)
 
 
 @blueprint.get("/campaigns/<int:id>", responses={200: CampaignOut})
 @require_scope("read")
 def read(path: CampaignPath) -> Response:
-    """Get the state and progress of a campaign."""
+    """Get the status and progress of a campaign."""
     return _campaign_response(_get_campaign_or_404(path.id))
 
 
 @blueprint.post("/campaigns/<int:id>/pause", responses={200: CampaignOut})
 @require_scope("manage")
 def pause(path: CampaignPath) -> Response:
-    """Pause a campaign. Up to fifty more emails are sent."""
-    return _campaign_response(transitions.pause_campaign(path.id, by=_actor()))
+    """Pause a campaign.
+
+    Emails of the current send window are still sent.
+    """
+    return _campaign_response(transitions.pause_campaign(path.id, by=get_actor()))
 
 
 @blueprint.post("/campaigns/<int:id>/resume", responses={200: CampaignOut})
 @require_scope("manage")
 def resume(path: CampaignPath) -> Response:
     """Resume a paused campaign."""
-    return _campaign_response(transitions.resume_campaign(path.id, by=_actor()))
+    return _campaign_response(transitions.resume_campaign(path.id, by=get_actor()))
 
 
 @blueprint.post("/campaigns/<int:id>/cancel", responses={200: CampaignOut})
@@ -122,7 +126,7 @@ def cancel(path: CampaignPath) -> Response:
 
     Its remaining emails are not sent.
     """
-    return _campaign_response(transitions.cancel_campaign(path.id, by=_actor()))
+    return _campaign_response(transitions.cancel_campaign(path.id, by=get_actor()))
 
 
 def _get_offer_or_404(code: str) -> Offer:
@@ -138,7 +142,9 @@ def _get_offer_or_404(code: str) -> Offer:
 def _campaigns_json(campaigns: Sequence[Campaign]) -> list[dict[str, object]]:
     stats = stats_queries.get_stats_by_campaign([campaign.id for campaign in campaigns])
     offers = offer_queries.find_offers([campaign.offer_id for campaign in campaigns])
-    return [campaign_json(c, stats[c.id], offers[c.offer_id].code_as_written) for c in campaigns]
+    return [
+        campaign_json(campaign, stats[campaign.id], offers[campaign.offer_id].code_as_written) for campaign in campaigns
+    ]
 
 
 @blueprint.get("/campaigns/<int:id>/recipients/<email:email>", responses={200: RecipientOut})
@@ -165,9 +171,9 @@ def decide(path: CampaignPath, body: DecisionIn) -> Response:
     )
     if body.decision == "leave":
         return jsonify(
-            {"mails": delivery_actions.dismiss_uncertain_deliveries(path.id, selection, by=_actor()), "left_out": 0}
+            {"mails": delivery_actions.dismiss_uncertain_deliveries(path.id, selection, by=get_actor()), "left_out": 0}
         )
-    result = delivery_actions.resend_deliveries(path.id, selection, by=_actor())
+    result = delivery_actions.resend_deliveries(path.id, selection, by=get_actor())
     return jsonify({"mails": result.resent, "left_out": result.suppressed})
 
 
@@ -194,7 +200,3 @@ def _campaign_response(campaign: Campaign, status: int = 200) -> Response:
     if status == 202:
         response.headers["Location"] = url_for("api.campaigns.read", id=campaign.id)
     return response
-
-
-def _actor() -> str:
-    return f"key {g.api_key.name}"

@@ -1,4 +1,4 @@
-"""API views of customers and their imports."""
+"""API views for customers and their imports."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from webapp.customers.imports.parser import CSV, NDJSON
 from webapp.customers.models import Customer
 from webapp.customers.suppressions import queries as suppression_queries
 from webapp.customers.validation import CustomerValues
-from webapp.views.api.blueprint import accept_media_types, require_scope
+from webapp.views.api.blueprint import accept_media_types, get_actor, require_scope
 from webapp.views.api.schemas.customers import (
     CustomerIn,
     CustomerOut,
@@ -58,7 +58,7 @@ def import_customers(query: ImportQuery) -> tuple[Response, int, dict[str, str]]
         chunks = upload.read_raw_body(request.stream, length, limit)
         filename = f"{g.api_key.name}.{'csv' if request.mimetype == CSV else 'ndjson'}"
         import_id = import_actions.store_import_file(
-            chunks, filename, request.mimetype, query.audience or "", f"key {g.api_key.name}"
+            chunks, filename, request.mimetype, query.audience or "", get_actor()
         )
     except DomainError:
         upload.drain_body(request.stream, 2 * limit)
@@ -95,7 +95,7 @@ def put(path: CustomerPath, body: CustomerIn) -> tuple[Response, int]:
     """
     values = CustomerValues(email=body.email, name=body.name, locale=body.locale, source_id=path.source_id)
     customer, is_new = customer_actions.upsert_customer(
-        values, body.audiences, by=f"key {g.api_key.name}", extra_audience=body.audience
+        values, body.audiences, by=get_actor(), extra_audience=body.audience
     )
     return _customer_response(customer), 201 if is_new else 200
 
@@ -107,7 +107,7 @@ def erase(path: CustomerPath) -> tuple[str, int]:
 
     All personal data is deleted permanently. Redemptions stay counted.
     """
-    customer_actions.erase_customer(_get_customer_or_404(path.source_id).id, by=f"key {g.api_key.name}")
+    customer_actions.erase_customer(_get_customer_or_404(path.source_id).id, by=get_actor())
     return "", 204
 
 
@@ -116,12 +116,12 @@ def erase(path: CustomerPath) -> tuple[str, int]:
 def erase_by_email(body: ErasureIn) -> tuple[str, int]:
     """Erase the customer with this email address.
 
-    It is sent in the body to keep it out of access logs.
+    The address is sent in the body, which keeps it out of access logs.
     """
     customer = customer_queries.find_customer_by_email(normalise_email(body.email))
     if customer is None:
         raise NotFound(_("No customer has this email address."))
-    customer_actions.erase_customer(customer.id, by=f"key {g.api_key.name}")
+    customer_actions.erase_customer(customer.id, by=get_actor())
     return "", 204
 
 

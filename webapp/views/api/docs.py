@@ -1,4 +1,4 @@
-"""The API documentation, for programs (OpenAPI 3.1) and for people."""
+"""The API documentation: the OpenAPI 3.1 document and the reference page."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ERROR_DESCRIPTIONS = {
     401: "The API key is missing or invalid.",
     403: "The API key lacks the required scope.",
     404: "The object does not exist.",
-    409: "The current state does not allow this; `code` has the reason.",
+    409: "The current state does not allow this; `code` contains the reason.",
     411: "The `Content-Length` header is missing.",
     412: "The object was changed since the version in `If-Match`; fetch it again.",
     413: "The body is too large.",
@@ -33,7 +33,7 @@ Offers with one shared voucher code each: import customers, set up and launch of
 
 - **Authentication**: send `Authorization: Bearer …` with every request. Create API keys under Settings, or with
   `flask --app wsgi api-key create`; their scopes are `read`, `redeem` and `manage`.
-- **Errors** are problem details (RFC 9457): `code` is stable and for programs, `detail` is for people,
+- **Errors** are problem details (RFC 9457): `code` is stable, `detail` is human-readable,
   `errors` has a JSON pointer to each invalid field, `request_id` identifies the request for support.
 - **Money** is in minor units (cents) with a currency, **percentages** are decimal strings,
   **times** are UTC (RFC 3339).
@@ -59,11 +59,16 @@ def docs() -> Response:
 
 @lru_cache
 def _build_document(app: OpenAPI) -> dict[str, Any]:
-    """Build the document of flask-openapi, extended by authentication, scopes and error responses."""
+    """Build the OpenAPI document.
+
+    Authentication, scopes and error responses are added to the document of flask-openapi.
+    """
     document: dict[str, Any] = deepcopy(app.api_doc)
     document["info"]["description"] = API_DESCRIPTION
     document["security"] = [{"key": []}]
-    document["paths"] = {path: calls for path, calls in document["paths"].items() if path.startswith(API_PREFIX)}
+    document["paths"] = {
+        path: operations for path, operations in document["paths"].items() if path.startswith(API_PREFIX)
+    }
     document.pop("tags", None)
     views = _views_by_operation(app)
     for path, operations in document["paths"].items():
@@ -84,7 +89,7 @@ def _views_by_operation(app: OpenAPI) -> dict[tuple[str, str], Any]:
 
 
 def _add_view_requirements(operation: dict[str, Any], view: Any) -> None:
-    """Document the required scope, headers and media types of an operation, as set by the decorators of its view."""
+    """Document the scope, headers and media types that the decorators of a view set."""
     scope = f"Requires the scope `{getattr(view, 'required_scope', None)}`."
     # flask-openapi replaces the line breaks of a docstring by <br/>.
     description = operation.get("description", "").replace("<br/>", "\n").strip()
@@ -101,15 +106,18 @@ def _add_view_requirements(operation: dict[str, Any], view: Any) -> None:
         operation["requestBody"] = {"required": True, "content": content}
 
 
-def _inline_references(schema: Any, parts: dict[str, Any]) -> Any:
-    """Inline the references of a pydantic schema, which would otherwise point outside of it in the document."""
+def _inline_references(schema: Any, definitions: dict[str, Any]) -> Any:
+    """Inline the references of a pydantic schema.
+
+    They are relative to the schema and would not resolve inside the document.
+    """
     if isinstance(schema, list):
-        return [_inline_references(item, parts) for item in schema]
+        return [_inline_references(item, definitions) for item in schema]
     if not isinstance(schema, dict):
         return schema
     if "$ref" in schema:
-        return _inline_references(parts[schema["$ref"].rpartition("/")[2]], parts)
-    return {name: _inline_references(value, parts) for name, value in schema.items()}
+        return _inline_references(definitions[schema["$ref"].rpartition("/")[2]], definitions)
+    return {name: _inline_references(value, definitions) for name, value in schema.items()}
 
 
 def _add_error_responses(operation: dict[str, Any], has_path_parameters: bool, method: str) -> None:
@@ -127,13 +135,14 @@ def _add_error_responses(operation: dict[str, Any], has_path_parameters: bool, m
     if operation.get("requestBody"):
         statuses |= {400, 413, 415, 422}
     declared = operation["responses"]
-    # flask-openapi adds its own 422 response to each operation; ours has problem details like all others.
+    # flask-openapi adds its own 422 response to each operation; it is replaced by one with problem details.
     declared.pop("422", None)
-    for status in sorted(statuses | {int(code) for code in declared if code in map(str, ERROR_DESCRIPTIONS)}):
-        declared[str(status)] = _problem_response_schema(status)
+    declared_statuses = {status for status in ERROR_DESCRIPTIONS if str(status) in declared}
+    for status in sorted(statuses | declared_statuses):
+        declared[str(status)] = _problem_response(status)
 
 
-def _problem_response_schema(status: int) -> dict[str, Any]:
+def _problem_response(status: int) -> dict[str, Any]:
     response: dict[str, Any] = {
         "description": ERROR_DESCRIPTIONS[status],
         "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}},

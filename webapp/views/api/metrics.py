@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 
 from flask import Blueprint, Response, request
-from sqlalchemy.exc import InterfaceError, OperationalError, TimeoutError
+from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from webapp.core.extensions import db
 from webapp.monitoring import exposition
@@ -16,34 +17,38 @@ from webapp.views.api.blueprint import authenticate
 log = logging.getLogger(__name__)
 
 
-def create_metrics_blueprint(release: str) -> Blueprint:
-    """Create the blueprint of the metrics page.
+def create_metrics_blueprint(version: str) -> Blueprint:
+    """Create the blueprint of the metrics endpoint.
 
-    :param release: version of the program, shown in the metrics.
+    :param version: the version of Onecode, shown in the metrics.
     """
     blueprint = Blueprint("metrics", __name__)
 
     @blueprint.get("/metrics")
     def metrics() -> Response:
-        """Return the metrics. They are read from the database, so every web process returns the same."""
+        """Return the metrics.
+
+        They are read from the database, so every web process returns the same.
+        """
         authenticate("read")
-        return metrics_response(monitoring_queries.collect_metrics())
+        return _metrics_response(monitoring_queries.collect_metrics(), version)
 
     @blueprint.errorhandler(OperationalError)
     @blueprint.errorhandler(InterfaceError)
-    @blueprint.errorhandler(TimeoutError)
-    def handle_database_unavailable(error: OperationalError | InterfaceError | TimeoutError) -> Response:
-        """Answer 200 with `onecode_database_up 0` when the database is unavailable.
+    @blueprint.errorhandler(PoolTimeoutError)
+    def handle_database_unavailable(error: OperationalError | InterfaceError | PoolTimeoutError) -> Response:
+        """Return 200 with `onecode_database_up 0` when the database is unavailable.
 
-        With an error status Prometheus would only record `up 0`, which looks like a dead web server. No key is needed
-        then, since none can be looked up; `/readyz` reveals the same.
+        With an error status Prometheus would only record `up 0`, as if the web server were down. The key is not
+        checked, because it cannot be looked up; `/readyz` reveals the same.
         """
-        log.warning("metrics unavailable: the database does not answer (%s)", type(error).__name__)
+        log.warning("metrics unavailable: database unavailable (%s)", type(error).__name__)
         db.session.rollback()
-        return metrics_response(None)
-
-    def metrics_response(snapshot: MetricsSnapshot | None) -> Response:
-        body, media_type = exposition.render_metrics(snapshot, release, request.headers.get("Accept", ""))
-        return Response(body, content_type=media_type)
+        return _metrics_response(None, version)
 
     return blueprint
+
+
+def _metrics_response(snapshot: MetricsSnapshot | None, version: str) -> Response:
+    body, media_type = exposition.render_metrics(snapshot, version, request.headers.get("Accept", ""))
+    return Response(body, content_type=media_type)

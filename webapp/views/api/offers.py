@@ -1,13 +1,12 @@
-"""API operations on offers."""
+"""API views for offers."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime
 from typing import Any
 
-from flask import Response, g, jsonify, request, url_for
+from flask import Response, jsonify, request, url_for
 from flask_babel import gettext as _
 from flask_openapi import APIBlueprint
 
@@ -21,7 +20,7 @@ from webapp.offers import code_actions
 from webapp.offers import queries as offer_queries
 from webapp.offers.models import Offer, OfferValues, normalise_code
 from webapp.redemptions import count_queries
-from webapp.views.api.blueprint import documents_header, require_scope
+from webapp.views.api.blueprint import document_header, get_actor, require_scope
 from webapp.views.api.schemas.offers import (
     CodePath,
     NewCode,
@@ -35,6 +34,9 @@ from webapp.views.api.schemas.offers import (
 )
 
 blueprint = APIBlueprint("offers", __name__)
+
+# A version that no offer has.
+NO_VERSION = -1
 
 
 @blueprint.post("/offers", responses={201: OfferOut})
@@ -56,7 +58,7 @@ def create(body: NewOffer) -> Response:
         max_redemptions=body.max_redemptions,
     )
     content = None if body.mail is None else EmailContent(**body.mail.model_dump(exclude_none=True))
-    offer = draft_actions.create_offer_with_announcement(values, content, by=_actor())
+    offer = draft_actions.create_offer_with_announcement(values, content, by=get_actor())
     response = _offer_response(offer)
     response.status_code = 201
     response.headers["Location"] = url_for("api.offers.read", code=offer.code)
@@ -69,9 +71,9 @@ def page(query: OfferListQuery) -> Response:
     """List offers, newest first."""
     position = pagination.decode_cursor(query.cursor, 1)
     before_id = position[0] if position else None
-    found = offer_queries.list_offers(query.q, query.state, before_id=before_id, limit=query.limit)
-    offers = found[: query.limit]
-    next_cursor = pagination.encode_cursor(offers[-1].id) if len(found) > query.limit else None
+    rows = offer_queries.list_offers(query.q, query.state, before_id=before_id, limit=query.limit)
+    offers = rows[: query.limit]
+    next_cursor = pagination.encode_cursor(offers[-1].id) if len(rows) > query.limit else None
     return pagination.build_page_response("offers", _offers_json(offers), next_cursor)
 
 
@@ -79,20 +81,20 @@ def page(query: OfferListQuery) -> Response:
 @require_scope("read")
 def read(path: OfferPath) -> Response:
     """Get an offer."""
-    return _offer_response(_require_offer(path.code))
+    return _offer_response(_get_offer_or_404(path.code))
 
 
 @blueprint.patch("/offers/<code>", responses={200: OfferOut, 412: None})
 @require_scope("manage")
-@documents_header("If-Match", "The `ETag` of the offer when you read it.")  # no translation
+@document_header("If-Match", "The `ETag` of the offer when you read it.")  # no translation
 def change(path: OfferPath, body: OfferChange) -> Response:
     """Update an offer.
 
-    With `If-Match`, only if it was not changed since (412 otherwise). After the first launch or redemption, the
-    discount, the code, and whether there is a cap can't be changed. Use `POST /offers/{code}/codes` to assign another
-    code then.
+    With `If-Match`, the offer is changed only if its `ETag` still matches; otherwise the response is 412. After the
+    first launch or redemption, the discount and the code can't be changed, and a cap can neither be added nor removed.
+    Use `POST /offers/{code}/codes` to assign another code then.
     """
-    offer = _require_offer(path.code)
+    offer = _get_offer_or_404(path.code)
     changes: dict[str, Any] = {
         name: getattr(body, name) for name in body.model_fields_set - {"paused", "audience", "discount"}
     }
@@ -100,46 +102,47 @@ def change(path: OfferPath, body: OfferChange) -> Response:
         changes["discount"] = body.discount.to_discount()
     if "audience" in body.model_fields_set:
         changes["audience_id"] = _find_audience_id(body.audience)
-    with _conflict_as_precondition_failed():
+    with _raise_conflicts_as_412():
         return _offer_response(
-            offer_actions.update_offer(offer.id, changes, _expected_version(offer), _actor(), paused=body.paused)
+            offer_actions.update_offer(offer.id, changes, _expected_version(offer), get_actor(), paused=body.paused)
         )
 
 
 @blueprint.post("/offers/<code>/codes", responses={200: OfferOut, 412: None})
 @require_scope("manage")
-@documents_header("If-Match", "The `ETag` of the offer when you read it.")  # no translation
+@document_header("If-Match", "The `ETag` of the offer when you read it.")  # no translation
 def renew_code(path: OfferPath, body: NewCode) -> Response:
     """Assign another code to an offer.
 
     The previous one stays valid as an alias until it is closed; before the first launch or redemption it is replaced.
-    With `If-Match`, only if the offer was not changed since (412 otherwise). Assigning the current code changes
-    nothing. An alias of the offer can become its code again; a code that another offer has or had is refused.
+    With `If-Match`, the offer is changed only if its `ETag` still matches; otherwise the response is 412. Assigning the
+    current code changes nothing. An alias of the offer can become its code again; a code that another offer has or had
+    is rejected.
     """
-    offer = _require_offer(path.code)
-    with _conflict_as_precondition_failed():
-        return _offer_response(code_actions.renew_code(offer.id, body.code, _actor(), _expected_version(offer)))
+    offer = _get_offer_or_404(path.code)
+    with _raise_conflicts_as_412():
+        return _offer_response(code_actions.renew_code(offer.id, body.code, get_actor(), _expected_version(offer)))
 
 
 @blueprint.post("/offers/<code>/codes/<alias>/close", responses={200: OfferOut, 404: None, 409: None})
 @require_scope("manage")
 def close_code(path: CodePath) -> Response:
-    """Close an alias: it is not accepted any more. Idempotent.
+    """Close an alias: it is no longer accepted. Idempotent.
 
     It never becomes available to another offer.
     """
-    return _offer_response(code_actions.close_code(_require_offer(path.code).id, path.alias, _actor()))
+    return _offer_response(code_actions.close_code(_get_offer_or_404(path.code).id, path.alias, get_actor()))
 
 
 @blueprint.post("/offers/<code>/codes/<alias>/reopen", responses={200: OfferOut, 404: None})
 @require_scope("manage")
 def reopen_code(path: CodePath) -> Response:
     """Reopen a closed code as an alias. Idempotent."""
-    return _offer_response(code_actions.reopen_code(_require_offer(path.code).id, path.alias, _actor()))
+    return _offer_response(code_actions.reopen_code(_get_offer_or_404(path.code).id, path.alias, get_actor()))
 
 
 @contextmanager
-def _conflict_as_precondition_failed() -> Iterator[None]:
+def _raise_conflicts_as_412() -> Iterator[None]:
     """Turn a version conflict into 412, as `If-Match` requires."""
     try:
         yield
@@ -150,15 +153,18 @@ def _conflict_as_precondition_failed() -> Iterator[None]:
 
 
 def _expected_version(offer: Offer) -> int | None:
-    """Return the version that the change is based on; None without an `If-Match`."""
+    """Return the version that the change is based on; None without an `If-Match`.
+
+    If the header does not match, this is `NO_VERSION`.
+    """
     if_match = request.if_match
     if not if_match or if_match.star_tag:
         return None
-    # A compressing proxy makes the ETag weak; it still names the same version.
-    return offer.version if if_match.contains_weak(str(offer.version)) else -1
+    # A compressing proxy makes the ETag weak; it still identifies the same version.
+    return offer.version if if_match.contains_weak(str(offer.version)) else NO_VERSION
 
 
-def _require_offer(code: str) -> Offer:
+def _get_offer_or_404(code: str) -> Offer:
     try:
         offer = offer_queries.find_offer_by_code(normalise_code(code))
     except InvalidInput:
@@ -173,7 +179,7 @@ def _find_audience_id(name: str | None) -> int | None:
         return None
     audience = customer_queries.find_audience_by_name(name)
     if audience is None:
-        message = _("No audience has this name. Import it first.")
+        message = _("No audience has this name. Create it with an import of customers first.")
         raise InvalidInput(FieldError("audience", "audience_unknown", message))
     return audience.id
 
@@ -185,15 +191,17 @@ def _offer_response(offer: Offer) -> Response:
 
 
 def _offers_json(offers: list[Offer]) -> list[dict[str, object]]:
-    at: datetime = database_clock.get_database_time()
+    now = database_clock.get_database_time()
     redeemed = count_queries.count_redemptions([offer.id for offer in offers])
     codes = offer_queries.list_codes_by_offer([offer.id for offer in offers])
-    names = {audience.id: audience.name for audience in customer_queries.list_audiences()}
+    audience_names = {audience.id: audience.name for audience in customer_queries.list_audiences()}
     return [
-        offer_json(offer, at, names.get(offer.audience_id or 0), redeemed[offer.id], codes[offer.id])
+        offer_json(
+            offer,
+            now,
+            audience_names.get(offer.audience_id) if offer.audience_id else None,
+            redeemed[offer.id],
+            codes[offer.id],
+        )
         for offer in offers
     ]
-
-
-def _actor() -> str:
-    return f"key {g.api_key.name}"

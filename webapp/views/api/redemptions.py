@@ -1,4 +1,4 @@
-"""API operations on redemptions."""
+"""API views for redemptions."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from webapp.redemptions import rollback as redemption_rollback
 from webapp.redemptions.errors import RedemptionRefused
 from webapp.redemptions.queries import KeysetCursor, RedemptionFilter
 from webapp.redemptions.rules import RedemptionFacts, RedemptionRequest, evaluate
-from webapp.views.api.blueprint import documents_header, require_scope
+from webapp.views.api.blueprint import document_header, get_actor, require_scope
 from webapp.views.api.schemas.redemptions import (
     CustomerEmailPath,
     CustomerReference,
@@ -53,14 +53,14 @@ blueprint = APIBlueprint("redemptions", __name__)
 @blueprint.post("/validations", responses={200: ValidationOut})
 @require_scope("redeem")
 def validate(body: NewValidation) -> Response:
-    """Check whether a redemption would succeed, and what discount it would give.
+    """Check whether a redemption would succeed, and the discount that it would give.
 
     Nothing is stored.
     """
     try:
-        offer, amount = redemption_actions.validate_redemption(_build_request(body))
-    except RedemptionRefused as refused:
-        return jsonify({"valid": False, "reason": refused.key, "detail": refused.message})
+        offer, amount = redemption_actions.validate_redemption(_build_redemption_request(body))
+    except RedemptionRefused as refusal:
+        return jsonify({"valid": False, "reason": refusal.key, "detail": refusal.message})
     return jsonify(
         {
             "valid": True,
@@ -75,11 +75,12 @@ def validate(body: NewValidation) -> Response:
 @blueprint.post("/explanations", responses={200: ExplanationOut})
 @require_scope("manage")
 def explain_refusal(body: NewExplanation) -> Response:
-    """Explain every eligibility check for a customer and a code.
+    """Explain the eligibility of a customer for a code, check by check.
 
-    Each check comes with the facts that it is based on. Nothing is stored.
+    Each check has a sentence about the data that decided it. Nothing is stored.
     """
     redemption_request = RedemptionRequest(
+        # The channel does not affect eligibility.
         channel="staff",
         code=normalise_code(body.code),
         email=_normalise_customer_email(body.customer),
@@ -90,7 +91,7 @@ def explain_refusal(body: NewExplanation) -> Response:
 
 @blueprint.post("/redemptions", responses={201: RedemptionOut, 200: RedemptionOut, 404: None})
 @require_scope("redeem")
-@documents_header(
+@document_header(
     "Idempotency-Key",
     "Send the same key when you repeat the same request.",  # no translation
     minLength=1,
@@ -98,13 +99,13 @@ def explain_refusal(body: NewExplanation) -> Response:
     pattern="^[ -~]+$",
 )
 def redeem(body: NewRedemption) -> Response:
-    """Redeem an offer for a customer. The result is committed.
+    """Redeem an offer for a customer. The response is sent after the commit.
 
     A repeated request, with the same `Idempotency-Key` header or the same order id, returns 200 with the first result.
-    The same key with another body for the same offer and customer is refused with 422. After a rollback the same key
+    The same key with another body for the same offer and customer is rejected with 422. After a rollback the same key
     returns the first result with `rolled_back_at`; a new key or order redeems the offer again.
     """
-    record = group_commit.redeem(_build_request(body))
+    record = group_commit.redeem(_build_redemption_request(body))
     redemption = redemption_json(record)
     response = jsonify(redemption)
     if not record.is_replay:
@@ -116,17 +117,17 @@ def redeem(body: NewRedemption) -> Response:
 @blueprint.get("/redemptions", responses={200: RedemptionPage})
 @require_scope("read")
 def page(query: RedemptionListQuery) -> Response:
-    """List live redemptions, newest first.
+    """List redemptions, newest first, without rolled-back ones.
 
-    With a `channel`, a page may have fewer than `limit` redemptions, or none, and still a `next_cursor`, because one
-    call scans only part of the list. The list ends when `next_cursor` is null.
+    With a `channel`, a page may contain fewer than `limit` redemptions, or none, and still have a `next_cursor`,
+    because one call scans only part of the list. The list ends when `next_cursor` is null.
     """
-    criteria = _build_filter(query)
+    redemption_filter = _build_filter(query)
     position = pagination.decode_cursor(query.cursor, 3)
     after = KeysetCursor.from_integers(*position) if position else None
     scan = (
-        redemption_queries.scan_redemptions(criteria, query.limit, after)
-        if criteria
+        redemption_queries.scan_redemptions(redemption_filter, query.limit, after)
+        if redemption_filter
         else redemption_queries.ScanPage([], None)
     )
     next_cursor = pagination.encode_cursor(*scan.next_cursor.to_integers()) if scan.next_cursor else None
@@ -138,7 +139,7 @@ def page(query: RedemptionListQuery) -> Response:
 @blueprint.get("/redemptions/<id>", responses={200: RedemptionOut})
 @require_scope("read")
 def read(path: RedemptionPath) -> Response:
-    """Get a redemption, live or rolled back."""
+    """Get a redemption, whether it was rolled back or not."""
     record = redemption_queries.find_redemption(path.id)
     if record is None:
         raise NotFound(_("This redemption does not exist."))
@@ -148,11 +149,12 @@ def read(path: RedemptionPath) -> Response:
 @blueprint.post("/redemptions/<id>/rollback", responses={200: RedemptionOut})
 @require_scope("redeem")
 def rollback(path: RedemptionPath, body: NewRollback) -> Response:
-    """Roll back a redemption, once.
+    """Roll back a redemption.
 
-    The customer can redeem the offer again, and the redemption no longer counts towards the cap.
+    A second call fails with `already_rolled_back`. The customer can redeem the offer again, and the redemption no
+    longer counts towards the cap.
     """
-    record = redemption_rollback.roll_back_redemption(path.id, body.reason, by=f"key {g.api_key.name}")
+    record = redemption_rollback.roll_back_redemption(path.id, body.reason, by=get_actor())
     return jsonify(redemption_json(record))
 
 
@@ -161,7 +163,7 @@ def rollback(path: RedemptionPath, body: NewRollback) -> Response:
 def usable(path: CustomerEmailPath, query: UsableOffersQuery) -> Response:
     """List the offers that a customer can redeem now.
 
-    Those that end soonest come first. With `used=true`, offers that were already redeemed are included.
+    They are sorted by end, earliest first. With `used=true`, offers that were already redeemed are included.
     """
     customer = customer_queries.find_customer_by_email(normalise_email(path.email))
     if customer is None:
@@ -184,23 +186,25 @@ def _is_listed(facts: RedemptionFacts, include_redeemed: bool) -> bool:
 def _usable_offer_json(facts: RedemptionFacts) -> dict[str, Any]:
     offer = facts.offer
     if offer is None or facts.customer_id is None:
-        raise NotFound()
-    values = {
+        raise ValueError("facts of no offer or customer")  # no translation
+    values: dict[str, Any] = {
         "code": offer.code,
         "personal_code": personal_codes.derive_personal_code(offer.code, offer.id, facts.customer_id),
         "name": offer.name,
         "discount": discount_json(offer.discount),
         "ends_at": format_rfc3339(offer.ends_at),
     }
-    return values | ({"redeemed_at": format_rfc3339(facts.redemption.redeemed_at)} if facts.redemption else {})
+    if facts.redemption is not None:
+        values["redeemed_at"] = format_rfc3339(facts.redemption.redeemed_at)
+    return values
 
 
-def _build_request(body: NewValidation) -> RedemptionRequest:
+def _build_redemption_request(body: NewValidation) -> RedemptionRequest:
     metadata = idempotency_key = body_hash = None
     if isinstance(body, NewRedemption):
         metadata, idempotency_key = body.metadata, hash_idempotency_key(request.headers.get("Idempotency-Key"))
         # Bodies are compared only for requests with the same key.
-        body_hash = body.digest() if idempotency_key else None
+        body_hash = body.compute_body_hash() if idempotency_key else None
     return RedemptionRequest(
         channel="api",
         code=normalise_code(body.code),
@@ -224,7 +228,7 @@ def _normalise_customer_email(customer: CustomerReference) -> str | None:
 
 
 def _build_filter(query: RedemptionListQuery) -> RedemptionFilter | None:
-    """Return the filter of the list; None when nothing can match."""
+    """Return the filter of the list; None if the code or the customer does not exist."""
     offer_id = customer_id = None
     if query.offer is not None:
         offer = offer_queries.find_offer_by_code(normalise_code(query.offer))

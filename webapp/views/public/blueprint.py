@@ -1,6 +1,6 @@
 """The public blueprint, for customers. It uses neither sessions nor cookies.
 
-Cross-site writes are rejected by their `Origin` and `Sec-Fetch-Site` headers, so no CSRF token is needed.
+Cross-origin writes are rejected by their `Origin` and `Sec-Fetch-Site` headers, so no CSRF token is needed.
 """
 
 from __future__ import annotations
@@ -9,30 +9,34 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from flask import Blueprint, Response, abort, current_app, request
+from flask import Blueprint, abort, current_app, request
 from flask_babel import gettext as _
 
 from webapp.core.extensions import csrf
 from webapp.core.settings import Settings
+from webapp.views.rendering import add_privacy_headers
 
 View = TypeVar("View", bound=Callable[..., Any])
 
 
 def allow_cross_origin(view: View) -> View:
-    """Allow cross-site writes to a view: one-click unsubscription by a mail provider (RFC 8058)."""
+    """Allow cross-origin writes to a view.
+
+    Mail providers need them for one-click unsubscription (RFC 8058).
+    """
     view.allows_cross_origin = True  # type: ignore[attr-defined]
     return view
 
 
 def create_public_blueprint(*blueprints: Blueprint) -> Blueprint:
-    """Create the public blueprint with the given blueprints nested in it."""
+    """Create the public blueprint with other blueprints nested in it."""
     public = Blueprint("public", __name__)
     for blueprint in blueprints:
         csrf.exempt(blueprint)
         public.register_blueprint(blueprint)
     csrf.exempt(public)
     public.before_request(_check_origin)
-    public.after_request(_add_privacy_headers)
+    public.after_request(add_privacy_headers)
     return public
 
 
@@ -41,10 +45,9 @@ def _check_origin() -> None:
     if request.method in ("GET", "HEAD", "OPTIONS") or getattr(view, "allows_cross_origin", False):
         return
     site = request.headers.get("Sec-Fetch-Site")
-    if site is not None and site not in ("same-origin", "none"):
-        abort(403, _("This form was sent from another site. Please open our page and try again."))
     origin = request.headers.get("Origin")
-    if origin is not None and origin not in _allowed_origins():
+    is_cross_site = site is not None and site not in ("same-origin", "none")
+    if is_cross_site or (origin is not None and origin not in _allowed_origins()):
         abort(403, _("This form was sent from another site. Please open our page and try again."))
 
 
@@ -52,13 +55,3 @@ def _allowed_origins() -> set[str]:
     settings: Settings = current_app.config["SETTINGS"]
     public_url = urlsplit(settings.public_url)
     return {f"{public_url.scheme}://{public_url.netloc}", request.host_url.rstrip("/")}
-
-
-def _add_privacy_headers(response: Response) -> Response:
-    """Forbid caching of pages that may contain a token or personal data, and sending their URL to other sites.
-
-    `no-referrer` would be stricter, but then browsers without JavaScript send our own form with `Origin: null`.
-    """
-    response.headers.setdefault("Cache-Control", "no-store")
-    response.headers["Referrer-Policy"] = "same-origin"
-    return response

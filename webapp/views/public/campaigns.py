@@ -1,4 +1,4 @@
-"""Public pages of campaigns: unsubscribe and resubscribe."""
+"""Public pages for campaigns: unsubscribe and resubscribe."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def confirm_unsubscribe(token: str) -> Response:
 @blueprint.post("/u/<token>")
 @allow_cross_origin
 def unsubscribe(token: str) -> Response:
-    """Unsubscribe by the button or by a mail provider's one-click request.
+    """Unsubscribe: from the page, or by one-click request of a mail provider.
 
-    RFC 8058 requires this to work without login or redirect. The body is not parsed, whatever its format is: the token
-    alone identifies the customer.
+    RFC 8058 requires this to work without login or redirect. The body is ignored, because the token alone identifies
+    the customer.
     """
     ids = campaign_tokens.parse_unsubscribe_token(token)
     if ids is not None:
@@ -40,7 +40,10 @@ def unsubscribe(token: str) -> Response:
 
 @blueprint.post("/u/<token>/back")
 def resubscribe(token: str) -> Response:
-    """Undo an unsubscription made by mistake; only from our own page."""
+    """Undo an unsubscription made by mistake.
+
+    The request is accepted only from the unsubscribe page (same origin).
+    """
     ids = campaign_tokens.parse_unsubscribe_token(token)
     is_resubscribed = ids is not None and suppression_actions.resubscribe_customer(ids.customer_id, ids.campaign_id)
     return _render_page(token, is_resubscribed)
@@ -58,7 +61,7 @@ def _render_page(token: str, is_resubscribed: bool = False) -> Response:
         "campaigns/unsubscribe.html",
         token=token,
         email=formatting.mask_email(customer.email_as_given),
-        # A customer whose address bounced can still unsubscribe, so that no emails arrive when the address works again.
+        # A customer whose address bounced can still unsubscribe: the address may work again.
         reason=suppression.reason if suppression is not None and suppression.reason != "bounced" else None,
         is_resubscribed=is_resubscribed,
     )

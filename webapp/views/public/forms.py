@@ -1,4 +1,4 @@
-"""Forms of the customer pages."""
+"""Forms for the customer pages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Customer pages of redemptions: the form, the personal link and the receipt."""
+"""Public pages for redemptions: the form, the personal link and the receipt."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ from webapp.views.public.forms import RedeemForm
 blueprint = Blueprint("redemptions", __name__)
 
 
-_email_key = form_field_key_func("email", normalise_email)
+_email_key_func = form_field_key_func("email", normalise_email)
 
 
 def _is_failed_attempt(response: Response) -> bool:
-    """Return whether the request may be a guess at codes or customers.
+    """Return whether the view has marked the request as a failed attempt.
 
-    A popular offer that is exhausted is no guess.
+    A request for a popular offer that is used up is not counted as guessing.
     """
     return bool(g.get("is_failed_attempt", False))
 
 
-def _link_key() -> str:
-    """Return the key that attempts on a personal link are counted by.
+def _link_rate_limit_key() -> str:
+    """Return the rate limit key of a personal link.
 
-    For an invalid token it is the client address.
+    For an invalid token, this is the client address.
     """
     ids = personal_links.parse_personal_token((request.view_args or {})["token"])
     return f"link:{ids[0]}:{ids[1]}" if ids else f"link:{client_address()}"
@@ -46,16 +46,19 @@ def _link_key() -> str:
 
 @blueprint.get("/redeem")
 def redeem_form() -> Response:
-    """Show the form for a code and an email address. Redeems nothing."""
+    """Show the form for a code and an email address.
+
+    A GET redeems nothing, because mail scanners open links.
+    """
     return _render_page("redemptions/redeem.html", form=RedeemForm(code=request.args.get("code", "")[:200]))
 
 
 @blueprint.post("/redeem")
 @limiter.limit("60 per minute", key_func=client_address)
-@limiter.limit("20 per 5 minutes", key_func=combined_key_func(_email_key, client_address))
-@limiter.limit("100 per 10 minutes", key_func=_email_key, deduct_when=_is_failed_attempt)
+@limiter.limit("20 per 5 minutes", key_func=combined_key_func(_email_key_func, client_address))
+@limiter.limit("100 per 10 minutes", key_func=_email_key_func, deduct_when=_is_failed_attempt)
 def redeem() -> Response:
-    """Redeem a code: show the receipt, or the submitted form with the reason."""
+    """Redeem a code: show the receipt, or the submitted form with the refusal."""
     form = RedeemForm(request.form)
     try:
         redemption_request = form.to_request()
@@ -65,13 +68,13 @@ def redeem() -> Response:
     except InvalidInput as error:
         rendering.add_form_errors(form, error)
         return _render_page("redemptions/redeem.html", 422, form=form)
-    except RedemptionRefused as refused:
-        reason, offer = refused.evaluation.public_reason or refused.reason, refused.facts.offer
+    except RedemptionRefused as refusal:
+        reason, offer = refusal.evaluation.public_reason or refusal.reason, refusal.facts.offer
         g.is_failed_attempt = reason in ("not_found", "customer_not_eligible")
         if offer is not None and reason == "customer_not_eligible":
             guessing.record_failed_attempt(offer.id)
-        if offer is not None and refused.facts.customer_id is not None and reason == "already_redeemed":
-            receipts.enqueue_receipt(offer.id, refused.facts.customer_id)
+        if offer is not None and refusal.facts.customer_id is not None and reason == "already_redeemed":
+            receipts.enqueue_receipt(offer.id, refusal.facts.customer_id)
         message = refusals.format_public_message(reason, offer, _get_locale(None))
         status = 404 if reason == "not_found" else 409
         return _render_page("redemptions/redeem.html", status, form=form, refusal=message)
@@ -82,7 +85,7 @@ def redeem() -> Response:
 def handle_too_many_requests(error: TooManyRequests) -> Response:
     """Show the form as it was submitted and suggest the personal link.
 
-    A stranger cannot reach the limits of the link.
+    Requests of other clients do not count towards the rate limit of the link.
     """
     if request.endpoint == "public.redemptions.redeem":
         message = refusals.format_throttle_message(error.wait_text)
@@ -97,12 +100,12 @@ def handle_too_many_requests(error: TooManyRequests) -> Response:
 def personal_link(token: str) -> Response:
     """Show the offer to the owner of the link, or the receipt after it was redeemed.
 
-    Redeems nothing.
+    A GET redeems nothing, because mail scanners open links.
     """
     ids = personal_links.parse_personal_token(token)
     if ids and ids[1] == personal_links.PREVIEW_CUSTOMER_ID:
         return _render_page("redemptions/link_preview.html")
-    facts = redemption_facts.load_facts([_build_request(ids)])[0] if ids else None
+    facts = redemption_facts.load_facts([_build_redemption_request(ids)])[0] if ids else None
     if facts is None or facts.offer is None or facts.customer_id is None:
         return _render_page("redemptions/link_unknown.html", 404)
     record = redemption_queries.find_current_redemption(facts.offer.id, facts.customer_id) if facts.redemption else None
@@ -122,30 +125,30 @@ def personal_link(token: str) -> Response:
 
 @blueprint.post("/r/<token>")
 @limiter.limit("60 per minute", key_func=client_address)
-@limiter.limit("20 per 5 minutes", key_func=_link_key)
+@limiter.limit("20 per 5 minutes", key_func=_link_rate_limit_key)
 def redeem_personal_link(token: str) -> Response:
-    """Redeem the offer of a personal link: show the receipt, or the reason why not."""
+    """Redeem the offer of a personal link: show the receipt or the refusal."""
     ids = personal_links.parse_personal_token(token)
     if ids is None:
         return _render_page("redemptions/link_unknown.html", 404)
     if ids[1] == personal_links.PREVIEW_CUSTOMER_ID:
         return _render_page("redemptions/link_preview.html")
     try:
-        return _render_receipt(group_commit.redeem(_build_request(ids)))
-    except RedemptionRefused as refused:
-        facts = refused.facts
-        record = redemption_queries.find_current_redemption(*ids) if refused.reason == "already_redeemed" else None
+        return _render_receipt(group_commit.redeem(_build_redemption_request(ids)))
+    except RedemptionRefused as refusal:
+        facts = refusal.facts
+        record = redemption_queries.find_current_redemption(*ids) if refusal.reason == "already_redeemed" else None
         if record is not None:
             return _render_receipt(record, already_redeemed=True)
         if facts.offer is None or facts.customer_id is None:
             return _render_page("redemptions/link_unknown.html", 404)
-        message = refusals.format_link_message(refused.reason, facts.offer, _get_locale(facts.customer_id))
+        message = refusals.format_link_message(refusal.reason, facts.offer, _get_locale(facts.customer_id))
         return _render_page(
             "redemptions/link.html", 409, token=token, offer=facts.offer, email=facts.email, refusal=message
         )
 
 
-def _build_request(ids: tuple[int, int]) -> RedemptionRequest:
+def _build_redemption_request(ids: tuple[int, int]) -> RedemptionRequest:
     return RedemptionRequest(channel="link", offer_id=ids[0], customer_id=ids[1])
 
 
@@ -162,7 +165,7 @@ def _render_receipt(record: RedemptionRecord, already_redeemed: bool = False) ->
 
 
 def _get_locale(customer_id: int | None) -> str:
-    """Return the customer's locale if it is supported, else that of the shop."""
+    """Return the locale of the customer if it is supported, else that of the shop."""
     customer = customer_queries.find_customer(customer_id) if customer_id is not None else None
     return locales.resolve_locale(customer.locale if customer is not None else None, shop_queries.get_shop().locale)
 

@@ -1,4 +1,7 @@
-"""The style sheet with the shop's colour. The content security policy of the customer pages forbids inline styles."""
+"""The style sheet with the shop's colour.
+
+The Content-Security-Policy of the customer pages forbids inline styles.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,10 @@ blueprint = Blueprint("shop", __name__)
 
 @blueprint.get("/colour/<string(length=6):colour>.css")
 def colour(colour: str) -> Response:
-    """Return the style sheet of a colour. Its URL contains the colour, so browsers may cache it permanently."""
+    """Return the style sheet of a colour.
+
+    The URL contains the colour, so browsers may cache it permanently.
+    """
     if not re.fullmatch("[0-9a-f]{6}", colour):
         abort(404)
     light, dark = build_palette(f"#{colour}"), build_palette(f"#{colour}", DARK_BACKGROUND)

@@ -1,4 +1,4 @@
-"""Sign-in and sign-out, invitations, and the settings pages of the profile, the users and the audit trail."""
+"""Staff pages for signing in, invitations, the profile, users and the audit trail."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from webapp.core.errors import DomainError, NotFound
 from webapp.core.extensions import login
 from webapp.core.local_time import list_time_zones
 from webapp.core.rate_limit import client_address, form_field_key_func, limiter, reset_attempts
-from webapp.views.rendering import add_form_errors, render, role_name
+from webapp.views.rendering import add_form_errors, add_privacy_headers, parse_row_id, render, role_label
 from webapp.views.staff.blueprint import login_exempt, require_role
 from webapp.views.staff.forms.accounts import (
     AcceptInvitationForm,
@@ -30,7 +30,7 @@ from webapp.views.staff.forms.accounts import (
 
 blueprint = Blueprint("accounts", __name__)
 
-sign_in_email_key = form_field_key_func("email", normalise_email)
+_sign_in_rate_limit_key = form_field_key_func("email", normalise_email)
 
 
 @login.user_loader
@@ -50,7 +50,7 @@ def load_user(session_id: str) -> StaffUser | None:
 @blueprint.route("/sign-in", methods=["GET", "POST"])
 @login_exempt
 @limiter.limit("30 per minute", key_func=client_address, methods=["POST"])
-@limiter.limit("10 per 5 minutes", key_func=sign_in_email_key, methods=["POST"])
+@limiter.limit("10 per 5 minutes", key_func=_sign_in_rate_limit_key, methods=["POST"])
 def sign_in() -> BaseResponse:
     """Show the sign-in form, or sign in."""
     form = SignInForm()
@@ -64,7 +64,7 @@ def sign_in() -> BaseResponse:
     except DomainError as error:
         add_form_errors(form, error)
         return render("accounts/sign_in.html", status=error.status, form=form)
-    reset_attempts(sign_in_email_key)
+    reset_attempts(_sign_in_rate_limit_key)
     _start_session(user)
     return redirect(next_path)
 
@@ -72,6 +72,7 @@ def sign_in() -> BaseResponse:
 @blueprint.post("/sign-out")
 @login_exempt
 def sign_out() -> BaseResponse:
+    """End the session."""
     logout_user()
     session.clear()
     flash(_("You are signed out."), "success")
@@ -81,22 +82,25 @@ def sign_out() -> BaseResponse:
 @blueprint.route("/invitations/<token>", methods=["GET", "POST"])
 @login_exempt
 def invitation(token: str) -> BaseResponse:
-    """Accept an invitation or reset a password. Opening the link does not use it up."""
-    open_invitation = account_queries.find_open_invitation(account_actions.hash_token(token))
-    if open_invitation is None:
-        return _set_private_headers(render("accounts/link_expired.html", status=404))
+    """Accept an invitation or reset a password.
+
+    Opening the link does not use it up.
+    """
+    unused_invitation = account_queries.find_unused_invitation(account_actions.hash_token(token))
+    if unused_invitation is None:
+        return add_privacy_headers(render("accounts/link_expired.html", status=404))
     try:
-        if open_invitation.staff_user_id:
-            response = _choose_password(token, open_invitation)
+        if unused_invitation.staff_user_id:
+            response = _choose_password(token, unused_invitation)
         else:
-            response = _accept_invitation(token, open_invitation)
+            response = _accept_invitation(token, unused_invitation)
     except NotFound:
         response = render("accounts/link_expired.html", status=404)
-    return _set_private_headers(response)
+    return add_privacy_headers(response)
 
 
-def _accept_invitation(token: str, open_invitation: Invitation) -> BaseResponse:
-    form = AcceptInvitationForm(email=open_invitation.email)
+def _accept_invitation(token: str, unused_invitation: Invitation) -> BaseResponse:
+    form = AcceptInvitationForm(email=unused_invitation.email)
     form.time_zone.choices = list(list_time_zones())
     if form.validate_on_submit():
         try:
@@ -112,12 +116,12 @@ def _accept_invitation(token: str, open_invitation: Invitation) -> BaseResponse:
         "accounts/accept_invitation.html",
         status=422 if form.is_submitted() else 200,
         form=form,
-        role=open_invitation.role,
+        role=unused_invitation.role,
     )
 
 
-def _choose_password(token: str, open_invitation: Invitation) -> BaseResponse:
-    user = _get_staff_user_or_404(open_invitation.staff_user_id or 0)
+def _choose_password(token: str, unused_invitation: Invitation) -> BaseResponse:
+    user = _get_staff_user_or_404(unused_invitation.staff_user_id or 0)
     # A user who has never signed in has no password yet.
     is_first_password = user.last_sign_in_at is None
     form = FirstPasswordForm() if is_first_password else NewPasswordForm()
@@ -138,21 +142,19 @@ def _sign_in_and_redirect(user: StaffUser, message: str) -> BaseResponse:
 
 
 def _start_session(user: StaffUser) -> None:
-    """Start a new session. The previous one is cleared, since an attacker may have set it (session fixation)."""
+    """Start a new session.
+
+    The previous one is cleared, because an attacker may have set it (session fixation).
+    """
     session.clear()
     login_user(user)
 
 
-def _set_private_headers(response: BaseResponse) -> BaseResponse:
-    # The URL is a secret until the link is used, so it is not sent to other sites. It is sent to this site, since the
-    # CSRF check over HTTPS requires a Referer.
-    response.headers["Referrer-Policy"] = "same-origin"
-    response.headers["Cache-Control"] = "no-store"
-    return response
-
-
 def safe_redirect_path(path: str | None) -> str:
-    """Return the path to redirect to after signing in: the given one if it is on this site, else the home page."""
+    """Return the path to redirect to after signing in.
+
+    :param path: the requested path; one on another site is replaced by the home page.
+    """
     home = url_for("staff.home.index")
     if not path or not path.startswith("/") or path.startswith("//"):
         return home
@@ -173,19 +175,21 @@ def settings() -> BaseResponse:
 @blueprint.route("/settings/profile", methods=["GET", "POST"])
 @require_role("viewer")
 def profile() -> BaseResponse:
+    """Show the profile of the signed-in user, or save it."""
     form = ProfileForm(obj=current_user)
     form.time_zone.choices = list(list_time_zones())
     if form.validate_on_submit():
         account_actions.update_profile(current_user.id, form.name.data, form.time_zone.data)
         flash(_("Your profile was saved."), "success")
         return redirect(url_for("staff.accounts.profile"))
-    return _render_profile(form, ChangePasswordForm(formdata=None), form.is_submitted())
+    return _render_profile(form, ChangePasswordForm(formdata=None), 422 if form.is_submitted() else 200)
 
 
 @blueprint.post("/settings/profile/password")
 @require_role("viewer")
 @limiter.limit("10 per 5 minutes", key_func=lambda: f"user:{current_user.get_id()}")
 def change_password() -> BaseResponse:
+    """Change the password of the signed-in user and end all other sessions."""
     form = ChangePasswordForm()
     if form.validate_on_submit():
         try:
@@ -198,11 +202,10 @@ def change_password() -> BaseResponse:
             return redirect(url_for("staff.accounts.profile"))
     profile_form = ProfileForm(formdata=None, obj=current_user)
     profile_form.time_zone.choices = list(list_time_zones())
-    return _render_profile(profile_form, form, True)
+    return _render_profile(profile_form, form, 422)
 
 
-def _render_profile(form: ProfileForm, password_form: ChangePasswordForm, is_invalid: bool) -> Response:
-    status = 422 if is_invalid else 200
+def _render_profile(form: ProfileForm, password_form: ChangePasswordForm, status: int) -> Response:
     return render("accounts/profile.html", status=status, form=form, password_form=password_form)
 
 
@@ -212,7 +215,10 @@ def _render_profile(form: ProfileForm, password_form: ChangePasswordForm, is_inv
 @blueprint.route("/settings/people", methods=["GET", "POST"])
 @require_role("admin")
 def staff_users() -> BaseResponse:
-    """List the users and invite new ones. The link is only in this response: it is not stored and shown once."""
+    """List the users and invite new ones.
+
+    The link is only in this response: it is shown once and not stored.
+    """
     form = InviteForm()
     if form.validate_on_submit():
         try:
@@ -228,7 +234,7 @@ def _render_staff_users(form: InviteForm, link: str | None = None, status: int =
         "accounts/users.html",
         status=status,
         users=account_queries.list_staff_users(),
-        invitations=account_queries.list_open_invitations(),
+        invitations=account_queries.list_unused_invitations(),
         form=form,
         link=link,
     )
@@ -237,6 +243,7 @@ def _render_staff_users(form: InviteForm, link: str | None = None, status: int =
 @blueprint.post("/settings/invitations/<int:invitation_id>/withdraw")
 @require_role("admin")
 def withdraw(invitation_id: int) -> BaseResponse:
+    """Withdraw an invitation or a password reset link."""
     account_actions.withdraw_invitation(invitation_id, by=current_user.email)
     flash(_("The link no longer works."), "success")
     return redirect(url_for("staff.accounts.staff_users"))
@@ -251,7 +258,7 @@ def staff_user(user_id: int) -> BaseResponse:
     if form.validate_on_submit():
         try:
             user = account_actions.change_staff_role(user_id, form.role.data, by=current_user.email)
-            flash(_("%(name)s now has the role %(role)s.", name=user.name, role=role_name(user.role)), "success")
+            flash(_("%(name)s now has the role %(role)s.", name=user.name, role=role_label(user.role)), "success")
             if user.has_at_least_role("admin") or user != current_user:
                 return redirect(url_for("staff.accounts.staff_user", user_id=user_id))
             return redirect(url_for("staff.accounts.settings"))
@@ -268,7 +275,10 @@ def staff_user(user_id: int) -> BaseResponse:
 @blueprint.post("/settings/people/<int:user_id>/new-password")
 @require_role("admin")
 def create_reset_link(user_id: int) -> BaseResponse:
-    """Create a password reset link. It is only in this response: it is not stored and shown once."""
+    """Create a password reset link.
+
+    The link is only in this response: it is shown once and not stored.
+    """
     try:
         link = account_actions.create_password_reset_link(user_id, by=current_user.email)
     except DomainError as error:
@@ -280,6 +290,7 @@ def create_reset_link(user_id: int) -> BaseResponse:
 @blueprint.post("/settings/people/<int:user_id>/end-sessions")
 @require_role("admin")
 def end_sessions(user_id: int) -> BaseResponse:
+    """Sign a user out on all devices."""
     user = account_actions.end_staff_sessions(user_id, by=current_user.email)
     return _redirect_to_staff_user(user_id, _("%(name)s was signed out on all devices.", name=user.name))
 
@@ -287,6 +298,7 @@ def end_sessions(user_id: int) -> BaseResponse:
 @blueprint.post("/settings/people/<int:user_id>/disable")
 @require_role("admin")
 def disable(user_id: int) -> BaseResponse:
+    """Disable a user and end their sessions."""
     try:
         user = account_actions.disable_staff_user(user_id, by=current_user.email)
     except DomainError as error:
@@ -297,6 +309,7 @@ def disable(user_id: int) -> BaseResponse:
 @blueprint.post("/settings/people/<int:user_id>/enable")
 @require_role("admin")
 def enable(user_id: int) -> BaseResponse:
+    """Enable a disabled user."""
     user = account_actions.enable_staff_user(user_id, by=current_user.email)
     return _redirect_to_staff_user(user_id, _("%(name)s can sign in again.", name=user.name))
 
@@ -319,10 +332,8 @@ def _redirect_to_staff_user(user_id: int, message: str, category: str = "success
 @blueprint.get("/settings/audit")
 @require_role("admin")
 def audit() -> BaseResponse:
-    page = account_queries.load_audit_page(before=_parse_id_argument("before"), after=_parse_id_argument("after"))
+    """Show a page of the audit trail, newest entries first."""
+    page = account_queries.load_audit_page(
+        before=request.args.get("before", type=parse_row_id), after=request.args.get("after", type=parse_row_id)
+    )
     return render("accounts/audit.html", page=page)
-
-
-def _parse_id_argument(name: str) -> int | None:
-    text = request.args.get(name, "")
-    return int(text) if text.isascii() and text.isdigit() and len(text) <= 18 else None

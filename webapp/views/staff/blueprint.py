@@ -1,4 +1,7 @@
-"""The staff blueprint: every view needs a signed-in user with a sufficient role, and every write a CSRF token."""
+"""The staff blueprint.
+
+Every view requires a signed-in user with a sufficient role, and every write a CSRF token.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,10 @@ def login_exempt(view: View) -> View:
 
 
 def require_role(role: Role) -> Callable[[View], View]:
-    """Set the role that a view requires, where it is not the default: viewer to read, manager to write."""
+    """Set the role that a view requires.
+
+    By default, reading requires the role viewer and writing the role manager.
+    """
 
     def decorate(view: View) -> View:
         view.required_role = role  # type: ignore[attr-defined]
@@ -34,7 +40,7 @@ def require_role(role: Role) -> Callable[[View], View]:
 def allow_form_size(max_bytes: int) -> Callable[[View], View]:
     """Allow a view a larger form than others.
 
-    A text that is too long then gives an error at its field, and the form keeps everything that was typed.
+    A text that is too long then results in an error at its field, and the form keeps the input.
     """
 
     def decorate(view: View) -> View:
@@ -45,7 +51,9 @@ def allow_form_size(max_bytes: int) -> Callable[[View], View]:
 
 
 def preserve_form_data(**labels: str) -> Callable[[View], View]:
-    """Preserve long texts when the session has ended: the error page shows these fields, to be copied.
+    """Preserve long texts when the session has ended.
+
+    The error page then shows these fields, so that users can copy the texts.
 
     :param labels: the label of each field to preserve, by field name.
     """
@@ -62,14 +70,17 @@ class SessionExpired(CSRFError):
 
 
 def raise_body_limit() -> None:
-    """Apply the form size limit of the view before the form is parsed, if the request has a session of a user."""
+    """Apply the form size limit of the view before the form is parsed.
+
+    It applies only to requests with the session of a user.
+    """
     max_bytes = getattr(current_app.view_functions.get(request.endpoint or ""), "max_form_bytes", None)
     if max_bytes is not None and "_user_id" in session:
         request.max_content_length = request.max_form_memory_size = max_bytes
 
 
 def create_staff_blueprint(*blueprints: Blueprint) -> Blueprint:
-    """Create the staff blueprint with the given blueprints nested in it."""
+    """Create the staff blueprint with other blueprints nested in it."""
     staff = Blueprint("staff", __name__)
     for blueprint in blueprints:
         staff.register_blueprint(blueprint)

@@ -1,4 +1,4 @@
-"""Email editor of a campaign: drafts, previews and test emails."""
+"""Email editor for campaigns: drafts, previews and test emails."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from webapp.views.staff.forms.campaigns import EmailContentForm
 blueprint = Blueprint("campaign_editor", __name__)
 
 # Five megabytes of content, percent-encoded. This is more than may be saved, so that the error is shown at its field.
-CONTENT_FORM_SIZE_MAX = 16 * 1024 * 1024
+MAX_CONTENT_FORM_BYTES = 16 * 1024 * 1024
 
 
 @blueprint.get("/offers/<int:offer_id>/mail", defaults={"kind": "announcement"})
@@ -45,18 +45,18 @@ CONTENT_FORM_SIZE_MAX = 16 * 1024 * 1024
 def new(offer_id: int, kind: str) -> BaseResponse:
     """Open the offer's current campaign, or the editor of a new one."""
     offer = get_offer_or_404(offer_id)
-    found = campaign_queries.find_current_campaign(offer_id, kind)
-    if found is not None:
-        return redirect(campaign_url(found), 303)
+    campaign = campaign_queries.find_current_campaign(offer_id, kind)
+    if campaign is not None:
+        return redirect(campaign_url(campaign), 303)
     return _render_stored_draft(offer, kind, None)
 
 
 @blueprint.post("/offers/<int:offer_id>/mail", defaults={"kind": "announcement"})
 @blueprint.post("/offers/<int:offer_id>/reminder", defaults={"kind": "reminder"})
-@allow_form_size(CONTENT_FORM_SIZE_MAX)
+@allow_form_size(MAX_CONTENT_FORM_BYTES)
 @preserve_form_data(subject=_l("Subject"), text=_l("Text"), html=_l("Custom HTML"))
 def create(offer_id: int, kind: str) -> BaseResponse:
-    """Save the form as a new draft, or in a draft created in the meantime."""
+    """Save the form as a new draft, or to the draft that was created concurrently."""
     return _save_form(get_offer_or_404(offer_id), kind, None)
 
 
@@ -71,7 +71,7 @@ def edit(campaign_id: int) -> BaseResponse:
 
 
 @blueprint.post("/campaigns/<int:campaign_id>/mail")
-@allow_form_size(CONTENT_FORM_SIZE_MAX)
+@allow_form_size(MAX_CONTENT_FORM_BYTES)
 @preserve_form_data(subject=_l("Subject"), text=_l("Text"), html=_l("Custom HTML"))
 def save(campaign_id: int) -> BaseResponse:
     """Save the form; then stay, continue to the launch page or send a test email."""
@@ -81,25 +81,25 @@ def save(campaign_id: int) -> BaseResponse:
 
 @blueprint.post("/offers/<int:offer_id>/mail/preview", defaults={"kind": "announcement"})
 @blueprint.post("/offers/<int:offer_id>/reminder/preview", defaults={"kind": "reminder"})
-@allow_form_size(CONTENT_FORM_SIZE_MAX)
+@allow_form_size(MAX_CONTENT_FORM_BYTES)
 def preview_new(offer_id: int, kind: str) -> Response:
     """Render the preview fragment of an unsaved new email; nothing is stored."""
     return _render_preview(get_offer_or_404(offer_id), kind, None)
 
 
 @blueprint.post("/campaigns/<int:campaign_id>/mail/preview")
-@allow_form_size(CONTENT_FORM_SIZE_MAX)
+@allow_form_size(MAX_CONTENT_FORM_BYTES)
 def preview(campaign_id: int) -> Response:
-    """Render the preview fragment of the email as typed; nothing is stored."""
+    """Render the preview fragment of the email as entered; nothing is stored."""
     campaign = get_campaign_or_404(campaign_id)
     return _render_preview(get_offer_or_404(campaign.offer_id), campaign.kind, campaign)
 
 
 @blueprint.post("/offers/<int:offer_id>/mail/frame", defaults={"kind": "announcement"})
 @blueprint.post("/offers/<int:offer_id>/reminder/frame", defaults={"kind": "reminder"})
-@allow_form_size(CONTENT_FORM_SIZE_MAX)
+@allow_form_size(MAX_CONTENT_FORM_BYTES)
 def frame_typed(offer_id: int, kind: str) -> Response:
-    """Render only the email as typed, for the preview iframe; nothing is stored."""
+    """Render only the email as entered, for the preview iframe; nothing is stored."""
     form = EmailContentForm()
     validation.validate_content(form.to_content())
     rendered = preview_email(
@@ -131,7 +131,7 @@ def frame(campaign_id: int) -> Response:
 
 def _render_stored_draft(offer: Offer, kind: str, campaign: Campaign | None) -> Response:
     form = EmailContentForm(formdata=None)
-    form.load_content(campaign or _find_latest_campaign(offer.id, kind), kind)
+    form.fill_from_campaign(campaign or _find_latest_campaign(offer.id, kind), kind)
     form.version.data = draft_versions.draft_version(campaign)
     form.seen_as.data = request.args.get("seen_as", "")
     form.view.data = request.args.get("view", "wide")
@@ -195,7 +195,7 @@ def _conflict_values(conflict: EditConflict, form: EmailContentForm) -> dict[str
     """Return the template values of an edit conflict."""
     saved = campaign_content(conflict.campaign)
     saved_values = {"subject": saved.subject, "text": saved.text, "html": saved.html}
-    typed = form.to_content()
+    content = form.to_content()
     return {
         "audit_entry": account_queries.find_last_audit_entry("mail.saved", str(conflict.campaign.id)),
         "version": draft_versions.draft_version(conflict.campaign),
@@ -203,7 +203,7 @@ def _conflict_values(conflict: EditConflict, form: EmailContentForm) -> dict[str
         "saved_values": [
             (form[name].label.text, value)
             for name, value in saved_values.items()
-            if name in conflict.fields and value != getattr(typed, name)
+            if name in conflict.fields and value != getattr(content, name)
         ],
     }
 

@@ -41,39 +41,42 @@ __all__ = ["blueprint"]
 def review_announcement(offer_id: int) -> BaseResponse:
     """Redirect the former URL of the launch page to that of the offer's announcement."""
     get_offer_or_404(offer_id)
-    found = campaign_queries.find_announcement(offer_id)
-    if found is None:
+    announcement = campaign_queries.find_announcement(offer_id)
+    if announcement is None:
         return redirect(url_for("staff.campaign_editor.new", offer_id=offer_id, kind="announcement"), 303)
-    return redirect(campaign_url(found, to_launch=True), 303)
+    return redirect(campaign_url(announcement, to_launch=True), 303)
 
 
 @blueprint.post("/offers/<int:offer_id>/launch")
 def launch_announcement(offer_id: int) -> BaseResponse:
-    """Launch an offer's announcement now, from a page of an earlier version."""
+    """Launch an offer's announcement now.
+
+    Kept for pages that an earlier version of Onecode rendered.
+    """
     offer = get_offer_or_404(offer_id)
     try:
         launched = launch_actions.launch_announcement(offer_id, by=current_user.email)
     except DomainError as error:
-        found = campaign_queries.find_announcement(offer_id)
-        if found is None or found.status not in ("draft", "scheduled"):
+        announcement = campaign_queries.find_announcement(offer_id)
+        if announcement is None or announcement.status not in ("draft", "scheduled"):
             raise
         form = LaunchForm(formdata=None)
-        form.load_campaign(found, offer.time_zone)
+        form.fill_from_campaign(announcement, offer.time_zone)
         rendering.add_form_errors(form, error)
-        return _render_review(offer, found, form, error.status)
+        return _render_review(offer, announcement, form, error.status)
     return _redirect_after_launch(launched)
 
 
 @blueprint.get("/campaigns/<int:campaign_id>/launch")
 @require_role("manager")
 def review(campaign_id: int) -> BaseResponse:
-    """Show the number of recipients, and the start time if scheduled."""
+    """Show the number of recipients, and the launch time if scheduled."""
     campaign = get_campaign_or_404(campaign_id)
     if campaign.status not in ("draft", "scheduled"):
         return redirect(campaign_url(campaign), 303)
     offer = get_offer_or_404(campaign.offer_id)
     form = LaunchForm(formdata=None)
-    form.load_campaign(campaign, offer.time_zone)
+    form.fill_from_campaign(campaign, offer.time_zone)
     return _render_review(offer, campaign, form)
 
 
@@ -86,24 +89,24 @@ def launch(campaign_id: int) -> BaseResponse:
     try:
         if not form.validate_on_submit():
             return _render_review(offer, campaign, form, 422)
-        at = form.start_time(offer.time_zone)
+        at = form.parse_launch_time(offer.time_zone)
         if at is None:
             launched = launch_actions.launch_campaign(
-                campaign_id, current_user.email, form.include_already_sent(), form.seen_status()
+                campaign_id, current_user.email, form.include_already_sent(), form.expected_status()
             )
         else:
             launched = launch_actions.schedule_campaign(
-                campaign_id, at, current_user.email, form.include_already_sent(), form.seen_status()
+                campaign_id, at, current_user.email, form.include_already_sent(), form.expected_status()
             )
     except DomainError as error:
         campaign = get_campaign_or_404(campaign_id)
         if campaign.status not in ("draft", "scheduled"):
-            # The campaign was launched or cancelled in the meantime: show its current page.
+            # The campaign was launched or cancelled concurrently: show its current page.
             flash(error.message, "error")
             return redirect(campaign_url(campaign), 303)
         rendering.add_form_errors(form, error)
         # The page now shows the current status, so the next submission refers to it.
-        form.seen.data = campaign.status
+        form.submitted_status.data = campaign.status
         return _render_review(get_offer_or_404(campaign.offer_id), campaign, form, error.status)
     return _redirect_after_launch(launched)
 
@@ -125,7 +128,7 @@ def unschedule(campaign_id: int) -> BaseResponse:
 @blueprint.get("/campaigns/<int:campaign_id>/waits")
 @require_role("manager")
 def launch_status(campaign_id: int) -> Response:
-    """Redirect the polling page of a scheduled campaign once it has started."""
+    """Redirect the polling page of a scheduled campaign once it was launched."""
     campaign = get_campaign_or_404(campaign_id)
     response = Response(status=204)
     if campaign.status not in ("draft", "scheduled"):
@@ -137,8 +140,8 @@ def _redirect_after_launch(launched: launch_actions.LaunchResult) -> BaseRespons
     campaign = launched.campaign
     if campaign.status == "scheduled":
         offer = get_offer_or_404(campaign.offer_id)
-        start_time = formatting.format_datetime(campaign.scheduled_at, offer.time_zone)
-        flash(_("The campaign will start automatically on %(time)s.", time=start_time), "success")
+        launch_time = formatting.format_datetime(campaign.scheduled_at, offer.time_zone)
+        flash(_("The campaign will start automatically on %(time)s.", time=launch_time), "success")
     elif launched.changed:
         flash(_("Launched. You can leave this page: the emails are sent in the background."), "success")
     else:
@@ -153,7 +156,7 @@ def _render_review(offer: Offer, campaign: Campaign, form: LaunchForm, status: i
         form=form,
         offer=offer,
         campaign=campaign,
-        preview=preview_email(campaign_content(campaign), offer, ""),
+        preview=preview_email(campaign_content(campaign), offer, customer_email=""),
         is_sample_subject=any(
             isinstance(part, Placeholder) and part.name.startswith("customer.")
             for part in parse_template(campaign.subject)
@@ -162,13 +165,13 @@ def _render_review(offer: Offer, campaign: Campaign, form: LaunchForm, status: i
         sender=addresses.format_sender(),
         audience_count=launch_audience.count_campaign_recipients(campaign, offer),
         audience=audience_name(offer.audience_id),
-        other_zones=_format_start_in_other_zones(campaign, offer),
+        other_zones=_format_launch_time_in_other_zones(campaign, offer),
         now=database_clock.get_database_time(),
     )
 
 
-def _format_start_in_other_zones(campaign: Campaign, offer: Offer) -> list[str]:
-    """Format the start time in the staff member's time zone and in UTC.
+def _format_launch_time_in_other_zones(campaign: Campaign, offer: Offer) -> list[str]:
+    """Format the launch time in the staff member's time zone and in UTC.
 
     Zones with the same offset as the offer's are omitted.
     """

@@ -1,4 +1,4 @@
-"""What the staff pages of campaigns share: lookups, URLs and the preview."""
+"""Lookups, URLs and the preview that the staff pages for campaigns share."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from webapp.redemptions import personal_links
 def preview_email(content: EmailContent, offer: Offer, customer_email: str) -> Preview:
     """Render an email as a customer would get it.
 
-    :param customer_email: whose email to render; empty for the first customer of the audience.
+    :param customer_email: address of the customer whose email to render; empty for the first customer of the audience.
     :raises InvalidInput: when there is no customer with this address.
     """
     return MailMerge(content, offer, 0).preview(_find_preview_customer(offer, customer_email))

@@ -1,4 +1,7 @@
-"""Staff pages of launched campaigns. Those of drafts are in `campaign_editor` and `campaign_launch`."""
+"""Staff pages for launched campaigns.
+
+The pages for drafts are in `campaign_editor` and `campaign_launch`.
+"""
 
 from __future__ import annotations
 
@@ -43,29 +46,25 @@ blueprint = Blueprint("campaigns", __name__)
 
 PAGE_SIZE = 25
 RECIPIENTS_PAGE_SIZE = 50
-CAUSES_MAX = 8
-LIVE_STATUSES = ("preparing", "sending")
+MAX_CAUSES_SHOWN = 8
+IN_PROGRESS_STATUSES = ("preparing", "sending")
 # The page of such a campaign is the editor or the launch page.
 UNLAUNCHED_STATUSES = ("draft", "scheduled")
 # The lists of these states show which addresses are suppressed, because their emails cannot be resent.
 _RESENDABLE_STATES = ("failed", "uncertain")
-_ID_PATTERN = re.compile("[0-9]{1,18}")
 _REPLY_CODE_PATTERN = re.compile("[2-5][0-9]{2}")
-
-
-# --- pages ------------------------------------------------------------------------------------------
 
 
 @blueprint.get("/campaigns")
 def index() -> Response:
-    """List all campaigns, or those in one state, newest first."""
+    """List all campaigns, or those with one status, newest first."""
     form = CampaignFilterForm(request.args)
     status = form.selected_status()
-    found = campaign_queries.list_campaigns(request.args.get("before", type=_parse_row_id), PAGE_SIZE, status)
-    campaigns = found[:PAGE_SIZE]
+    rows = campaign_queries.list_campaigns(request.args.get("before", type=rendering.parse_row_id), PAGE_SIZE, status)
+    campaigns = rows[:PAGE_SIZE]
     url_args: dict[str, Any] = {"state": status} if status else {}
     next_url = None
-    if len(found) > PAGE_SIZE:
+    if len(rows) > PAGE_SIZE:
         next_url = url_for("staff.campaigns.index", **url_args, before=campaigns[-1].id)
     return rendering.render(
         "campaigns/index.html",
@@ -91,9 +90,9 @@ def show(campaign_id: int) -> BaseResponse:
         "campaigns/show.html",
         offer=offer,
         sink_url=settings.sink_url if settings.uses_mail_sink else None,
-        # The launch fixes the audience; a campaign without a launch has that of its offer.
+        # The audience is fixed at launch. A campaign that was cancelled before has none of its own.
         audience=audience_name(campaign.audience_id if campaign.launched_at else offer.audience_id),
-        preview=preview_email(campaign_content(campaign), offer, ""),
+        preview=preview_email(campaign_content(campaign), offer, customer_email=""),
         **_progress_values(campaign),
         **_recipient_lookup_values(campaign),
     )
@@ -111,13 +110,13 @@ def email_frame(campaign_id: int) -> Response:
     """Render only the email of a campaign, for the iframe on its page."""
     campaign = get_campaign_or_404(campaign_id)
     return rendering.sandboxed_response(
-        preview_email(campaign_content(campaign), get_offer_or_404(campaign.offer_id), "").html
+        preview_email(campaign_content(campaign), get_offer_or_404(campaign.offer_id), customer_email="").html
     )
 
 
 @blueprint.get("/campaigns/<int:campaign_id>/who")
 def find_recipient(campaign_id: int) -> Response:
-    """Look up the delivery to the customer with an email address."""
+    """Find the delivery to the customer with the requested email address."""
     campaign = get_campaign_or_404(campaign_id)
     values = _recipient_lookup_values(campaign)
     status = 422 if values["email_error"] else 200
@@ -133,13 +132,15 @@ def recipients(campaign_id: int) -> Response:
     campaign = get_campaign_or_404(campaign_id)
     selection = _parse_selection(request.args)
     state = selection.state
-    after = request.args.get("after", 0, type=_parse_row_id)
+    after = request.args.get("after", 0, type=rendering.parse_row_id)
     page = delivery_queries.list_recipients(
         campaign_id, state, after, RECIPIENTS_PAGE_SIZE, selection.code, selection.cause
     )
     suppression_reasons: dict[int, str] = {}
     if state in _RESENDABLE_STATES:
-        suppression_reasons = customer_queries.find_suppression_reasons([d.customer_id for d in page.deliveries])
+        suppression_reasons = customer_queries.find_suppression_reasons(
+            [delivery.customer_id for delivery in page.deliveries]
+        )
     url_args: dict[str, Any] = {"campaign_id": campaign_id}
     url_args |= {name: request.args[name] for name in ("state", "code", "cause") if name in request.args}
     next_url = None
@@ -177,7 +178,7 @@ def download(campaign_id: int) -> Response:
 
 @blueprint.post("/campaigns/<int:campaign_id>/pause")
 def pause(campaign_id: int) -> BaseResponse:
-    """Pause the campaign before its next window of fifty emails."""
+    """Pause the campaign before its next send window."""
     return _run_action(campaign_id, lambda: transitions.pause_campaign(campaign_id, by=current_user.email))
 
 
@@ -199,7 +200,7 @@ def resend(campaign_id: int) -> BaseResponse:
     try:
         result = delivery_actions.resend_deliveries(campaign_id, _parse_selection(request.form), by=current_user.email)
     except DomainError as error:
-        return _redirect_after_decision(campaign_id, error.message, "warning")
+        return _redirect_after_resolution(campaign_id, error.message, "warning")
     message = ngettext(
         "%(count)s email is being resent.",
         "%(count)s emails are being resent.",
@@ -214,7 +215,7 @@ def resend(campaign_id: int) -> BaseResponse:
             count=formatting.format_number(result.suppressed),
         )
         message = " ".join((message, not_resent))
-    return _redirect_after_decision(campaign_id, message, "success")
+    return _redirect_after_resolution(campaign_id, message, "success")
 
 
 @blueprint.post("/campaigns/<int:campaign_id>/leave")
@@ -225,21 +226,21 @@ def leave_uncertain(campaign_id: int) -> BaseResponse:
             campaign_id, _parse_selection(request.form), by=current_user.email
         )
     except DomainError as error:
-        return _redirect_after_decision(campaign_id, error.message, "warning")
+        return _redirect_after_resolution(campaign_id, error.message, "warning")
     message = ngettext(
         "%(count)s uncertain email was dismissed.",
         "%(count)s uncertain emails were dismissed.",
         count,
         count=formatting.format_number(count),
     )
-    return _redirect_after_decision(campaign_id, message, "success")
+    return _redirect_after_resolution(campaign_id, message, "success")
 
 
-def _redirect_after_decision(campaign_id: int, message: str, category: str) -> BaseResponse:
+def _redirect_after_resolution(campaign_id: int, message: str, category: str) -> BaseResponse:
     """Flash a message and redirect to the list of the form, or to the campaign."""
     get_campaign_or_404(campaign_id)
     flash(message, category)
-    # After a decision about one email, staff go on with the list; after one about all, the list is empty.
+    # Staff continue with the list after resolving one delivery. After resolving all, it would be empty.
     returns_to_list = category != "success" or "customer" in request.form
     if request.form.get("back") in delivery_status.RECORDED_STATES and returns_to_list:
         return redirect(url_for("staff.campaigns.recipients", campaign_id=campaign_id, state=request.form["back"]))
@@ -252,17 +253,21 @@ def _parse_selection(values: Mapping[str, str]) -> DeliverySelection:
     Invalid values are ignored.
     """
     state = values.get("state", "")
-    code, customer = values.get("code", ""), values.get("customer", "")
+    code = values.get("code", "")
+    try:
+        customer_id = rendering.parse_row_id(values.get("customer", ""))
+    except ValueError:
+        customer_id = None
     return DeliverySelection(
         state if state in (*delivery_status.RECORDED_STATES, *delivery_status.DERIVED_STATES) else "",
-        customer_id=_parse_row_id(customer) if _ID_PATTERN.fullmatch(customer) else None,
+        customer_id=customer_id,
         code=int(code) if _REPLY_CODE_PATTERN.fullmatch(code) else None,
         cause=values["cause"].replace("\0", "") if "cause" in values else None,
     )
 
 
 def _format_cause_heading(cause: stats_queries.IssueCause, example: str) -> str:
-    """Explain the replies of a cause; without a reply, return the example text."""
+    """Return the meaning of the reply; if there was no reply, the stored text."""
     if cause.code is None:
         return smtp_replies.capitalise_first(example) or _("No details are stored")
     return smtp_replies.explain_reply(cause.code, cause.cause) or _("The server replied %(code)s", code=cause.code)
@@ -271,7 +276,7 @@ def _format_cause_heading(cause: stats_queries.IssueCause, example: str) -> str:
 def _describe_cause(campaign_id: int, selection: DeliverySelection) -> str:
     """Describe the cause that a list is filtered by; empty without such a filter.
 
-    This is the meaning of the reply, or the complete text of an example if there was no reply.
+    This is the meaning of the reply or, without a reply, the complete text of one delivery.
     """
     if selection.cause is None:
         return ""
@@ -289,25 +294,25 @@ def _describe_cause(campaign_id: int, selection: DeliverySelection) -> str:
 def _recipient_lookup_values(campaign: Campaign) -> dict[str, Any]:
     """Return the template values of the recipient lookup."""
     email = request.args.get("email", "").strip()
-    customer, error = None, ""
+    customer, message = None, ""
     if email:
         try:
             customer = customer_queries.find_customer_by_email(normalise_email(email))
-        except InvalidInput as invalid:
-            error = invalid.errors[0].message if invalid.errors else invalid.message
-        if customer is None and not error:
-            error = _("No customer has this email address.")
+        except InvalidInput as error:
+            message = error.errors[0].message if error.errors else error.message
+        if customer is None and not message:
+            message = _("No customer has this email address.")
     return {
         "email": email,
-        "email_error": error,
+        "email_error": message,
         "delivery": delivery_queries.find_delivery(campaign, customer) if customer is not None else None,
     }
 
 
 def _run_action(campaign_id: int, action: Callable[[], Campaign]) -> BaseResponse:
-    """Run an action and show the campaign's new state.
+    """Run an action, then show the campaign.
 
-    The error of an action that is no longer possible is flashed.
+    The message of a `DomainError` is flashed, except for a campaign that does not exist.
     """
     try:
         action()
@@ -323,7 +328,7 @@ def _run_action(campaign_id: int, action: Callable[[], Campaign]) -> BaseRespons
 def _progress_values(campaign: Campaign) -> dict[str, Any]:
     stats = stats_queries.get_campaign_stats(campaign.id)
     causes = [cause for cause in stats.causes if cause.state != "sent_later"]
-    shown_causes = causes[:CAUSES_MAX]
+    shown_causes = causes[:MAX_CAUSES_SHOWN]
     examples = stats_queries.list_example_replies(campaign.id, shown_causes)
     return {
         "campaign": campaign,
@@ -334,12 +339,5 @@ def _progress_values(campaign: Campaign) -> dict[str, Any]:
             for cause, example in zip(shown_causes, examples, strict=True)
         ],
         "more_causes_count": len(causes) - len(shown_causes),
-        "is_live": campaign.status in LIVE_STATUSES or stats.has_active_worker,
+        "is_live": campaign.status in IN_PROGRESS_STATUSES or stats.has_active_worker,
     }
-
-
-def _parse_row_id(text: str) -> int:
-    number = int(text)
-    if not 0 < number < 1 << 63:
-        raise ValueError(text)
-    return number

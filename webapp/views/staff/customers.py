@@ -1,4 +1,4 @@
-"""Staff views of customers and audiences."""
+"""Staff pages for customers and audiences."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def index() -> Response:
     form = CustomerSearchForm(request.args)
     form.set_audience_choices(customer_queries.list_audiences())
     audience_id, q = form.selected_audience_id(), form.q.data or ""
-    before, after = request.args.get("before", type=parse_row_id), request.args.get("after", type=parse_row_id)
+    before, after = (request.args.get(name, type=rendering.parse_row_id) for name in ("before", "after"))
     rows = customer_queries.list_customers(q, audience_id, before=before, after=after, limit=PAGE_SIZE)
     customers = rows[-PAGE_SIZE:] if after is not None else rows[:PAGE_SIZE]
     has_newer = bool(customers) and (len(rows) > PAGE_SIZE if after is not None else before is not None)
@@ -66,16 +66,19 @@ def index() -> Response:
 @require_role("manager")
 def download() -> Response:
     """Export all customers, or those of an audience, as CSV."""
-    audience_id = request.args.get("audience", type=parse_row_id)
-    audience = _get_audience_or_404(audience_id) if audience_id is not None else None
+    audience = None
+    if "audience" in request.args:
+        audience = _get_audience_or_404(_parse_audience_id(request.args["audience"]))
     customer_actions.record_customer_export(audience, by=current_user.email)
-    return csv_response(customer_queries.export_customers(audience_id), "customers.csv")
+    return csv_response(
+        customer_queries.export_customers(audience.id if audience is not None else None), "customers.csv"
+    )
 
 
 @blueprint.get("/customers/<int:customer_id>")
 def show(customer_id: int) -> Response:
     """Show a customer with redemptions, available offers and campaign emails."""
-    customer = customer_queries.find_customer(check_row_id(customer_id))
+    customer = customer_queries.find_customer(customer_id)
     if customer is None:
         raise NotFound(_("This customer does not exist."))
     suppression = suppression_queries.find_suppression_by_email(customer.email)
@@ -126,7 +129,7 @@ def new() -> BaseResponse:
 @require_role("manager")
 def edit(customer_id: int) -> BaseResponse:
     """Edit a customer."""
-    customer = customer_queries.find_customer(check_row_id(customer_id))
+    customer = customer_queries.find_customer(customer_id)
     if customer is None or customer.erased_at is not None:
         raise NotFound(_("This customer does not exist."))
     form = CustomerForm()
@@ -151,7 +154,7 @@ def edit(customer_id: int) -> BaseResponse:
 @require_role("admin")
 def erase(customer_id: int) -> BaseResponse:
     """Erase a customer's personal data after a confirmation page."""
-    customer = customer_queries.find_customer(check_row_id(customer_id))
+    customer = customer_queries.find_customer(customer_id)
     if customer is None or customer.erased_at is not None:
         raise NotFound(_("This customer does not exist."))
     form = FlaskForm()
@@ -209,21 +212,18 @@ def edit_audience(audience_id: int) -> BaseResponse:
 
 
 def _get_audience_or_404(audience_id: int) -> Audience:
-    audience = customer_queries.find_audience(check_row_id(audience_id))
+    audience = customer_queries.find_audience(audience_id)
     if audience is None:
         raise NotFound(_("This audience does not exist."))
     return audience
 
 
-def check_row_id(row_id: int) -> int:
-    """Return a number that fits a bigint id."""
-    if row_id >= 1 << 63:
-        raise NotFound
-    return row_id
-
-
-def parse_row_id(given: str) -> int:
-    return check_row_id(int(given)) if given.isascii() and given.isdigit() else 0
+def _parse_audience_id(text: str) -> int:
+    # An invalid id must not export the customers of all audiences.
+    try:
+        return rendering.parse_row_id(text)
+    except ValueError:
+        raise NotFound(_("This audience does not exist.")) from None
 
 
 def csv_response(chunks: Iterator[bytes], filename: str) -> Response:

@@ -1,4 +1,4 @@
-"""Staff pages of customer imports: upload, progress and rejected rows."""
+"""Staff pages for customer imports: upload, progress and rejected rows."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from webapp.customers.models import CustomerImport
 from webapp.views import rendering
 from webapp.views.staff import uploads
 from webapp.views.staff.blueprint import require_role
-from webapp.views.staff.customers import blueprint, check_row_id, csv_response, parse_row_id
+from webapp.views.staff.customers import blueprint, csv_response
 from webapp.views.staff.forms.customers import ImportForm
 
 # These views belong to the blueprint of customers, so that their endpoints keep its name.
@@ -79,7 +79,7 @@ def download_sample() -> Response:
 @blueprint.get("/customers/imports")
 def imports() -> Response:
     """List imports, newest first."""
-    before = request.args.get("before", type=parse_row_id)
+    before = request.args.get("before", type=rendering.parse_row_id)
     rows = import_queries.list_imports(before, PAGE_SIZE)
     page = rows[:PAGE_SIZE]
     return rendering.render(
@@ -124,7 +124,7 @@ def download_rejected_rows(import_id: int) -> Response:
 
 
 def _get_import_or_404(import_id: int) -> CustomerImport:
-    row = import_queries.find_import(check_row_id(import_id))
+    row = import_queries.find_import(import_id)
     if row is None:
         raise NotFound(_("This import does not exist."))
     return row

@@ -1,4 +1,4 @@
-"""Settings pages of API keys and signing keys."""
+"""Staff pages for API keys and signing keys."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ __all__ = ["blueprint"]
 @blueprint.route("/settings/api-keys", methods=["GET", "POST"])
 @require_role("admin")
 def api_keys() -> BaseResponse:
-    """List the API keys and create new ones. The key is only in this response: it is not stored and shown once."""
+    """List the API keys and create new ones.
+
+    The key is only in this response: it is shown once and not stored.
+    """
     form = ApiKeyForm()
     if form.validate_on_submit():
         try:
@@ -42,6 +45,7 @@ def _render_api_keys(form: ApiKeyForm, key: str | None = None, status: int = 200
 @blueprint.post("/settings/api-keys/<int:key_id>/revoke")
 @require_role("admin")
 def revoke_api_key(key_id: int) -> BaseResponse:
+    """Revoke an API key."""
     api_key_actions.revoke_api_key(key_id, by=current_user.email)
     flash(_("The key was revoked and no longer works."), "success")
     return redirect(url_for("staff.accounts.api_keys"))
@@ -63,6 +67,7 @@ def list_signing_keys() -> BaseResponse:
 @blueprint.post("/settings/keys/<purpose>/renew")
 @require_role("admin")
 def rotate_key(purpose: str) -> BaseResponse:
+    """Create a new version of a signing key, which signs from now on."""
     version = signing_key_actions.rotate_signing_key(purpose, by=current_user.email)
     flash(_("Version %(version)s signs from now on. Older versions are still accepted.", version=version), "success")
     return redirect(url_for("staff.accounts.list_signing_keys"))
@@ -71,6 +76,7 @@ def rotate_key(purpose: str) -> BaseResponse:
 @blueprint.post("/settings/keys/<purpose>/<int:version>/retire")
 @require_role("admin")
 def revoke_key(purpose: str, version: int) -> BaseResponse:
+    """Revoke a version of a signing key: its signatures are no longer accepted."""
     try:
         signing_key_actions.revoke_signing_key(purpose, version, by=current_user.email)
         flash(_("Version %(version)s was revoked: its signatures are no longer accepted.", version=version), "success")

@@ -1,4 +1,4 @@
-"""Staff pages of offers."""
+"""Staff pages for offers."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ blueprint = Blueprint("offers", __name__)
 
 PAGE_SIZE = 25
 CHART_DAYS = 30
-LATEST_REDEMPTIONS = 10
+LATEST_REDEMPTIONS_SHOWN = 10
 
 
 @blueprint.get("/offers")
@@ -41,12 +41,12 @@ def index() -> Response:
     """List offers, newest first, with a search."""
     form = OfferSearchForm(request.args)
     state = form.selected_state()
-    before_id, after_id = (request.args.get(name, type=_parse_row_id) for name in ("before", "after"))
-    found = offer_queries.list_offers(form.q.data or "", state, before_id=before_id, after_id=after_id, limit=PAGE_SIZE)
-    offers = found[-PAGE_SIZE:] if after_id is not None else found[:PAGE_SIZE]
+    before_id, after_id = (request.args.get(name, type=rendering.parse_row_id) for name in ("before", "after"))
+    rows = offer_queries.list_offers(form.q.data or "", state, before_id=before_id, after_id=after_id, limit=PAGE_SIZE)
+    offers = rows[-PAGE_SIZE:] if after_id is not None else rows[:PAGE_SIZE]
     filters = {name: value for name, value in form.data.items() if value}
-    has_newer = bool(offers) and (len(found) > PAGE_SIZE if after_id is not None else before_id is not None)
-    has_older = bool(offers) and (after_id is not None or len(found) > PAGE_SIZE)
+    has_newer = bool(offers) and (len(rows) > PAGE_SIZE if after_id is not None else before_id is not None)
+    has_older = bool(offers) and (after_id is not None or len(rows) > PAGE_SIZE)
     return rendering.render(
         "offers/index.html",
         form=form,
@@ -82,13 +82,13 @@ def new() -> BaseResponse:
 @blueprint.get("/offers/<int:offer_id>")
 def show(offer_id: int) -> Response:
     """Show one offer: its codes, its campaigns and its redemptions."""
-    offer = _require_offer(offer_id)
+    offer = _get_offer_or_404(offer_id)
     link = f"{current_app.config['SETTINGS'].public_url}{url_for('public.redemptions.redeem_form', code=offer.code)}"
-    qr = segno.make(link, error="m").svg_inline(scale=4, border=2, omitsize=True)
+    qr_code = segno.make(link, error="m").svg_inline(scale=4, border=2, omitsize=True)
     campaigns = campaign_queries.list_offer_campaigns(offer.id)
-    # Also those that were cancelled while sending: the recipients so far have the email.
-    launched = [campaign for campaign in campaigns if campaign.launched_at is not None]
-    counts = stats_queries.get_stats_by_campaign([campaign.id for campaign in launched])
+    # Includes campaigns that were cancelled while sending, because some recipients have their email.
+    launched_campaigns = [campaign for campaign in campaigns if campaign.launched_at is not None]
+    stats_by_campaign = stats_queries.get_stats_by_campaign([campaign.id for campaign in launched_campaigns])
     return rendering.render(
         "offers/show.html",
         offer=offer,
@@ -97,32 +97,34 @@ def show(offer_id: int) -> Response:
         audience=_audience_name(offer),
         codes=offer_queries.list_codes_by_offer([offer.id])[offer.id],
         link=link,
-        qr=Markup(qr),  # noqa: S704
+        qr=Markup(qr_code),  # noqa: S704
         chart=_redemption_chart(offer),
         campaigns=campaigns,
-        counts=counts,
+        stats_by_campaign=stats_by_campaign,
         announcement=campaign_queries.find_current_campaign(offer.id, "announcement"),
         reminder=campaign_queries.find_current_campaign(offer.id, "reminder"),
-        is_launched=bool(launched),
-        emails_sent=sum(counts[campaign.id].sent for campaign in launched if campaign.kind == "announcement"),
-        **_live_context(offer),
+        is_launched=bool(launched_campaigns),
+        emails_sent=sum(
+            stats_by_campaign[campaign.id].sent for campaign in launched_campaigns if campaign.kind == "announcement"
+        ),
+        **_redemption_context(offer),
     )
 
 
 @blueprint.get("/offers/<int:offer_id>/live")
 def live(offer_id: int) -> Response:
     """Render the part of the page that refreshes itself: the redemptions."""
-    offer = _require_offer(offer_id)
+    offer = _get_offer_or_404(offer_id)
     return rendering.render(
-        "offers/_live.html", offer=offer, at=database_clock.get_database_time(), **_live_context(offer)
+        "offers/_live.html", offer=offer, at=database_clock.get_database_time(), **_redemption_context(offer)
     )
 
 
 @blueprint.route("/offers/<int:offer_id>/edit", methods=["GET", "POST"])
 @require_role("manager")
 def edit(offer_id: int) -> BaseResponse:
-    """Change an offer."""
-    offer = _require_offer(offer_id)
+    """Edit an offer."""
+    offer = _get_offer_or_404(offer_id)
     form = _build_form()
     if request.method == "GET":
         form.fill_from_offer(offer)
@@ -135,7 +137,7 @@ def edit(offer_id: int) -> BaseResponse:
         rendering.add_form_errors(form, error)
         if error.key == "conflict":
             # The user has seen the conflict: saving again is a deliberate decision.
-            form.version.data = str(_require_offer(offer_id).version)
+            form.version.data = str(_get_offer_or_404(offer_id).version)
         return _render_edit_page(form, offer, error.status)
     flash(_("The offer was saved."), "success")
     return redirect(url_for("staff.offers.show", offer_id=offer_id))
@@ -161,22 +163,22 @@ def resume(offer_id: int) -> BaseResponse:
 @require_role("manager")
 def renew_code(offer_id: int) -> BaseResponse:
     """Assign another code to an offer."""
-    offer, form = _require_offer(offer_id), RenewCodeForm()
-    before = offer.code_as_written
+    offer, form = _get_offer_or_404(offer_id), RenewCodeForm()
+    previous_code = offer.code_as_written
     if not form.validate_on_submit():
         return rendering.render("offers/renew.html", status=422 if form.is_submitted() else 200, form=form, offer=offer)
     try:
         offer = code_actions.renew_code(offer_id, (form.code.data or "").strip() or None, by=current_user.email)
     except DomainError as error:
         rendering.add_form_errors(form, error)
-        return rendering.render("offers/renew.html", status=error.status, form=form, offer=_require_offer(offer_id))
-    if offer.code_as_written == before:
-        flash(_("%(code)s is already the code of this offer. Nothing was changed.", code=before), "info")
+        return rendering.render("offers/renew.html", status=error.status, form=form, offer=_get_offer_or_404(offer_id))
+    if offer.code_as_written == previous_code:
+        flash(_("%(code)s is already the code of this offer. Nothing was changed.", code=previous_code), "info")
     elif offer.frozen_at is not None:
         message = _(
             "The code is now %(code)s. %(before)s stays valid until you close it.",
             code=offer.code_as_written,
-            before=before,
+            before=previous_code,
         )
         flash(message, "success")
     else:
@@ -221,16 +223,9 @@ def personal_code(offer_id: int) -> BaseResponse:
     return redirect(url_for("staff.offers.show", offer_id=offer_id))
 
 
-def _parse_row_id(text: str) -> int:
-    number = int(text)
-    if not 0 < number < 1 << 63:
-        raise ValueError(text)
-    return number
-
-
 def _build_form() -> OfferForm:
     form = OfferForm()
-    form.set_audience_choices([(audience.id, audience.name) for audience in customer_queries.list_audiences()])
+    form.set_audience_choices(customer_queries.list_audiences())
     return form
 
 
@@ -238,7 +233,7 @@ def _render_edit_page(form: OfferForm, offer: Offer | None, status: int) -> Resp
     return rendering.render("offers/edit.html", status=status, form=form, offer=offer)
 
 
-def _require_offer(offer_id: int) -> Offer:
+def _get_offer_or_404(offer_id: int) -> Offer:
     offer = offer_queries.find_offer(offer_id)
     if offer is None:
         raise NotFound(_("This offer does not exist."))
@@ -250,10 +245,10 @@ def _audience_name(offer: Offer) -> str:
     return names[offer.audience_id] if offer.audience_id else _("All customers")
 
 
-def _live_context(offer: Offer) -> dict[str, Any]:
+def _redemption_context(offer: Offer) -> dict[str, Any]:
     return {
         "redeemed": count_queries.count_redemptions([offer.id])[offer.id],
-        "latest": redemption_queries.list_latest_redemptions(offer.id, LATEST_REDEMPTIONS),
+        "latest": redemption_queries.list_latest_redemptions(offer.id, LATEST_REDEMPTIONS_SHOWN),
         "channels": CHANNEL_LABELS,
     }
 
@@ -270,7 +265,7 @@ def _redemption_chart(offer: Offer) -> dict[str, Any]:
     since = datetime.combine(first, datetime.min.time(), time_zone)
     counted = dict(count_queries.count_redemptions_per_day(offer.id, since, offer.time_zone))
     last = max([last, *counted])
-    days = [first + timedelta(days=n) for n in range((last - first).days + 1)]
+    days = [first + timedelta(days=offset) for offset in range((last - first).days + 1)]
     return {
         "kind": "bars",
         "x": [day.isoformat() for day in days],

@@ -1,4 +1,4 @@
-"""Staff pages of redemptions."""
+"""Staff pages for redemptions."""
 
 from __future__ import annotations
 
@@ -40,21 +40,23 @@ PAGE_SIZE = 50
 
 @blueprint.get("/redemptions")
 def index() -> BaseResponse:
-    """List live redemptions, newest first. The first page refreshes itself.
+    """List redemptions, newest first, without rolled-back ones.
+
+    The first page refreshes itself.
 
     With a channel, a page may be empty and still link to older redemptions.
     """
     form = RedemptionSearchForm(request.args)
-    form.validate()
-    rolled_back = _find_rolled_back(form)
-    if rolled_back is not None:
-        return redirect(url_for("staff.redemptions.show", public_id=rolled_back.public_id))
+    form.validate()  # Drops invalid dates.
+    rolled_back_record = _find_rolled_back_redemption(form)
+    if rolled_back_record is not None:
+        return redirect(url_for("staff.redemptions.show", public_id=rolled_back_record.public_id))
     position = pagination.decode_cursor(request.args.get("cursor"), 3)
-    criteria = _build_filter(form)
+    redemption_filter = _build_filter(form)
     after = KeysetCursor.from_integers(*position) if position else None
     scan = (
-        redemption_queries.scan_redemptions(criteria, PAGE_SIZE, after)
-        if criteria
+        redemption_queries.scan_redemptions(redemption_filter, PAGE_SIZE, after)
+        if redemption_filter
         else redemption_queries.ScanPage([], None)
     )
     filters: dict[str, Any] = {name: value for name, value in request.args.items() if value and name in form}
@@ -63,12 +65,10 @@ def index() -> BaseResponse:
         "redemptions/index.html",
         form=form,
         redemptions=scan.redemptions,
-        scanned_back_to=scan.next_cursor.redeemed_at
-        if scan.next_cursor and len(scan.redemptions) < PAGE_SIZE
-        else None,
+        scan_ended_at=scan.next_cursor.redeemed_at if scan.next_cursor and len(scan.redemptions) < PAGE_SIZE else None,
         channels=CHANNEL_LABELS,
         is_filtered=bool(filters),
-        live_url=None if position else url_for("staff.redemptions.index", **filters),
+        refresh_url=None if position else url_for("staff.redemptions.index", **filters),
         export_url=url_for("staff.redemptions.download", **filters),
         first_url=url_for("staff.redemptions.index", **filters) if position else None,
         next_url=url_for("staff.redemptions.index", **filters, cursor=next_cursor) if next_cursor else None,
@@ -80,10 +80,10 @@ def index() -> BaseResponse:
 def download() -> Response:
     """Export all redemptions that match the filters as a streamed CSV file."""
     form = RedemptionSearchForm(request.args)
-    form.validate()
-    criteria = _build_filter(form)
-    redemption_actions.record_redemption_export(criteria, by=current_user.email)
-    records = redemption_queries.stream_redemptions(criteria) if criteria else iter(())
+    form.validate()  # Drops invalid dates.
+    redemption_filter = _build_filter(form)
+    redemption_actions.record_redemption_export(redemption_filter, by=current_user.email)
+    records = redemption_queries.stream_redemptions(redemption_filter) if redemption_filter else iter(())
     response = Response(stream_with_context(redemption_export.generate_redemption_csv(records)), mimetype="text/csv")
     response.headers["Content-Disposition"] = 'attachment; filename="redemptions.csv"'
     return response
@@ -92,7 +92,7 @@ def download() -> Response:
 @blueprint.route("/redemptions/new", methods=["GET", "POST"])
 @require_role("manager")
 def new() -> BaseResponse:
-    """Redeem an offer for a customer by hand."""
+    """Redeem an offer on behalf of a customer."""
     form = StaffRedeemForm(code=request.args.get("code"), email=request.args.get("email"))
     if not form.validate_on_submit():
         return rendering.render("redemptions/new.html", status=422 if form.is_submitted() else 200, form=form)
@@ -113,12 +113,12 @@ def new() -> BaseResponse:
 
 @blueprint.get("/why-not")
 def why_not() -> Response:
-    """Explain whether a customer can redeem a code, check by check."""
+    """Explain the eligibility of a customer for a code, check by check."""
     form = WhyNotForm(request.args)
+    # Links from other pages may fill in only one of the two.
     if not any(request.args.get(name) for name in ("who", "code")):
         return _render_why_not(form)
     try:
-        # Links from other pages may fill in only one of the two.
         explanation = explain_eligibility(form.to_request()) if {"who", "code"} <= request.args.keys() else None
     except InvalidInput as error:
         rendering.add_form_errors(form, error)
@@ -139,14 +139,14 @@ def _render_why_not(form: WhyNotForm, explanation: Explanation | None = None, st
 
 @blueprint.get("/redemptions/<public_id>")
 def show(public_id: str) -> Response:
-    """Show one redemption, live or rolled back."""
-    return _render_redemption(_get_redemption(public_id), UndoForm())
+    """Show a redemption, whether it was rolled back or not."""
+    return _render_redemption(_get_redemption_or_404(public_id), UndoForm())
 
 
 @blueprint.post("/redemptions/<public_id>/undo")
 def undo(public_id: str) -> BaseResponse:
     """Undo a redemption, with a reason."""
-    record = _get_redemption(public_id)
+    record = _get_redemption_or_404(public_id)
     form = UndoForm()
     if not form.validate_on_submit():
         return _render_redemption(record, form, 422)
@@ -154,7 +154,7 @@ def undo(public_id: str) -> BaseResponse:
         redemption_rollback.roll_back_redemption(public_id, form.reason.data or "", by=current_user.email)
     except DomainError as error:
         rendering.add_form_errors(form, error)
-        return _render_redemption(_get_redemption(public_id), form, error.status)
+        return _render_redemption(_get_redemption_or_404(public_id), form, error.status)
     message = _(
         "The redemption was undone. %(email)s can redeem %(offer)s again.", email=record.email, offer=record.offer_name
     )
@@ -168,7 +168,7 @@ def _render_redemption(record: RedemptionRecord, form: UndoForm, status: int = 2
     )
 
 
-def _get_redemption(public_id: str) -> RedemptionRecord:
+def _get_redemption_or_404(public_id: str) -> RedemptionRecord:
     record = redemption_queries.find_redemption(public_id)
     if record is None:
         raise NotFound(_("No redemption has this reference."))
@@ -176,7 +176,7 @@ def _get_redemption(public_id: str) -> RedemptionRecord:
 
 
 def _build_filter(form: RedemptionSearchForm) -> RedemptionFilter | None:
-    """Return the filter of the list; None when nothing can match."""
+    """Return the filter of the list; None if the code or the customer does not exist."""
     offer_id = customer_id = None
     since, until = form.time_range(current_user.time_zone)
     try:
@@ -196,10 +196,10 @@ def _build_filter(form: RedemptionSearchForm) -> RedemptionFilter | None:
     )
 
 
-def _find_rolled_back(form: RedemptionSearchForm) -> RedemptionRecord | None:
-    """Return the redemption whose reference was searched for, if it was rolled back.
+def _find_rolled_back_redemption(form: RedemptionSearchForm) -> RedemptionRecord | None:
+    """Return the rolled-back redemption with the reference in the search field, if any.
 
-    The list has only live ones.
+    The list contains no rolled-back redemptions.
     """
     reference = (form.who.data or "").replace(" ", "")
     record = redemption_queries.find_redemption(reference) if reference and "@" not in reference else None
@@ -207,7 +207,7 @@ def _find_rolled_back(form: RedemptionSearchForm) -> RedemptionRecord | None:
 
 
 def _find_customer_id(search: str) -> int | None:
-    """Return the customer with this email address or redemption reference."""
+    """Return the id of the customer with this email address or redemption reference."""
     if "@" not in search:
         record = redemption_queries.find_redemption(search.replace(" ", ""))
         return record.customer_id if record else None

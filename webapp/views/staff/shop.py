@@ -1,4 +1,4 @@
-"""Settings → Shop: the details that customers see, a sample email, and a check of the mail relay."""
+"""Staff pages for the shop: its details, a sample email and a check of the mail relay."""
 
 from __future__ import annotations
 
@@ -56,7 +56,10 @@ def save() -> BaseResponse:
 @blueprint.get("/sample")
 @require_role("manager")
 def sample() -> Response:
-    """Render the section with a sample email, with the details as typed. Nothing is saved."""
+    """Render the section with a sample email, with the details as entered.
+
+    Nothing is saved.
+    """
     form = ShopForm(request.args, meta={"csrf": False})
     return rendering.render("shop/_sample.html", **_sample_context(form))
 
@@ -64,7 +67,10 @@ def sample() -> Response:
 @blueprint.get("/sample/frame")
 @require_role("manager")
 def frame() -> Response:
-    """Render the sample email itself, with the details as typed, or with the saved ones if those are invalid."""
+    """Render the sample email itself, with the details as entered.
+
+    If they are invalid, the saved details are used.
+    """
     form = ShopForm(request.args, meta={"csrf": False})
     try:
         values = validate_shop(form.values())
@@ -99,13 +105,13 @@ def _render_page(form: ShopForm, status: int = 200, relay_result: RelayCheckResu
 
 
 def _sample_context(form: ShopForm) -> dict[str, Any]:
-    """Return the form and the URL of the sample, which is None while the form has errors."""
+    """Return the form and the URL of the sample; None while the form has errors."""
     try:
         validate_shop(form.values())
     except InvalidInput:
         return {"form": form, "frame_url": None}
-    typed = {name: value for name, value in form.data.items() if name != "csrf_token"}
-    return {"form": form, "frame_url": url_for("staff.shop.frame", **typed)}
+    details = {name: value for name, value in form.data.items() if name != "csrf_token"}
+    return {"form": form, "frame_url": url_for("staff.shop.frame", **details)}
 
 
 def _sample_offer() -> Offer:

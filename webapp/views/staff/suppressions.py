@@ -1,4 +1,4 @@
-"""Staff views of the suppression list."""
+"""Staff pages for the suppression list."""
 
 from __future__ import annotations
 
@@ -34,15 +34,16 @@ PAGE_SIZE = 50
 @blueprint.get("/customers/do-not-mail")
 def index() -> Response:
     """List suppressed addresses, sorted by address, with a search."""
-    search = SuppressionSearchForm(request.args)
-    q, reason, after = search.q.data or "", search.reason.data or "", request.args.get("after", "")
+    form = SuppressionSearchForm(request.args)
+    q, reason = form.q.data or "", form.reason.data or ""
+    after = request.args.get("after", "")
     rows = suppression_queries.list_suppressions(q, reason, after, PAGE_SIZE)
     page = rows[:PAGE_SIZE]
     filters: dict[str, Any] = {name: value for name, value in (("q", q), ("reason", reason)) if value}
     endpoint = "staff.suppressions.index"
     return rendering.render(
         "customers/suppressions.html",
-        form=search,
+        form=form,
         suppressions=page,
         offer_names_by_campaign=campaign_queries.get_offer_names_by_campaign(row.campaign_id for row in page),
         counts=suppression_queries.count_suppressions_by_reason(),
@@ -59,11 +60,11 @@ def new() -> BaseResponse:
     form = SuppressionForm(email=request.args.get("email", ""))
     if form.validate_on_submit():
         try:
-            given = form.email.data or ""
+            entered_email = form.email.data or ""
             suppression, previous_reason = suppression_actions.add_suppression_by_staff(
-                given, form.reason.data or "", current_user.email, form.words.data or ""
+                entered_email, form.reason.data or "", current_user.email, form.words.data or ""
             )
-            message = _added_message(" ".join(given.split()), suppression, previous_reason)
+            message = _build_added_message(" ".join(entered_email.split()), suppression, previous_reason)
             flash(message, "info" if previous_reason else "success")
             return redirect(_return_url(suppression.email))
         except DomainError as error:
@@ -77,9 +78,9 @@ def new() -> BaseResponse:
 def remove() -> BaseResponse:
     """Remove an address from the suppression list after a confirmation page.
 
-    Only administrators may remove an address without a customer.
+    Only administrators may remove an address that belongs to no customer.
     """
-    # A NUL character cannot be part of a PostgreSQL text.
+    # An address, or the hash of an erased customer's address. PostgreSQL cannot store NUL characters.
     key = request.values.get("email", "").replace("\0", "")
     suppression = suppression_queries.find_suppression_by_email(key) or suppression_queries.find_suppression_by_key(key)
     if suppression is None:
@@ -88,10 +89,10 @@ def remove() -> BaseResponse:
     if not has_customer and not current_user.has_at_least_role("admin"):
         abort(403, _("Your role does not allow this. Ask an administrator."))
     form = FlaskForm()
-    return_url = _return_url(suppression.email)
+    return_url, removed_message = _return_url(suppression.email), _build_removed_message(key, suppression)
     if form.validate_on_submit():
         suppression_actions.remove_suppression(key, by=current_user.email)
-        flash(_("%(email)s was removed from the suppression list.", email=key), "success")
+        flash(removed_message, "success")
         return redirect(return_url)
     return rendering.render(
         "customers/lift_suppression.html",
@@ -143,23 +144,29 @@ def _render_import_page(form: ImportForm, status: int = 200) -> Response:
     return rendering.render("customers/import_suppressions.html", status=status, form=form, limit_mb=limit_mb)
 
 
-def _added_message(email: str, suppression: Suppression, previous_reason: str | None) -> str:
+def _build_added_message(email: str, suppression: Suppression, previous_reason: str | None) -> str:
     if previous_reason is None:
         message = _("%(email)s was added to the suppression list.", email=email)
     elif previous_reason == suppression.reason:
         message = _(
             "%(email)s is already on the suppression list (%(reason)s). The entry was not changed.",
             email=email,
-            reason=previous_reason,
+            reason=rendering.state_label(previous_reason),
         )
     else:
         message = _(
             "%(email)s was already on the suppression list (%(previous)s). The reason is now %(reason)s.",
             email=email,
-            previous=previous_reason,
-            reason=suppression.reason,
+            previous=rendering.state_label(previous_reason),
+            reason=rendering.state_label(suppression.reason),
         )
     return str(message)
+
+
+def _build_removed_message(key: str, suppression: Suppression) -> str:
+    if suppression.is_hashed:
+        return str(_("The address of an erased customer was removed from the suppression list."))
+    return str(_("%(email)s was removed from the suppression list.", email=key))
 
 
 def _return_url(email: str) -> str:

@@ -1,4 +1,4 @@
-"""Uploads by form: the file is stored while it arrives."""
+"""Uploads by form: the file is stored while it is being received."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""JSON schemas of bounces and complaints."""
+"""API schemas for bounces and complaints."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class BounceIn(BaseModel):
 
     kind: Literal["bounce", "complaint"]
     email: Annotated[BounceText, Field(examples=["ada@example.com"])] = ""
-    return_path: Annotated[BounceText, Field(description="The envelope sender of our email.")] = ""
-    message_id: Annotated[BounceText, Field(description="The Message-ID of our email.")] = ""
+    return_path: Annotated[BounceText, Field(description="The envelope sender of the email.")] = ""
+    message_id: Annotated[BounceText, Field(description="The Message-ID of the email.")] = ""
     status: Annotated[
         BounceText, Field(examples=["5.1.1"], description="RFC 3463; an empty one counts as permanent.")
     ] = ""
@@ -36,6 +36,7 @@ class BounceIn(BaseModel):
         return self
 
     def to_notice(self) -> BounceNotice:
+        """Return the bounce or complaint for `bounces.actions`."""
         return BounceNotice(self.email, self.return_path, self.message_id, self.kind, self.status, self.detail)
 
 

@@ -1,4 +1,4 @@
-"""JSON schemas of campaigns."""
+"""API schemas for campaigns."""
 
 from __future__ import annotations
 
@@ -17,15 +17,17 @@ CampaignStatus = Literal["draft", "scheduled", "preparing", "sending", "paused",
 
 
 class CampaignOfferPath(BaseModel):
+    """The offer of a campaign."""
+
     code: str = Field(description="The offer's code; case, spaces and dashes are ignored.", examples=["SUMMER25"])
 
 
 class Launch(RequestBody):
-    """When to launch; now if there is no body or no time."""
+    """The launch time; now if there is no body or no time."""
 
     at: Rfc3339Time | None = Field(
         default=None,
-        description="When to start automatically: in the future and before the offer's end. Null is now.",
+        description="The launch time, in the future and before the offer's end; null for now.",
     )
 
     @model_validator(mode="before")
@@ -44,7 +46,7 @@ class NewReminder(RequestBody):
     mail: Mail | None = None
     at: Rfc3339Time | None = Field(
         default=None,
-        description="When to start automatically: in the future and before the offer's end. Null is now.",
+        description="The launch time, in the future and before the offer's end; null for now.",
     )
 
 
@@ -59,11 +61,13 @@ class CampaignListQuery(BaseModel):
 
 
 class CampaignPath(BaseModel):
+    """The id of a campaign."""
+
     id: int = Field(description="The campaign's id.", ge=1, lt=1 << 63)
 
 
 class CampaignOut(BaseModel):
-    """The state of a campaign.
+    """A campaign with its progress.
 
     `total` grows while it is `preparing`. Each recipient is in at most one of the other stats.
     """
@@ -77,20 +81,25 @@ class CampaignOut(BaseModel):
     total: int
     sent: int
     failed: int
-    deferred: int = Field(description="Temporarily rejected by the receiving server; retried for two days.")
+    deferred: int = Field(description="Temporarily rejected by the receiving server; retried automatically.")
     uncertain: int = Field(
         description="The connection was lost after the email was transmitted; its delivery is unknown."
     )
-    skipped: int = Field(description="Unsubscribed, erased or already redeemed.")
+    skipped: int = Field(
+        description="The address is suppressed, the customer was erased or has redeemed, or the campaign was cancelled "
+        "before a retry."
+    )
     left: int = Field(description="Uncertain emails that staff dismissed.")
     rate: float | None = Field(description="Recent emails per second; the average if the campaign is done.")
     seconds_left: int | None = Field(description="Estimated remaining seconds at that rate.")
-    scheduled_at: datetime | None = Field(description="When it starts or started automatically.")
+    scheduled_at: datetime | None = Field(description="The scheduled launch time.")
     launched_at: datetime | None
     finished_at: datetime | None
 
 
 class RecipientPath(CampaignPath):
+    """A campaign and one of its recipients."""
+
     email: str = Field(description="The customer's email address.", max_length=320, examples=["ada@example.com"])
 
 
@@ -101,7 +110,7 @@ class RecipientOut(BaseModel):
     email: str
     state: DeliveryState = Field(
         description="`sent`: soon after `at`; `sent_later`: after a retry, and `note` says whether it may have been "
-        "sent twice; `left`: uncertain and dismissed; `sending`: at this moment; `waiting`: not sent yet; "
+        "sent twice; `left`: uncertain and dismissed; `sending`: being sent now; `waiting`: not sent yet; "
         "`cancelled`: not sent, because the campaign was cancelled."
     )
     at: datetime | None = Field(
@@ -116,7 +125,7 @@ class RecipientOut(BaseModel):
 
 
 class DecisionIn(BaseModel):
-    """How to resolve failed or uncertain emails: that of one customer, or all."""
+    """The resolution of failed or uncertain emails: that of one customer, or all."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -130,12 +139,14 @@ class DecisionIn(BaseModel):
 
 
 class DecisionOut(BaseModel):
+    """The numbers of emails that were resolved and that were not."""
+
     mails: int = Field(description="The number of resolved emails.")
     left_out: int = Field(description="The number of emails that are not resent because their address is suppressed.")
 
 
 def recipient_json(delivery: DeliveryStatus) -> dict[str, object]:
-    """Convert a delivery to JSON."""
+    """Return a delivery as `RecipientOut`."""
     return {
         "campaign": delivery.campaign_id,
         "email": delivery.email,
@@ -151,12 +162,14 @@ def recipient_json(delivery: DeliveryStatus) -> dict[str, object]:
 
 
 class CampaignPage(BaseModel):
+    """A page of campaigns."""
+
     campaigns: list[CampaignOut]
     next_cursor: str | None
 
 
 def campaign_json(campaign: Campaign, stats: CampaignStats, code: str) -> dict[str, object]:
-    """Convert a campaign to JSON."""
+    """Return a campaign as `CampaignOut`."""
     return {
         "id": campaign.id,
         "offer": code,

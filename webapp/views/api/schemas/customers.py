@@ -1,4 +1,4 @@
-"""API schemas of customers and their imports."""
+"""API schemas for customers and their imports."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from webapp.customers.models import Audience, Customer, CustomerImport, Rejected
 
 
 def _check_storable(text: str) -> str:
-    if "\0" in text or (not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text)):
+    if "\0" in text or (not text.isascii() and any("\ud800" <= char <= "\udfff" for char in text)):
         raise ValueError("remove NUL characters and unpaired surrogates")
     return text
 
@@ -20,7 +20,11 @@ StorableStr = Annotated[StrictStr, AfterValidator(_check_storable)]
 
 
 class CustomerPath(BaseModel):
-    source_id: Annotated[StorableStr, Field(min_length=1, max_length=200, description="Your own ID of the customer.")]
+    """A customer."""
+
+    source_id: Annotated[
+        StorableStr, Field(min_length=1, max_length=200, description="The customer's ID in your system.")
+    ]
 
 
 class CustomerIn(BaseModel):
@@ -56,9 +60,9 @@ class ErasureIn(BaseModel):
 
 
 class SuppressionOut(BaseModel):
-    """Why and since when a customer is suppressed.
+    """The entry of a customer on the suppression list.
 
-    `source` is where the entry comes from: `campaign 3`, `import` and so on.
+    `source` is its origin: `campaign 3`, `import` and so on.
     """
 
     reason: Literal["unsubscribed", "bounced", "complained"]
@@ -84,6 +88,8 @@ class CustomerOut(BaseModel):
 
 
 class ImportQuery(BaseModel):
+    """Options of an import."""
+
     audience: (
         Annotated[StorableStr, Field(max_length=200, description="Name of an audience that every customer joins.")]
         | None
@@ -91,11 +97,13 @@ class ImportQuery(BaseModel):
 
 
 class ImportPath(BaseModel):
+    """The id of an import."""
+
     id: Annotated[int, Field(ge=1, lt=2**63)]
 
 
 class ImportErrorsQuery(BaseModel):
-    """Which page of rejected rows to return."""
+    """A page of the rejected rows of an import."""
 
     cursor: Annotated[StorableStr, Field(max_length=200)] | None = None
     limit: Annotated[int, Field(ge=1, le=1000)] = 100
@@ -110,6 +118,8 @@ class RowError(BaseModel):
 
 
 class ImportQueued(BaseModel):
+    """An import that was stored and is waiting to be processed."""
+
     id: int
     status: Literal["queued"]
 
@@ -117,8 +127,8 @@ class ImportQueued(BaseModel):
 class ImportOut(BaseModel):
     """Progress of an import.
 
-    When done, `rows` is the sum of created, updated, unchanged, duplicates and rejected. Of several rows with one email
-    address the last one counts; the others are the `duplicates`.
+    When done, `rows` is the sum of created, updated, unchanged, duplicates and rejected. If several rows have the same
+    email address, the last one is used; the others are the `duplicates`.
     """
 
     id: int

@@ -1,4 +1,4 @@
-"""Request and response bodies of offers."""
+"""API schemas for offers."""
 
 from __future__ import annotations
 
@@ -35,22 +35,28 @@ class DiscountIn(RequestBody):
     currency: Annotated[StrictStr, Field(pattern=r"^[A-Z]{3}$", examples=["EUR"])] | None = None
 
     @model_validator(mode="after")
-    def require_one_kind(self) -> DiscountIn:
-        has_percent, has_amount = self.percent is not None, (self.amount is not None, self.currency is not None)
-        if self.type == "percent" and (not has_percent or any(has_amount)):
-            raise ValueError("give percent, and neither amount nor currency")
-        if self.type == "amount" and (has_percent or not all(has_amount)):
-            raise ValueError("give amount and currency, and no percent")
+    def require_fields_of_type(self) -> DiscountIn:
+        """Require `percent` or both `amount` and `currency`, as `type` says.
+
+        :raises ValueError: when a field is missing or does not belong to the type.
+        """
+        has_percent = self.percent is not None
+        has_amount, has_currency = self.amount is not None, self.currency is not None
+        if self.type == "percent" and (not has_percent or has_amount or has_currency):
+            raise ValueError("percent is required, without amount and currency")
+        if self.type == "amount" and (has_percent or not has_amount or not has_currency):
+            raise ValueError("amount and currency are required, without percent")
         return self
 
     def to_discount(self) -> Discount:
+        """Return the discount; its limits are checked by `offers.actions`."""
         if self.percent is not None:
             return Discount("percent", percent=Decimal(self.percent))
         return Discount("amount", amount=self.amount, currency=self.currency)
 
 
 class Mail(RequestBody):
-    """The email that announces the offer. Omitted parts get a default text."""
+    """The email of a campaign. Omitted fields get default texts."""
 
     subject: StorableText | None = None
     text: StorableText | None = None
@@ -60,7 +66,7 @@ class Mail(RequestBody):
 class NewOffer(RequestBody):
     """An offer to create.
 
-    Without a code, one is generated; without a start, it starts now.
+    Without a code, one is generated; without `starts_at`, the offer starts now.
     """
 
     name: StorableText
@@ -78,11 +84,12 @@ class NewOffer(RequestBody):
 
 
 # pydantic does not validate defaults: a null in the body is refused, an omitted field is not.
+# The default of fields that cannot be null: an omitted field is not in `model_fields_set`.
 _UNSET: Any = None
 
 
 class OfferChange(RequestBody):
-    """Changes of an offer. Omitted fields stay unchanged; only three can be null."""
+    """Changes of an offer. Omitted fields stay unchanged; `ends_at`, `max_redemptions` and `audience` can be null."""
 
     name: StorableText = _UNSET
     discount: DiscountIn = _UNSET
@@ -97,13 +104,13 @@ class OfferChange(RequestBody):
 
 
 class OfferPath(BaseModel):
-    """The code of an offer or an alias, in any spelling."""
+    """The code or an alias of an offer; case, spaces and dashes are ignored."""
 
     code: str
 
 
 class CodePath(OfferPath):
-    """An earlier code of an offer."""
+    """An offer and one of its earlier codes."""
 
     alias: str
 
@@ -145,23 +152,25 @@ class OfferOut(BaseModel):
 
 
 class OfferPage(BaseModel):
+    """A page of offers."""
+
     offers: list[OfferOut]
     next_cursor: str | None
 
 
 def offer_json(
-    offer: Offer, at: datetime, audience: str | None, redeemed: int, codes: Sequence[OfferCode]
+    offer: Offer, now: datetime, audience: str | None, redeemed: int, codes: Sequence[OfferCode]
 ) -> dict[str, Any]:
-    """Return the JSON of an offer."""
+    """Return an offer as `OfferOut`."""
     return {
         "code": offer.code_as_written,
-        "aliases": [row.code_as_written for row in codes if row.closed_at is None and row.code != offer.code],
+        "aliases": [code.code_as_written for code in codes if code.closed_at is None and code.code != offer.code],
         "name": offer.name,
         "discount": discount_json(offer.discount),
         "starts_at": format_rfc3339(offer.starts_at),
         "ends_at": format_rfc3339(offer.ends_at),
         "time_zone": offer.time_zone,
-        "state": offer.state(at),
+        "state": offer.state(now),
         "paused": offer.paused_at is not None,
         "audience": audience,
         "personal_code_required": offer.personal_code_required,

@@ -1,4 +1,4 @@
-"""Request and response bodies of redemptions."""
+"""API schemas for redemptions."""
 
 from __future__ import annotations
 
@@ -26,26 +26,26 @@ from webapp.views.api.schemas.types import (
     require_storable_text,
 )
 
-METADATA_BYTES = 4096
-METADATA_DEPTH = 5
-ORDER_AMOUNT_MAX = 10**15
+MAX_METADATA_BYTES = 4096
+MAX_METADATA_DEPTH = 5
+MAX_ORDER_AMOUNT = 10**15
 
 
 def _validate_metadata(metadata: dict[str, Any]) -> dict[str, Any]:
     """Check that metadata is small, shallow and storable in the database."""
     level: list[Any] = [metadata]
-    for _depth in range(METADATA_DEPTH):
+    for _depth in range(MAX_METADATA_DEPTH):
         level = [child for value in level for child in _child_values(value)]
         if not level:
             break
     else:
-        raise ValueError(f"nest at most {METADATA_DEPTH} levels")
+        raise ValueError(f"must have at most {MAX_METADATA_DEPTH} levels")
     try:
         size = len(json.dumps(metadata, ensure_ascii=False, allow_nan=False).encode())
     except ValueError:
         raise ValueError("numbers must be finite and text must be valid Unicode") from None
-    if size > METADATA_BYTES:
-        raise ValueError(f"send at most {METADATA_BYTES} bytes")
+    if size > MAX_METADATA_BYTES:
+        raise ValueError(f"must have at most {MAX_METADATA_BYTES} bytes")
     return metadata
 
 
@@ -65,15 +65,19 @@ ShortText = Annotated[StrictStr, Field(min_length=1, max_length=200), AfterValid
 
 
 class CustomerReference(RequestBody):
-    """A customer, by email address or by your own id."""
+    """A customer, by email address or by the id in your system (`source_id`)."""
 
     email: Annotated[StrictStr, Field(max_length=320, examples=["ada@example.com"])] | None = None
     source_id: ShortText | None = None
 
     @model_validator(mode="after")
     def require_one_identifier(self) -> CustomerReference:
+        """Require an email address or a source id.
+
+        :raises ValueError: when both are present or missing.
+        """
         if (self.email is None) == (self.source_id is None):
-            raise ValueError("give either email or source_id")
+            raise ValueError("either email or source_id is required")
         return self
 
 
@@ -81,10 +85,11 @@ class OrderIn(RequestBody):
     """An order: its id, and its amount in minor units of its currency."""
 
     id: ShortText
-    amount: Annotated[StrictInt, Field(ge=0, le=ORDER_AMOUNT_MAX)] | None = None
+    amount: Annotated[StrictInt, Field(ge=0, le=MAX_ORDER_AMOUNT)] | None = None
     currency: Annotated[StrictStr, Field(pattern=r"^[A-Z]{3}$", examples=["EUR"])] | None = None
 
     def to_order(self) -> Order:
+        """Return the order for `redemptions.actions`."""
         return Order(self.id, self.amount, self.currency)
 
 
@@ -101,8 +106,8 @@ class NewRedemption(NewValidation):
 
     metadata: Annotated[dict[StrictStr, Any], AfterValidator(_validate_metadata)] | None = None
 
-    def digest(self) -> bytes:
-        """Return a hash of the body that ignores the order and spacing of its JSON.
+    def compute_body_hash(self) -> bytes:
+        """Return a hash of the body that is independent of key order and white space.
 
         It is short, because it is stored in the row.
         """
@@ -111,7 +116,10 @@ class NewRedemption(NewValidation):
 
 
 class NewExplanation(RequestBody):
-    """The code and the customer to explain. The code may be a personal one."""
+    """The code and the customer whose eligibility is explained.
+
+    The code may be a personal one.
+    """
 
     code: Annotated[StrictStr, Field(max_length=200, examples=["summer25"])]
     customer: CustomerReference
@@ -130,7 +138,7 @@ class RedemptionPath(BaseModel):
 
 
 class RedemptionListQuery(BaseModel):
-    """A page of live redemptions, newest first, with filters."""
+    """A page of redemptions, newest first, with filters."""
 
     model_config = ConfigDict(extra="forbid")
     offer: Annotated[str | None, Field(description="The offer's code.")] = None
@@ -150,7 +158,7 @@ class CustomerEmailPath(BaseModel):
 
 
 class UsableOffersQuery(BaseModel):
-    """Whether to include offers that the customer has already redeemed."""
+    """Options of the list; `used` includes offers that the customer has redeemed."""
 
     model_config = ConfigDict(extra="forbid")
     used: bool = False
@@ -163,6 +171,8 @@ class RedemptionCustomerOut(BaseModel):
 
 
 class OrderOut(BaseModel):
+    """The order of a redemption."""
+
     id: str
     amount: int | None
     currency: str | None
@@ -186,6 +196,8 @@ class RedemptionOut(BaseModel):
 
 
 class RedemptionPage(BaseModel):
+    """A page of redemptions."""
+
     redemptions: list[RedemptionOut]
     next_cursor: str | None
 
@@ -205,9 +217,10 @@ class ValidationOut(BaseModel):
 class CheckOut(BaseModel):
     """One eligibility check.
 
-    `passed` is null when it could not be made; `reason` is the reason of its refusal.
+    `passed` is null if an earlier check failed; `reason` is the refusal reason if this check fails.
     """
 
+    # "room": redemptions left under the cap.
     name: Literal["code", "customer", "unused", "window", "status", "audience", "personal_code", "room"]
     passed: bool | None
     reason: str
@@ -215,6 +228,8 @@ class CheckOut(BaseModel):
 
 
 class ExplainedOfferOut(BaseModel):
+    """The offer of the code."""
+
     code: str
     name: str
 
@@ -229,9 +244,10 @@ class ExplainedEmailOut(BaseModel):
 
 
 class ExplanationOut(BaseModel):
-    """What a redemption would return now, with every check in the order in which it is made.
+    """The result that a redemption would have now, and every check in order.
 
-    The first that failed decides. `redemption` is the id of the customer's live redemption of the offer.
+    The first failed check determines `reason`. `redemption` is the id of the customer's redemption of the offer, unless
+    it was rolled back.
     """
 
     redeemable: bool
@@ -247,7 +263,7 @@ class ExplanationOut(BaseModel):
 class UsableOfferOut(BaseModel):
     """An offer that the customer can redeem now.
 
-    `redeemed_at` is set if they already have.
+    With `used=true`, this is also an offer that the customer has redeemed (`redeemed_at`).
     """
 
     code: str
@@ -259,34 +275,42 @@ class UsableOfferOut(BaseModel):
 
 
 class UsableOffersOut(BaseModel):
+    """The offers that a customer can redeem."""
+
     offers: list[UsableOfferOut]
 
 
 def hash_idempotency_key(key: str | None) -> str | None:
-    """Return the stored form of an Idempotency-Key: twelve characters of its hash.
+    """Return the stored form of an Idempotency-Key.
 
-    That is enough, because it is only compared with the key of a redemption of the same offer by the same customer.
+    It consists of the first 72 bits of the SHA-256 hash, as 12 Base64 characters. That is enough, because it is only
+    compared with the key of a redemption of the same offer by the same customer.
 
-    :raises InvalidInput: unless the key is 1 to 255 visible ASCII characters.
+    :raises InvalidInput: unless the key is 1 to 255 printable ASCII characters.
     """
     if key is None:
         return None
     if not 1 <= len(key) <= 255 or not key.isascii() or not key.isprintable():
-        message = _("Send 1 to 255 visible ASCII characters.")
+        message = _("Send 1 to 255 printable ASCII characters.")
         raise InvalidInput(FieldError("Idempotency-Key", "idempotency_key_invalid", message))
     return base64.b64encode(hashlib.sha256(key.encode()).digest()[:9]).decode()
 
 
 def explanation_json(explanation: Explanation) -> dict[str, Any]:
-    """Return the JSON of an explanation."""
+    """Return an explanation as `ExplanationOut`."""
     offer, facts = explanation.facts.offer, explanation.facts
     return {
         "redeemable": explanation.reason is None,
         "reason": explanation.reason,
         "detail": explanation.detail,
         "checks": [
-            {"name": line.check.name, "passed": line.check.passed, "reason": line.check.reason, "detail": line.detail}
-            for line in explanation.checks
+            {
+                "name": explained.check.name,
+                "passed": explained.check.passed,
+                "reason": explained.check.reason,
+                "detail": explained.detail,
+            }
+            for explained in explanation.checks
         ],
         "offer": {"code": offer.code, "name": offer.name} if offer else None,
         "customer": {"email": facts.email} if facts.customer_id is not None else None,
@@ -306,7 +330,7 @@ def explanation_json(explanation: Explanation) -> dict[str, Any]:
 
 
 def redemption_json(record: RedemptionRecord) -> dict[str, Any]:
-    """Return the JSON of a redemption."""
+    """Return a redemption as `RedemptionOut`."""
     row = record.row
     order = None
     if row.order_id is not None:

@@ -34,7 +34,7 @@ def require_storable_text(text: str) -> str:
 
     :raises ValueError: when it contains NUL or an unpaired surrogate.
     """
-    if "\0" in text or (not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text)):
+    if "\0" in text or (not text.isascii() and any("\ud800" <= char <= "\udfff" for char in text)):
         raise ValueError("remove NUL characters and unpaired surrogates")
     return text
 
@@ -48,24 +48,31 @@ StorableText = Annotated[StrictStr, AfterValidator(require_storable_text)]
 
 
 class RequestBody(BaseModel):
-    """Base of request bodies. Unknown fields are rejected, since they are probably typing errors."""
+    """Base of request bodies.
+
+    Unknown fields are rejected, because they are probably typing errors.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
 
 class PercentOut(BaseModel):
+    """A percentage of the order, as a decimal string."""
+
     type: Literal["percent"]
     percent: str
 
 
 class AmountOut(BaseModel):
+    """A fixed amount in minor units of its currency."""
+
     type: Literal["amount"]
     amount: int
     currency: str
 
 
 def discount_json(discount: Discount) -> dict[str, Any]:
-    """Return the JSON representation of a discount."""
+    """Return a discount as `PercentOut` or `AmountOut`."""
     if discount.type == "percent" and discount.percent is not None:
         return {"type": "percent", "percent": format(discount.percent.normalize(), "f")}
     return {"type": "amount", "amount": discount.amount, "currency": discount.currency}

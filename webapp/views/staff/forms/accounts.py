@@ -1,4 +1,4 @@
-"""Forms of sign-in, invitations, users, profile and API keys."""
+"""Staff forms for signing in, invitations, users, the profile and API keys."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from wtforms.validators import EqualTo, InputRequired, Length, Optional
 
 from webapp.accounts.passwords import MAX_PASSWORD_LENGTH, MIN_PASSWORD_LENGTH
 
-ROLE_LABELS = {
+ROLE_DESCRIPTIONS = {
     "admin": _l("Administrator: full access, including users, keys and the audit trail"),
     "manager": _l("Manager: full access to offers, campaigns and customers"),
     "viewer": _l("Viewer: read-only access"),
 }
-SCOPE_LABELS = {
+SCOPE_DESCRIPTIONS = {
     "read": _l("read: view offers, customers and redemptions"),
     "redeem": _l("redeem: validate and redeem codes, undo redemptions"),
     "manage": _l("manage: import and erase customers, create and launch offers"),
@@ -42,7 +42,7 @@ def _build_choices(labels: dict[str, str]) -> list[SelectChoice]:
 
 def _collapse_whitespace(text: str | None) -> str:
     """Replace each run of spaces and non-printable characters by one space; strip the ends."""
-    return " ".join("".join(c if c.isprintable() else " " for c in text or "").split())
+    return " ".join("".join(char if char.isprintable() else " " for char in text or "").split())
 
 
 def _new_password_validators() -> list[object]:
@@ -58,6 +58,8 @@ def _confirmation_validators(field: str) -> list[object]:
 
 
 class SignInForm(FlaskForm):
+    """The email address and the password of a user."""
+
     email = EmailField(_l("Email address"), [InputRequired(_l("Enter your email address."))])
     password = PasswordField(_l("Password"), [InputRequired(_l("Enter your password."))])
 
@@ -77,41 +79,55 @@ class _NameAndTimeZoneForm(FlaskForm):
 
 
 class AcceptInvitationForm(_NameAndTimeZoneForm):
+    """The details of an invited user."""
+
     email = EmailField(_l("Email address"), [InputRequired(_l("Enter your email address."))])
     password = PasswordField(_l("Password"), _new_password_validators())
     confirm = PasswordField(_l("Repeat password"), _confirmation_validators("password"))
 
 
 class FirstPasswordForm(FlaskForm):
+    """The password of a user who has none yet."""
+
     password = PasswordField(_l("Password"), _new_password_validators())
     confirm = PasswordField(_l("Repeat password"), _confirmation_validators("password"))
 
 
 class NewPasswordForm(FlaskForm):
+    """The new password of a user who opened a password reset link."""
+
     password = PasswordField(_l("New password"), _new_password_validators())
     confirm = PasswordField(_l("Repeat new password"), _confirmation_validators("password"))
 
 
 class ProfileForm(_NameAndTimeZoneForm):
-    pass
+    """The profile of the signed-in user."""
 
 
 class ChangePasswordForm(FlaskForm):
+    """The current and the new password of the signed-in user."""
+
     current = PasswordField(_l("Current password"), [InputRequired(_l("Enter your current password."))])
     password = PasswordField(_l("New password"), _new_password_validators())
     confirm = PasswordField(_l("Repeat new password"), _confirmation_validators("password"))
 
 
 class InviteForm(FlaskForm):
-    role = SelectField(_l("Role"), choices=_build_choices(ROLE_LABELS), default="manager")
+    """An invitation; the email address is optional."""
+
+    role = SelectField(_l("Role"), choices=_build_choices(ROLE_DESCRIPTIONS), default="manager")
     email = EmailField(_l("Email address"), filters=[lambda text: (text or "").strip()])
 
 
 class RoleForm(FlaskForm):
-    role = SelectField(_l("Role"), choices=_build_choices(ROLE_LABELS))
+    """The role of a user."""
+
+    role = SelectField(_l("Role"), choices=_build_choices(ROLE_DESCRIPTIONS))
 
 
 class ApiKeyForm(FlaskForm):
+    """A new API key."""
+
     name = StringField(
         _l("Name"),
         [
@@ -122,7 +138,7 @@ class ApiKeyForm(FlaskForm):
     )
     scopes = SelectMultipleField(
         _l("Scopes"),
-        choices=_build_choices(SCOPE_LABELS),
+        choices=_build_choices(SCOPE_DESCRIPTIONS),
         widget=widgets.ListWidget(prefix_label=False),
         option_widget=widgets.CheckboxInput(),
     )

@@ -1,4 +1,4 @@
-"""Forms of campaigns, and the typed values they are converted to."""
+"""Staff forms for campaigns."""
 
 from __future__ import annotations
 
@@ -63,8 +63,8 @@ class EmailContentForm(FlaskForm):
         validate_choice=False,
     )
 
-    def load_content(self, campaign: Campaign | None, kind: str = "announcement") -> None:
-        """Fill in the stored content, or the default content of this kind."""
+    def fill_from_campaign(self, campaign: Campaign | None, kind: str = "announcement") -> None:
+        """Fill the form with the content of a campaign, or the default content of a kind."""
         is_reminder = kind == "reminder"
         subject = str(REMINDER_SUBJECT if is_reminder else DEFAULT_SUBJECT)
         text = str(REMINDER_TEXT if is_reminder else DEFAULT_TEXT)
@@ -74,7 +74,7 @@ class EmailContentForm(FlaskForm):
         self.uncertain_policy.data = campaign.uncertain_policy if campaign else "resend"
 
     def to_content(self) -> EmailContent:
-        """Return the typed content."""
+        """Return the content as entered."""
         return EmailContent(
             (self.subject.data or "").strip(),
             _normalise_line_breaks(self.text.data),
@@ -83,9 +83,9 @@ class EmailContentForm(FlaskForm):
 
 
 class LaunchForm(FlaskForm):
-    """When to launch a campaign, and whether to include earlier recipients.
+    """The launch time of a campaign, and whether to include earlier recipients.
 
-    Times are in the offer's time zone.
+    Times are in the time zone of the offer.
     """
 
     when = RadioField(
@@ -95,7 +95,7 @@ class LaunchForm(FlaskForm):
         validators=[InputRequired(_l("Choose when the campaign starts."))],
     )
     # The status of the campaign when the page was opened.
-    seen = HiddenField()
+    submitted_status = HiddenField(name="seen")
     at = DateField(_l("Date"), validators=[Optional()])
     at_time = TimeOfDayField(_l("Time"))
     at_fold = RadioField(_l("Which of the two times?"), choices=FOLD_CHOICES, validators=[Optional()])
@@ -109,10 +109,10 @@ class LaunchForm(FlaskForm):
         validators=[Optional()],
     )
 
-    def load_campaign(self, campaign: Campaign, time_zone: str) -> None:
-        """Fill in the stored start time and recipients."""
+    def fill_from_campaign(self, campaign: Campaign, time_zone: str) -> None:
+        """Fill the form with the launch time and the recipients of a campaign."""
         self.when.data = "now"
-        self.seen.data = campaign.status
+        self.submitted_status.data = campaign.status
         self.to_all.data = "yes" if campaign.mails_again else "no"
         if campaign.status == "scheduled" and campaign.scheduled_at is not None:
             local = campaign.scheduled_at.astimezone(ZoneInfo(time_zone))
@@ -120,8 +120,8 @@ class LaunchForm(FlaskForm):
             fold = local_time.utc_to_local(campaign.scheduled_at, ZoneInfo(time_zone)).fold
             self.at_fold.data = None if fold is None else str(fold)
 
-    def start_time(self, time_zone: str) -> datetime | None:
-        """Return the start time in UTC; None for now.
+    def parse_launch_time(self, time_zone: str) -> datetime | None:
+        """Return the launch time in UTC; None for now.
 
         :raises InvalidInput: at the invalid field, or for a local time that the time zone skips or repeats.
         """
@@ -137,15 +137,15 @@ class LaunchForm(FlaskForm):
         return local_time.local_to_utc(local, ZoneInfo(time_zone), "at")
 
     def include_already_sent(self) -> bool | None:
-        """Whether recipients of a cancelled campaign are included; None if not asked."""
+        """Return whether to include recipients of a cancelled campaign; None if not asked."""
         return None if self.to_all.data is None else self.to_all.data == "yes"
 
-    def seen_status(self) -> str | None:
+    def expected_status(self) -> str | None:
         """Return the campaign's status when the page was opened; None if unknown."""
-        return self.seen.data if self.seen.data in ("draft", "scheduled") else None
+        return self.submitted_status.data if self.submitted_status.data in ("draft", "scheduled") else None
 
-    def is_start_ambiguous(self) -> bool:
-        """Whether the start time occurs twice (end of daylight saving time)."""
+    def is_launch_time_ambiguous(self) -> bool:
+        """Return whether the launch time occurs twice (end of daylight saving time)."""
         return needs_fold_choice(self, "at")
 
 
@@ -164,7 +164,7 @@ class CampaignFilterForm(Form):
         return self.state.data if self.state.data and self.state.data in _STATUS_LABELS else None
 
 
-def _normalise_line_breaks(typed: str | None) -> str:
+def _normalise_line_breaks(value: str | None) -> str:
     """Replace the CRLF that browsers send; a field with only whitespace is empty."""
-    text = (typed or "").replace("\r\n", "\n")
+    text = (value or "").replace("\r\n", "\n")
     return text if text.strip() else ""

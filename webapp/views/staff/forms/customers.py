@@ -1,4 +1,4 @@
-"""Staff forms of customers, audiences, imports and the suppression list."""
+"""Staff forms for customers, audiences, imports and the suppression list."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class CustomerSearchForm(Form):
     audience = SelectField(_l("Audience"), default="", validate_choice=False)
 
     def set_audience_choices(self, audiences: Sequence[Audience]) -> None:
-        """Offer these audiences, and all customers."""
+        """Set the choices: all audiences, or one of these."""
         self.audience.choices = [SelectChoice("", _l("All audiences")), *_audience_choices(audiences)]
 
     def selected_audience_id(self) -> int | None:
@@ -41,11 +41,11 @@ class CustomerForm(FlaskForm):
     )
 
     def set_audience_choices(self, audiences: Sequence[Audience]) -> None:
-        """Offer these audiences."""
+        """Set the audiences to choose from."""
         self.audiences.choices = _audience_choices(audiences)
 
     def fill_from_customer(self, customer: Customer, audiences: Sequence[Audience]) -> None:
-        """Fill the form with the stored values."""
+        """Fill the form with the values of a customer."""
         self.email.data = customer.email_as_given
         self.name.data = customer.name
         self.locale.data = customer.locale or ""
@@ -111,7 +111,7 @@ class SuppressionForm(FlaskForm):
 class ImportForm(Form):
     """The upload form, for rendering only.
 
-    Its fields are parsed while the file arrives.
+    The fields of the request are parsed by `imports.upload` while the file is being received.
     """
 
     audience = StringField(_l("Audience"))

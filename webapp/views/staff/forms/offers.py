@@ -1,9 +1,9 @@
-"""Forms of staff to search for, create and change offers."""
+"""Staff forms for offers."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import date, datetime, time
 from decimal import Decimal
 from typing import Any, TypeVar
@@ -32,10 +32,16 @@ from webapp.core import local_time
 from webapp.core.errors import FieldError, InvalidInput
 from webapp.core.local_time import LocalDateTime
 from webapp.core.money import Discount
+from webapp.customers.models import Audience
 from webapp.offers.models import Offer, OfferState, OfferValues
 
 T = TypeVar("T")
+D = TypeVar("D")
+# A version that no offer has, so that saving fails with a conflict.
+NO_VERSION = -1
+_INTEGER_PATTERN = re.compile(r"-?[0-9]{1,14}", re.ASCII)
 _NUMBER_PATTERN = re.compile(r"[0-9]{1,15}([.,][0-9]{1,6})?", re.ASCII)
+# "Fold" as in PEP 495: which of two equal local times is meant when the clocks go back.
 FOLD_CHOICES = [
     SelectChoice("0", _l("The first time, before the clocks go back")),
     SelectChoice("1", _l("The second time, after the clocks went back")),
@@ -81,15 +87,15 @@ class OfferSearchForm(Form):
 
 
 class RenewCodeForm(FlaskForm):
-    """Another code for an offer; generated when left empty."""
+    """The new code of an offer; generated if empty."""
 
     code = StringField(_l("New code"))
 
 
 class OfferForm(FlaskForm):
-    """A new offer or a change of one.
+    """The form to create or edit an offer.
 
-    Fields that are hidden for a frozen offer stay unchanged.
+    After the first launch or redemption the offer is frozen: fields that are then hidden keep their values.
     """
 
     name = StringField(_l("Name"))
@@ -119,9 +125,9 @@ class OfferForm(FlaskForm):
     personal_code_required = BooleanField(_l("Require personal codes"))
     version = HiddenField()
 
-    def set_audience_choices(self, audiences: list[tuple[int, str]]) -> None:
-        """Set the audiences to choose from, as pairs of id and name."""
-        choices = [SelectChoice(str(audience_id), name) for audience_id, name in audiences]
+    def set_audience_choices(self, audiences: Sequence[Audience]) -> None:
+        """Set the choices: all customers, or one of these audiences."""
+        choices = [SelectChoice(str(audience.id), audience.name) for audience in audiences]
         self.audience.choices = [SelectChoice("", _l("All customers")), *choices]
 
     def fill_from_offer(self, offer: Offer) -> None:
@@ -138,31 +144,37 @@ class OfferForm(FlaskForm):
         """
         errors: list[FieldError] = []
 
-        def collect_errors(parse: Callable[[], T], default: T) -> T:
+        def parse_or_collect(parse: Callable[[], T], default: D) -> T | D:
             try:
                 return parse()
             except InvalidInput as error:
                 errors.extend(error.errors)
                 return default
 
-        frozen = offer.values() if offer is not None and offer.frozen_at is not None else None
-        time_zone = collect_errors(lambda: local_time.parse_time_zone(self.time_zone.data or ""), ZoneInfo("UTC"))
-        starts_at = collect_errors(lambda: self._parse_start(time_zone, offer), None)
-        ends_at = collect_errors(lambda: self._parse_end(time_zone, offer), None)
-        discount = (
-            frozen.discount
-            if frozen and not self._was_submitted("discount_type")
-            else collect_errors(self._parse_discount, None)
+        frozen_values = offer.values() if offer is not None and offer.frozen_at is not None else None
+
+        def parse_unless_hidden(field: str, parse: Callable[[], T], frozen_value: T | None) -> T | None:
+            if frozen_values is not None and not self._was_submitted(field):
+                return frozen_value
+            return parse_or_collect(parse, None)
+
+        time_zone = parse_or_collect(lambda: local_time.parse_time_zone(self.time_zone.data or ""), ZoneInfo("UTC"))
+        starts_at = parse_or_collect(lambda: self._parse_start(time_zone, offer), None)
+        ends_at = parse_or_collect(lambda: self._parse_end(time_zone, offer), None)
+        discount = parse_unless_hidden(
+            "discount_type", self._parse_discount, frozen_values.discount if frozen_values else None
         )
-        cap = None if frozen and not self._was_submitted("max_redemptions") else collect_errors(self._parse_cap, None)
-        audience_id = collect_errors(self._parse_audience_id, None)
+        code = parse_unless_hidden("code", self._parse_code, frozen_values.code if frozen_values else None)
+        # The cap is hidden only when the frozen offer has none.
+        cap = parse_unless_hidden("max_redemptions", self._parse_cap, None)
+        audience_id = parse_or_collect(self._parse_audience_id, None)
         if errors or starts_at is None or discount is None:
             raise InvalidInput(*errors)
         return OfferValues(
             name=self.name.data or "",
             discount=discount,
             starts_at=starts_at,
-            code=frozen.code if frozen and not self._was_submitted("code") else (self.code.data or "").strip() or None,
+            code=code,
             ends_at=ends_at,
             time_zone=time_zone.key,
             audience_id=audience_id,
@@ -173,34 +185,35 @@ class OfferForm(FlaskForm):
     def submitted_version(self) -> int:
         """Return the version of the offer that the form was opened with.
 
-        Return -1, which no offer has, for anything else.
+        For anything else, return `NO_VERSION`.
         """
         text = self.version.data or ""
-        return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else -1
+        return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else NO_VERSION
 
     def needs_fold_choice(self, field: str) -> bool:
         """Return whether to ask which of two equal times is meant."""
         return needs_fold_choice(self, field)
 
     def _was_submitted(self, name: str) -> bool:
+        """Return whether the request has the field at all, even if it is blank."""
         return bool(self[name].raw_data)
 
-    def _parse_start(self, time_zone: ZoneInfo, offer: Offer | None) -> Any:
+    def _parse_start(self, time_zone: ZoneInfo, offer: Offer | None) -> datetime:
         local = parse_local_datetime(self, "starts_at")
         if local is None:
             raise _invalid_field("starts_at", "day_missing", _("Choose the day on which the offer starts."))
         is_same_zone = offer is not None and time_zone.key == offer.time_zone
-        if offer is not None and is_same_zone and local == _displayed_local(offer.starts_at, time_zone):
+        if offer is not None and is_same_zone and local == _to_displayed_local_time(offer.starts_at, time_zone):
             return offer.starts_at
         return local_time.window_start(local, time_zone)
 
-    def _parse_end(self, time_zone: ZoneInfo, offer: Offer | None) -> Any:
+    def _parse_end(self, time_zone: ZoneInfo, offer: Offer | None) -> datetime | None:
         local = parse_local_datetime(self, "ends_at")
         if local is None:
             return None
-        previous = offer.ends_at if offer is not None and time_zone.key == offer.time_zone else None
-        if previous is not None and local == _displayed_local(previous, time_zone, is_window_end=True):
-            return previous
+        previous_end = offer.ends_at if offer is not None and time_zone.key == offer.time_zone else None
+        if previous_end is not None and local == _to_displayed_local_time(previous_end, time_zone, is_window_end=True):
+            return previous_end
         return local_time.window_end(local, time_zone)
 
     def _parse_discount(self) -> Discount:
@@ -212,22 +225,27 @@ class OfferForm(FlaskForm):
                     "currency_unknown",
                     _("Enter the three-letter code of a currency, such as EUR."),
                 )
-            return Discount("amount", amount=_parse_minor_units(self.discount_amount.data, currency), currency=currency)
+            return Discount(
+                "amount", amount=_parse_discount_amount(self.discount_amount.data, currency), currency=currency
+            )
         message = _("Enter a number such as 25 or 12.5.")
         return Discount("percent", percent=_parse_decimal(self.discount_percent.data, "discount_percent", message))
+
+    def _parse_code(self) -> str | None:
+        return (self.code.data or "").strip() or None
 
     def _parse_cap(self) -> int | None:
         text = re.sub(r"[\s,'’]", "", self.max_redemptions.data or "")
         if not text:
             return None
-        sign = -1 if text.startswith("-") else 1
-        if not text.removeprefix("-").isascii() or not text.removeprefix("-").isdigit() or len(text) > 15:
+        # `offer_actions` rejects negative numbers with a message of its own.
+        if not _INTEGER_PATTERN.fullmatch(text):
             raise _invalid_field(
                 "max_redemptions",
                 "cap_invalid",
                 _("Enter a whole number such as 1000, or leave this empty for no limit."),
             )
-        return sign * int(text.removeprefix("-"))
+        return int(text)
 
     def _parse_audience_id(self) -> int | None:
         audience_id = self.audience.data or ""
@@ -244,20 +262,19 @@ def parse_local_datetime(form: Form, name: str) -> LocalDateTime | None:
     Return None without a day.
 
     :raises InvalidInput: with an error for the invalid field.
-
     """
     day: date | None = form[name].data
-    clock: time | None = form[f"{name}_time"].data
+    time_of_day: time | None = form[f"{name}_time"].data
     if _has_input(form[name]) and day is None:
         raise _invalid_field(name, "day_invalid", _("This is not a valid date."))
-    if _has_input(form[f"{name}_time"]) and clock is None:
+    if _has_input(form[f"{name}_time"]) and time_of_day is None:
         raise _invalid_field(f"{name}_time", "time_invalid", _("Enter a time such as 18:00."))
     if day is None:
-        if clock is not None:
+        if time_of_day is not None:
             raise _invalid_field(name, "day_missing", _("Choose a day, too."))
         return None
     fold = form[f"{name}_fold"].data
-    return LocalDateTime(day, clock, int(fold) if fold in ("0", "1") else None)
+    return LocalDateTime(day, time_of_day, int(fold) if fold in ("0", "1") else None)
 
 
 def needs_fold_choice(form: Form, field: str) -> bool:
@@ -269,10 +286,10 @@ def needs_fold_choice(form: Form, field: str) -> bool:
     return is_ambiguous or bool(form[f"{field}_fold"].data)
 
 
-def _displayed_local(at: datetime, time_zone: ZoneInfo, *, is_window_end: bool = False) -> LocalDateTime:
+def _to_displayed_local_time(at: datetime, time_zone: ZoneInfo, *, is_window_end: bool = False) -> LocalDateTime:
     """Return the local time as the form shows it, without fractions of a second.
 
-    An unchanged field is recognised by it, so that the fractions are not lost.
+    Used to detect an unchanged field, whose stored time (with its fractions of a second) is then kept.
     """
     local = local_time.utc_to_local(at, time_zone, is_window_end=is_window_end)
     return LocalDateTime(local.day, local.time.replace(microsecond=0) if local.time else None, local.fold)
@@ -280,8 +297,8 @@ def _displayed_local(at: datetime, time_zone: ZoneInfo, *, is_window_end: bool =
 
 def _form_data(offer: Offer) -> dict[str, Any]:
     time_zone = ZoneInfo(offer.time_zone)
-    start = _displayed_local(offer.starts_at, time_zone)
-    end = _displayed_local(offer.ends_at, time_zone, is_window_end=True) if offer.ends_at else None
+    start = _to_displayed_local_time(offer.starts_at, time_zone)
+    end = _to_displayed_local_time(offer.ends_at, time_zone, is_window_end=True) if offer.ends_at else None
     percent = offer.percent.normalize() if offer.percent is not None else None
     return {
         "name": offer.name,
@@ -308,6 +325,7 @@ def _fold_value(local: LocalDateTime | None) -> str | None:
 
 
 def _has_input(field: Any) -> bool:
+    """Return whether a submitted field is not blank."""
     return any(str(value).strip() for value in field.raw_data or [])
 
 
@@ -316,27 +334,25 @@ def _invalid_field(field: str, key: str, message: str) -> InvalidInput:
 
 
 def _parse_decimal(text: str | None, field: str, message: str) -> Decimal:
-    digits = re.sub(r"[\s%]", "", text or "")
-    if not _NUMBER_PATTERN.fullmatch(digits):
+    number_text = re.sub(r"[\s%]", "", text or "")
+    if not _NUMBER_PATTERN.fullmatch(number_text):
         raise _invalid_field(field, "discount_invalid", message)
-    return Decimal(digits.replace(",", "."))
+    return Decimal(number_text.replace(",", "."))
 
 
-def _parse_minor_units(text: str | None, currency: str) -> int:
+def _parse_discount_amount(text: str | None, currency: str) -> int:
     decimals = get_currency_precision(currency)
-    example = "5.00" if decimals == 2 else "5" if decimals == 0 else "5.000"
+    example = {0: "5", 2: "5.00"}.get(decimals, "5.000")
     message = _("Enter a number such as %(example)s.", example=example)
-    exact = _parse_decimal(text, "discount_amount", message).scaleb(decimals)
-    if exact != exact.to_integral_value():
-        message = (
-            ngettext(
+    minor_units = _parse_decimal(text, "discount_amount", message).scaleb(decimals)
+    if minor_units != minor_units.to_integral_value():
+        message = _("%(currency)s has no decimals.", currency=currency)
+        if decimals:
+            message = ngettext(
                 "%(currency)s has %(num)s decimal.", "%(currency)s has %(num)s decimals.", decimals, currency=currency
             )
-            if decimals
-            else _("%(currency)s has no decimals.", currency=currency)
-        )
         raise _invalid_field("discount_amount", "discount_invalid", message)
-    return int(exact)
+    return int(minor_units)
 
 
 def _format_major_units(amount: int | None, currency: str | None) -> str:

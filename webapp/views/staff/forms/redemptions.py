@@ -1,4 +1,4 @@
-"""Forms of staff to redeem, undo, search for and explain redemptions."""
+"""Staff forms for redemptions and eligibility."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ CHANNEL_LABELS = {"form": _l("Form"), "link": _l("Personal link"), "api": _l("AP
 CHECK_LABELS = {
     "code": _l("Code exists"),
     "customer": _l("Customer exists"),
-    "unused": _l("Unused"),
+    "unused": _l("Not redeemed yet"),
     "window": _l("Within its period"),
-    "status": _l("Active"),
+    "status": _l("Offer not paused"),
     "audience": _l("In the audience"),
     "personal_code": _l("Code type accepted"),
     "room": _l("Redemptions left"),
@@ -47,9 +47,9 @@ class StaffRedeemForm(FlaskForm):
 
 
 class WhyNotForm(Form):
-    """The customer and the code to explain.
+    """The code and the customer whose eligibility is explained.
 
-    `who` is an email address or the shop's own id of the customer.
+    `who` is the email address or the source id of the customer.
     """
 
     who = StringField(_l("Customer's email address or source ID"))
@@ -61,8 +61,8 @@ class WhyNotForm(Form):
         :raises InvalidInput: with an error for each invalid field.
         """
         errors: list[FieldError] = []
-        who = " ".join((self.who.data or "").replace("\0", "").split())
-        if not who:
+        customer = " ".join((self.who.data or "").replace("\0", "").split())
+        if not customer:
             errors.append(FieldError("who", "who_missing", _("Enter the customer's email address or source ID.")))
         code = ""
         try:
@@ -74,10 +74,10 @@ class WhyNotForm(Form):
         if errors:
             raise InvalidInput(*errors)
         try:
-            return RedemptionRequest(channel="staff", code=code, email=normalise_email(who))
+            return RedemptionRequest(channel="staff", code=code, email=normalise_email(customer))
         except InvalidInput:
-            # Text that is not an email address may be an id of the shop, with or without an @.
-            return RedemptionRequest(channel="staff", code=code, source_id=who)
+            # Text that is not an email address may be a source id, with or without an @.
+            return RedemptionRequest(channel="staff", code=code, source_id=customer)
 
 
 class UndoForm(FlaskForm):
@@ -101,7 +101,7 @@ class RedemptionSearchForm(Form):
     def time_range(self, zone: str) -> tuple[datetime | None, datetime | None]:
         """Return the start of the first day and the end of the last one in a time zone.
 
-        Each is None when it is not given.
+        Each is None when its field is empty.
         """
         time_zone = ZoneInfo(zone)
         since, until = (self.first.data or None), (self.last.data or None)

@@ -1,4 +1,4 @@
-"""The form with the details of the shop."""
+"""Staff form for the details of the shop."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from webapp.shop.models import ShopValues
 
 
 class ShopForm(FlaskForm):
-    """The details of the shop that customers see. `webapp.shop.validation` validates them."""
+    """The details of the shop that customers see.
+
+    They are validated by `webapp.shop.validation`.
+    """
 
     name = StringField(_l("Shop name"), render_kw={"required": True})
     sender_name = StringField(_l("Sender name"))
@@ -31,5 +34,5 @@ class ShopForm(FlaskForm):
             self[name].data = value
 
     def values(self) -> ShopValues:
-        """Return the details as typed."""
+        """Return the details as entered."""
         return ShopValues(**{field.name: self[field.name].data or "" for field in fields(ShopValues)})
