@@ -104,7 +104,7 @@ class TestInvitations:
 
     def test_a_withdrawn_invitation_is_refused(self, make_invitation_token: Token) -> None:
         token = make_invitation_token("viewer")
-        account_actions.withdraw_invitation(account_queries.list_open_invitations()[0].id, by="tests")
+        account_actions.withdraw_invitation(account_queries.list_unused_invitations()[0].id, by="tests")
         with pytest.raises(NotFound):
             account_actions.accept_invitation(token, "Ann", "ann@example.com", PASSWORD, "UTC")
 

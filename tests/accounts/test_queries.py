@@ -52,7 +52,7 @@ def test_the_invitations_that_can_be_used_are_listed_newest_first(app: Flask) ->
     db.session.execute(update(Invitation).where(Invitation.email == "b@example.com").values(used_at=func.now()))
     db.session.execute(update(Invitation).where(Invitation.email == "c@example.com").values(expires_at=func.now()))
 
-    emails = [invitation.email for invitation in account_queries.list_open_invitations()]
+    emails = [invitation.email for invitation in account_queries.list_unused_invitations()]
 
     assert emails == ["d@example.com", "a@example.com"]
 
