@@ -23,7 +23,7 @@
     });
   }
 
-  // The time zone of the browser is most likely the one of a new user.
+  // The time zone of the browser is most likely that of a new user.
   for (const select of document.querySelectorAll("select[data-guess-zone]")) {
     const zone = Intl.DateTimeFormat().resolvedOptions().timeZone;
     if ([...select.options].some((option) => option.value === zone)) select.value = zone;

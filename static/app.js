@@ -11,7 +11,7 @@
     return element;
   };
 
-  // Run a function now for the page, and again for everything that htmx adds.
+  // Run a function for the page, and for every element that htmx adds later.
   const onContent = (prepare) => {
     prepare(document);
     document.addEventListener("htmx:after:process", (event) => {
@@ -156,7 +156,7 @@
     form.querySelector("[data-close]").hidden = false;
     document.body.append(dialog);
     dialog.addEventListener("close", () => {
-      // A fragment that was refreshed in the meantime has a new copy of the form.
+      // A fragment that was refreshed since has a new copy of the form.
       details.querySelector("form")?.remove();
       details.append(form);
       form.querySelector("[data-close]").hidden = true;
@@ -183,7 +183,7 @@
       const form = event.target;
       const question = event.submitter?.dataset.confirm ?? form.dataset.confirm;
       if (!question || confirmedForms.delete(form) || form.closest("dialog, details[data-confirm-details]")) return;
-      // Before htmx or the browser sends anything.
+      // This runs before htmx or the browser sends a request.
       event.preventDefault();
       event.stopImmediatePropagation();
       const { submitter } = event;

@@ -138,7 +138,7 @@ def _session_ended_response() -> Response:
 
 
 def _form_page_path() -> str | None:
-    """Return the path of the page with the form, if the form was sent to the same path."""
+    """Return the path of the page with the form, if it was sent to the same path."""
     try:
         current_app.url_map.bind("").match(request.path, "GET")
     except HTTPException:

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import TypeVar
 from zoneinfo import ZoneInfo
 
 import jinja2_fragments.flask
-from flask import Flask, Response, g, make_response, render_template, request
+from flask import Flask, Response, flash, g, make_response, render_template, request
 from flask_babel import lazy_gettext as _l
 from flask_login import current_user
+from flask_wtf import FlaskForm
 from sqlalchemy.exc import SQLAlchemyError
 from werkzeug.local import LocalProxy
 from werkzeug.routing import BaseConverter, IntegerConverter, Map
 from werkzeug.wrappers import Response as BaseResponse
 
 from webapp.accounts import queries as account_queries
-from webapp.core.errors import DomainError
+from webapp.core.errors import DomainError, NotFound
 from webapp.core.formatting import (
     bidi_isolate,
     format_customer_datetime,
@@ -154,6 +157,25 @@ def sandboxed_response(html: str) -> Response:
     return response
 
 
+def form_status(form: FlaskForm) -> int:
+    """Return the status of a page with a form: 422 after an invalid submission."""
+    return 422 if form.is_submitted() else 200
+
+
+@contextmanager
+def flash_domain_error() -> Iterator[None]:
+    """Flash the message of a `DomainError` that is raised in the block.
+
+    `NotFound` is passed on to the error handler, which renders it as a page.
+    """
+    try:
+        yield
+    except NotFound:
+        raise
+    except DomainError as error:
+        flash(error.message, "error")
+
+
 def add_form_errors(form: object, error: DomainError) -> None:
     """Add the messages of an error to the fields of a form.
 
@@ -217,18 +239,18 @@ def init_app(app: Flask) -> None:
     """Register the template filters, globals and context processors."""
     app.jinja_env.filters.update(
         number=format_number,
-        share=format_share,
+        percentage=format_share,
         money=format_money,
         discount=format_discount,
         when=format_staff_datetime,
-        clock=format_time_of_day,
+        time_of_day=format_time_of_day,
         day=format_day,
         last_day=format_last_day,
-        moment=format_customer_datetime,
-        role_name=role_label,
-        named=replace_email_by_staff_name,
-        masked=mask_email,
-        isolated=bidi_isolate,
+        customer_datetime=format_customer_datetime,
+        role_label=role_label,
+        staff_name=replace_email_by_staff_name,
+        mask_email=mask_email,
+        bidi_isolate=bidi_isolate,
     )
     app.jinja_env.globals.update(now=lambda: datetime.now(UTC), is_htmx=is_htmx, state_label=state_label)
 

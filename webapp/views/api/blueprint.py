@@ -1,4 +1,4 @@
-"""The API blueprint: bearer keys with scopes, and errors as problem details (RFC 9457)."""
+"""The API blueprint: API keys with scopes, and errors as problem details."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def get_actor() -> str:
 
 
 def _check_body(media_types: tuple[str, ...]) -> None:
-    """Check the media type and the JSON syntax of the body, before its fields are validated.
+    """Check the media type and the JSON syntax of the body.
 
     :raises DomainError: `unsupported_media_type` (415) or `broken_json` (400).
     """

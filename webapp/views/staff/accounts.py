@@ -15,7 +15,7 @@ from webapp.core.errors import DomainError, NotFound
 from webapp.core.extensions import login
 from webapp.core.local_time import list_time_zones
 from webapp.core.rate_limit import client_address, form_field_key_func, limiter, reset_attempts
-from webapp.views.rendering import add_form_errors, add_privacy_headers, parse_row_id, render, role_label
+from webapp.views.rendering import add_form_errors, add_privacy_headers, form_status, parse_row_id, render, role_label
 from webapp.views.staff.blueprint import login_exempt, require_role
 from webapp.views.staff.forms.accounts import (
     AcceptInvitationForm,
@@ -58,7 +58,7 @@ def sign_in() -> BaseResponse:
     if request.method == "GET" and current_user.is_authenticated:
         return redirect(next_path)
     if not form.validate_on_submit():
-        return render("accounts/sign_in.html", status=422 if form.is_submitted() else 200, form=form)
+        return render("accounts/sign_in.html", status=form_status(form), form=form)
     try:
         user = account_actions.sign_in_user(form.email.data, form.password.data)
     except DomainError as error:
@@ -109,12 +109,13 @@ def _accept_invitation(token: str, unused_invitation: Invitation) -> BaseRespons
             )
             return _sign_in_and_redirect(user, _("Welcome, %(name)s.", name=user.name))
         except NotFound:
+            # The caller renders the page for an expired link.
             raise
         except DomainError as error:
             add_form_errors(form, error)
     return render(
         "accounts/accept_invitation.html",
-        status=422 if form.is_submitted() else 200,
+        status=form_status(form),
         form=form,
         role=unused_invitation.role,
     )
@@ -129,7 +130,7 @@ def _choose_password(token: str, unused_invitation: Invitation) -> BaseResponse:
         user = account_actions.reset_password(token, form.password.data)
         welcome = _("Welcome, %(name)s.", name=user.name)
         return _sign_in_and_redirect(user, welcome if is_first_password else _("Your new password was set."))
-    status = 422 if form.is_submitted() else 200
+    status = form_status(form)
     return render(
         "accounts/new_password.html", status=status, form=form, user=user, is_first_password=is_first_password
     )
@@ -182,7 +183,7 @@ def profile() -> BaseResponse:
         account_actions.update_profile(current_user.id, form.name.data, form.time_zone.data)
         flash(_("Your profile was saved."), "success")
         return redirect(url_for("staff.accounts.profile"))
-    return _render_profile(form, ChangePasswordForm(formdata=None), 422 if form.is_submitted() else 200)
+    return _render_profile(form, ChangePasswordForm(formdata=None), form_status(form))
 
 
 @blueprint.post("/settings/profile/password")
@@ -226,7 +227,7 @@ def staff_users() -> BaseResponse:
             return _render_staff_users(InviteForm(formdata=None), link=link)
         except DomainError as error:
             add_form_errors(form, error)
-    return _render_staff_users(form, status=422 if form.is_submitted() else 200)
+    return _render_staff_users(form, status=form_status(form))
 
 
 def _render_staff_users(form: InviteForm, link: str | None = None, status: int = 200) -> Response:
@@ -266,7 +267,7 @@ def staff_user(user_id: int) -> BaseResponse:
             form.role.errors = [*form.role.errors, error.message]
     return render(
         "accounts/user.html",
-        status=422 if form.is_submitted() else 200,
+        status=form_status(form),
         user=_get_staff_user_or_404(user_id),
         form=form,
     )

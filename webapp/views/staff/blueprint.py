@@ -6,7 +6,7 @@ Every view requires a signed-in user with a sufficient role, and every write a C
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from flask import Blueprint, Response, abort, current_app, redirect, request, session, url_for
 from flask_babel import gettext as _
@@ -65,6 +65,11 @@ def preserve_form_data(**labels: str) -> Callable[[View], View]:
     return decorate
 
 
+def abort_insufficient_role() -> NoReturn:
+    """Abort the request with 403."""
+    abort(403, _("Your role does not allow this. Ask an administrator."))
+
+
 class SessionExpired(CSRFError):
     """A form was sent after the session had ended."""
 
@@ -102,5 +107,5 @@ def _authorize_request() -> Response | None:
         return redirect(url_for("staff.accounts.sign_in", next=next_path))  # type: ignore[return-value]
     default_role: Role = "viewer" if request.method in ("GET", "HEAD", "OPTIONS") else "manager"
     if not current_user.has_at_least_role(getattr(view, "required_role", default_role)):
-        abort(403, _("Your role does not allow this. Ask an administrator."))
+        abort_insufficient_role()
     return None

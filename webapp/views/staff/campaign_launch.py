@@ -92,11 +92,11 @@ def launch(campaign_id: int) -> BaseResponse:
         at = form.parse_launch_time(offer.time_zone)
         if at is None:
             launched = launch_actions.launch_campaign(
-                campaign_id, current_user.email, form.include_already_sent(), form.expected_status()
+                campaign_id, current_user.email, form.includes_already_sent(), form.expected_status()
             )
         else:
             launched = launch_actions.schedule_campaign(
-                campaign_id, at, current_user.email, form.include_already_sent(), form.expected_status()
+                campaign_id, at, current_user.email, form.includes_already_sent(), form.expected_status()
             )
     except DomainError as error:
         campaign = get_campaign_or_404(campaign_id)
@@ -117,6 +117,7 @@ def unschedule(campaign_id: int) -> BaseResponse:
     try:
         campaign = launch_actions.unschedule_campaign(campaign_id, by=current_user.email)
     except NotFound:
+        # The error handler renders it.
         raise
     except DomainError as error:
         flash(error.message, "error")

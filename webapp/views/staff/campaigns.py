@@ -27,7 +27,7 @@ from webapp.campaigns.launch import transitions
 from webapp.campaigns.models import Campaign
 from webapp.core import formatting
 from webapp.core.email_addresses import normalise_email
-from webapp.core.errors import DomainError, InvalidInput, NotFound
+from webapp.core.errors import DomainError, InvalidInput
 from webapp.customers import queries as customer_queries
 from webapp.offers import queries as offer_queries
 from webapp.views import rendering
@@ -288,7 +288,7 @@ def _describe_cause(campaign_id: int, selection: DeliverySelection) -> str:
     reply = " ".join((str(selection.code), selection.cause)).strip()
     if meaning:
         return str(_("%(meaning)s (%(reply)s)", meaning=meaning, reply=reply))
-    return str(_("The server replied %(code)s", code=reply))
+    return str(_("The server replied %(reply)s", reply=reply))
 
 
 def _recipient_lookup_values(campaign: Campaign) -> dict[str, Any]:
@@ -314,12 +314,8 @@ def _run_action(campaign_id: int, action: Callable[[], Campaign]) -> BaseRespons
 
     The message of a `DomainError` is flashed, except for a campaign that does not exist.
     """
-    try:
+    with rendering.flash_domain_error():
         action()
-    except NotFound:
-        raise
-    except DomainError as error:
-        flash(error.message, "error")
     if rendering.is_htmx():
         return progress(campaign_id)
     return redirect(campaign_url(get_campaign_or_404(campaign_id)), 303)
@@ -339,5 +335,5 @@ def _progress_values(campaign: Campaign) -> dict[str, Any]:
             for cause, example in zip(shown_causes, examples, strict=True)
         ],
         "more_causes_count": len(causes) - len(shown_causes),
-        "is_live": campaign.status in IN_PROGRESS_STATUSES or stats.has_active_worker,
+        "is_refreshed": campaign.status in IN_PROGRESS_STATUSES or stats.has_active_worker,
     }

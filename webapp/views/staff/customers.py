@@ -120,9 +120,7 @@ def new() -> BaseResponse:
             return redirect(url_for("staff.customers.show", customer_id=customer.id))
         except DomainError as error:
             rendering.add_form_errors(form, error)
-    return rendering.render(
-        "customers/edit.html", status=422 if form.is_submitted() else 200, form=form, customer_id=None
-    )
+    return rendering.render("customers/edit.html", status=rendering.form_status(form), form=form, customer_id=None)
 
 
 @blueprint.route("/customers/<int:customer_id>/edit", methods=["GET", "POST"])
@@ -146,7 +144,7 @@ def edit(customer_id: int) -> BaseResponse:
             rendering.add_form_errors(form, error)
     elif request.method == "GET":
         form.fill_from_customer(customer, customer_queries.list_customer_audiences(customer_id))
-    status = 422 if form.is_submitted() else 200
+    status = rendering.form_status(form)
     return rendering.render("customers/edit.html", status=status, form=form, customer_id=customer_id, title=title)
 
 
@@ -187,7 +185,7 @@ def audiences() -> BaseResponse:
             return redirect(url_for("staff.customers.audiences"))
         except DomainError as error:
             rendering.add_form_errors(form, error)
-    status = 422 if form.is_submitted() else 200
+    status = rendering.form_status(form)
     return rendering.render(
         "customers/audiences.html", status=status, form=form, audiences=customer_queries.list_audience_summaries()
     )
@@ -207,7 +205,7 @@ def edit_audience(audience_id: int) -> BaseResponse:
             return redirect(url_for("staff.customers.audiences"))
         except DomainError as error:
             rendering.add_form_errors(form, error)
-    status = 422 if form.is_submitted() else 200
+    status = rendering.form_status(form)
     return rendering.render("customers/audience.html", status=status, form=form, title=title)
 
 

@@ -31,20 +31,20 @@ def index() -> Response:
         "home.html",
         chart=chart,
         steps=dashboard.get_onboarding_steps(),
-        **_live_values(figures),
+        **_refreshed_values(figures),
     )
 
 
 @blueprint.get("/now")
-def live_section() -> Response:
+def refreshed_section() -> Response:
     """Render the section that is refreshed while emails are being sent."""
-    return render("_now.html", steps=None, **_live_values(dashboard.get_dashboard_figures(current_user.time_zone)))
+    return render("_now.html", steps=None, **_refreshed_values(dashboard.get_dashboard_figures(current_user.time_zone)))
 
 
-def _live_values(figures: dashboard.DashboardFigures) -> dict[str, Any]:
+def _refreshed_values(figures: dashboard.DashboardFigures) -> dict[str, Any]:
     return {
         "figures": figures,
         "attention": dashboard.get_attention_list(),
         "days": dashboard.DASHBOARD_DAYS,
-        "is_live": campaign_queries.has_campaign_in_progress(),
+        "is_refreshed": campaign_queries.has_campaign_in_progress(),
     }

@@ -10,8 +10,8 @@ from werkzeug.wrappers import Response as BaseResponse
 from webapp.accounts import api_key_actions, signing_key_actions
 from webapp.accounts import queries as account_queries
 from webapp.core import signing_keys
-from webapp.core.errors import DomainError, NotFound
-from webapp.views.rendering import add_form_errors, render
+from webapp.core.errors import DomainError
+from webapp.views.rendering import add_form_errors, flash_domain_error, form_status, render
 from webapp.views.staff.accounts import blueprint
 from webapp.views.staff.blueprint import require_role
 from webapp.views.staff.forms.accounts import ApiKeyForm
@@ -35,7 +35,7 @@ def api_keys() -> BaseResponse:
             return _render_api_keys(ApiKeyForm(formdata=None), key=key)
         except DomainError as error:
             add_form_errors(form, error)
-    return _render_api_keys(form, status=422 if form.is_submitted() else 200)
+    return _render_api_keys(form, status=form_status(form))
 
 
 def _render_api_keys(form: ApiKeyForm, key: str | None = None, status: int = 200) -> Response:
@@ -77,11 +77,7 @@ def rotate_key(purpose: str) -> BaseResponse:
 @require_role("admin")
 def revoke_key(purpose: str, version: int) -> BaseResponse:
     """Revoke a version of a signing key: its signatures are no longer accepted."""
-    try:
+    with flash_domain_error():
         signing_key_actions.revoke_signing_key(purpose, version, by=current_user.email)
         flash(_("Version %(version)s was revoked: its signatures are no longer accepted.", version=version), "success")
-    except NotFound:
-        raise
-    except DomainError as error:
-        flash(error.message, "error")
     return redirect(url_for("staff.accounts.list_signing_keys"))

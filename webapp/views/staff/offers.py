@@ -69,7 +69,7 @@ def new() -> BaseResponse:
         form.time_zone.data = current_user.time_zone
         form.starts_at.data = datetime.now(ZoneInfo(current_user.time_zone)).date()
     if not form.validate_on_submit():
-        return _render_edit_page(form, None, 422 if form.is_submitted() else 200)
+        return _render_edit_page(form, None, rendering.form_status(form))
     try:
         offer = offer_actions.create_offer(form.values(), by=current_user.email)
     except DomainError as error:
@@ -112,11 +112,11 @@ def show(offer_id: int) -> Response:
 
 
 @blueprint.get("/offers/<int:offer_id>/live")
-def live(offer_id: int) -> Response:
-    """Render the part of the page that refreshes itself: the redemptions."""
+def redemptions_section(offer_id: int) -> Response:
+    """Render the section with the redemptions, which refreshes itself."""
     offer = _get_offer_or_404(offer_id)
     return rendering.render(
-        "offers/_live.html", offer=offer, at=database_clock.get_database_time(), **_redemption_context(offer)
+        "offers/_redemptions.html", offer=offer, at=database_clock.get_database_time(), **_redemption_context(offer)
     )
 
 
@@ -129,7 +129,7 @@ def edit(offer_id: int) -> BaseResponse:
     if request.method == "GET":
         form.fill_from_offer(offer)
     if not form.validate_on_submit():
-        return _render_edit_page(form, offer, 422 if form.is_submitted() else 200)
+        return _render_edit_page(form, offer, rendering.form_status(form))
     try:
         changes = vars(form.values(offer))
         offer_actions.update_offer(offer_id, changes, form.submitted_version(), by=current_user.email)
@@ -166,7 +166,7 @@ def renew_code(offer_id: int) -> BaseResponse:
     offer, form = _get_offer_or_404(offer_id), RenewCodeForm()
     previous_code = offer.code_as_written
     if not form.validate_on_submit():
-        return rendering.render("offers/renew.html", status=422 if form.is_submitted() else 200, form=form, offer=offer)
+        return rendering.render("offers/renew.html", status=rendering.form_status(form), form=form, offer=offer)
     try:
         offer = code_actions.renew_code(offer_id, (form.code.data or "").strip() or None, by=current_user.email)
     except DomainError as error:
@@ -189,13 +189,9 @@ def renew_code(offer_id: int) -> BaseResponse:
 @blueprint.post("/offers/<int:offer_id>/codes/<code>/close")
 def close_code(offer_id: int, code: str) -> BaseResponse:
     """Close an earlier code."""
-    try:
+    with rendering.flash_domain_error():
         code_actions.close_code(offer_id, code, by=current_user.email)
         flash(_("%(code)s is closed and no longer valid.", code=code), "success")
-    except NotFound:
-        raise
-    except DomainError as error:
-        flash(error.message, "error")
     return redirect(url_for("staff.offers.show", offer_id=offer_id))
 
 

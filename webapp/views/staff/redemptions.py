@@ -27,10 +27,10 @@ from webapp.views.staff.blueprint import require_role
 from webapp.views.staff.forms.redemptions import (
     CHANNEL_LABELS,
     CHECK_LABELS,
+    EligibilityForm,
     RedemptionSearchForm,
     StaffRedeemForm,
     UndoForm,
-    WhyNotForm,
 )
 
 blueprint = Blueprint("redemptions", __name__)
@@ -59,7 +59,8 @@ def index() -> BaseResponse:
         if redemption_filter
         else redemption_queries.ScanPage([], None)
     )
-    filters: dict[str, Any] = {name: value for name, value in request.args.items() if value and name in form}
+    field_names = {field.name for field in form}
+    filters: dict[str, Any] = {name: value for name, value in request.args.items() if value and name in field_names}
     next_cursor = pagination.encode_cursor(*scan.next_cursor.to_integers()) if scan.next_cursor else None
     return rendering.render(
         "redemptions/index.html",
@@ -95,7 +96,7 @@ def new() -> BaseResponse:
     """Redeem an offer on behalf of a customer."""
     form = StaffRedeemForm(code=request.args.get("code"), email=request.args.get("email"))
     if not form.validate_on_submit():
-        return rendering.render("redemptions/new.html", status=422 if form.is_submitted() else 200, form=form)
+        return rendering.render("redemptions/new.html", status=rendering.form_status(form), form=form)
     try:
         record = group_commit.redeem(form.to_request())
     except DomainError as error:
@@ -114,7 +115,7 @@ def new() -> BaseResponse:
 @blueprint.get("/why-not")
 def why_not() -> Response:
     """Explain the eligibility of a customer for a code, check by check."""
-    form = WhyNotForm(request.args)
+    form = EligibilityForm(request.args)
     # Links from other pages may fill in only one of the two.
     if not any(request.args.get(name) for name in ("who", "code")):
         return _render_why_not(form)
@@ -126,7 +127,7 @@ def why_not() -> Response:
     return _render_why_not(form, explanation)
 
 
-def _render_why_not(form: WhyNotForm, explanation: Explanation | None = None, status: int = 200) -> Response:
+def _render_why_not(form: EligibilityForm, explanation: Explanation | None = None, status: int = 200) -> Response:
     return rendering.render(
         "redemptions/why_not.html",
         status=status,
@@ -185,8 +186,8 @@ def _build_filter(form: RedemptionSearchForm) -> RedemptionFilter | None:
             if offer is None:
                 return None
             offer_id = offer.id
-        if (form.who.data or "").strip():
-            customer_id = _find_customer_id((form.who.data or "").strip())
+        if (form.customer.data or "").strip():
+            customer_id = _find_customer_id((form.customer.data or "").strip())
             if customer_id is None:
                 return None
     except InvalidInput:
@@ -197,11 +198,11 @@ def _build_filter(form: RedemptionSearchForm) -> RedemptionFilter | None:
 
 
 def _find_rolled_back_redemption(form: RedemptionSearchForm) -> RedemptionRecord | None:
-    """Return the rolled-back redemption with the reference in the search field, if any.
+    """Return the rolled-back redemption with the reference in the form, if any.
 
     The list contains no rolled-back redemptions.
     """
-    reference = (form.who.data or "").replace(" ", "")
+    reference = (form.customer.data or "").replace(" ", "")
     record = redemption_queries.find_redemption(reference) if reference and "@" not in reference else None
     return record if record is not None and record.row.rolled_back_at is not None else None
 

@@ -1,4 +1,4 @@
-"""Staff pages for the shop: its details, a sample email and a check of the mail relay."""
+"""Staff pages for the shop: details, sample email and check of the mail relay."""
 
 from __future__ import annotations
 

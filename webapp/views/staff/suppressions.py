@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from flask import Blueprint, Response, abort, current_app, flash, redirect, request, url_for
+from flask import Blueprint, Response, current_app, flash, redirect, request, url_for
 from flask_babel import gettext as _
 from flask_login import current_user
 from flask_wtf import FlaskForm
@@ -22,7 +22,7 @@ from webapp.customers.suppressions import actions as suppression_actions
 from webapp.customers.suppressions import queries as suppression_queries
 from webapp.views import rendering
 from webapp.views.staff import uploads
-from webapp.views.staff.blueprint import require_role
+from webapp.views.staff.blueprint import abort_insufficient_role, require_role
 from webapp.views.staff.customers import csv_response
 from webapp.views.staff.forms.customers import ImportForm, SuppressionForm, SuppressionSearchForm
 
@@ -62,14 +62,14 @@ def new() -> BaseResponse:
         try:
             entered_email = form.email.data or ""
             suppression, previous_reason = suppression_actions.add_suppression_by_staff(
-                entered_email, form.reason.data or "", current_user.email, form.words.data or ""
+                entered_email, form.reason.data or "", current_user.email, form.note.data or ""
             )
             message = _build_added_message(" ".join(entered_email.split()), suppression, previous_reason)
             flash(message, "info" if previous_reason else "success")
             return redirect(_return_url(suppression.email))
         except DomainError as error:
             rendering.add_form_errors(form, error)
-    status = 422 if form.is_submitted() else 200
+    status = rendering.form_status(form)
     return rendering.render("customers/new_suppression.html", status=status, form=form)
 
 
@@ -87,7 +87,7 @@ def remove() -> BaseResponse:
         raise NotFound(_("This address is not on the suppression list."))
     has_customer = customer_queries.find_customer_by_email(suppression.email) is not None
     if not has_customer and not current_user.has_at_least_role("admin"):
-        abort(403, _("Your role does not allow this. Ask an administrator."))
+        abort_insufficient_role()
     form = FlaskForm()
     return_url, removed_message = _return_url(suppression.email), _build_removed_message(key, suppression)
     if form.validate_on_submit():

@@ -83,13 +83,16 @@ class NewOffer(RequestBody):
     mail: Mail | None = None
 
 
-# pydantic does not validate defaults: a null in the body is refused, an omitted field is not.
-# The default of fields that cannot be null: an omitted field is not in `model_fields_set`.
+# The default of fields that cannot be null. pydantic does not validate defaults: a null in the body is rejected, an
+# omitted field is not.
 _UNSET: Any = None
 
 
 class OfferChange(RequestBody):
-    """Changes of an offer. Omitted fields stay unchanged; `ends_at`, `max_redemptions` and `audience` can be null."""
+    """Changes of an offer.
+
+    Omitted fields stay unchanged; `ends_at`, `max_redemptions` and `audience` can be null.
+    """
 
     name: StorableText = _UNSET
     discount: DiscountIn = _UNSET

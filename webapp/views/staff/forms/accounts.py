@@ -41,7 +41,10 @@ def _build_choices(labels: dict[str, str]) -> list[SelectChoice]:
 
 
 def _collapse_whitespace(text: str | None) -> str:
-    """Replace each run of spaces and non-printable characters by one space; strip the ends."""
+    """Replace each run of white space and non-printable characters by one space.
+
+    Those at the ends are removed.
+    """
     return " ".join("".join(char if char.isprintable() else " " for char in text or "").split())
 
 
@@ -149,7 +152,7 @@ class ApiKeyForm(FlaskForm):
             raise ValidationError(_("Choose an earlier day, or leave the field empty."))
 
     def compute_expires_at(self, time_zone: str) -> datetime | None:
-        """Return the end of the last day in a time zone as UTC; None when no day was chosen."""
+        """Return the end of the last day in a time zone as UTC; None without a day."""
         if self.expires_on.data is None:
             return None
         next_day = self.expires_on.data + timedelta(days=1)

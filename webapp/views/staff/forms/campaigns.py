@@ -88,8 +88,9 @@ class LaunchForm(FlaskForm):
     Times are in the time zone of the offer.
     """
 
-    when = RadioField(
+    launch_time_choice = RadioField(
         _l("Start"),
+        name="when",
         # No default: a form without this field must not launch the campaign.
         choices=[SelectChoice("now", _l("Now")), SelectChoice("later", _l("At a scheduled time"))],
         validators=[InputRequired(_l("Choose when the campaign starts."))],
@@ -99,8 +100,9 @@ class LaunchForm(FlaskForm):
     at = DateField(_l("Date"), validators=[Optional()])
     at_time = TimeOfDayField(_l("Time"))
     at_fold = RadioField(_l("Which of the two times?"), choices=FOLD_CHOICES, validators=[Optional()])
-    to_all = RadioField(
+    include_already_sent = RadioField(
         _l("Recipients of the cancelled campaign"),
+        name="to_all",
         choices=[
             SelectChoice("no", _l("Skip them, so that they do not get it twice")),
             SelectChoice("yes", _l("Send them this email too")),
@@ -111,12 +113,12 @@ class LaunchForm(FlaskForm):
 
     def fill_from_campaign(self, campaign: Campaign, time_zone: str) -> None:
         """Fill the form with the launch time and the recipients of a campaign."""
-        self.when.data = "now"
+        self.launch_time_choice.data = "now"
         self.submitted_status.data = campaign.status
-        self.to_all.data = "yes" if campaign.mails_again else "no"
+        self.include_already_sent.data = "yes" if campaign.mails_again else "no"
         if campaign.status == "scheduled" and campaign.scheduled_at is not None:
             local = campaign.scheduled_at.astimezone(ZoneInfo(time_zone))
-            self.when.data, self.at.data, self.at_time.data = "later", local.date(), local.time()
+            self.launch_time_choice.data, self.at.data, self.at_time.data = "later", local.date(), local.time()
             fold = local_time.utc_to_local(campaign.scheduled_at, ZoneInfo(time_zone)).fold
             self.at_fold.data = None if fold is None else str(fold)
 
@@ -125,7 +127,7 @@ class LaunchForm(FlaskForm):
 
         :raises InvalidInput: at the invalid field, or for a local time that the time zone skips or repeats.
         """
-        if self.when.data != "later":
+        if self.launch_time_choice.data != "later":
             return None
         local = parse_local_datetime(self, "at")
         if local is None:
@@ -136,9 +138,9 @@ class LaunchForm(FlaskForm):
             )
         return local_time.local_to_utc(local, ZoneInfo(time_zone), "at")
 
-    def include_already_sent(self) -> bool | None:
+    def includes_already_sent(self) -> bool | None:
         """Return whether to include recipients of a cancelled campaign; None if not asked."""
-        return None if self.to_all.data is None else self.to_all.data == "yes"
+        return None if self.include_already_sent.data is None else self.include_already_sent.data == "yes"
 
     def expected_status(self) -> str | None:
         """Return the campaign's status when the page was opened; None if unknown."""

@@ -105,7 +105,7 @@ class SuppressionForm(FlaskForm):
         choices=[SelectChoice(value, label) for value, label in SUPPRESSION_REASON_LABELS.items()],
         validate_choice=False,
     )
-    words = StringField(_l("Note"))
+    note = StringField(_l("Note"), name="words")
 
 
 class ImportForm(Form):

@@ -46,13 +46,13 @@ class StaffRedeemForm(FlaskForm):
         return RedemptionRequest(channel="staff", code=code, email=email)
 
 
-class WhyNotForm(Form):
+class EligibilityForm(Form):
     """The code and the customer whose eligibility is explained.
 
-    `who` is the email address or the source id of the customer.
+    `customer` is an email address or a source id.
     """
 
-    who = StringField(_l("Customer's email address or source ID"))
+    customer = StringField(_l("Customer's email address or source ID"), name="who")
     code = StringField(_l("Offer code or personal code"))
 
     def to_request(self) -> RedemptionRequest:
@@ -61,9 +61,9 @@ class WhyNotForm(Form):
         :raises InvalidInput: with an error for each invalid field.
         """
         errors: list[FieldError] = []
-        customer = " ".join((self.who.data or "").replace("\0", "").split())
+        customer = " ".join((self.customer.data or "").replace("\0", "").split())
         if not customer:
-            errors.append(FieldError("who", "who_missing", _("Enter the customer's email address or source ID.")))
+            errors.append(FieldError("customer", "who_missing", _("Enter the customer's email address or source ID.")))
         code = ""
         try:
             if not (self.code.data or "").strip():
@@ -89,10 +89,10 @@ class UndoForm(FlaskForm):
 class RedemptionSearchForm(Form):
     """The filters of the list of redemptions.
 
-    `who` is an email address or the reference on a receipt.
+    `customer` is an email address or the reference on a receipt.
     """
 
-    who = StringField(_l("Email address or reference"))
+    customer = StringField(_l("Email address or reference"), name="who")
     code = StringField(_l("Code"))
     channel = SelectField(_l("Channel"), choices=_CHANNEL_CHOICES, default="", validate_choice=False)
     first = DateField(_l("From"), validators=[Optional()])
