@@ -60,7 +60,7 @@ PAGES = {
     "why not?": "/why-not?who=customer.1@example.com&code=offer1",
     "campaigns": "/campaigns",
     "one campaign": "/campaigns/{campaign}",
-    "audit trail": "/settings/audit",
+    "audit log": "/settings/audit",
 }
 
 

@@ -195,7 +195,7 @@ def command_errors(settings: Settings) -> Iterator[None]:
             yield
     except KeyboardInterrupt as error:
         raise SystemExit(
-            "onecode: interrupted, and everything it had started is stopped; run the same command again"
+            "onecode: interrupted; everything that this command started was stopped; run it again"
         ) from error
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -24,7 +24,7 @@ from webapp.monitoring import queries as monitoring_queries
 
 @click.command("invite")
 @click.option("--role", type=click.Choice(ROLES), default="admin", show_default=True)
-@click.option("--email", default=None, help="Email address of the new user; filled in on the page.")
+@click.option("--email", default=None, help="Email address of the new user; prefilled on the invitation page.")
 @click.option("--reset", metavar="EMAIL", default=None, help="Print a password reset link for this user instead.")
 def invite_command(role: str, email: str | None, reset: str | None) -> None:
     """Print an invitation link, which works once.
@@ -93,7 +93,7 @@ def rotate_key_command(purpose: str) -> None:
     Older versions are still accepted.
     """
     version = signing_key_actions.rotate_signing_key(purpose, by="command line")
-    click.echo(f"Version {version} of {purpose} signs from now on. Older versions are still accepted.")
+    click.echo(f"Version {version} of {purpose} is now the current version. Older versions are still accepted.")
 
 
 @key_group.command("retire")
@@ -118,13 +118,13 @@ def revoke_key_command(purpose: str, version: int, yes: bool) -> None:
 
 
 BOUNCE_OUTCOME_LABELS = {
-    "known": "about addresses that were already suppressed",
-    "soft": "about emails that may still be delivered, or that failed for a reason unrelated to the address",
-    "ignored": "without consequences: automatic replies, and addresses that a customer no longer has",
-    "unproven": "without a signed tag of this installation, so that the recipient is unknown",
-    "unknown_customer": "about addresses of no customer",
-    "own_address": "about an address of the shop itself",
-    "broken": "that could not be parsed",
+    "known": "Messages about addresses that were already suppressed",
+    "soft": "Messages about emails that may still be delivered, or that failed for a reason unrelated to the address",
+    "ignored": "Messages without consequences (automatic replies, and addresses that a customer no longer has)",
+    "unproven": "Messages without a valid token of this installation, so the recipient is unknown",
+    "unknown_customer": "Messages about customers who have been erased",
+    "own_address": "Messages about an address of the shop itself",
+    "broken": "Messages that could not be parsed",
 }
 
 
@@ -147,7 +147,7 @@ def bounces_command(file: str) -> None:
     click.echo(f"{suppressed} {'address' if suppressed == 1 else 'addresses'} suppressed.")
     for outcome, label in BOUNCE_OUTCOME_LABELS.items():
         if counts[outcome]:
-            click.echo(f"{counts[outcome]} {label}.")
+            click.echo(f"{label}: {counts[outcome]}")
 
 
 @click.command("worker-alive")
@@ -158,7 +158,7 @@ def worker_alive_command() -> None:
     """
     host = socket.gethostname()
     if not monitoring_queries.is_worker_alive(host):
-        _exit_with_error(f"no heartbeat of a worker on {host} in the last minute; start one: python -m webapp.worker")
+        _exit_with_error(f"no worker on {host} sent a heartbeat in the last minute; start one: python -m webapp.worker")
 
 
 def _exit_with_error(error: Exception | str) -> NoReturn:

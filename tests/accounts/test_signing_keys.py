@@ -412,7 +412,7 @@ def test_the_renew_command_rotates_a_key(app: Flask, purpose: str) -> None:
     result = run(app, "renew", purpose)
 
     assert result.exit_code == 0
-    assert result.output.startswith(f"Version 2 of {purpose} signs from now on.")
+    assert result.output.startswith(f"Version 2 of {purpose} is now the current version.")
     assert f"{purpose} 2 signs\n{purpose} 1 accepted\n" in run(app, "list").output
 
 

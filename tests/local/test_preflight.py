@@ -232,7 +232,7 @@ def test_an_unreachable_relay_causes_a_warning(tmp_path: Path) -> None:
 def test_incomplete_relay_settings_are_refused(tmp_path: Path) -> None:
     relay = {"INSTANCE_PATH": str(tmp_path), "MAIL_SERVER": "relay.example.com"}
     for settings, message in (
-        ({"MAIL_USE_TLS": "1", "MAIL_USE_SSL": "1"}, "MAIL_USE_TLS and MAIL_USE_SSL exclude each other"),
+        ({"MAIL_USE_TLS": "1", "MAIL_USE_SSL": "1"}, "MAIL_USE_TLS and MAIL_USE_SSL can't both be true"),
         ({"MAIL_USERNAME": "me"}, "set both MAIL_USERNAME and MAIL_PASSWORD"),
         (
             {"MAIL_SERVER": "", "MAIL_USERNAME": "me", "MAIL_PASSWORD": "x"},

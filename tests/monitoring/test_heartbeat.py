@@ -74,7 +74,7 @@ def test_a_killed_worker_is_no_longer_alive(live_worker: live_server.LiveProcess
     result = run_worker_alive(test_settings)
     assert result.returncode == 1
     assert result.stderr.splitlines() == [
-        f"onecode: no heartbeat of a worker on {HERE} in the last minute; start one: python -m webapp.worker"
+        f"onecode: no worker on {HERE} sent a heartbeat in the last minute; start one: python -m webapp.worker"
     ]
 
 

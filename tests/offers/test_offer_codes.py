@@ -282,7 +282,7 @@ def test_closing_the_current_code_says_to_renew_it_first(staff: FlaskClient, mak
 
     response = staff.post(f"/offers/{offer.id}/codes/SUMMER25/close", follow_redirects=True)
 
-    assert "Renew the code first" in response.text
+    assert "Replace the code first" in response.text
 
 
 @pytest.mark.parametrize("path", ["code", "codes/OLD/close", "codes/OLD/reopen", "personal-code"])
@@ -313,7 +313,7 @@ def test_a_button_toggles_the_requirement_of_personal_codes(staff: FlaskClient, 
         "can redeem the offer in that customer&#39;s name" in before
         or "can redeem the offer in that customer's name" in before
     )
-    assert "Emails sent so far carry only the shared code" in before
+    assert "Emails sent so far contain only the shared code" in before
     assert "alone is not accepted" in after
     assert not offer_queries.find_offers([offer.id])[offer.id].personal_code_required
 

@@ -71,13 +71,13 @@ def test_an_eligible_customer_passes_all_checks(make_offer: MakeOffer, make_cust
 
 
 VALIDITY_PERIODS: list[tuple[dict[str, Any], bool, str]] = [
-    ({"starts_at": MAY, "ends_at": None}, True, "Valid since 1 May 2026 at 00:00 Europe/Berlin, without an end."),
+    ({"starts_at": MAY, "ends_at": None}, True, "Valid from 1 May 2026 at 00:00 (Europe/Berlin), with no end date."),
     (
         {"starts_at": MAY, "ends_at": FAR_FUTURE},
         True,
-        "Valid since 1 May 2026 at 00:00 Europe/Berlin, ends on 31 May 2098 at 24:00 Europe/Berlin.",
+        "Valid from 1 May 2026 at 00:00 (Europe/Berlin) until the end of 31 May 2098 (Europe/Berlin).",
     ),
-    ({"starts_at": MAY, "ends_at": JUNE}, False, "Ended on 31 May 2026 at 24:00 Europe/Berlin."),
+    ({"starts_at": MAY, "ends_at": JUNE}, False, "Was valid until the end of 31 May 2026 (Europe/Berlin)."),
     (
         {"starts_at": MAY, "ends_at": JUNE.replace(hour=13, minute=5)},
         False,
@@ -113,7 +113,7 @@ def test_the_check_of_the_validity_period(
             "The offer requires the personal code from the customer's email; this is the shared code.",
         ),
         ({}, "room", True, "There is no limit on redemptions."),
-        ({"max_redemptions": 1000, "redeemed": 12}, "room", True, "12 of at most 1,000 redemptions have been made."),
+        ({"max_redemptions": 1000, "redeemed": 12}, "room", True, "12 of 1,000 redemptions used."),
         (
             {"max_redemptions": 1000, "redeemed": 1000},
             "room",
@@ -174,7 +174,7 @@ def test_a_rolled_back_redemption_is_shown(make_offer: MakeOffer, make_customer:
 
     found = explain_eligibility(ADA)
 
-    sentence = "Not redeemed: the redemption of 3 May 2026, 12:00 CEST was undone."
+    sentence = "Unused: the redemption on 3 May 2026, 12:00 CEST was undone."
     assert checks_by_name(found)["unused"] == (True, sentence)
     assert len(found.redemptions) == 1
 
@@ -302,8 +302,8 @@ def test_the_conclusion_comes_first_and_has_links(
 
     page = sign_in("viewer").get("/why-not?who=ADA@example.com&code=summer-25").text
 
-    assert page.index("No. Redeemed on ") < page.index("Code exists")
-    check = page[page.index("Not redeemed yet") : page.index("Within its period")]
+    assert page.index("Not eligible. Redeemed on ") < page.index("Code exists")
+    check = page[page.index("Unused") : page.index("Within the offer period")]
     assert [label in check for label in ("Failed", "Passed", "Yes", "No.")] == [True, False, False, False]
     assert "“This customer has already redeemed this offer. It can be redeemed only once.”" in page
     assert page.index("Code exists") < page.index("Redemptions left")
@@ -324,7 +324,7 @@ def test_a_positive_result_links_to_the_form_to_redeem(
 
     page = staff.get("/why-not?who=ada@example.com&code=SUMMER25").text
 
-    assert "Yes. ada@example.com can redeem" in page
+    assert "Eligible. ada@example.com can redeem" in page
     assert "/redemptions/new?email=ada@example.com&amp;code=SUMMER25" in page
     assert "No email about this offer was sent to this customer" in page
 

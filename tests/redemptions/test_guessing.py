@@ -402,7 +402,7 @@ def test_staff_see_the_alert_on_three_pages(staff: FlaskClient, make_offer: Make
     add_failed_attempts(quiet, ALERT_MIN_ATTEMPTS - 1)
 
     assert "1,234 failed redemption attempts in the last hour" in staff.get(f"/offers/{offer.id}").text
-    assert "require personal codes, or renew the code" in staff.get(f"/offers/{offer.id}").text
+    assert "require personal codes, or replace the code" in staff.get(f"/offers/{offer.id}").text
     assert "failed attempts" not in staff.get(f"/offers/{quiet.id}").text
     assert staff.get("/offers").text.count("failed attempts") == 1
     assert staff.get("/").text.count("1,234 failed redemption attempts") == 1

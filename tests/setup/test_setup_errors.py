@@ -108,7 +108,7 @@ def test_ctrl_c_stops_what_was_started(make_copy: Callable[[str], LocalCopy]) ->
 
     assert process.returncode != 0
     assert [line for line in err.splitlines() if not line.startswith("make: ***")] == [
-        "onecode: interrupted, and everything it had started is stopped; run the same command again"
+        "onecode: interrupted; everything that this command started was stopped; run it again"
     ]
     assert instance.processes() == []
 

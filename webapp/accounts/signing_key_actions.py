@@ -48,9 +48,9 @@ SIGNING_KEY_PURPOSES = {
         SigningKeyPurpose(
             "personal_link",
             _l("Personal links"),
-            _l("The links in emails that open the prefilled form, and later the receipt."),
+            _l("The links in emails that open a customer's offer, and later the receipt."),
             revocation_effect=_l(
-                "Personal links signed with this version stop working within a minute, for the form and the receipt. "
+                "Personal links signed with this version stop working within a minute, for the offer and the receipt. "
                 "Customers can still enter their code and email address, and future emails contain new links."
             ),
         ),
@@ -65,7 +65,7 @@ SIGNING_KEY_PURPOSES = {
             _l("API keys"),
             _l("Verifies the API keys of shops and tills."),
             revocation_blocker=_l(
-                "Revoking a version would revoke every API key created with it. Revoke single API keys instead."
+                "Revoking a version would revoke every API key created with it. Revoke individual API keys instead."
             ),
         ),
     )
@@ -119,7 +119,7 @@ def revoke_signing_key(purpose: str, version: int, by: str) -> None:
 def _check_revocable(versions: dict[int, KeyVersion], version: int) -> None:
     newer_versions = [number for number in versions if number > version]
     if not newer_versions:
-        message = _("Version %(version)s signs now. Rotate the key first, then revoke this version.", version=version)
+        message = _("Version %(version)s is the current version. Rotate the key first, then revoke this version.", version=version)
         raise DomainError("conflict", message, 409)
     remaining = versions[min(newer_versions)].created_at + REVOCATION_DELAY - database_clock.get_database_time()
     if remaining > timedelta():

@@ -137,7 +137,7 @@ CONNECTION_ERROR_HINTS = (
     ),
     (
         r"unsupported startup parameter",
-        "DATABASE_URL points to a connection pooler such as pgbouncer; let it point to PostgreSQL itself",
+        "DATABASE_URL points to a connection pooler such as pgbouncer; point it at PostgreSQL itself",
     ),
     (
         r"no pg_hba.conf entry .*(?:SSL off|no encryption)",

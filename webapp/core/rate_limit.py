@@ -144,7 +144,7 @@ class TooManyRequests(DomainError):
     def __init__(self, seconds: int) -> None:
         self.retry_after_seconds = seconds
         self.wait_text = ngettext("a minute", "%(num)s minutes", max(1, math.ceil(seconds / 60)))
-        message = _("Too many attempts. Please wait %(time)s and try again.", time=self.wait_text)
+        message = _("Please wait %(time)s and try again.", time=self.wait_text)
         super().__init__("rate_limited", message, 429)
 
 

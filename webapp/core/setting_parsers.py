@@ -143,7 +143,7 @@ def check_relay_settings(variables: Mapping[str, str]) -> None:
         raise SettingsError(f"{names[0]} is set and MAIL_SERVER is not; set MAIL_SERVER, or remove {names[0]}")
     if parse_boolean(variables, "MAIL_USE_TLS") and parse_boolean(variables, "MAIL_USE_SSL"):
         raise SettingsError(
-            "MAIL_USE_TLS and MAIL_USE_SSL exclude each other; use TLS with port 587, or SSL with port 465"
+            "MAIL_USE_TLS and MAIL_USE_SSL can't both be true; use TLS with port 587, or SSL with port 465"
         )
     if bool(variables.get("MAIL_USERNAME")) != bool(variables.get("MAIL_PASSWORD")):
         raise SettingsError("set both MAIL_USERNAME and MAIL_PASSWORD, or neither")

@@ -197,7 +197,7 @@ def load_secret_key(instance: Path) -> str:
     except OSError as error:
         raise SettingsError(
             f"{instance} is not writable ({error.strerror}); set INSTANCE_PATH to a writable folder, "
-            "or, with your own servers, set SECRET_KEY, too"
+            "or set SECRET_KEY if you use your own database and mail servers"
         ) from error
 
 

@@ -114,7 +114,9 @@ def check_html_depth(source: str) -> None:
     parser.feed(source)
     parser.close()
     if tags - parser.start_tag_count > MAX_UNPARSED_TAGS:
-        raise HtmlTooDeep(_("More than %(max)s tags are in comments. Remove some of them.", max=MAX_UNPARSED_TAGS))
+        raise HtmlTooDeep(
+            _("The HTML has more than %(max)s tags in comments. Remove some of them.", max=MAX_UNPARSED_TAGS)
+        )
 
 
 class _DepthParser(HTMLParser):
@@ -141,8 +143,8 @@ class _DepthParser(HTMLParser):
         if len(self.open_elements) > MAX_HTML_DEPTH:
             raise HtmlTooDeep(
                 _(
-                    "Elements are nested more than %(max)s levels deep, or as many are not closed. Close them, or "
-                    "remove some of them.",
+                    "Elements are nested more than %(max)s levels deep, or that many elements are not closed. "
+                    "Close them, or remove some of them.",
                     max=MAX_HTML_DEPTH,
                 )
             )

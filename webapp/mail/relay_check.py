@@ -70,7 +70,10 @@ def _check_sender(relay: smtp.RelayConnection, settings: Settings, relay_name: s
                 sender=sender,
                 reply=reply,
             ),
-            _("Set MAIL_DEFAULT_SENDER to an address that the relay accepts, or have this address allowed there."),
+            _(
+                "Set MAIL_DEFAULT_SENDER to an address that the relay accepts, or ask the provider of the relay to allow "
+                "this address."
+            ),
         )
     accepted = _("%(relay)s accepts email from %(sender)s.", relay=relay_name, sender=sender)
     return RelayCheckResult(True, " ".join((accepted, *_describe_security(settings))), _suggest_improvement(settings))

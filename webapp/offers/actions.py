@@ -293,7 +293,7 @@ def _raise_if_frozen(offer: Offer, values: OfferValues) -> None:
                 "frozen",
                 _(
                     "The code can't be changed after the launch or the first redemption. "
-                    "Renew it instead: the current code then stays valid."
+                    "Replace it on the offer page instead: the current code then stays valid."
                 ),
             )
         )

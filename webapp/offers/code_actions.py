@@ -1,4 +1,4 @@
-"""Assign, renew, close and reopen the codes of an offer."""
+"""Assign, replace, close and reopen the codes of an offer."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def close_code(offer_id: int, code: str, by: str) -> Offer:
         raise DomainError(
             "conflict",
             _(
-                "%(code)s is the current code. Renew the code first, then close this one.",
+                "%(code)s is the current code. Replace the code first, then close this one.",
                 code=offer_code.code_as_written,
             ),
             409,

@@ -205,7 +205,7 @@ class _CheckDescriber:
         rolled_back_row = next((record.row for record in self.redemptions if record.row.rolled_back_at), None)
         if rolled_back_row is not None:
             time = _format_time(rolled_back_row.redeemed_at, self.facts.offer)
-            return _("Not redeemed: the redemption of %(time)s was undone.", time=time)
+            return _("Unused: the redemption on %(time)s was undone.", time=time)
         return _("Not redeemed by this customer yet.")
 
     def _describe_audience(self) -> str:
@@ -244,11 +244,11 @@ def _describe_window(offer: OfferFacts, check: EligibilityCheck) -> str:
     if check.reason == "offer_not_started" and not check.passed:
         return _("Starts on %(start)s.", start=start)
     if offer.ends_at is None:
-        return _("Valid since %(start)s, without an end.", start=start)
+        return _("Valid from %(start)s, with no end date.", start=start)
     end = _format_boundary(offer.ends_at, offer, is_end=True)
     if not check.passed:
-        return _("Ended on %(end)s.", end=end)
-    return _("Valid since %(start)s, ends on %(end)s.", start=start, end=end)
+        return _("Was valid until %(end)s.", end=end)
+    return _("Valid from %(start)s until %(end)s.", start=start, end=end)
 
 
 def _describe_cap(offer: OfferFacts) -> str:
@@ -258,20 +258,20 @@ def _describe_cap(offer: OfferFacts) -> str:
     if offer.redeemed >= offer.max_redemptions:
         return _("The limit of %(limit)s redemptions has been reached.", limit=limit)
     count = formatting.format_number(offer.redeemed)
-    return _("%(count)s of at most %(limit)s redemptions have been made.", count=count, limit=limit)
+    return _("%(count)s of %(limit)s redemptions used.", count=count, limit=limit)
 
 
 def _format_boundary(at: datetime, offer: OfferFacts, *, is_end: bool) -> str:
-    """Format a start or an end, such as 31 May 2026 at 24:00 Europe/Berlin.
+    """Format a start or an end, such as “1 May 2026 at 18:00 (Europe/Berlin)”.
 
-    An end at midnight belongs to the day before.
+    An end at midnight is the end of the day before.
     """
     local = at.astimezone(ZoneInfo(offer.time_zone))
     if is_end and (local.hour, local.minute, local.second) == (0, 0, 0):
-        day, time = formatting.format_day(at - timedelta(seconds=1), offer.time_zone), "24:00"
-    else:
-        day, time = formatting.format_day(at, offer.time_zone), f"{local:%H:%M}"
-    return _("%(day)s at %(time)s %(time_zone)s", day=day, time=time, time_zone=offer.time_zone)
+        day = formatting.format_day(at - timedelta(seconds=1), offer.time_zone)
+        return _("the end of %(day)s (%(time_zone)s)", day=day, time_zone=offer.time_zone)
+    day, time = formatting.format_day(at, offer.time_zone), f"{local:%H:%M}"
+    return _("%(day)s at %(time)s (%(time_zone)s)", day=day, time=time, time_zone=offer.time_zone)
 
 
 def _format_time(at: datetime, offer: OfferFacts | None) -> str:

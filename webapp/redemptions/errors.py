@@ -26,12 +26,12 @@ class RedemptionRefused(DomainError):
         self.facts = facts
 
 
-DATABASE_UNAVAILABLE = _l("The database is not available. Nothing was saved. Please try again in a moment.")
+DATABASE_UNAVAILABLE = _l("Codes can't be redeemed right now. Nothing was redeemed. Please try again in a moment.")
 OUTCOME_UNKNOWN = _l(
-    "The database did not confirm whether this was saved. Please try again: a repeated request counts only once."
+    "We could not confirm whether the code was redeemed. Please try again: it can't be redeemed twice."
 )
 OFFER_BUSY = _l(
-    "Too many customers are redeeming this offer right now. Nothing was saved. Please try again in a moment."
+    "Too many customers are redeeming this offer right now. Nothing was redeemed. Please try again in a moment."
 )
 
 

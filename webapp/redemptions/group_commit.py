@@ -107,7 +107,8 @@ class GroupCommitter(Coalescer[RedemptionRequest, RedemptionRecord | DomainError
                 request.offer_id or "–",
                 exc_info=error,
             )
-            return [DomainError("error", _("Something went wrong on our side. The error was logged."), 500)]
+            message = _("Something went wrong on our side, and the error was logged. Please try again.")
+            return [DomainError("error", message, 500)]
         return [result for request in requests for result in self._redeem_group([request])]
 
     def _get_connection(self) -> Connection:

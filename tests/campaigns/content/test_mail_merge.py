@@ -90,7 +90,7 @@ def test_text_and_html_are_alternatives(render: Callable[..., EmailMessage]) -> 
 
 
 def test_an_offer_without_end_is_valid_until_further_notice(render: Callable[..., EmailMessage]) -> None:
-    assert "It is valid until further notice." in body(render(values={"ends_at": None}), "plain")
+    assert "Your code is valid until further notice." in body(render(values={"ends_at": None}), "plain")
 
 
 def test_a_customer_without_name_gets_the_fallback_text(render: Callable[..., EmailMessage]) -> None:
@@ -534,7 +534,7 @@ def test_preview_links_open_preview_pages_and_redeem_nothing(
     assert unsubscribe_link is not None
     for response in (client.get(link[0]), client.post(link[0])):
         assert response.status_code == 200
-        assert "Preview of a customer's personal page" in response.text.replace("&#39;", "'")
+        assert "Preview of a personal link" in response.text.replace("&#39;", "'")
         assert "<button" not in response.text
     for response in (client.get(unsubscribe_link[0]), client.post(unsubscribe_link[0])):
         assert response.status_code == 200

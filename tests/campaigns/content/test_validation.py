@@ -71,7 +71,7 @@ def test_a_body_of_five_megabytes_is_refused_with_its_size() -> None:
     found = find_error("html", "x" * 5 * 2**20)
     assert found is not None
     assert found[0] == "too_large"
-    assert "larger than 256 kB (it has 5,120 kB)" in found[1]
+    assert "larger than 256 kB (it is 5,120 kB)" in found[1]
 
 
 @pytest.mark.parametrize(

@@ -263,7 +263,7 @@ def test_an_uncertain_email_that_is_resent_automatically_needs_no_decision(
     assert (status.state, status.needs_resolution, status.note) == (
         "uncertain",
         False,
-        "It is resent automatically when its turn in the queue comes.",
+        "It will be resent automatically.",
     )
     with pytest.raises(DomainError, match="no emails left"):
         delivery_actions.resend_deliveries(campaign.id, DeliverySelection("uncertain"), "mia")

@@ -416,7 +416,7 @@ def test_a_cancelled_campaign_can_not_continue(sending: Campaign) -> None:
 
 def test_the_api_can_not_launch_a_cancelled_announcement_again(sending: Campaign) -> None:
     transitions.cancel_campaign(sending.id, "mia")
-    with pytest.raises(DomainError, match="Create a new email"):
+    with pytest.raises(DomainError, match="Create a new announcement"):
         launch_actions.launch_announcement(sending.offer_id, "key shop")
 
 

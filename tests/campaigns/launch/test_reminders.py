@@ -86,7 +86,7 @@ def test_a_reminder_has_its_own_default_text(announced_offer: Offer, relay: Rela
     sender.send_pending_emails()
     assert campaign.text == REMINDER_TEXT
     (email,) = relay.messages
-    assert "Summer is still available for you until" in email.text
+    assert "Summer is still available to you until" in email.text
 
 
 def test_a_customer_who_redeems_between_two_windows_is_skipped(
@@ -211,12 +211,12 @@ def test_the_launch_page_of_a_reminder_counts_redemptions(staff: FlaskClient, an
     )
     db.session.commit()
     assert "Write a reminder" in staff.get(f"/offers/{announced_offer.id}").text
-    assert "is still available for you until" in staff.get(f"/offers/{announced_offer.id}/reminder").text
+    assert "is still available to you until" in staff.get(f"/offers/{announced_offer.id}/reminder").text
     form = {"subject": "Still", "text": "", "html": "", "uncertain_policy": "resend", "launch": "1"}
     response = staff.post(f"/offers/{announced_offer.id}/reminder", data=form, follow_redirects=True)
     page = " ".join(response.text.split())
     assert "<strong>6 customers</strong> who have not redeemed." in page
-    assert "3 customers have redeemed. 1 address is suppressed." in page
+    assert "3 customers have already redeemed and will be skipped." in page
     draft = campaign_queries.find_current_campaign(announced_offer.id, "reminder")
     assert draft is not None
     assert draft.text == REMINDER_TEXT

@@ -268,7 +268,7 @@ def test_the_link_of_a_preview_explains_itself_and_redeems_nothing(
     response = getattr(client, method)(link.removeprefix("http://localhost"))
 
     assert response.status_code == 200
-    assert "Preview of a customer's personal page" in response.text
+    assert "Preview of a personal link" in response.text
     assert count_redemptions() == 0
 
 

@@ -277,7 +277,7 @@ def test_a_test_email_goes_to_the_user_with_preview_links(
     (email,) = relay.messages
     assert email.to == "manager@example.com"
     link = re.findall(r"http://localhost(/r/\S+)", email.text)[0]
-    assert "personal page" in staff.get(link).text
+    assert "Preview of a personal link" in staff.get(link).text
 
 
 def test_a_failed_test_email_shows_the_reason(staff: FlaskClient, make_offer: Callable[..., Offer]) -> None:
@@ -305,7 +305,7 @@ def test_the_launch_page_counts_the_recipients(staff: FlaskClient, make_offer: C
     offer = make_offer()
     page = staff.post(f"/offers/{offer.id}/mail", data=make_form(launch="1"), follow_redirects=True).text
     assert "<strong>1,501 customers</strong>" in page
-    assert re.search(r"1\s+more customer is on the suppression list and will be skipped", page)
+    assert re.search(r"1\s+customer on the suppression list will be skipped", page)
     draft = campaign_queries.find_announcement(offer.id)
     assert draft is not None
     assert draft.status == "draft"
@@ -486,7 +486,7 @@ def test_a_body_of_five_megabytes_is_refused_and_kept_in_the_form(
     large_body = "<p>" * (5 * 2**20 // 3)
     response = staff.post(f"/offers/{make_offer().id}/mail", data=make_form(html=large_body, subject="What I typed"))
     assert response.status_code == 422
-    assert re.search(r'id="html-error".*?larger than 256 kB \(it has 5,1\d\d kB\)', response.text, re.DOTALL)
+    assert re.search(r'id="html-error".*?larger than 256 kB \(it is 5,1\d\d kB\)', response.text, re.DOTALL)
     assert 'value="What I typed"' in response.text
     assert large_body.replace("<", "&lt;").replace(">", "&gt;") in response.text
 

@@ -77,7 +77,7 @@ class TestFirstSteps:
         make_customer()
         make_offer()
         steps = section(staff.get("/").text, "first-steps")
-        assert (steps.count("Done:"), "New campaign" in steps) == (2, True)
+        assert (steps.count("Done:"), "Write the announcement" in steps) == (2, True)
 
     @pytest.mark.parametrize("start", [lambda offer: add_campaign(offer, 1), lambda offer: add_redemptions(offer, NOW)])
     def test_figures_replace_the_first_steps_after_sending_or_redeeming(

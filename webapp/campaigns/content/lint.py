@@ -76,7 +76,7 @@ def lint_content(
         )
     source = strip_style_elements(_join_content(content))
     for expression in sorted({match[0] for match in _SINGLE_BRACE_PLACEHOLDER.finditer(source)}):
-        yield _("“%(text)s” is sent as it is: placeholders need two braces on each side.", text=expression)
+        yield _("“%(text)s” will be sent as is: placeholders need two braces on each side.", text=expression)
     yield from _lint_html(content.html)
     for host in sorted({urlsplit(match[0]).netloc for match in _HTTP_URL.finditer(_join_content(content))}):
         yield _(

@@ -23,7 +23,7 @@ PLACEHOLDERS: dict[str, str] = {
     "offer.code": _l("the code, with the customer's own suffix if the offer requires personal codes"),
     "offer.discount": _l("the discount, such as 25% or €5.00"),
     "offer.ends": _l("the last day of the offer"),
-    "link": _l("the customer's personal page, already filled in"),
+    "link": _l("the customer's personal link, which redeems without typing the code"),
     "unsubscribe": _l("the page on which the customer unsubscribes"),
     "shop.name": _l("the name of your shop"),
 }
@@ -43,21 +43,21 @@ This is your code:
 
 {{ offer.code }}
 
-Show it in the shop or enter it at the checkout. Or open your personal page, where everything is already filled in:
+Show it in the shop or enter it at the checkout. Or use your personal link, where you only need to press a button:
 
 {{ link }}
 
-It is valid until {{ offer.ends }}.
+Your code is valid until {{ offer.ends }}.
 
 See you soon
 {{ shop.name }}
 """)
 
-REMINDER_SUBJECT: str = _l("Still available for you: {{ offer.discount }} off")
+REMINDER_SUBJECT: str = _l("Still available to you: {{ offer.discount }} off")
 REMINDER_TEXT: str = _l("""\
 Hello {{ customer.name or "there" }},
 
-{{ offer.name }} is still available for you until {{ offer.ends }}:
+{{ offer.name }} is still available to you until {{ offer.ends }}:
 
 {{ offer.discount }} off
 
@@ -65,7 +65,7 @@ You have not used your code yet. Here it is:
 
 {{ offer.code }}
 
-Show it in the shop or enter it at the checkout. Or open your personal page, where everything is already filled in:
+Show it in the shop or enter it at the checkout. Or use your personal link, where you only need to press a button:
 
 {{ link }}
 

@@ -79,7 +79,7 @@ def _find_error(field: str, value: str) -> ContentError | None:
     size = len(value.encode("utf-8", "surrogatepass"))
     if size > MAX_BODY_BYTES:
         return "too_large", _(
-            "This is larger than %(limit)s kB (it has %(size)s kB); mail clients would cut it off.",
+            "This is larger than %(limit)s kB (it is %(size)s kB); mail clients would cut it off.",
             limit=MAX_BODY_BYTES // 1024,
             size=formatting.format_number(size // 1024),
         )
@@ -159,7 +159,7 @@ def _lost_placeholder_message(name: str | None, location: str | None) -> str:
         )
     elif name is None:
         message = _(
-            "The unsubscribe link that is added at the end gets lost. "
+            "The unsubscribe link that is added at the end would not appear in the email. "
             "Close the comment, style sheet, tag or quotation mark before it."
         )
     elif location:
@@ -171,7 +171,7 @@ def _lost_placeholder_message(name: str | None, location: str | None) -> str:
         )
     else:
         message = _(
-            "The placeholder {{ %(name)s }} gets lost. Move it, or fix the HTML: "
+            "The placeholder {{ %(name)s }} would not appear in the email. Move it, or fix the HTML: "
             "close the comment, style sheet, tag or quotation mark before it.",
             name=name,
         )

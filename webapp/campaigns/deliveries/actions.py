@@ -22,7 +22,9 @@ from webapp.offers import queries as offer_queries
 
 # Rows per UPDATE statement; all of them are one transaction.
 RESEND_CHUNK_SIZE = 5000
-NO_MATCHING_DELIVERIES = _l("There are no emails left to resolve: they have been resolved or are resent automatically.")
+NO_MATCHING_DELIVERIES = _l(
+    "There are no emails left to resolve: they have been resolved or will be resent automatically."
+)
 
 
 @dataclass(frozen=True)

@@ -130,11 +130,11 @@ def _to_uncertain_status(
         note = _("It is being retried now.")
         return replace(delivery, state="deferred", note=note, next_at=None, attempts=max(0, row.attempts - 1))
     if not is_cancelled and not is_settled:
-        return replace(delivery, note=_("It is resent automatically when its turn in the queue comes."))
+        return replace(delivery, note=_("It will be resent automatically."))
     if is_retried:
         return replace(delivery, note=_("It is being retried now."))
     if row.next_at is not None and resends:
-        return replace(delivery, note=_("It is resent automatically."))
+        return replace(delivery, note=_("It will be resent automatically."))
     if is_cancelled:
         note = _("The campaign was cancelled, so this email is not resent.")
     else:

@@ -246,7 +246,7 @@ def launch_announcement(offer_id: int, by: str, at: datetime | None = None) -> L
     if campaign is None:
         if announcements:
             raise DomainError(
-                "conflict", _("The announcement of this offer was cancelled. Create a new email to start again.")
+                "conflict", _("The announcement of this offer was cancelled. Create a new announcement.")
             )
         insert_draft(offer_id, EmailContent(), "announcement")
         campaign = campaign_queries.find_announcement(offer_id)

@@ -29,7 +29,8 @@ ERROR_DESCRIPTIONS = {
     503: "The database is currently unavailable; try again after `Retry-After` seconds.",
 }
 API_DESCRIPTION = """\
-Offers with one shared voucher code each: import customers, set up and launch offers, validate and redeem codes.
+Offers with one shared voucher code each: import customers, create offers and launch
+campaigns, validate and redeem codes.
 
 - **Authentication**: send `Authorization: Bearer …` with every request. Create API keys under Settings, or with
   `flask --app wsgi api-key create`; their scopes are `read`, `redeem` and `manage`.

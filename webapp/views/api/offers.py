@@ -91,8 +91,8 @@ def change(path: OfferPath, body: OfferChange) -> Response:
     """Update an offer.
 
     With `If-Match`, the offer is changed only if its `ETag` still matches; otherwise the response is 412. After the
-    first launch or redemption, the discount and the code can't be changed, and a cap can neither be added nor removed.
-    Use `POST /offers/{code}/codes` to assign another code then.
+    first launch or redemption, the discount and the code can't be changed, and `max_redemptions` can be neither set nor removed.
+    Use `POST /offers/{code}/codes` to replace the code then.
     """
     offer = _get_offer_or_404(path.code)
     changes: dict[str, Any] = {
@@ -112,9 +112,9 @@ def change(path: OfferPath, body: OfferChange) -> Response:
 @require_scope("manage")
 @document_header("If-Match", "The `ETag` of the offer when you read it.")  # no translation
 def renew_code(path: OfferPath, body: NewCode) -> Response:
-    """Assign another code to an offer.
+    """Replace the code of an offer.
 
-    The previous one stays valid as an alias until it is closed; before the first launch or redemption it is replaced.
+    The previous one stays valid as an alias until it is closed; before the first launch or redemption it is freed.
     With `If-Match`, the offer is changed only if its `ETag` still matches; otherwise the response is 412. Assigning the
     current code changes nothing. An alias of the offer can become its code again; a code that another offer has or had
     is rejected.

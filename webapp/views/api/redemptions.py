@@ -152,7 +152,7 @@ def rollback(path: RedemptionPath, body: NewRollback) -> Response:
     """Roll back a redemption.
 
     A second call fails with `already_rolled_back`. The customer can redeem the offer again, and the redemption no
-    longer counts towards the cap.
+    longer counts towards the redemption limit.
     """
     record = redemption_rollback.roll_back_redemption(path.id, body.reason, by=get_actor())
     return jsonify(redemption_json(record))

@@ -1,4 +1,4 @@
-"""Staff pages for signing in, invitations, the profile, users and the audit trail."""
+"""Staff pages for signing in, invitations, the profile, users and the audit log."""
 
 from __future__ import annotations
 
@@ -244,9 +244,9 @@ def _render_staff_users(form: InviteForm, link: str | None = None, status: int =
 @blueprint.post("/settings/invitations/<int:invitation_id>/withdraw")
 @require_role("admin")
 def withdraw(invitation_id: int) -> BaseResponse:
-    """Withdraw an invitation or a password reset link."""
+    """Revoke an invitation or a password reset link."""
     account_actions.withdraw_invitation(invitation_id, by=current_user.email)
-    flash(_("The link no longer works."), "success")
+    flash(_("The link was revoked."), "success")
     return redirect(url_for("staff.accounts.staff_users"))
 
 
@@ -327,13 +327,13 @@ def _redirect_to_staff_user(user_id: int, message: str, category: str = "success
     return redirect(url_for("staff.accounts.staff_user", user_id=user_id))
 
 
-# --- audit trail ---------------------------------------------------------------------------------
+# --- audit log -----------------------------------------------------------------------------------
 
 
 @blueprint.get("/settings/audit")
 @require_role("admin")
 def audit() -> BaseResponse:
-    """Show a page of the audit trail, newest entries first."""
+    """Show a page of the audit log, newest entries first."""
     page = account_queries.load_audit_page(
         before=request.args.get("before", type=parse_row_id), after=request.args.get("after", type=parse_row_id)
     )

@@ -109,7 +109,7 @@ class RecipientOut(BaseModel):
     campaign: int
     email: str
     state: DeliveryState = Field(
-        description="`sent`: soon after `at`; `sent_later`: after a retry, and `note` says whether it may have been "
+        description="`sent`: sent at about `at`; `sent_later`: after a retry, and `note` says whether it may have been "
         "sent twice; `left`: uncertain and dismissed; `sending`: being sent now; `waiting`: not sent yet; "
         "`cancelled`: not sent, because the campaign was cancelled."
     )
@@ -134,7 +134,7 @@ class DecisionIn(BaseModel):
         description="`leave` dismisses uncertain emails: they are not resent, and their delivery stays unknown."
     )
     email: str | None = Field(
-        None, max_length=320, description="Only the email of this customer; without it, all in the state."
+        None, max_length=320, description="Only the email to this customer; if omitted, all emails in `state`."
     )
 
 

@@ -25,14 +25,14 @@ from wtforms.validators import EqualTo, InputRequired, Length, Optional
 from webapp.accounts.passwords import MAX_PASSWORD_LENGTH, MIN_PASSWORD_LENGTH
 
 ROLE_DESCRIPTIONS = {
-    "admin": _l("Administrator: full access, including users, keys and the audit trail"),
+    "admin": _l("Administrator: full access, including users, keys and the audit log"),
     "manager": _l("Manager: full access to offers, campaigns and customers"),
     "viewer": _l("Viewer: read-only access"),
 }
 SCOPE_DESCRIPTIONS = {
-    "read": _l("read: view offers, customers and redemptions"),
+    "read": _l("read: view offers, campaigns, customers, redemptions and metrics"),
     "redeem": _l("redeem: validate and redeem codes, undo redemptions"),
-    "manage": _l("manage: import and erase customers, create and launch offers"),
+    "manage": _l("manage: import and erase customers, create offers and launch campaigns"),
 }
 
 

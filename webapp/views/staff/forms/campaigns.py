@@ -47,7 +47,9 @@ class EmailContentForm(FlaskForm):
         _l("If sending is interrupted while an email is being sent"),
         choices=[
             SelectChoice("resend", _l("Resend that email: every recipient gets it, but one may get it twice")),
-            SelectChoice("hold", _l("Hold that email: no recipient gets it twice, and you resolve it")),
+            SelectChoice(
+                "hold", _l("Hold that email: no recipient gets it twice, and you decide later whether to resend it")
+            ),
         ],
         default="resend",
     )

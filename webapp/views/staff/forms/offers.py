@@ -44,7 +44,7 @@ _NUMBER_PATTERN = re.compile(r"[0-9]{1,15}([.,][0-9]{1,6})?", re.ASCII)
 # "Fold" as in PEP 495: which of two equal local times is meant when the clocks go back.
 FOLD_CHOICES = [
     SelectChoice("0", _l("The first time, before the clocks go back")),
-    SelectChoice("1", _l("The second time, after the clocks went back")),
+    SelectChoice("1", _l("The second time, after the clocks go back")),
 ]
 _STATE_LABELS = {
     "": _l("All statuses"),
@@ -266,7 +266,7 @@ def parse_local_datetime(form: Form, name: str) -> LocalDateTime | None:
     day: date | None = form[name].data
     time_of_day: time | None = form[f"{name}_time"].data
     if _has_input(form[name]) and day is None:
-        raise _invalid_field(name, "day_invalid", _("This is not a valid date."))
+        raise _invalid_field(name, "day_invalid", _("Choose a date from the calendar."))
     if _has_input(form[f"{name}_time"]) and time_of_day is None:
         raise _invalid_field(f"{name}_time", "time_invalid", _("Enter a time such as 18:00."))
     if day is None:
@@ -346,10 +346,13 @@ def _parse_discount_amount(text: str | None, currency: str) -> int:
     message = _("Enter a number such as %(example)s.", example=example)
     minor_units = _parse_decimal(text, "discount_amount", message).scaleb(decimals)
     if minor_units != minor_units.to_integral_value():
-        message = _("%(currency)s has no decimals.", currency=currency)
+        message = _("Enter a whole number: %(currency)s has no decimal places.", currency=currency)
         if decimals:
             message = ngettext(
-                "%(currency)s has %(num)s decimal.", "%(currency)s has %(num)s decimals.", decimals, currency=currency
+                "Use at most %(num)s decimal place for %(currency)s.",
+                "Use at most %(num)s decimal places for %(currency)s.",
+                decimals,
+                currency=currency,
             )
         raise _invalid_field("discount_amount", "discount_invalid", message)
     return int(minor_units)

@@ -21,11 +21,11 @@ CHANNEL_LABELS = {"form": _l("Form"), "link": _l("Personal link"), "api": _l("AP
 CHECK_LABELS = {
     "code": _l("Code exists"),
     "customer": _l("Customer exists"),
-    "unused": _l("Not redeemed yet"),
-    "window": _l("Within its period"),
-    "status": _l("Offer not paused"),
+    "unused": _l("Unused"),
+    "window": _l("Within the offer period"),
+    "status": _l("Offer active"),
     "audience": _l("In the audience"),
-    "personal_code": _l("Code type accepted"),
+    "personal_code": _l("Shared or personal code accepted"),
     "room": _l("Redemptions left"),
 }
 _CHANNEL_CHOICES = [SelectChoice(value, label) for value, label in {"": _l("All channels"), **CHANNEL_LABELS}.items()]
