@@ -153,7 +153,7 @@ def test_a_customer_redeems_with_code_and_email_address(
 
     # A wrong code is refused with one sentence, and the input is kept.
     submit_code(page, "WINTER", "ada@example.com")
-    expect(page.get_by_text("We don't know this code")).to_be_visible()
+    expect(page.get_by_text("We don't recognise this code")).to_be_visible()
     expect(page.get_by_label("Code")).to_have_value("WINTER")
     expect(page.get_by_label("Email address")).to_have_value("ada@example.com")
 
@@ -162,7 +162,7 @@ def test_a_customer_redeems_with_code_and_email_address(
     # Submitting the form again is refused as a repeated redemption.
     page.goto(f"{shop.url}/redeem")
     submit_code(page, "SUMMER25", "ada@example.com")
-    expect(page.get_by_text("already redeemed with this email address")).to_be_visible()
+    expect(page.get_by_text("already been redeemed with this email address")).to_be_visible()
     assert page.context.cookies() == []
 
 

@@ -81,9 +81,9 @@ VALIDITY_PERIODS: list[tuple[dict[str, Any], bool, str]] = [
     (
         {"starts_at": MAY, "ends_at": JUNE.replace(hour=13, minute=5)},
         False,
-        "Ended on 1 June 2026 at 13:05 Europe/Berlin.",
+        "Was valid until 1 June 2026 at 13:05 (Europe/Berlin).",
     ),
-    ({"starts_at": FAR_FUTURE, "ends_at": None}, False, "Starts on 1 June 2098 at 00:00 Europe/Berlin."),
+    ({"starts_at": FAR_FUTURE, "ends_at": None}, False, "Starts on 1 June 2098 at 00:00 (Europe/Berlin)."),
 ]
 
 

@@ -29,17 +29,22 @@ OFFER = OfferFacts(
     is_frozen=True,
 )
 PUBLIC = {
-    "not_found": "We don't know this code.",
+    "not_found": "We don't recognise this code.",
     "offer_not_started": "This offer starts on 1 May 2026. ",
     "offer_expired": "This offer ended on 31 May 2026. ",
     "offer_paused": "This offer is paused at the moment.",
     "offer_exhausted": "This offer has reached its limit",
-    "already_redeemed": "This offer was already redeemed with this email address.",
+    "already_redeemed": "This offer has already been redeemed with this email address.",
     "customer_unknown": "This code can't be redeemed with this email address.",
     "customer_not_eligible": "This code can't be redeemed with this email address.",
     "personal_code_required": "This code can't be redeemed with this email address.",
 }
-STAFF = PUBLIC | {
+STAFF = {
+    "not_found": "No offer has this code.",
+    "offer_not_started": "This offer starts on 1 May 2026.",
+    "offer_expired": "This offer ended on 31 May 2026.",
+    "offer_paused": "This offer is paused.",
+    "offer_exhausted": "This offer has reached its redemption limit.",
     "customer_unknown": "This customer does not exist.",
     "customer_not_eligible": "This offer is limited to an audience that the customer is not in.",
     "personal_code_required": "This offer requires the customer's personal code",

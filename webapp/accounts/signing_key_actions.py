@@ -119,7 +119,10 @@ def revoke_signing_key(purpose: str, version: int, by: str) -> None:
 def _check_revocable(versions: dict[int, KeyVersion], version: int) -> None:
     newer_versions = [number for number in versions if number > version]
     if not newer_versions:
-        message = _("Version %(version)s is the current version. Rotate the key first, then revoke this version.", version=version)
+        message = _(
+            "Version %(version)s is the current version. Rotate the key first, then revoke this version.",
+            version=version,
+        )
         raise DomainError("conflict", message, 409)
     remaining = versions[min(newer_versions)].created_at + REVOCATION_DELAY - database_clock.get_database_time()
     if remaining > timedelta():

@@ -71,8 +71,8 @@ def _check_sender(relay: smtp.RelayConnection, settings: Settings, relay_name: s
                 reply=reply,
             ),
             _(
-                "Set MAIL_DEFAULT_SENDER to an address that the relay accepts, or ask the provider of the relay to allow "
-                "this address."
+                "Set MAIL_DEFAULT_SENDER to an address that the relay accepts, or ask the provider of the relay to "
+                "allow this address."
             ),
         )
     accepted = _("%(relay)s accepts email from %(sender)s.", relay=relay_name, sender=sender)

@@ -85,7 +85,11 @@ def _database_metrics(database: DatabaseMetrics) -> Iterator[Metric]:
         "Migration of the database, and the one that this version expects.",
         {"current": database.migration, "expected": expected},
     )
-    yield _gauge("onecode_migration_differs", "Whether the current and the expected migration differ.", database.migration != expected)
+    yield _gauge(
+        "onecode_migration_differs",
+        "Whether the current and the expected migration differ.",
+        database.migration != expected,
+    )
     yield _gauge(
         "onecode_database_connections", "Open connections to PostgreSQL, of all clients.", database.connections
     )

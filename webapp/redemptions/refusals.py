@@ -12,15 +12,25 @@ from webapp.redemptions.rules import OfferFacts, RefusalReason
 
 def format_staff_message(reason: RefusalReason, offer: OfferFacts | None) -> str:
     """Return the message for staff and API clients, who may know everything."""
-    if reason == "customer_unknown":
-        return _("This customer does not exist. Import them first, or check the email address for typing errors.")
-    if reason == "customer_not_eligible":
-        return _("This offer is limited to an audience that the customer is not in.")
-    if reason == "personal_code_required":
-        return _("This offer requires the customer's personal code, which is in the email they received.")
-    if reason == "already_redeemed":
-        return _("This customer has already redeemed this offer. It can be redeemed only once.")
-    return format_public_message(reason, offer)
+    if reason == "not_found" or offer is None:
+        return _("No offer has this code. Check it for typing errors.")
+    if reason == "offer_not_started":
+        return _("This offer starts on %(start)s.", start=_format_start(offer, "en"))
+    if reason == "offer_expired":
+        return _("This offer ended on %(day)s.", day=_format_last_day(offer, "en"))
+    messages: dict[RefusalReason, str] = {
+        "offer_paused": _("This offer is paused."),
+        "offer_exhausted": _("This offer has reached its redemption limit."),
+        "customer_unknown": _(
+            "This customer does not exist. Import them first, or check the email address for typing errors."
+        ),
+        "customer_not_eligible": _("This offer is limited to an audience that the customer is not in."),
+        "personal_code_required": _(
+            "This offer requires the customer's personal code, which is in the email they received."
+        ),
+        "already_redeemed": _("This customer has already redeemed this offer. It can be redeemed only once."),
+    }
+    return messages[reason]
 
 
 def format_public_message(reason: RefusalReason, offer: OfferFacts | None, locale: str = "en") -> str:
@@ -31,7 +41,7 @@ def format_public_message(reason: RefusalReason, offer: OfferFacts | None, local
     :param locale: the locale of days and times.
     """
     if reason == "not_found" or offer is None:
-        return _("We don't know this code. Check it for typing errors, or press the button in our email.")
+        return _("We don't recognise this code. Check it for typing errors, or press the button in our email.")
     if reason == "offer_not_started":
         return _("This offer starts on %(start)s. Please come back then.", start=_format_start(offer, locale))
     if reason == "offer_expired":
@@ -45,7 +55,8 @@ def format_public_message(reason: RefusalReason, offer: OfferFacts | None, local
         return _("This offer has reached its limit and can't be redeemed any more. Look out for our next email.")
     if reason == "already_redeemed":
         return _(
-            "This offer was already redeemed with this email address. We email the receipt to it, at most once an hour."
+            "This offer has already been redeemed with this email address. We will email you the receipt again "
+            "(at most once an hour)."
         )
     return _(
         "This code can't be redeemed with this email address. "

@@ -20,12 +20,12 @@ from webapp.views.problem_details import problem_response
 log = logging.getLogger(__name__)
 
 TITLES = {
-    400: _l("Bad request"),
+    400: _l("Request not accepted"),
     401: _l("Please sign in again"),
     403: _l("Not allowed"),
     404: _l("Page not found"),
     405: _l("Page not found"),
-    409: _l("Not possible now"),
+    409: _l("This isn't possible right now"),
     413: _l("Too large"),
     422: _l("Please check what you entered"),
     429: _l("Too many attempts"),
@@ -34,11 +34,20 @@ TITLES = {
 }
 MESSAGES = {
     404: _l("There is no page at this address. Check the address, or start from the home page."),
-    405: _l("This page can't be opened like this. Start from the home page."),
-    413: _l("The request is too large. Send less data."),
+    405: _l("This page can't be opened directly. Start from the home page."),
+    413: _l("This is too large. Choose a smaller file or shorten the text."),
     429: _l("Please wait a minute and try again."),
     500: _l("The error was logged. Please try again. If it happens again, tell us the reference below."),
     503: _l("The database is currently unavailable. Please try again in a moment."),
+}
+# These replace the titles and messages above on pages for customers, and the messages in API responses.
+PUBLIC_TITLES = {400: _l("This did not work")}
+PUBLIC_MESSAGES = {503: _l("This page is temporarily unavailable. Please try again in a moment.")}
+API_MESSAGES = {
+    404: _l("No endpoint has this path. Check the path."),
+    405: _l("This endpoint does not accept this method; see the header `Allow`."),
+    413: _l("The request is too large. Send less data."),
+    500: _l("The error was logged. Retry later; if it happens again, report the `request_id`."),
 }
 # After an outage the submitted form can be sent again. This excludes pages that ask for a password and the token of the
 # session.
@@ -71,12 +80,17 @@ def _handle_http_error(error: HTTPException) -> Response:
     status = error.code or 500
     if error.response is not None or status < 400:
         return make_response(error.get_response())
-    message = str(MESSAGES.get(status, error.name))
+    message = _get_message(status) or error.name
     if status in (400, 403) and error.description:
         message = error.description
     if status == 413 and request.max_content_length:
         limit = request.max_content_length // 2**20
-        message = _("The request is larger than the limit of %(limit)s MB. Send less data.", limit=limit)
+        if _is_api_request():
+            message = _("The request is larger than the limit of %(limit)s MB. Send less data.", limit=limit)
+        else:
+            message = _(
+                "This is larger than the limit of %(limit)s MB. Choose a smaller file or shorten the text.", limit=limit
+            )
     if _is_api_request():
         key = {404: "not_found", 405: "method_not_allowed", 413: "too_large", 429: "rate_limited"}.get(
             status, "error" if status >= 500 else "invalid_payload"
@@ -95,16 +109,25 @@ def _handle_database_error(error: OperationalError | InterfaceError | PoolTimeou
         log.error("database error in %s %s: %s", request.method, request.url_rule, getattr(error, "orig", error))
     db.session.rollback()
     if _is_api_request():
-        return problem_response(503, "unavailable", str(MESSAGES[503]))
-    return _render_error_page(503, str(MESSAGES[503]))
+        return problem_response(503, "unavailable", _get_message(503))
+    return _render_error_page(503, _get_message(503))
 
 
 def _handle_unexpected_error(error: Exception) -> Response:
     log.exception("unhandled exception in %s %s", request.method, request.url_rule)
     db.session.rollback()
     if _is_api_request():
-        return problem_response(500, "error", str(MESSAGES[500]))
-    return _render_error_page(500, str(MESSAGES[500]))
+        return problem_response(500, "error", _get_message(500))
+    return _render_error_page(500, _get_message(500))
+
+
+def _get_message(status: int) -> str:
+    """Return the message for the client of the request; empty if the status has none."""
+    if _is_api_request():
+        return str(API_MESSAGES.get(status) or MESSAGES.get(status, ""))
+    if _is_public_request():
+        return str(PUBLIC_MESSAGES.get(status) or MESSAGES.get(status, ""))
+    return str(MESSAGES.get(status, ""))
 
 
 def _is_api_request() -> bool:
@@ -119,7 +142,7 @@ def _session_ended_response() -> Response:
     send the form again, because another site may have sent it.
     """
     if _is_public_request():
-        return _render_error_page(400, _("This page has expired. Reload it and try again."))
+        return _render_error_page(400, _("This page has expired. Go back, reload the page and try again."))
     fields = getattr(current_app.view_functions.get(request.endpoint or ""), "preserved_fields", {})
     texts = [(label, request.form[name]) for name, label in fields.items() if request.form.get(name, "").strip()]
     next_url, title = _form_page_path(), _("Please sign in again")
@@ -163,13 +186,15 @@ def _render_error_page(status: int, detail: str, **values: object) -> Response:
     if "_login_user" not in g:
         # flask-login would load the user for any template, and loading the user may be the operation that failed.
         g._login_user = login.anonymous_user()
+    is_public = _is_public_request()
+    title = (PUBLIC_TITLES.get(status) if is_public else None) or TITLES.get(status, _("Something went wrong"))
     body = render_template(
-        "errors/public.html" if _is_public_request() else "errors/staff.html",
+        "errors/public.html" if is_public else "errors/staff.html",
         status=status,
         detail=detail,
         request_id=g.get("request_id"),
         resubmit_fields=resubmit_fields,
-        **{"title": TITLES.get(status, _("Something went wrong")), **values},
+        **{"title": title, **values},
     )
     response = make_response(body, status)
     if status == 503:

@@ -234,7 +234,8 @@ def test_a_queued_recipient_who_is_erased_will_be_skipped(launch_campaign: Launc
     campaign = launch_campaign()
     customer_actions.erase_customer(ids[1], by="tests")
     status = delivery_status(campaign, ids[1])
-    assert (status.state, status.note, status.email) == ("waiting", "Will be skipped: erased.", "erased customer")
+    note = "Will be skipped: the customer was erased."
+    assert (status.state, status.note, status.email) == ("waiting", note, "erased customer")
 
 
 def test_emails_sent_by_an_earlier_version_have_no_exact_time(launch_campaign: Launch, relay: Relay) -> None:

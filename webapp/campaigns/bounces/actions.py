@@ -76,7 +76,9 @@ def audit_bounces(outcomes: Iterable[BounceOutcome], by: str) -> None:
 
 def _audit_counts(counts: Counter[str], by: str) -> None:
     if counts["suppressed"]:
-        record_audit_entry(by, "bounces.taken", "suppression list", mails=counts.total(), suppressed=counts["suppressed"])
+        record_audit_entry(
+            by, "bounces.taken", "suppression list", mails=counts.total(), suppressed=counts["suppressed"]
+        )
         db.session.commit()
 
 

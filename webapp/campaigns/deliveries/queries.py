@@ -13,6 +13,7 @@ from datetime import datetime
 from typing import Any
 
 from flask_babel import gettext as _
+from flask_babel import lazy_gettext as _l
 from sqlalchemy import Row, select, text
 
 from webapp.campaigns.deliveries.status import RECORDED_STATES, DeliveryState, DeliveryStatus, to_delivery_status
@@ -54,6 +55,15 @@ class RecipientPage:
 
     deliveries: Sequence[DeliveryStatus]
     next_after: int | None
+
+
+# Why a queued email will be skipped: by the reason of the suppression, or because the customer was erased.
+_SKIP_NOTES = {
+    "bounced": _l("Will be skipped: the address has bounced."),
+    "unsubscribed": _l("Will be skipped: the customer has unsubscribed."),
+    "complained": _l("Will be skipped: the customer has complained."),
+    "erased": _l("Will be skipped: the customer was erased."),
+}
 
 
 # --- statements -------------------------------------------------------------------------------------
@@ -237,7 +247,7 @@ def _with_queue_position(row: Row[Any], delivery: DeliveryStatus) -> DeliverySta
     reason = customer_queries.find_suppression_reasons([delivery.customer_id]).get(delivery.customer_id)
     if row.erased_at is not None:
         reason = "erased"
-    note = _("Will be skipped: %(reason)s.", reason=reason) if reason else ""
+    note = str(_SKIP_NOTES[reason]) if reason else ""
     return replace(delivery, ahead=max(0, ahead), note=note)
 
 

@@ -67,7 +67,10 @@ def launch_campaign(
     campaign = get_campaign(campaign_id)
     require_expected_status(campaign, expected_status)
     if campaign.status == "cancelled":
-        raise DomainError("conflict", _("This campaign was cancelled. Create a new email to start again."))
+        message = _("This announcement was cancelled. Create a new announcement.")
+        if campaign.kind == "reminder":
+            message = _("This reminder was cancelled. Create a new reminder.")
+        raise DomainError("conflict", message)
     if campaign.status not in ("draft", "scheduled"):
         db.session.rollback()
         return LaunchResult(get_campaign(campaign_id), False)
@@ -245,9 +248,7 @@ def launch_announcement(offer_id: int, by: str, at: datetime | None = None) -> L
     campaign = next((announcement for announcement in announcements if announcement.status != "cancelled"), None)
     if campaign is None:
         if announcements:
-            raise DomainError(
-                "conflict", _("The announcement of this offer was cancelled. Create a new announcement.")
-            )
+            raise DomainError("conflict", _("The announcement of this offer was cancelled. Create a new announcement."))
         insert_draft(offer_id, EmailContent(), "announcement")
         campaign = campaign_queries.find_announcement(offer_id)
     if campaign is None:

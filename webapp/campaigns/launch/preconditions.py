@@ -21,7 +21,10 @@ from webapp.offers import actions as offer_actions
 from webapp.offers.models import Offer
 
 OFFER_STATE_REFUSALS = {
-    "ended": ("offer_expired", _l("This offer has ended, so its code would not work. Choose a later end date for the offer first.")),
+    "ended": (
+        "offer_expired",
+        _l("This offer has ended, so its code would not work. Choose a later end date for the offer first."),
+    ),
     "paused": ("offer_paused", _l("This offer is paused, so its code would not work. Resume the offer first.")),
     "used_up": (
         "offer_exhausted",
@@ -117,8 +120,8 @@ def validate_launch_time(at: datetime, offer: Offer) -> None:
         error = (
             "time_after_end",
             _(
-                "The offer will have ended, so its code would not work. Choose an earlier time, or a later end date for "
-                "the offer."
+                "The offer will have ended, so its code would not work. Choose an earlier time, "
+                "or a later end date for the offer."
             ),
         )
     if error:

@@ -91,8 +91,8 @@ def change(path: OfferPath, body: OfferChange) -> Response:
     """Update an offer.
 
     With `If-Match`, the offer is changed only if its `ETag` still matches; otherwise the response is 412. After the
-    first launch or redemption, the discount and the code can't be changed, and `max_redemptions` can be neither set nor removed.
-    Use `POST /offers/{code}/codes` to replace the code then.
+    first launch or redemption, the discount and the code can't be changed, and `max_redemptions` can be changed but
+    neither added nor removed. Use `POST /offers/{code}/codes` to replace the code then.
     """
     offer = _get_offer_or_404(path.code)
     changes: dict[str, Any] = {

@@ -69,7 +69,10 @@ def list_signing_keys() -> BaseResponse:
 def rotate_key(purpose: str) -> BaseResponse:
     """Create a new version of a signing key, which signs from now on."""
     version = signing_key_actions.rotate_signing_key(purpose, by=current_user.email)
-    flash(_("Version %(version)s is now the current version. Older versions are still accepted.", version=version), "success")
+    flash(
+        _("Version %(version)s is now the current version. Older versions are still accepted.", version=version),
+        "success",
+    )
     return redirect(url_for("staff.accounts.list_signing_keys"))
 
 
