@@ -326,7 +326,7 @@ class TestApiKeys:
         assert db.session.scalar(select(ApiKey.revoked_at))
 
 
-class TestAuditTrail:
+class TestAuditLog:
     def test_pages_can_be_browsed_in_both_directions(self, sign_in: SignIn) -> None:
         client = sign_in("admin")
         for number in range(1, 121):

@@ -16,6 +16,7 @@ from webapp.core.extensions import login
 from webapp.core.local_time import list_time_zones
 from webapp.core.rate_limit import client_address, form_field_key_func, limiter, reset_attempts
 from webapp.views.rendering import add_form_errors, add_privacy_headers, form_status, parse_row_id, render, role_label
+from webapp.views.staff.audit_labels import action_label, detail_label
 from webapp.views.staff.blueprint import login_exempt, require_role
 from webapp.views.staff.forms.accounts import (
     AcceptInvitationForm,
@@ -337,4 +338,4 @@ def audit() -> BaseResponse:
     page = account_queries.load_audit_page(
         before=request.args.get("before", type=parse_row_id), after=request.args.get("after", type=parse_row_id)
     )
-    return render("accounts/audit.html", page=page)
+    return render("accounts/audit.html", page=page, action_label=action_label, detail_label=detail_label)

@@ -1,0 +1,45 @@
+"""Labels of the actions in the audit log."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from flask.testing import FlaskClient
+
+import webapp
+from webapp.accounts import audit
+from webapp.core.extensions import db
+from webapp.views.staff.audit_labels import ACTION_LABELS
+
+RECORDING_FUNCTIONS = {"record_audit_entry", "_record_customer_entry", "_change_status"}
+ACTION = re.compile(r"[a-z_]+\.[a-z_]+")
+
+
+def recorded_actions() -> Iterator[str]:
+    """Yield the actions in calls that record an audit entry."""
+    for path in Path(webapp.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in RECORDING_FUNCTIONS:
+                constants = (part for value in node.args for part in ast.walk(value) if isinstance(part, ast.Constant))
+                yield from (str(part.value) for part in constants if ACTION.fullmatch(str(part.value)))
+
+
+def test_every_action_has_a_label() -> None:
+    # An import is recorded as `customers.import` or `suppressions.import`, by the kind of its rows.
+    assert {*recorded_actions(), "customers.import", "suppressions.import"} == ACTION_LABELS.keys()
+
+
+def test_the_page_shows_the_label_and_the_action(sign_in: Callable[..., FlaskClient]) -> None:
+    client = sign_in("admin")
+    audit.record_audit_entry("ann", "offer.code_renewed", "WINTER26", before="SUMMER25")
+    audit.record_audit_entry("ann", "earlier.action", "thing")
+    db.session.commit()
+
+    page = " ".join(client.get("/settings/audit").text.split())
+
+    assert '<div class="fw-medium">Code replaced</div> <code>offer.code_renewed</code>' in page
+    assert "previously: SUMMER25" in page
+    assert '<div class="fw-medium">earlier.action</div>' in page

@@ -1,0 +1,77 @@
+"""Labels of the actions and details in the audit log."""
+
+from __future__ import annotations
+
+from flask_babel import lazy_gettext as _l
+
+ACTION_LABELS = {
+    "api_key.created": _l("API key created"),
+    "api_key.revoked": _l("API key revoked"),
+    "audience.created": _l("Audience created"),
+    "audience.renamed": _l("Audience renamed"),
+    "bounces.taken": _l("Bounces reported"),
+    "campaign.cancelled": _l("Campaign cancelled"),
+    "campaign.exported": _l("Recipients exported"),
+    "campaign.launched": _l("Campaign launched"),
+    "campaign.left_uncertain": _l("Uncertain emails dismissed"),
+    "campaign.not_started": _l("Scheduled campaign not started"),
+    "campaign.paused": _l("Campaign paused"),
+    "campaign.resumed": _l("Campaign resumed"),
+    "campaign.scheduled": _l("Campaign scheduled"),
+    "campaign.sent_again": _l("Emails resent"),
+    "campaign.taken_back": _l("Campaign returned to draft"),
+    "customer.changed": _l("Customer edited"),
+    "customer.created": _l("Customer created"),
+    "customer.erased": _l("Customer erased"),
+    "customer.subscribed_again": _l("Customer subscribed again"),
+    "customer.unsubscribed": _l("Customer unsubscribed"),
+    "customers.exported": _l("Customers exported"),
+    "customers.import": _l("Customer import started"),
+    "customers.refused_rows_exported": _l("Rejected rows exported"),
+    "invitation.created": _l("Invitation created"),
+    "invitation.withdrawn": _l("Link revoked"),
+    "key.renewed": _l("Signing key rotated"),
+    "key.retired": _l("Signing key version revoked"),
+    "mail.saved": _l("Email saved"),
+    "offer.changed": _l("Offer edited"),
+    "offer.code_closed": _l("Code closed"),
+    "offer.code_renewed": _l("Code replaced"),
+    "offer.code_reopened": _l("Code reopened"),
+    "offer.created": _l("Offer created"),
+    "offer.paused": _l("Offer paused"),
+    "offer.resumed": _l("Offer resumed"),
+    "password.changed": _l("Password changed"),
+    "password.link_created": _l("Password reset link created"),
+    "password.reset": _l("Password reset"),
+    "redemption.undone": _l("Redemption undone"),
+    "redemptions.exported": _l("Redemptions exported"),
+    "shop.saved": _l("Shop saved"),
+    "staff.disabled": _l("User disabled"),
+    "staff.enabled": _l("User enabled"),
+    "staff.joined": _l("Invitation accepted"),
+    "staff.profile_changed": _l("Profile changed"),
+    "staff.role_changed": _l("Role changed"),
+    "staff.sessions_ended": _l("Sessions ended"),
+    "staff.signed_in": _l("Signed in"),
+    "suppression.added": _l("Added to suppression list"),
+    "suppression.lifted": _l("Removed from suppression list"),
+    "suppressions.exported": _l("Suppression list exported"),
+    "suppressions.import": _l("Suppression list import started"),
+}
+_DETAIL_LABELS = {
+    "at": _l("start"),
+    "before": _l("previously"),
+    "left_out": _l("not resent"),
+    "mails": _l("emails"),
+    "was": _l("previously"),
+}
+
+
+def action_label(action: str) -> str:
+    """Return the label of an action; the action itself if it has none, as in entries of an earlier version."""
+    return str(ACTION_LABELS.get(action, action))
+
+
+def detail_label(name: str) -> str:
+    """Return the label of a detail, derived from its name if there is no other."""
+    return str(_DETAIL_LABELS.get(name) or name.replace("_", " "))
