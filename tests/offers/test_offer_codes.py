@@ -273,7 +273,7 @@ def test_an_empty_code_field_generates_a_code(staff: FlaskClient, make_offer: Ma
 def test_the_page_says_whether_the_old_code_stays_valid(staff: FlaskClient, make_offer: MakeOffer) -> None:
     draft, offer = make_offer("FRESH"), make_offer("LAUNCHED", **LAUNCHED)
 
-    assert "the new code replaces it" in staff.get(f"/offers/{draft.id}/code").text
+    assert "it is no longer valid once it is replaced" in staff.get(f"/offers/{draft.id}/code").text
     assert "LAUNCHED stays valid" in staff.get(f"/offers/{offer.id}/code").text
 
 

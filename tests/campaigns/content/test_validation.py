@@ -173,8 +173,8 @@ def test_the_default_email_has_no_warnings(warnings: Callable[..., str]) -> None
         ({"html": '<a href="http://shop.example/x">x</a>{{ link }}'}, "http://shop.example. Use https"),
         ({"text": "See http://shop.example/x {{ link }}"}, "http://shop.example. Use https"),
         ({"subject": "x" * 71}, "71 characters"),
-        ({"text": "Hi { customer.name }, {{ link }} {{ offer.ends }}"}, "“{ customer.name }” is sent as it is"),
-        ({"subject": "For {name}"}, "“{name}” is sent as it is"),
+        ({"text": "Hi { customer.name }, {{ link }} {{ offer.ends }}"}, "“{ customer.name }” will be sent as is"),
+        ({"subject": "For {name}"}, "“{name}” will be sent as is"),
     ],
 )
 def test_likely_mistakes_cause_a_warning(warnings: Callable[..., str], content: dict[str, str], warning: str) -> None:

@@ -85,6 +85,6 @@ def check_redemptions(database: DurableDatabase, load: RedemptionLoad) -> None:
     unsaved = {
         email
         for email, response in load.responses
-        if response.status == 503 and "Nothing was saved" in response.body["detail"]
+        if response.status == 503 and "Nothing was redeemed" in response.body["detail"]
     }
     assert not unsaved & stored

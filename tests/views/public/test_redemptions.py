@@ -83,7 +83,7 @@ def test_redeeming_again_is_refused_without_showing_the_receipt(
     response = post(client)
 
     assert response.status_code == 409
-    assert "already redeemed" in response.text
+    assert "already been redeemed" in response.text
     assert reference not in response.text
     assert count_redemptions() == 1
 
@@ -113,7 +113,7 @@ def test_an_unknown_code_is_not_found(client: FlaskClient) -> None:
     response = post(client, "WINTER")
 
     assert response.status_code == 404
-    assert "don&#39;t know this code" in response.text
+    assert "don&#39;t recognise this code" in response.text
 
 
 @pytest.mark.parametrize(

@@ -258,7 +258,7 @@ def test_previews_contain_no_links_of_real_customers(
     for link in links:
         viewer.post(link, data={"email": ada.email})
     assert all(
-        "Customers unsubscribe" in viewer.get(link).text or "Preview of a customer" in viewer.get(link).text
+        "Customers unsubscribe" in viewer.get(link).text or "Preview of a personal link" in viewer.get(link).text
         for link in links
     )
     assert db.session.execute(text("select count(*) from redemption")).scalar() == 0
@@ -498,7 +498,7 @@ def test_signed_out_requests_have_a_smaller_size_limit(csrf_client: FlaskClient)
 def test_the_preview_shows_warnings_and_headers(staff: FlaskClient, make_offer: Callable[..., Offer]) -> None:
     page = staff.post(f"/offers/{make_offer().id}/mail/preview", data=make_form(text="Hi {name}"), headers=HTMX).text
     assert "neither the code nor the personal link" in page
-    assert "“{name}” is sent as it is" in page
+    assert "“{name}” will be sent as is" in page
     assert "List-Unsubscribe: &lt;" in page
 
 

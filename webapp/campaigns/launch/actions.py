@@ -67,9 +67,9 @@ def launch_campaign(
     campaign = get_campaign(campaign_id)
     require_expected_status(campaign, expected_status)
     if campaign.status == "cancelled":
-        message = _("This announcement was cancelled. Create a new announcement.")
+        message = _("This campaign was cancelled. Create a new announcement.")
         if campaign.kind == "reminder":
-            message = _("This reminder was cancelled. Create a new reminder.")
+            message = _("This campaign was cancelled. Create a new reminder.")
         raise DomainError("conflict", message)
     if campaign.status not in ("draft", "scheduled"):
         db.session.rollback()
