@@ -109,7 +109,7 @@ def test_staff_can_redeem_for_a_customer(
     [
         ({"email": "bob@example.com"}, 409, "This customer does not exist"),
         ({"code": "WINTER"}, 404, "No offer has this code"),
-        ({"code": ""}, 422, "Enter the code from our email"),
+        ({"code": ""}, 422, "Enter the code that the customer received"),
         ({"email": "ada"}, 422, "This email address is not valid"),
         ({}, 409, "has already redeemed this offer"),
     ],

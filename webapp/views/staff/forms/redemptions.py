@@ -42,7 +42,7 @@ class StaffRedeemForm(FlaskForm):
 
         :raises InvalidInput: with an error for each invalid field.
         """
-        code, email = parse_code_and_email(self.code.data or "", self.email.data or "")
+        code, email = parse_code_and_email(self.code.data or "", self.email.data or "", by_staff=True)
         return RedemptionRequest(channel="staff", code=code, email=email)
 
 
