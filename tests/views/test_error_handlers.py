@@ -1,0 +1,42 @@
+"""Texts of errors for each reader: users, customers and API clients."""
+
+from __future__ import annotations
+
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+from sqlalchemy.exc import OperationalError
+
+from webapp.views.public import redemptions
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "message"),
+    [
+        ("GET", "/nothing", 404, "There is no page at this address."),
+        ("GET", "/api/v1/nothing", 404, "No endpoint has this path."),
+        ("DELETE", "/redeem", 405, "This page can&#39;t be opened directly."),
+        ("DELETE", "/api/v1/offers", 405, "This endpoint does not accept this method; see the header `Allow`."),
+    ],
+)
+def test_an_error_mentions_a_page_or_an_endpoint(
+    client: FlaskClient, method: str, path: str, status: int, message: str
+) -> None:
+    response = client.open(path, method=method)
+
+    assert (response.status_code, message in response.text) == (status, True)
+
+
+def test_customers_do_not_read_about_the_database(
+    app: Flask, client: FlaskClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_args: object, **_values: object) -> None:
+        raise OperationalError("select", {}, Exception("the connection was closed"))
+
+    monkeypatch.setattr(redemptions, "_render_page", fail)
+
+    response = client.get("/redeem")
+
+    assert response.status_code == 503
+    assert "This page is temporarily unavailable. Please try again in a moment." in response.text
+    assert "database" not in response.text
