@@ -136,7 +136,7 @@ class OfferForm(FlaskForm):
             self[name].data = value
         self.version.data = str(offer.version)
 
-    def values(self, offer: Offer | None = None) -> OfferValues:
+    def to_values(self, offer: Offer | None = None) -> OfferValues:
         """Parse the form.
 
         :param offer: the offer to change; the values of fields that are hidden for it are taken from there.
