@@ -8,8 +8,9 @@ FLASK := FLASK_SKIP_DOTENV=1 $(VENV) -m flask --app wsgi
 PORT ?=
 # Where PYTHONDONTWRITEBYTECODE is set, each test process would otherwise compile all modules again.
 PYTEST := env -u PYTHONDONTWRITEBYTECODE PYTHONPYCACHEPREFIX="$(CURDIR)/.venv/pycache" $(VENV) -m pytest
-# More than four processes are no faster: they wait for the same servers. Tests of one group share expensive fixtures.
-TEST_ARGS ?= --quiet --numprocesses auto --maxprocesses 4 --dist loadgroup
+# Tests often wait for servers, so that four processes are faster than two on two cores, and enough on more of them.
+# Tests of one group share expensive fixtures.
+TEST_ARGS ?= --quiet --numprocesses 4 --dist loadgroup
 ifneq ($(PORT),)
 export PORT
 endif

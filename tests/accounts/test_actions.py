@@ -104,13 +104,13 @@ class TestInvitations:
 
     def test_a_withdrawn_invitation_is_refused(self, make_invitation_token: Token) -> None:
         token = make_invitation_token("viewer")
-        account_actions.withdraw_invitation(account_queries.list_open_invitations()[0].id, by="tests")
+        account_actions.withdraw_invitation(account_queries.list_unused_invitations()[0].id, by="tests")
         with pytest.raises(NotFound):
             account_actions.accept_invitation(token, "Ann", "ann@example.com", PASSWORD, "UTC")
 
-    def test_an_accepted_one_can_no_longer_be_withdrawn(self, make_invitation_token: Token) -> None:
-        link = make_invitation_token("viewer")
-        account_actions.accept_invitation(link, "Ann", "ann@example.com", PASSWORD, "UTC")
+    def test_an_accepted_invitation_cannot_be_withdrawn(self, make_invitation_token: Token) -> None:
+        token = make_invitation_token("viewer")
+        account_actions.accept_invitation(token, "Ann", "ann@example.com", PASSWORD, "UTC")
         account_actions.withdraw_invitation(db.session.scalars(select(Invitation.id)).one(), by="tests")
         assert count(Invitation) == 1
         assert "invitation.withdrawn" not in db.session.scalars(select(AuditEntry.action)).all()
@@ -187,22 +187,22 @@ class TestPasswordChanges:
         account_actions.change_own_password(user.id, PASSWORD, "a brand new one")
         assert user.get_id() != before
 
-    def test_ones_own_change_invalidates_a_reset_link(self, make_user_with_password: Person) -> None:
+    def test_changing_the_own_password_revokes_the_reset_link(self, make_user_with_password: Person) -> None:
         user = make_user_with_password()
-        link = self.reset_token(user)
+        token = self.reset_token(user)
         account_actions.change_own_password(user.id, PASSWORD, "a brand new one")
         with pytest.raises(NotFound):
-            account_actions.reset_password(link, "another new one")
+            account_actions.reset_password(token, "another new one")
         assert account_actions.sign_in_user(user.email, "a brand new one")
 
-    def test_every_change_of_a_password_is_in_the_trail(self, make_user_with_password: Person) -> None:
+    def test_every_change_of_a_password_is_in_the_audit_log(self, make_user_with_password: Person) -> None:
         user = make_user_with_password()
         account_actions.reset_password(self.reset_token(user), "a brand new one")
         account_actions.change_own_password(user.id, "a brand new one", "another new one")
         account_actions.sign_in_user(user.email, "another new one")
         account_actions.update_profile(user.id, "Ann", "UTC")
-        trail = db.session.scalars(select(AuditEntry).order_by(AuditEntry.id)).all()
-        assert [(e.actor, e.action, e.subject) for e in trail] == [
+        entries = db.session.scalars(select(AuditEntry).order_by(AuditEntry.id)).all()
+        assert [(e.actor, e.action, e.subject) for e in entries] == [
             ("tests", "password.link_created", user.email),
             (user.email, "password.reset", user.email),
             (user.email, "password.changed", user.email),
@@ -212,12 +212,12 @@ class TestPasswordChanges:
 
     def test_the_reset_links_of_other_users_stay_valid(self, make_user_with_password: Person) -> None:
         user, other = make_user_with_password("admin"), make_user_with_password("viewer")
-        link = self.reset_token(other)
+        token = self.reset_token(other)
         self.reset_token(user)
         account_actions.change_own_password(user.id, PASSWORD, "a brand new one")
-        assert account_actions.reset_password(link, "another new one").id == other.id
+        assert account_actions.reset_password(token, "another new one").id == other.id
 
-    def test_a_link_that_was_used_is_kept_when_another_is_created(self, make_user_with_password: Person) -> None:
+    def test_a_used_reset_link_is_kept_when_another_is_created(self, make_user_with_password: Person) -> None:
         user = make_user_with_password()
         account_actions.reset_password(self.reset_token(user), "a brand new one")
         self.reset_token(user)

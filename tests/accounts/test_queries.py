@@ -1,4 +1,4 @@
-"""Lists of staff users, invitations and API keys, and pages of the audit trail."""
+"""Lists of staff users, invitations and API keys, and pages of the audit log."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def entries(app: Flask, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return list(db.session.scalars(select(AuditEntry.id).order_by(AuditEntry.id.desc())))
 
 
-def test_active_users_come_first_and_then_the_names_count(make_staff_user: StaffUserFactory) -> None:
+def test_active_users_come_first_sorted_by_name(make_staff_user: StaffUserFactory) -> None:
     for name, disabled_at in (("bob", None), ("Ann", PAST), ("Zoe", None), ("Cid", None), ("ada", PAST)):
         make_staff_user("viewer", email=f"{name}@example.com", disabled_at=disabled_at).name = name
     db.session.commit()
@@ -38,7 +38,7 @@ def test_active_users_come_first_and_then_the_names_count(make_staff_user: Staff
     assert [user.name for user in account_queries.list_staff_users()] == ["bob", "Cid", "Zoe", "ada", "Ann"]
 
 
-def test_active_api_keys_come_first_and_then_the_newest(app: Flask) -> None:
+def test_active_api_keys_come_first_newest_first(app: Flask) -> None:
     for name in "ABCD":
         api_key_actions.create_api_key(name, ["read"], by="tests")
     db.session.execute(update(ApiKey).where(ApiKey.name.in_(("C", "D"))).values(revoked_at=func.now()))
@@ -52,7 +52,7 @@ def test_the_invitations_that_can_be_used_are_listed_newest_first(app: Flask) ->
     db.session.execute(update(Invitation).where(Invitation.email == "b@example.com").values(used_at=func.now()))
     db.session.execute(update(Invitation).where(Invitation.email == "c@example.com").values(expires_at=func.now()))
 
-    emails = [invitation.email for invitation in account_queries.list_open_invitations()]
+    emails = [invitation.email for invitation in account_queries.list_unused_invitations()]
 
     assert emails == ["d@example.com", "a@example.com"]
 
@@ -63,7 +63,7 @@ def test_the_latest_entry_of_an_action_on_a_subject_is_found(entries: list[int])
     assert [entry and entry.id for entry in found] == [entries[0], entries[1], None]
 
 
-def test_the_audit_trail_is_walked_in_both_directions(entries: list[int]) -> None:
+def test_the_audit_log_is_paged_in_both_directions(entries: list[int]) -> None:
     first = account_queries.load_audit_page()
     second = account_queries.load_audit_page(before=first.older)
     last = account_queries.load_audit_page(before=second.older)
@@ -87,6 +87,15 @@ def test_the_audit_trail_is_walked_in_both_directions(entries: list[int]) -> Non
     ]
 
 
+def test_a_full_page_at_an_end_of_the_trail_leads_no_further(entries: list[int]) -> None:
+    oldest = account_queries.load_audit_page(before=entries[3])
+    newest = account_queries.load_audit_page(after=entries[3])
+
+    assert [[entry.id for entry in page.entries] for page in (oldest, newest)] == [entries[4:], entries[:3]]
+    assert (oldest.newer, oldest.older) == (entries[4], None)
+    assert (newest.newer, newest.older) == (None, entries[2])
+
+
 def test_a_page_beyond_the_ends_of_the_trail_is_empty(entries: list[int]) -> None:
     empty = account_queries.AuditPage([], None, None)
 
@@ -94,7 +103,7 @@ def test_a_page_beyond_the_ends_of_the_trail_is_empty(entries: list[int]) -> Non
     assert account_queries.load_audit_page(after=entries[0]) == empty
 
 
-def test_locked_users_are_freshly_read_and_locked_until_the_end_of_the_transaction(
+def test_locked_users_are_reloaded_and_stay_locked_until_the_transaction_ends(
     make_staff_user: StaffUserFactory,
 ) -> None:
     admin, other_admin, viewer = (
@@ -118,7 +127,7 @@ def test_locked_users_are_freshly_read_and_locked_until_the_end_of_the_transacti
         assert other.scalars(unlocked).all() == []
 
 
-def test_names_that_two_users_share_are_not_used(make_staff_user: StaffUserFactory) -> None:
+def test_names_of_several_users_are_omitted(make_staff_user: StaffUserFactory) -> None:
     for name, email in (("Ann", "a@example.com"), ("Bob", "b@example.com"), ("Ann", "c@example.com")):
         make_staff_user("viewer", email=email).name = name
     db.session.commit()

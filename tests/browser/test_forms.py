@@ -183,7 +183,9 @@ def test_a_button_with_a_question_sends_nothing_before_the_answer(
     page = open_page(PAGE)
     opener = page.locator("summary", has_text="Pause")
     dialog = page.get_by_role("dialog")
-    for leave in (lambda: dialog.get_by_role("button", name="Cancel").click(), lambda: page.keyboard.press("Escape")):
+    cancel = dialog.get_by_role("button", name="Cancel")
+    leaving: tuple[Callable[[], None], ...] = (lambda: cancel.click(), lambda: page.keyboard.press("Escape"))
+    for leave in leaving:
         opener.click()
         expect(dialog).to_contain_text("Pause this offer?")
         leave()

@@ -77,6 +77,9 @@ def test_issues_are_listed_by_customer_page_by_page(launch_campaign: Launch) -> 
     campaign, other = launch_campaign("ONE1"), launch_campaign("TWO2")
     add_issues(campaign, [(n, "failed", 550) for n in (4, 2, 3, 1)])
     add_issues(other, [(1, "failed", 550)])
+    # Without an index the rows come in the order in which they are stored.
+    for method in ("indexscan", "bitmapscan", "hashjoin", "mergejoin"):
+        db.session.execute(text(f"set local enable_{method} = off"))
     issues = stats_queries.list_issues(campaign.id, limit=2)
     assert [issue.customer_id for issue in issues] == [1, 2, 3]
     issues = stats_queries.list_issues(campaign.id, after=2, limit=2)

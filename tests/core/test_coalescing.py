@@ -137,19 +137,19 @@ def test_a_request_that_times_out_during_work_is_reported_as_started() -> None:
     others, done = in_threads(coalescer, [2, 3, 4, 5])
     wait_until(lambda: count_waiters(coalescer) == 4)
     # The second of the group is the one whose timeout ends, so that others are before and behind it.
-    hasty = coalescer._waiters[1]
+    timed_out = coalescer._waiters[1]
     work.allowed.release()
     work.started.acquire()
-    # As if its thread had gone: it does not react to the lock any more.
-    own_lock, hasty.wake_lock = hasty.wake_lock, threading.Lock()
-    hasty.wake_lock.acquire()
+    # Its thread no longer reacts to the lock, as if it had ended.
+    own_lock, timed_out.wake_lock = timed_out.wake_lock, threading.Lock()
+    timed_out.wake_lock.acquire()
     with pytest.raises(CoalescingTimeout) as timeout:
-        coalescer._abandon(hasty)
+        coalescer._abandon(timed_out)
     assert timeout.value.has_started
     work.allowed.release()
     # The requests behind it still get their results.
     wait_until(lambda: len(done) == 3)
-    assert set(done) == {2, 3, 4, 5} - {hasty.item}
+    assert set(done) == {2, 3, 4, 5} - {timed_out.item}
     assert all(result == 2 * item for item, result in done.items())
     assert sorted(map(len, work.batches)) == [1, 4]
     own_lock.release()
@@ -158,7 +158,7 @@ def test_a_request_that_times_out_during_work_is_reported_as_started() -> None:
 
 
 @pytest.mark.parametrize("woken", ["to lead the next group", "with a result", "with an error"])
-def test_who_is_woken_at_the_moment_of_the_timeout_does_not_leave(woken: str) -> None:
+def test_a_waiter_that_is_woken_as_it_times_out_does_not_leave(woken: str) -> None:
     waiter: _Waiter[int, int] = _Waiter(1)
     if woken == "with a result":
         waiter.results.append(2)

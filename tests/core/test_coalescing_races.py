@@ -1,4 +1,4 @@
-"""Timeouts of a coalescer at the very moment at which a waiter is woken: no waiter is lost or answered twice."""
+"""Timeouts at the moment when a waiter is woken lose no waiter and no result."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LATE, GONE = 2, 9
 
 
 class LateLock:
-    """A wake lock whose timed acquire fails as soon as it could succeed, or the waiter has its result.
+    """A wake lock whose timed acquire fails once the waiter is woken or has a result.
 
     Once the waiter has a result, it is woken only after it has found that it need not wait.
     """
@@ -24,24 +24,24 @@ class LateLock:
         self._waiter = waiter
         self._lock = threading.Lock()
         self._was_woken = threading.Event()
-        self._has_looked = threading.Event()
+        self._has_checked = threading.Event()
 
     def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
         if timeout < 0:
             taken = self._lock.acquire(blocking=blocking)
             if not blocking:
-                self._has_looked.set()
+                self._has_checked.set()
             return taken
-        wait_until(lambda: self._was_woken.is_set() or self._is_answered())
+        wait_until(lambda: self._was_woken.is_set() or self._has_outcome())
         return False
 
     def release(self) -> None:
-        if self._is_answered():
-            assert self._has_looked.wait(SECONDS)
+        if self._has_outcome():
+            assert self._has_checked.wait(SECONDS)
         self._lock.release()
         self._was_woken.set()
 
-    def _is_answered(self) -> bool:
+    def _has_outcome(self) -> bool:
         return bool(self._waiter.results) or self._waiter.error is not None
 
 
@@ -57,7 +57,7 @@ class GoneLock:
         return False
 
     def release(self) -> None:
-        """Wake nothing: the thread is gone."""
+        """Wake no thread: it has ended."""
 
 
 class LateWaiter(coalescing._Waiter[int, int]):
@@ -79,11 +79,11 @@ def wait_until(condition: Callable[[], bool]) -> None:
         if condition():
             return
         threading.Event().wait(0.01)
-    raise AssertionError("the condition was never met")
+    raise AssertionError("timed out")
 
 
 class Group:
-    """Threads that submit an item each to one coalescer, in this order, while the item 0 is being processed."""
+    """Threads that submit one item each, in order, while item 0 is being processed."""
 
     def __init__(self, items: Sequence[int], handler: Callable[[Sequence[int]], list[int]]) -> None:
         self._is_blocked, self._may_continue = threading.Event(), threading.Event()
@@ -152,7 +152,7 @@ def test_a_waiter_that_times_out_as_the_handler_fails_raises_its_error_and_wakes
         group.coalescer.submit(5)
 
 
-def test_a_waiter_that_left_while_it_was_processed_does_not_keep_those_behind_it_waiting() -> None:
+def test_a_waiter_that_left_while_it_was_processed_does_not_block_those_behind_it() -> None:
     def finish_without(items: Sequence[int]) -> list[int]:
         for lock in gone:
             lock.is_processed.set()

@@ -153,24 +153,24 @@ def no_outage(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_only_an_unavailable_database_is_an_outage(error: BaseException | None, is_outage: bool) -> None:
-    assert database_health.detect_outage(error) is is_outage
+    assert database_health.report_if_outage(error) is is_outage
     assert database_health.is_database_unavailable() is is_outage
 
 
 @pytest.mark.usefixtures("no_outage")
 def test_a_closed_connection_belongs_to_the_outage_that_is_known() -> None:
     closed = psycopg.InterfaceError("connection is closed")
-    database_health.detect_outage(psycopg.errors.AdminShutdown("terminating connection"))
-    assert database_health.detect_outage(closed)
+    database_health.report_if_outage(psycopg.errors.AdminShutdown("terminating connection"))
+    assert database_health.report_if_outage(closed)
 
     database_health.mark_recovered()
 
     assert not database_health.is_database_unavailable()
     # Another connection that the same outage has terminated starts no new one; a failed connect does.
-    assert database_health.detect_outage(closed)
-    assert database_health.detect_outage(psycopg.errors.AdminShutdown("terminating connection"))
+    assert database_health.report_if_outage(closed)
+    assert database_health.report_if_outage(psycopg.errors.AdminShutdown("terminating connection"))
     assert not database_health.is_database_unavailable()
-    assert database_health.detect_outage(psycopg.OperationalError("connection failed: Connection refused"))
+    assert database_health.report_if_outage(psycopg.OperationalError("connection failed: Connection refused"))
     assert database_health.is_database_unavailable()
 
 

@@ -253,7 +253,7 @@ def test_the_end_of_a_campaign_is_logged(app: Flask, make_offer: Callable[..., O
         completion.finish_campaigns()
 
     (line,) = parse_lines(stream)
-    assert (line["message"], line["campaign_id"]) == (f"campaign {campaign.id} done", campaign.id)
+    assert (line["message"], line["campaign_id"]) == (f"campaign {campaign.id} finished", campaign.id)
 
 
 def test_the_takeover_of_a_batch_is_logged(

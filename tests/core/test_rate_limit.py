@@ -112,7 +112,7 @@ def test_each_request_deletes_some_expired_counters(app: Flask) -> None:
     assert remaining == [16, 7, 3]
 
 
-def test_the_counter_of_a_window_that_is_over_reads_as_zero(app: Flask) -> None:
+def test_an_expired_counter_is_zero(app: Flask) -> None:
     storage = TableStorage()
     storage.incr("key", 60)
     assert storage.get("key") == 1
@@ -130,7 +130,7 @@ def test_the_expired_rows_are_deleted_oldest_first(app: Flask) -> None:
     assert set(db.session.scalars(select(RateLimitCounter.key))) == {"key 0", "key 1", "new"}
 
 
-def test_expired_rows_that_another_transaction_has_locked_are_left(app: Flask) -> None:
+def test_expired_rows_that_another_transaction_has_locked_are_skipped(app: Flask) -> None:
     storage = TableStorage()
     for key in ("locked", "free"):
         storage.incr(key, 60)

@@ -8,6 +8,7 @@ import pytest
 
 from webapp.core import setting_parsers
 from webapp.core import settings as app_settings
+from webapp.core.setting_parsers import SettingsError
 
 
 def _load(tmp_path: Path, **given: str) -> app_settings.Settings:
@@ -161,5 +162,5 @@ def test_a_valid_value_is_accepted_up_to_its_limits(
     ],
 )
 def test_a_value_beyond_its_limits_is_refused(tmp_path: Path, name: str, value: str) -> None:
-    with pytest.raises(app_settings.SettingsError, match=f"^{name} must be "):
+    with pytest.raises(SettingsError, match=f"^{name} must be "):
         _load(tmp_path, **{name: value})

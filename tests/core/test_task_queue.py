@@ -97,7 +97,7 @@ def test_a_task_is_enqueued_although_the_server_ended_the_idle_connection(app: F
 
 
 def end_other_connections() -> None:
-    """End every other connection to the database of this test process, as a restart of the server does."""
+    """Terminate every other connection to this database, like a server restart."""
     db.session.execute(
         text(
             "select pg_terminate_backend(pid, 5000) from pg_stat_activity "

@@ -58,7 +58,7 @@ def test_audiences_are_sorted_by_name(make_customer: CustomerFactory) -> None:
     ]
 
 
-def test_the_customers_of_an_audience_are_read_in_pages_by_id(make_customer: CustomerFactory) -> None:
+def test_the_customers_of_an_audience_are_paged_by_id(make_customer: CustomerFactory) -> None:
     rows = [make_customer(f"c{n}@example.com", erased_at=PAST if n == 2 else None) for n in range(5)]
     # Joined in another order than that of the ids.
     audience_id = add_audience("VIP", *(rows[n] for n in (4, 0, 3, 2)))
@@ -90,7 +90,7 @@ def test_erased_customers_are_not_counted(make_customer: CustomerFactory) -> Non
 
 
 def test_an_erasure_is_recent_for_one_hour(make_customer: CustomerFactory) -> None:
-    # In one transaction the database has one time.
+    # now() is constant within a transaction.
     now = db.session.execute(select(func.now())).scalar_one()
     ids = []
     for n, age in enumerate((timedelta(), timedelta(minutes=59, seconds=59), timedelta(hours=1), timedelta(hours=2))):
@@ -101,7 +101,7 @@ def test_an_erasure_is_recent_for_one_hour(make_customer: CustomerFactory) -> No
     assert customer_queries.list_recently_erased_ids() == [ids[1], ids[0]]
 
 
-def test_a_locked_customer_is_freshly_read_and_locked_until_the_end_of_the_transaction(
+def test_a_locked_customer_is_reloaded_and_stays_locked_until_the_transaction_ends(
     make_customer: CustomerFactory,
 ) -> None:
     ada = make_customer(name="Ada")

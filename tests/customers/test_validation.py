@@ -16,7 +16,7 @@ LIMITS = [(clean_name, "name", 200), (clean_source_id, "source_id", 200), (clean
 @pytest.mark.parametrize(("clean", "field", "limit"), LIMITS)
 def test_a_text_may_be_as_long_as_its_limit(app: Flask, clean: Callable[[str], str], field: str, limit: int) -> None:
     assert clean("x" * limit) == "x" * limit
-    # Spaces around it and repeated ones inside do not count.
+    # Leading, trailing and repeated spaces do not count.
     assert clean(f"  {'x' * (limit - 2)}   y ") == f"{'x' * (limit - 2)} y"
     with pytest.raises(InvalidInput) as refusal:
         clean("x" * (limit + 1))
@@ -43,7 +43,7 @@ def test_invisible_and_joining_characters_are_kept(given: str) -> None:
 
 
 @pytest.mark.parametrize("given", ["a", "abcd", "de-", "de_", "de CH", "d1", "de-" + "x" * 9, "de-aa-bb-cc-dd", "*"])
-def test_what_is_no_language_tag_is_refused(app: Flask, given: str) -> None:
+def test_an_invalid_language_tag_is_refused(app: Flask, given: str) -> None:
     with pytest.raises(InvalidInput) as refusal:
         clean_locale(given)
     assert [(error.field, error.key) for error in refusal.value.errors] == [("locale", "locale_invalid")]

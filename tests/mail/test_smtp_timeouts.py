@@ -1,4 +1,4 @@
-"""Each step of an SMTP session has a time limit of its own. The relay waits until the client gives up."""
+"""Each step of an SMTP session has its own time limit."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from webapp.mail.smtp import RelayUnavailable
 # More than the buffers of both sockets hold.
 LARGE = b"Subject: Hello\r\n\r\n" + 500_000 * b"All work and no play makes Jack a dull boy.\r\n"
 # A relay goes on after this long; no limit that a test sets comes near it.
-RELAY_PATIENCE = 5.0
+RELAY_TIMEOUT = 5.0
 
 
 def message(raw: bytes = b"Subject: Hello\r\n\r\nHello\r\n") -> OutgoingMessage:
@@ -33,29 +33,29 @@ def connection(app: Flask, relay: Relay) -> Iterator[smtp.RelayConnection]:
 
 
 @pytest.fixture
-def given_up() -> Iterator[threading.Event]:
-    """Set when the client has given up; the relay waits for it."""
+def has_timed_out() -> Iterator[threading.Event]:
+    """Set when the client has timed out; the relay waits for it."""
     event = threading.Event()
     yield event
     event.set()
 
 
-def test_a_relay_that_stops_reading_a_body_is_given_up(
-    relay: Relay, connection: smtp.RelayConnection, given_up: threading.Event, monkeypatch: pytest.MonkeyPatch
+def test_a_relay_that_stops_reading_a_body_times_out(
+    relay: Relay, connection: smtp.RelayConnection, has_timed_out: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(timeouts, "BODY_TIMEOUT", 0.3)
 
     def stop_reading(to: str) -> None:
-        given_up.wait(RELAY_PATIENCE)
+        has_timed_out.wait(RELAY_TIMEOUT)
 
     relay.behaviour.on_body = stop_reading
     outcome = connection.deliver(message(LARGE))
-    given_up.set()
+    has_timed_out.set()
     assert (outcome.kind, outcome.text, connection.is_open) == ("connection_lost", "timed out", False)
     assert relay.recipients == {}
 
 
-def test_a_relay_that_does_not_answer_an_envelope_is_given_up(
+def test_a_relay_without_a_reply_to_the_envelope_times_out(
     relay: Relay, connection: smtp.RelayConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(timeouts, "REPLY_TIMEOUT", 0.3)
@@ -64,7 +64,7 @@ def test_a_relay_that_does_not_answer_an_envelope_is_given_up(
     assert (outcome.kind, outcome.text, connection.is_open) == ("connection_lost", "timed out", False)
 
 
-def test_envelope_and_reply_to_the_body_have_time_limits_of_their_own(connection: smtp.RelayConnection) -> None:
+def test_envelope_and_reply_to_the_body_have_separate_time_limits(connection: smtp.RelayConnection) -> None:
     def use_up_the_time() -> bool:
         assert connection.host is not None
         connection.host.set_deadline(0)
@@ -74,30 +74,30 @@ def test_envelope_and_reply_to_the_body_have_time_limits_of_their_own(connection
     assert connection.deliver(message(), use_up_the_time).kind == "accepted"
 
 
-def test_a_relay_that_does_not_answer_a_reset_is_left(
-    relay: Relay, connection: smtp.RelayConnection, given_up: threading.Event, monkeypatch: pytest.MonkeyPatch
+def test_a_relay_without_a_reply_to_a_reset_is_disconnected(
+    relay: Relay, connection: smtp.RelayConnection, has_timed_out: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class SlowReset(relay.RequestHandlerClass):  # type: ignore[name-defined, misc]
         def do_rset(self, command: str) -> None:
-            given_up.wait(RELAY_PATIENCE)
+            has_timed_out.wait(RELAY_TIMEOUT)
             super().do_rset(command)
 
     monkeypatch.setattr(relay, "RequestHandlerClass", SlowReset)
     monkeypatch.setattr(timeouts, "RESET_TIMEOUT", 0.3)
-    monkeypatch.setattr(timeouts, "REPLY_TIMEOUT", 2 * RELAY_PATIENCE)
+    monkeypatch.setattr(timeouts, "REPLY_TIMEOUT", 2 * RELAY_TIMEOUT)
     relay.behaviour.rcpt["*"] = "550 no"
     connection.close()
     connection.open()
     outcome = connection.deliver(message())
-    given_up.set()
+    has_timed_out.set()
     assert (outcome.kind, connection.is_open) == ("failed", False)
 
 
-# --- replies without an end ---------------------------------------------------------------------------
+# --- endless replies ----------------------------------------------------------------------------------
 
 
 class EndlessReply:
-    """A port at which every client receives the same piece of a reply over and over."""
+    """A server that repeats a piece of a reply without end."""
 
     def __init__(self, piece: bytes, pause: float) -> None:
         self._piece, self._pause = piece, pause
@@ -132,7 +132,7 @@ class EndlessReply:
         (b"x" * 4000, 0, 5, "the reply is too long"),
     ],
 )
-def test_a_reply_without_an_end_is_too_slow_or_too_long(
+def test_an_endless_reply_times_out_or_is_too_long(
     app: Flask,
     relay: Relay,
     monkeypatch: pytest.MonkeyPatch,
@@ -157,6 +157,6 @@ def test_a_reply_may_be_as_long_as_the_limit(
 ) -> None:
     relay.behaviour.body["*"] = "250-taken\r\n250 really"
     for spare, kind in ((0, "accepted"), (-1, "uncertain")):
-        # Without the line breaks, one of which is not counted.
+        # One line break is not counted.
         monkeypatch.setattr(smtp_session, "MAX_REPLY_BYTES", len("250-taken\r250 really\r") + spare)
         assert connection.deliver(message()).kind == kind

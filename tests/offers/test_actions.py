@@ -169,7 +169,7 @@ def test_a_value_beyond_its_range_is_refused(app: Flask, changes: dict[str, Any]
     assert [item.field for item in error.value.errors] == [field]
 
 
-def test_a_locked_offer_is_freshly_read_and_locked_until_the_end_of_the_transaction(
+def test_a_locked_offer_is_reloaded_and_stays_locked_until_the_transaction_ends(
     make_offer: Callable[..., Offer],
 ) -> None:
     row = make_offer()
@@ -333,11 +333,11 @@ def test_states_in_sql_and_python_are_the_same(make_offer: Callable[..., Offer],
         ({"starts_at": timedelta(1), "max_redemptions": 3, "redeemed": 3}, "used_up"),
     ],
 )
-def test_a_state_begins_at_its_very_moment(
+def test_a_state_begins_exactly_at_its_time(
     make_offer: Callable[..., Offer], changes: dict[str, Any], state: OfferState
 ) -> None:
     row = make_offer()
-    # In one transaction the database has one time.
+    # now() is constant within a transaction.
     now = database_clock.get_database_time()
     for name, value in changes.items():
         setattr(row, name, now + value if isinstance(value, timedelta) else value)
@@ -367,7 +367,7 @@ def test_the_codes_of_an_offer_are_listed_newest_first(make_offer: Callable[...,
     assert [one.code for one in offer_queries.list_codes_by_offer([row.id])[row.id]] == ["ANT", "ZEBRA", "FIRST"]
 
 
-def test_of_two_closed_codes_the_longer_one_is_found(make_offer: Callable[..., Offer]) -> None:
+def test_the_longest_closed_code_is_found(make_offer: Callable[..., Offer]) -> None:
     for code in ("ABC", "ABCDEFGHIJK", "ABCD"):
         row = make_offer(code, frozen_at=NOW)
         code_actions.renew_code(row.id, None, by="ann")

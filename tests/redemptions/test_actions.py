@@ -205,17 +205,17 @@ def test_a_raised_cap_allows_more_redemptions(make_offer: MakeOffer, make_custom
 
 
 @pytest.mark.parametrize("taken", [3, 5])
-def test_a_batch_waits_for_what_another_takes_of_the_cap(
+def test_a_batch_waits_for_an_uncommitted_change_of_the_counter(
     app: Flask, make_offer: MakeOffer, make_customer: MakeCustomer, taken: int
 ) -> None:
-    """More than remain are asked for while another transaction, not committed yet, takes some of them."""
+    """The batch needs more than the cap allows after the other transaction commits."""
     row = make_offer(max_redemptions=10, redeemed=5, frozen_at=datetime(2026, 1, 1, tzinfo=UTC))
     requests = [replace(ADA, email=make_customer(f"c{n}@example.com").email) for n in range(6)]
-    answers: list[Any] = []
+    results: list[Any] = []
 
     def redeem_all() -> None:
         with app.app_context():
-            answers.extend(redemption_actions.redeem_all(requests))
+            results.extend(redemption_actions.redeem_all(requests))
 
     batch = threading.Thread(target=redeem_all)
     with db.engine.connect() as other:
@@ -228,7 +228,7 @@ def test_a_batch_waits_for_what_another_takes_of_the_cap(
 
     left = 5 - taken
     expected = ["redeemed"] * left + ["offer_exhausted"] * (6 - left)
-    assert [getattr(answer, "reason", "redeemed") for answer in answers] == expected
+    assert [getattr(result, "reason", "redeemed") for result in results] == expected
     assert (redeemed_counter(row.id), count_redemptions()) == (10, left)
 
 
@@ -661,9 +661,7 @@ def test_redemptions_are_filtered(make_offer: MakeOffer, make_customer: MakeCust
     assert count_filtered(since=now - timedelta(days=1), until=now + timedelta(days=1)) == 2
 
 
-def test_an_export_goes_through_the_offers_and_starts_with_the_newest(
-    make_offer: MakeOffer, make_customer: MakeCustomer
-) -> None:
+def test_an_export_includes_all_offers_newest_first(make_offer: MakeOffer, make_customer: MakeCustomer) -> None:
     first, second = make_offer("SUMMER25"), make_offer("WINTER")
     ids = [make_customer(f"c{n}@example.com").id for n in range(3)]
     for n, code in ((1, "WINTER"), (0, "SUMMER25"), (2, "SUMMER25"), (1, "SUMMER25"), (0, "WINTER")):
@@ -680,15 +678,15 @@ def test_an_export_goes_through_the_offers_and_starts_with_the_newest(
     ]
 
 
-def test_the_redemptions_of_a_customer_start_with_the_newest(
+def test_the_redemptions_of_a_customer_are_listed_newest_first(
     make_offer: MakeOffer, make_customer: MakeCustomer
 ) -> None:
     ada = make_customer()
     for code in ("FIRST", "SECOND", "THIRD"):
         make_offer(code)
         group_commit.redeem(replace(ADA, code=code))
-    undone = redemption_queries.list_customer_redemptions(ada.id)[1]
-    redemption_rollback.roll_back_redemption(undone.public_id, **ROLLBACK)
+    rolled_back = redemption_queries.list_customer_redemptions(ada.id)[1]
+    redemption_rollback.roll_back_redemption(rolled_back.public_id, **ROLLBACK)
 
     found = redemption_queries.list_customer_redemptions(ada.id)
 

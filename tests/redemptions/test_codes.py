@@ -124,7 +124,7 @@ def test_an_exact_shared_code_takes_precedence_over_a_personal_code(
     assert redeem(derive_code("WINTER26", offer)).offer_id == looks_personal.id
 
 
-def test_a_closed_code_does_not_hide_the_personal_code_that_reads_the_same(
+def test_a_closed_code_does_not_hide_a_personal_code_with_the_same_text(
     make_offer: MakeOffer, make_customer: Callable[..., Customer]
 ) -> None:
     make_customer(ADA)

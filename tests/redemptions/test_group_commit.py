@@ -61,7 +61,7 @@ def outcomes(results: Sequence[RedemptionRecord | DomainError]) -> list[str]:
     return [result.key if isinstance(result, DomainError) else "redeemed" for result in results]
 
 
-def test_the_connection_waits_for_locks_and_holds_them_only_so_long(committer: GroupCommitter) -> None:
+def test_the_connection_has_timeouts_for_waiting_and_idling(committer: GroupCommitter) -> None:
     for _ in range(2):
         shown = [
             committer._get_connection().exec_driver_sql(f"show {name}").scalar_one()

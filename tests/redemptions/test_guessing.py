@@ -388,7 +388,7 @@ def test_a_burst_of_failed_attempts_raises_an_alert_for_an_hour(
     )
 
 
-def test_the_alerts_with_most_failed_attempts_come_first(make_offer: MakeOffer) -> None:
+def test_alerts_are_sorted_by_failed_attempts(make_offer: MakeOffer) -> None:
     rows = [make_offer(f"CODE{n}") for n in range(4)]
     for offer, n in zip(rows, (31, 33, 30, 32), strict=True):
         add_failed_attempts(offer, n)

@@ -94,7 +94,7 @@ def test_a_later_sweep_adds_to_the_totals(redeemed_offers: list[int]) -> None:
 
 @pytest.fixture
 def stop_clock(app: Flask) -> Iterator[Callable[[str], None]]:
-    """Stops the clock of the database at a time, until the transaction of the session ends."""
+    """Stops the database's clock at a time until the transaction ends."""
     db.session.execute(text("create schema stopped"))
     db.session.commit()
 
@@ -141,7 +141,7 @@ def test_an_hour_is_counted_five_minutes_after_its_end(
     assert total_count() == is_counted
 
 
-def test_a_redemption_at_the_very_start_of_an_uncounted_hour_is_counted_once(
+def test_a_redemption_at_the_start_of_an_uncounted_hour_is_counted_once(
     make_offer: MakeOffer, make_customer: MakeCustomer
 ) -> None:
     offer_id = make_offer().id

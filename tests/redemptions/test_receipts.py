@@ -16,6 +16,7 @@ from webapp.core import task_queue
 from webapp.core.extensions import db, huey
 from webapp.core.settings import Settings
 from webapp.customers.models import Customer
+from webapp.mail import smtp
 from webapp.offers.models import Offer
 from webapp.redemptions import group_commit, receipts
 from webapp.redemptions import queries as redemption_queries
@@ -240,3 +241,19 @@ def test_a_receipt_that_was_not_enqueued_uses_no_quota(
     monkeypatch.setattr(task_queue, "enqueue", lambda *_, **__: False)
     receipts.enqueue_receipt(offer.id, ada.id)
     assert receipts.acquire_receipt_quota(offer.id, ada.id)
+
+
+def test_no_transaction_is_open_while_the_relay_receives_the_receipt(
+    relay: Relay, redemption: redemption_queries.RedemptionRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_transactions = []
+    connect = smtp.RelayConnection.open
+
+    def watched_open(self: smtp.RelayConnection) -> None:
+        open_transactions.append(db.session().in_transaction())
+        connect(self)
+
+    monkeypatch.setattr(smtp.RelayConnection, "open", watched_open)
+    receipts.send_receipt_email(redemption.offer_id, redemption.customer_id)
+    assert relay.recipients == {"ada@example.com": 1}
+    assert open_transactions == [False]

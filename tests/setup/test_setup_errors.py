@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from local.postgresql import SYSTEM_USER
+from local.system_user import SYSTEM_USER
 from tests.support.local_copy import LocalCopy
 from tests.support.small_disk import requires_root, small_disk
 from webapp.core.settings import socket_folder

@@ -89,7 +89,10 @@ def no_retry_delay(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def other_worker(app: Flask, database_url: str) -> Iterator[psycopg.Connection[object]]:
-    """The connection of another worker, to hold rows with; a statement of ours that waits for them fails."""
+    """A connection of another worker that can lock rows.
+
+    A statement of the test that waits for such a lock fails.
+    """
 
     def limit(session: object, transaction: object, connection: Connection) -> None:
         connection.exec_driver_sql("set local lock_timeout = '3s'")

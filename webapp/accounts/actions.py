@@ -92,7 +92,7 @@ def accept_invitation(token: str, name: str, email: str, password: str, time_zon
     :raises NotFound: when the link is used, expired or unknown, or resets a password.
     :raises InvalidInput: when the email address is invalid or taken; the link then still works.
     """
-    if account_queries.find_open_invitation(hash_token(token)) is None:
+    if account_queries.find_unused_invitation(hash_token(token)) is None:
         raise NotFound(LINK_EXPIRED_MESSAGE)
     email = normalise_email(email)
     # The password is hashed before any row is locked, since hashing is slow.
@@ -128,7 +128,7 @@ def reset_password(token: str, password: str) -> StaffUser:
 
     :raises NotFound: when the link is used, expired or unknown, or its user is disabled.
     """
-    if account_queries.find_open_invitation(hash_token(token)) is None:
+    if account_queries.find_unused_invitation(hash_token(token)) is None:
         raise NotFound(LINK_EXPIRED_MESSAGE)
     password_hash = passwords.hash_password(password)
     invitation = _consume_invitation(token, is_reset=True)

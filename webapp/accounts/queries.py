@@ -97,7 +97,7 @@ def load_staff_names() -> dict[str, str]:
     return {row.email: row.name for row in db.session.execute(users)}
 
 
-def find_open_invitation(token_hash: bytes) -> Invitation | None:
+def find_unused_invitation(token_hash: bytes) -> Invitation | None:
     """Return the invitation with this token, if it can still be used."""
     return db.session.scalar(
         select(Invitation).where(
@@ -106,7 +106,7 @@ def find_open_invitation(token_hash: bytes) -> Invitation | None:
     )
 
 
-def list_open_invitations() -> Sequence[Invitation]:
+def list_unused_invitations() -> Sequence[Invitation]:
     """Return the invitations that can still be used, newest first."""
     return db.session.scalars(
         select(Invitation)

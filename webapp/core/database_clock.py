@@ -1,7 +1,4 @@
-"""The clock of the database.
-
-It decides what is open, due or over, because the clocks of machines differ.
-"""
+"""The clock of the database, which decides what is active, due or over: the clocks of machines differ."""
 
 from __future__ import annotations
 
@@ -13,9 +10,6 @@ from webapp.core.extensions import db
 
 
 def get_database_time() -> datetime:
-    """Return the current time of the database.
-
-    It is not that of the start of the transaction.
-    """
-    now: datetime = db.session.execute(select(func.clock_timestamp())).scalar_one()
+    """Return the time of the database at the start of the transaction, as `now()` in its statements does."""
+    now: datetime = db.session.execute(select(func.now())).scalar_one()
     return now

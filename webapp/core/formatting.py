@@ -54,7 +54,7 @@ def format_share(value: float, locale: str = "en") -> str:
 
     Values above 0 are shown as at least <0.1%.
     """
-    if 0 < value < 0.0005:
+    if 0 < value <= 0.0005:
         return "<" + format_share(0.001, locale)
     return numbers.format_percent(value, format="#,##0.#%", locale=locale)
 

@@ -284,10 +284,7 @@ class RelayConnection(flask_mail.Connection):
         return SmtpOutcome("failed" if code >= 500 else "deferred", code, text, stage)
 
     def _reset(self, host: SmtpSession) -> None:
-        """Reset the session for the next email; close the connection if that fails.
-
-        The outcome is not affected.
-        """
+        """Reset the session for the next email; close the connection if that fails."""
         if self.host is None:
             return
         host.set_deadline(timeouts.RESET_TIMEOUT)
@@ -304,10 +301,7 @@ class RelayConnection(flask_mail.Connection):
             host.close()
 
     def quit(self) -> None:
-        """Send QUIT and close the connection.
-
-        Never raises, because accepted emails stay accepted.
-        """
+        """Send QUIT and close. Never raises, because accepted emails stay accepted."""
         host, self.host = self.host, None
         if host is None:
             return

@@ -158,7 +158,7 @@ def test_only_failed_deliveries_suppress(action: str, outcome: str) -> None:
     assert process(build_report("POSTFIX", action=action)) == outcome
 
 
-@pytest.mark.parametrize("template", ["VACATION", "READ"])
+@pytest.mark.parametrize("template", ["VACATION", "READ_RECEIPT"])
 def test_automatic_replies_are_ignored(template: str) -> None:
     assert process(build_report(template)) == "ignored"
     assert suppression_reasons() == {}
@@ -174,9 +174,12 @@ def test_a_spam_complaint_suppresses_the_address(feedback: str, outcome: str) ->
 
 
 def test_an_unsubscribe_email_is_identified_by_its_return_path() -> None:
-    assert process(build_report("ASKING", to="offers@example.com")) == "unproven"
-    assert process(build_report("ASKING").replace(b"Subject", b"Auto-Submitted: auto-replied\nSubject")) == "ignored"
-    assert process(build_report("ASKING")) == "suppressed"
+    assert process(build_report("UNSUBSCRIBE_REQUEST", to="offers@example.com")) == "unproven"
+    assert (
+        process(build_report("UNSUBSCRIBE_REQUEST").replace(b"Subject", b"Auto-Submitted: auto-replied\nSubject"))
+        == "ignored"
+    )
+    assert process(build_report("UNSUBSCRIBE_REQUEST")) == "suppressed"
     assert suppression_reasons() == {ADA: "unsubscribed"}
 
 
@@ -347,7 +350,7 @@ def test_the_command_counts_outcomes_and_survives_malformed_messages(app: Flask,
     assert "7 messages processed" in output
     assert "2 addresses suppressed" in output
     assert "1 about emails that may still be delivered" in output
-    assert "1 without our signed tag" in output
+    assert "1 without a signed tag of this installation" in output
     assert "0 addresses suppressed" in run_command(app, str(file))
 
 

@@ -52,12 +52,12 @@ def test_other_feedback_is_no_complaint(feedback: str) -> None:
     ],
 )
 def test_an_automatic_message_does_not_unsubscribe(header: str) -> None:
-    assert parse("ASKING", header).kind == "other"
+    assert parse("UNSUBSCRIBE_REQUEST", header).kind == "other"
 
 
 @pytest.mark.parametrize("header", ["", "Auto-Submitted: no", "Auto-Submitted: No ", "Precedence: first-class"])
 def test_an_email_by_a_person_can_unsubscribe(header: str) -> None:
-    report = parse("ASKING", header)
+    report = parse("UNSUBSCRIBE_REQUEST", header)
     assert (report.kind, report.tokens) == ("unsubscribe", (TO,))
 
 

@@ -73,6 +73,15 @@ def test_totals_are_not_stored_while_a_worker_is_still_sending(launch_campaign: 
     assert refresh(campaign).sent_in_batches == 1
 
 
+def test_no_total_is_stored_of_a_campaign_that_still_retries(launch_campaign: Launch) -> None:
+    create_customers(2)
+    retrying, cancelled = launch_campaign("ONE1"), launch_campaign("TWO2")
+    batches.finish_batch(defer_first_of_next_batch())
+    transitions.cancel_campaign(cancelled.id, "tests")
+    cancellation.clean_up_cancelled_campaigns()
+    assert (refresh(retrying).sent_in_batches, refresh(cancelled).sent_in_batches) == (None, 0)
+
+
 def test_the_total_of_a_cancelled_campaign_is_stored_once(launch_campaign: Launch) -> None:
     create_customers(2)
     campaign = launch_campaign()

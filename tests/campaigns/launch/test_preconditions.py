@@ -113,7 +113,7 @@ def test_due_campaigns_start_earliest_first(make_draft: Callable[..., Campaign])
     drafts = [make_draft(f"CODE{n}") for n in range(4)]
     for draft, seconds in zip(drafts, (-20, -30, 60, -10), strict=True):
         schedule(draft, seconds)
-    assert launch_actions.start_due_campaigns() == [drafts[1].id, drafts[0].id, drafts[3].id]
+    assert launch_actions.launch_due_campaigns() == [drafts[1].id, drafts[0].id, drafts[3].id]
     assert launch_queries.list_due_campaign_ids() == []
 
 
@@ -137,7 +137,7 @@ def test_a_start_within_a_minute_is_waited_for(
 ) -> None:
     schedule(make_draft("NEXT1"), seconds)
     schedule(make_draft("LATER1"), 3600)
-    wait = launch_queries.seconds_until_next_start()
+    wait = launch_queries.seconds_until_next_launch()
     if least is None or most is None:
         assert wait is None
     else:
@@ -149,4 +149,4 @@ def test_no_start_is_waited_for_when_none_is_scheduled(make_draft: Callable[...,
     schedule(make_draft(), 40)
     db.session.execute(text("update campaign set status = 'draft'"))
     db.session.commit()
-    assert launch_queries.seconds_until_next_start() is None
+    assert launch_queries.seconds_until_next_launch() is None

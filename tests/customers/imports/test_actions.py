@@ -171,7 +171,7 @@ def test_counts_are_exact_for_ten_thousand_rows(import_file: ImportFile) -> None
     assert rejected_rows(row)[:2] == [(2, "email_invalid"), (102, "email_invalid")]
 
 
-def test_a_finished_import_keeps_its_counts_and_not_its_file(import_file: ImportFile, receive_file: Receive) -> None:
+def test_a_finished_import_keeps_its_counts_but_not_its_file(import_file: ImportFile, receive_file: Receive) -> None:
     waiting = receive_file("email\nbob@example.com\n")
 
     row = import_file("email\n" + "".join(f"c{n}@example.com\n" for n in range(50)), size=100)
@@ -244,7 +244,7 @@ def test_a_source_id_may_change(import_file: ImportFile, make_customer: Make) ->
     assert row.updated == 1
 
 
-def test_partitions_that_may_share_source_ids_merge_one_after_the_other(
+def test_partitions_that_may_share_source_ids_are_merged_sequentially(
     app: Flask, receive_file: Receive, make_customer: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(import_processing, "PARALLEL_MERGE_MIN_BYTES", 0)
@@ -429,7 +429,7 @@ def run_in_two_workers(*import_ids: int) -> None:
 
 
 def in_context(app: Flask, act: Callable[..., object], *arguments: object) -> None:
-    """Call a function in the context of the app, as a thread of its own."""
+    """Call a function in a context of the app, for a separate thread."""
     with app.app_context():
         act(*arguments)
 
@@ -587,7 +587,7 @@ def test_imports_run_one_at_a_time_and_enqueue_the_next(receive_file: Receive) -
     assert set(customers_by_email()) == {"ada@example.com", "bob@example.com"}
 
 
-def test_the_sweep_leaves_an_upload_whose_next_piece_has_come(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_sweep_does_not_fail_an_upload_that_got_another_chunk(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
     lease_until = func.now() + timedelta(minutes=5)
     row = CustomerImport(filename="x", media_type="text/csv", lease_until=lease_until)
     db.session.add(row)
@@ -596,7 +596,7 @@ def test_the_sweep_leaves_an_upload_whose_next_piece_has_come(app: Flask, monkey
 
     import_actions.fail_stalled_uploads()
 
-    assert [one.status for one in import_queries.list_imports()] == ["receiving"]
+    assert [row.status for row in import_queries.list_imports()] == ["receiving"]
 
 
 def test_the_sweep_does_not_fail_a_completed_upload(receive_file: Receive, monkeypatch: pytest.MonkeyPatch) -> None:

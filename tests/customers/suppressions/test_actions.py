@@ -127,7 +127,7 @@ def test_an_erased_customer_stays_suppressed_when_created_again(
 
 
 STRONGER = [
-    # The reason of the plain address, that of its hash, and which one is kept.
+    # The reason for the plain address, the reason for its hash, and the one that is kept.
     ("bounced", "unsubscribed", "unsubscribed"),
     ("bounced", "complained", "complained"),
     ("unsubscribed", "complained", "complained"),
@@ -138,20 +138,20 @@ STRONGER = [
 
 
 @pytest.mark.parametrize(("plain", "hashed", "kept"), STRONGER)
-@pytest.mark.parametrize("way", ["import", "staff", "machine", "other address"])
+@pytest.mark.parametrize("interface", ["import", "staff", "api", "other address"])
 def test_of_an_address_and_its_hash_the_stronger_reason_is_kept(
-    import_file: ImportFile, make_customer: Make, plain: str, hashed: str, kept: str, way: str
+    import_file: ImportFile, make_customer: Make, plain: str, hashed: str, kept: str, interface: str
 ) -> None:
     add_suppression("ada@example.com", plain, source="api")
     add_suppression(hash_email("ada@example.com"), hashed, source="relay")
     db.session.execute(text("update suppression set at = '2026-01-02T03:04:05Z'"))
     db.session.commit()
 
-    if way == "import":
+    if interface == "import":
         import_file("email\nada@example.com\n")
-    elif way == "staff":
+    elif interface == "staff":
         customer_actions.create_customer(CustomerValues("ada@example.com", "Ada"), [], by="tests")
-    elif way == "machine":
+    elif interface == "api":
         customer_actions.upsert_customer(CustomerValues("ada@example.com", source_id="C9"), None, by="tests")
     else:
         bob = make_customer("bob@example.com")
@@ -162,7 +162,7 @@ def test_of_an_address_and_its_hash_the_stronger_reason_is_kept(
     assert (row.source, row.at) == ("api" if kept == plain else "relay", datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC))
 
 
-@pytest.mark.parametrize(("new", "old", "kept"), STRONGER[:4])
+@pytest.mark.parametrize(("new", "old", "kept"), STRONGER)
 def test_a_moved_suppression_does_not_weaken_that_of_the_new_address(
     make_customer: Make, new: str, old: str, kept: str
 ) -> None:

@@ -70,6 +70,9 @@ def test_import_errors_are_paginated(api: FlaskClient) -> None:
 
     assert lines == [2, 3, 4, 5, 6]
 
+    full = api.get(f"{response.headers['Location']}?limit=5")
+    assert (len(full.get_json()["errors"]), "Link" in full.headers) == (5, False)
+
 
 @pytest.mark.parametrize(
     ("body", "content_type", "status", "code"),

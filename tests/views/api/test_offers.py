@@ -154,6 +154,16 @@ def test_linked_pages_contain_every_offer(api: Any, make_offer: MakeOffer) -> No
     assert listed == codes[::-1]
 
 
+def test_a_full_last_page_of_offers_has_no_next_page(api: Any, make_offer: MakeOffer) -> None:
+    for n in range(2):
+        make_offer(f"CODE{n}")
+
+    response = api.get("/api/v1/offers?limit=2")
+
+    assert (len(response.json["offers"]), response.json["next_cursor"]) == (2, None)
+    assert "Link" not in response.headers
+
+
 def test_the_list_is_filtered_by_state(api: Any, make_offer: MakeOffer) -> None:
     offer_actions.pause_offer(make_offer().id, by="ann")
     make_offer("OTHER")

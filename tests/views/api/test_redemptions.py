@@ -337,6 +337,9 @@ def test_linked_pages_contain_every_redemption(api: Any, make_offer: MakeOffer, 
 
     assert len(listed_ids) == len(set(listed_ids)) == 8
 
+    full = api.get("/api/v1/redemptions?limit=8")
+    assert (len(full.json["redemptions"]), full.json["next_cursor"], "Link" in full.headers) == (8, None, False)
+
 
 @pytest.mark.parametrize(
     "query",

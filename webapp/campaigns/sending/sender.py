@@ -56,10 +56,7 @@ def send_pending_emails() -> bool:
 
 @contextmanager
 def _connection_slot() -> Iterator[bool]:
-    """Try to acquire one of the MAIL_CONNECTIONS slots of this process.
-
-    Yields whether that succeeded.
-    """
+    """Try to acquire one of the MAIL_CONNECTIONS slots; yield whether it succeeded."""
     settings: Settings = current_app.config["SETTINGS"]
     slots: threading.Semaphore = current_app.extensions.setdefault(
         "sender_slots", threading.BoundedSemaphore(settings.mail_connections)
@@ -89,10 +86,7 @@ class _BatchSender:
         self.pending_cursor: int | None = None
 
     def run(self) -> bool:
-        """Send until nothing is pending, the time limit or a shutdown.
-
-        :returns: whether another task should be enqueued.
-        """
+        """Send until nothing is pending; return whether to enqueue another task."""
         while not self._should_stop():
             if not campaign_queries.has_pending_sends():
                 completion.finish_campaigns()
@@ -110,10 +104,7 @@ class _BatchSender:
         return task_queue.stop_requested.is_set() or time.monotonic() > self.deadline
 
     def _ensure_relay_connection(self) -> bool:
-        """Connect to the relay; return whether that succeeded.
-
-        This is done before any claim, so that no delivery fails because of an outage.
-        """
+        """Connect to the relay before a claim, so that an outage fails no delivery."""
         # Keep no transaction open while waiting for the relay.
         db.session.rollback()
         try:
@@ -159,10 +150,7 @@ class _BatchSender:
         return batches.finish_batch(claim)
 
     def _wait_for_batch_slot(self, claim: BatchClaim, max_slots: int) -> bool:
-        """Wait for a send slot of the rate limit.
-
-        :returns: False when the batch has to be released instead.
-        """
+        """Wait for a send slot; return False when the batch has to be released."""
         while not task_queue.stop_requested.is_set():
             seconds = self.throttle.try_acquire(max_slots)
             if seconds <= 0:
@@ -175,10 +163,7 @@ class _BatchSender:
         return False
 
     def _send_to_recipient(self, claim: BatchClaim, recipient: Recipient, merge: MailMerge) -> bool:
-        """Send to one recipient and record the outcome.
-
-        :returns: False when this sender has released the batch or another worker owns it.
-        """
+        """Send to one recipient; return False when this sender has lost the batch."""
         message = self._render_message(merge, recipient.customer)
         outcome = deliver_with_reconnects(
             self.relay,
@@ -225,10 +210,7 @@ class _BatchSender:
         return self.progress.finish_move()
 
     def _should_continue(self, claim: BatchClaim, outcome: SmtpOutcome) -> bool:
-        """Return whether to continue with the next recipient.
-
-        Otherwise the failure is caused by the relay or the email itself, and the batch is released.
-        """
+        """Return whether to continue; otherwise the batch has been released."""
         is_body_stage = outcome.stage in ("DATA", "body")
         self.rejected_bodies = self.rejected_bodies + 1 if outcome.kind == "failed" and is_body_stage else 0
         self.connection_failures = (
@@ -255,10 +237,7 @@ class _BatchSender:
         return True
 
     def _holds_lease(self, claim: BatchClaim) -> bool:
-        """Return whether the campaign is still being sent and the lease is long enough.
-
-        It must outlast the next reply of the relay, and is renewed if necessary.
-        """
+        """Return whether the lease outlasts the next reply; renew it if necessary."""
         return time.monotonic() - claim.lease_renewed_at < timing.LEASE_RENEWAL_INTERVAL or batches.renew_batch_lease(
             claim
         )
@@ -284,10 +263,7 @@ class _BatchSender:
         return True
 
     def _send_retry(self, retry: DueRetry) -> bool:
-        """Send one retry and record its outcome.
-
-        :returns: False when the connection to the relay has failed.
-        """
+        """Send one retry; return False when the connection to the relay has failed."""
         message = self._render_message(self._load_mail_merge(retry.campaign_id), retry.customer)
 
         def holds_lease() -> bool:
@@ -304,10 +280,7 @@ class _BatchSender:
         return outcome.kind in ("accepted", "failed", "deferred", "uncertain")
 
     def _render_message(self, merge: MailMerge, customer: Customer) -> OutgoingMessage | SmtpOutcome:
-        """Render the message for a customer.
-
-        :returns: a failed outcome on an error, so that the other emails are sent.
-        """
+        """Render the message for a customer; return a failed outcome on an error."""
         try:
             return merge.build_message(customer)
         except (ValueError, UnicodeError) as error:
@@ -319,9 +292,7 @@ class _BatchSender:
             db.session.rollback()
 
     def _load_mail_merge(self, campaign_id: int, offer_version: int | None = None) -> MailMerge:
-        """Return the email of a campaign, merged with the current offer.
-
-        It contains the current code, even if that was replaced after the launch.
+        """Return the email of a campaign, merged with the current offer and code.
 
         :param offer_version: the current version of the offer, if known.
         :raises LookupError: when the campaign or its offer does not exist.
