@@ -86,21 +86,21 @@ def invitation(token: str) -> BaseResponse:
 
     Opening the link does not use it up.
     """
-    open_invitation = account_queries.find_open_invitation(account_actions.hash_token(token))
-    if open_invitation is None:
+    unused_invitation = account_queries.find_unused_invitation(account_actions.hash_token(token))
+    if unused_invitation is None:
         return add_privacy_headers(render("accounts/link_expired.html", status=404))
     try:
-        if open_invitation.staff_user_id:
-            response = _choose_password(token, open_invitation)
+        if unused_invitation.staff_user_id:
+            response = _choose_password(token, unused_invitation)
         else:
-            response = _accept_invitation(token, open_invitation)
+            response = _accept_invitation(token, unused_invitation)
     except NotFound:
         response = render("accounts/link_expired.html", status=404)
     return add_privacy_headers(response)
 
 
-def _accept_invitation(token: str, open_invitation: Invitation) -> BaseResponse:
-    form = AcceptInvitationForm(email=open_invitation.email)
+def _accept_invitation(token: str, unused_invitation: Invitation) -> BaseResponse:
+    form = AcceptInvitationForm(email=unused_invitation.email)
     form.time_zone.choices = list(list_time_zones())
     if form.validate_on_submit():
         try:
@@ -117,12 +117,12 @@ def _accept_invitation(token: str, open_invitation: Invitation) -> BaseResponse:
         "accounts/accept_invitation.html",
         status=form_status(form),
         form=form,
-        role=open_invitation.role,
+        role=unused_invitation.role,
     )
 
 
-def _choose_password(token: str, open_invitation: Invitation) -> BaseResponse:
-    user = _get_staff_user_or_404(open_invitation.staff_user_id or 0)
+def _choose_password(token: str, unused_invitation: Invitation) -> BaseResponse:
+    user = _get_staff_user_or_404(unused_invitation.staff_user_id or 0)
     # A user who has never signed in has no password yet.
     is_first_password = user.last_sign_in_at is None
     form = FirstPasswordForm() if is_first_password else NewPasswordForm()
@@ -235,7 +235,7 @@ def _render_staff_users(form: InviteForm, link: str | None = None, status: int =
         "accounts/users.html",
         status=status,
         users=account_queries.list_staff_users(),
-        invitations=account_queries.list_open_invitations(),
+        invitations=account_queries.list_unused_invitations(),
         form=form,
         link=link,
     )

@@ -153,7 +153,7 @@ class OfferForm(FlaskForm):
 
         frozen_values = offer.values() if offer is not None and offer.frozen_at is not None else None
 
-        def parse_unless_hidden(field: str, parse: Callable[[], T], frozen_value: T | None) -> T | None:
+        def parse_unless_hidden(field: str, parse: Callable[[], T | None], frozen_value: T | None) -> T | None:
             if frozen_values is not None and not self._was_submitted(field):
                 return frozen_value
             return parse_or_collect(parse, None)
