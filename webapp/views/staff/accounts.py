@@ -244,7 +244,7 @@ def _render_staff_users(form: InviteForm, link: str | None = None, status: int =
 
 @blueprint.post("/settings/invitations/<int:invitation_id>/withdraw")
 @require_role("admin")
-def withdraw(invitation_id: int) -> BaseResponse:
+def withdraw_invitation(invitation_id: int) -> BaseResponse:
     """Revoke an invitation or a password reset link."""
     account_actions.withdraw_invitation(invitation_id, by=current_user.email)
     flash(_("The link was revoked."), "success")
@@ -299,7 +299,7 @@ def end_sessions(user_id: int) -> BaseResponse:
 
 @blueprint.post("/settings/people/<int:user_id>/disable")
 @require_role("admin")
-def disable(user_id: int) -> BaseResponse:
+def disable_staff_user(user_id: int) -> BaseResponse:
     """Disable a user and end their sessions."""
     try:
         user = account_actions.disable_staff_user(user_id, by=current_user.email)
@@ -310,7 +310,7 @@ def disable(user_id: int) -> BaseResponse:
 
 @blueprint.post("/settings/people/<int:user_id>/enable")
 @require_role("admin")
-def enable(user_id: int) -> BaseResponse:
+def enable_staff_user(user_id: int) -> BaseResponse:
     """Enable a disabled user."""
     user = account_actions.enable_staff_user(user_id, by=current_user.email)
     return _redirect_to_staff_user(user_id, _("%(name)s can sign in again.", name=user.name))

@@ -200,7 +200,7 @@ def resend(campaign_id: int) -> BaseResponse:
     try:
         result = delivery_actions.resend_deliveries(campaign_id, _parse_selection(request.form), by=current_user.email)
     except DomainError as error:
-        return _redirect_after_resolution(campaign_id, error.message, "warning")
+        return _redirect_after_resolution(campaign_id, error.message, "warning", return_to_list=True)
     message = ngettext(
         "%(count)s email is being resent.",
         "%(count)s emails are being resent.",
@@ -215,34 +215,35 @@ def resend(campaign_id: int) -> BaseResponse:
             count=formatting.format_number(result.suppressed),
         )
         message = " ".join((message, not_resent))
-    return _redirect_after_resolution(campaign_id, message, "success")
+    return _redirect_after_resolution(campaign_id, message, "success", return_to_list="customer" in request.form)
 
 
 @blueprint.post("/campaigns/<int:campaign_id>/leave")
-def leave_uncertain(campaign_id: int) -> BaseResponse:
+def dismiss_uncertain(campaign_id: int) -> BaseResponse:
     """Dismiss uncertain emails: one, or all."""
     try:
         count = delivery_actions.dismiss_uncertain_deliveries(
             campaign_id, _parse_selection(request.form), by=current_user.email
         )
     except DomainError as error:
-        return _redirect_after_resolution(campaign_id, error.message, "warning")
+        return _redirect_after_resolution(campaign_id, error.message, "warning", return_to_list=True)
     message = ngettext(
         "%(count)s uncertain email was dismissed.",
         "%(count)s uncertain emails were dismissed.",
         count,
         count=formatting.format_number(count),
     )
-    return _redirect_after_resolution(campaign_id, message, "success")
+    return _redirect_after_resolution(campaign_id, message, "success", return_to_list="customer" in request.form)
 
 
-def _redirect_after_resolution(campaign_id: int, message: str, category: str) -> BaseResponse:
-    """Flash a message and redirect to the list of the form, or to the campaign."""
+def _redirect_after_resolution(campaign_id: int, message: str, category: str, *, return_to_list: bool) -> BaseResponse:
+    """Flash a message and redirect to the list of the form, or to the campaign.
+
+    Staff continue with the list after an error or after resolving one delivery. After resolving all, it would be empty.
+    """
     get_campaign_or_404(campaign_id)
     flash(message, category)
-    # Staff continue with the list after resolving one delivery. After resolving all, it would be empty.
-    returns_to_list = category != "success" or "customer" in request.form
-    if request.form.get("back") in delivery_status.RECORDED_STATES and returns_to_list:
+    if request.form.get("back") in delivery_status.RECORDED_STATES and return_to_list:
         return redirect(url_for("staff.campaigns.recipients", campaign_id=campaign_id, state=request.form["back"]))
     return redirect(url_for("staff.campaigns.show", campaign_id=campaign_id))
 

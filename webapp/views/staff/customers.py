@@ -114,7 +114,7 @@ def new() -> BaseResponse:
     if form.validate_on_submit():
         try:
             customer = customer_actions.create_customer(
-                form.values(), form.selected_audience_ids(), by=current_user.email
+                form.to_values(), form.selected_audience_ids(), by=current_user.email
             )
             flash(_("The customer %(email)s was created.", email=customer.email_as_given), "success")
             return redirect(url_for("staff.customers.show", customer_id=customer.id))
@@ -136,7 +136,7 @@ def edit(customer_id: int) -> BaseResponse:
     if form.validate_on_submit():
         try:
             customer_actions.update_customer(
-                customer_id, form.values(), form.selected_audience_ids(), by=current_user.email
+                customer_id, form.to_values(), form.selected_audience_ids(), by=current_user.email
             )
             flash(_("The customer was saved."), "success")
             return redirect(url_for("staff.customers.show", customer_id=customer_id))

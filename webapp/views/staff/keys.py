@@ -53,7 +53,7 @@ def revoke_api_key(key_id: int) -> BaseResponse:
 
 @blueprint.get("/settings/keys")
 @require_role("admin")
-def list_signing_keys() -> BaseResponse:
+def show_signing_keys() -> BaseResponse:
     """List the versions of the signing keys, without their secrets."""
     return render(
         "accounts/signing_keys.html",
@@ -66,21 +66,21 @@ def list_signing_keys() -> BaseResponse:
 
 @blueprint.post("/settings/keys/<purpose>/renew")
 @require_role("admin")
-def rotate_key(purpose: str) -> BaseResponse:
+def rotate_signing_key(purpose: str) -> BaseResponse:
     """Create a new version of a signing key, which signs from now on."""
     version = signing_key_actions.rotate_signing_key(purpose, by=current_user.email)
     flash(
         _("Version %(version)s is now the current version. Older versions are still accepted.", version=version),
         "success",
     )
-    return redirect(url_for("staff.accounts.list_signing_keys"))
+    return redirect(url_for("staff.accounts.show_signing_keys"))
 
 
 @blueprint.post("/settings/keys/<purpose>/<int:version>/retire")
 @require_role("admin")
-def revoke_key(purpose: str, version: int) -> BaseResponse:
+def revoke_signing_key(purpose: str, version: int) -> BaseResponse:
     """Revoke a version of a signing key: its signatures are no longer accepted."""
     with flash_domain_error():
         signing_key_actions.revoke_signing_key(purpose, version, by=current_user.email)
         flash(_("Version %(version)s was revoked: its signatures are no longer accepted.", version=version), "success")
-    return redirect(url_for("staff.accounts.list_signing_keys"))
+    return redirect(url_for("staff.accounts.show_signing_keys"))

@@ -71,7 +71,7 @@ def new() -> BaseResponse:
     if not form.validate_on_submit():
         return _render_edit_page(form, None, rendering.form_status(form))
     try:
-        offer = offer_actions.create_offer(form.values(), by=current_user.email)
+        offer = offer_actions.create_offer(form.to_values(), by=current_user.email)
     except DomainError as error:
         rendering.add_form_errors(form, error)
         return _render_edit_page(form, None, error.status)
@@ -131,7 +131,7 @@ def edit(offer_id: int) -> BaseResponse:
     if not form.validate_on_submit():
         return _render_edit_page(form, offer, rendering.form_status(form))
     try:
-        changes = vars(form.values(offer))
+        changes = vars(form.to_values(offer))
         offer_actions.update_offer(offer_id, changes, form.submitted_version(), by=current_user.email)
     except DomainError as error:
         rendering.add_form_errors(form, error)

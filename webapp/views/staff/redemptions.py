@@ -113,23 +113,25 @@ def new() -> BaseResponse:
 
 
 @blueprint.get("/why-not")
-def why_not() -> Response:
+def check_eligibility() -> Response:
     """Explain the eligibility of a customer for a code, check by check."""
     form = EligibilityForm(request.args)
     # Links from other pages may fill in only one of the two.
     if not any(request.args.get(name) for name in ("who", "code")):
-        return _render_why_not(form)
+        return _render_eligibility_page(form)
     try:
         explanation = explain_eligibility(form.to_request()) if {"who", "code"} <= request.args.keys() else None
     except InvalidInput as error:
         rendering.add_form_errors(form, error)
-        return _render_why_not(form, status=422)
-    return _render_why_not(form, explanation)
+        return _render_eligibility_page(form, status=422)
+    return _render_eligibility_page(form, explanation)
 
 
-def _render_why_not(form: EligibilityForm, explanation: Explanation | None = None, status: int = 200) -> Response:
+def _render_eligibility_page(
+    form: EligibilityForm, explanation: Explanation | None = None, status: int = 200
+) -> Response:
     return rendering.render(
-        "redemptions/why_not.html",
+        "redemptions/eligibility.html",
         status=status,
         form=form,
         explanation=explanation,

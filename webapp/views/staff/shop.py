@@ -45,7 +45,7 @@ def save() -> BaseResponse:
     try:
         if not form.validate_on_submit():
             return _render_page(form, 422)
-        shop_actions.save_shop(form.values(), by=current_user.email)
+        shop_actions.save_shop(form.to_values(), by=current_user.email)
     except DomainError as error:
         rendering.add_form_errors(form, error)
         return _render_page(form, error.status)
@@ -73,7 +73,7 @@ def frame() -> Response:
     """
     form = ShopForm(request.args, meta={"csrf": False})
     try:
-        values = validate_shop(form.values())
+        values = validate_shop(form.to_values())
     except InvalidInput:
         values = shop_queries.get_shop()
     return rendering.sandboxed_response(
@@ -107,7 +107,7 @@ def _render_page(form: ShopForm, status: int = 200, relay_result: RelayCheckResu
 def _sample_context(form: ShopForm) -> dict[str, Any]:
     """Return the form and the URL of the sample; None while the form has errors."""
     try:
-        validate_shop(form.values())
+        validate_shop(form.to_values())
     except InvalidInput:
         return {"form": form, "frame_url": None}
     details = {name: value for name, value in form.data.items() if name != "csrf_token"}

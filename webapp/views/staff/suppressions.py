@@ -95,7 +95,7 @@ def remove() -> BaseResponse:
         flash(removed_message, "success")
         return redirect(return_url)
     return rendering.render(
-        "customers/lift_suppression.html",
+        "customers/remove_suppression.html",
         form=form,
         suppression=suppression,
         key=key,

@@ -116,10 +116,7 @@ class NewRedemption(NewValidation):
 
 
 class NewExplanation(RequestBody):
-    """The code and the customer whose eligibility is explained.
-
-    The code may be a personal one.
-    """
+    """The customer and the shared or personal code to explain the eligibility for."""
 
     code: Annotated[StrictStr, Field(max_length=200, examples=["summer25"])]
     customer: CustomerReference

@@ -21,7 +21,7 @@ from webapp.campaigns.content.placeholders import (
 from webapp.campaigns.models import Campaign
 from webapp.core import local_time
 from webapp.core.errors import FieldError, InvalidInput
-from webapp.views.staff.forms.offers import FOLD_CHOICES, TimeOfDayField, needs_fold_choice, parse_local_datetime
+from webapp.views.staff.forms.local_times import FOLD_CHOICES, TimeOfDayField, needs_fold_choice, parse_local_datetime
 
 _STATUS_LABELS: dict[str, str] = {
     "": _l("All statuses"),

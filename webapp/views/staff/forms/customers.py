@@ -11,6 +11,7 @@ from wtforms import EmailField, FileField, Form, SelectChoice, SelectField, Sele
 
 from webapp.customers.models import Audience, Customer
 from webapp.customers.validation import CustomerValues
+from webapp.views.rendering import STATE_LABELS
 
 
 class CustomerSearchForm(Form):
@@ -52,7 +53,7 @@ class CustomerForm(FlaskForm):
         self.source_id.data = customer.source_id or ""
         self.audiences.data = [str(audience.id) for audience in audiences]
 
-    def values(self) -> CustomerValues:
+    def to_values(self) -> CustomerValues:
         """Return the values as entered."""
         return CustomerValues(
             email=self.email.data or "",
@@ -89,9 +90,7 @@ class SuppressionSearchForm(Form):
         validate_choice=False,
         choices=[
             SelectChoice("", _l("All reasons")),
-            SelectChoice("unsubscribed", _l("Unsubscribed")),
-            SelectChoice("complained", _l("Complained")),
-            SelectChoice("bounced", _l("Bounced")),
+            *(SelectChoice(reason, STATE_LABELS[reason]) for reason in SUPPRESSION_REASON_LABELS),
         ],
     )
 

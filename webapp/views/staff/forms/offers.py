@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from datetime import date, datetime, time
+from datetime import datetime
 from decimal import Decimal
 from typing import Any, TypeVar
 from zoneinfo import ZoneInfo
@@ -13,7 +13,6 @@ from babel.numbers import get_currency_precision, is_currency
 from flask_babel import gettext as _
 from flask_babel import lazy_gettext as _l
 from flask_babel import ngettext
-from flask_babel.speaklater import LazyString
 from flask_wtf import FlaskForm
 from wtforms import (
     BooleanField,
@@ -24,7 +23,6 @@ from wtforms import (
     SelectChoice,
     SelectField,
     StringField,
-    TimeField,
 )
 from wtforms.validators import Optional
 
@@ -34,6 +32,7 @@ from webapp.core.local_time import LocalDateTime
 from webapp.core.money import Discount
 from webapp.customers.models import Audience
 from webapp.offers.models import Offer, OfferState, OfferValues
+from webapp.views.staff.forms.local_times import FOLD_CHOICES, TimeOfDayField, needs_fold_choice, parse_local_datetime
 
 T = TypeVar("T")
 D = TypeVar("D")
@@ -41,11 +40,6 @@ D = TypeVar("D")
 NO_VERSION = -1
 _INTEGER_PATTERN = re.compile(r"-?[0-9]{1,14}", re.ASCII)
 _NUMBER_PATTERN = re.compile(r"[0-9]{1,15}([.,][0-9]{1,6})?", re.ASCII)
-# "Fold" as in PEP 495: which of two equal local times is meant when the clocks go back.
-FOLD_CHOICES = [
-    SelectChoice("0", _l("The first time, before the clocks go back")),
-    SelectChoice("1", _l("The second time, after the clocks go back")),
-]
 _STATE_LABELS = {
     "": _l("All statuses"),
     "live": _l("Live"),
@@ -54,20 +48,6 @@ _STATE_LABELS = {
     "used_up": _l("Limit reached"),
     "ended": _l("Ended"),
 }
-
-
-class TimeOfDayField(TimeField):
-    """A time of day that shows seconds only when it has any."""
-
-    def __init__(self, label: LazyString | str, **options: Any) -> None:
-        super().__init__(label, format=["%H:%M", "%H:%M:%S"], validators=[Optional()], **options)
-
-    def _value(self) -> str:
-        if self.raw_data:
-            return str(self.raw_data[0])
-        if self.data is None:
-            return ""
-        return f"{self.data:%H:%M:%S}" if self.data.second else f"{self.data:%H:%M}"
 
 
 class OfferSearchForm(Form):
@@ -136,7 +116,7 @@ class OfferForm(FlaskForm):
             self[name].data = value
         self.version.data = str(offer.version)
 
-    def values(self, offer: Offer | None = None) -> OfferValues:
+    def to_values(self, offer: Offer | None = None) -> OfferValues:
         """Parse the form.
 
         :param offer: the offer to change; the values of fields that are hidden for it are taken from there.
@@ -153,7 +133,7 @@ class OfferForm(FlaskForm):
 
         frozen_values = offer.values() if offer is not None and offer.frozen_at is not None else None
 
-        def parse_unless_hidden(field: str, parse: Callable[[], T], frozen_value: T | None) -> T | None:
+        def parse_unless_hidden(field: str, parse: Callable[[], T | None], frozen_value: T | None) -> T | None:
             if frozen_values is not None and not self._was_submitted(field):
                 return frozen_value
             return parse_or_collect(parse, None)
@@ -256,36 +236,6 @@ class OfferForm(FlaskForm):
         return int(audience_id)
 
 
-def parse_local_datetime(form: Form, name: str) -> LocalDateTime | None:
-    """Parse the fields `name`, `name_time` and `name_fold` of a form.
-
-    Return None without a day.
-
-    :raises InvalidInput: with an error for the invalid field.
-    """
-    day: date | None = form[name].data
-    time_of_day: time | None = form[f"{name}_time"].data
-    if _has_input(form[name]) and day is None:
-        raise _invalid_field(name, "day_invalid", _("Choose a date from the calendar."))
-    if _has_input(form[f"{name}_time"]) and time_of_day is None:
-        raise _invalid_field(f"{name}_time", "time_invalid", _("Enter a time such as 18:00."))
-    if day is None:
-        if time_of_day is not None:
-            raise _invalid_field(name, "day_missing", _("Choose a day, too."))
-        return None
-    fold = form[f"{name}_fold"].data
-    return LocalDateTime(day, time_of_day, int(fold) if fold in ("0", "1") else None)
-
-
-def needs_fold_choice(form: Form, field: str) -> bool:
-    """Return whether a form has to ask which of two equal times is meant.
-
-    There are two when the clocks go back.
-    """
-    is_ambiguous = "time_ambiguous" in getattr(form[field], "error_keys", ())
-    return is_ambiguous or bool(form[f"{field}_fold"].data)
-
-
 def _to_displayed_local_time(at: datetime, time_zone: ZoneInfo, *, is_window_end: bool = False) -> LocalDateTime:
     """Return the local time as the form shows it, without fractions of a second.
 
@@ -322,11 +272,6 @@ def _form_data(offer: Offer) -> dict[str, Any]:
 
 def _fold_value(local: LocalDateTime | None) -> str | None:
     return None if local is None or local.fold is None else str(local.fold)
-
-
-def _has_input(field: Any) -> bool:
-    """Return whether a submitted field is not blank."""
-    return any(str(value).strip() for value in field.raw_data or [])
 
 
 def _invalid_field(field: str, key: str, message: str) -> InvalidInput:

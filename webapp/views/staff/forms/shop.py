@@ -33,6 +33,6 @@ class ShopForm(FlaskForm):
         for name, value in asdict(shop).items():
             self[name].data = value
 
-    def values(self) -> ShopValues:
+    def to_values(self) -> ShopValues:
         """Return the details as entered."""
         return ShopValues(**{field.name: self[field.name].data or "" for field in fields(ShopValues)})
