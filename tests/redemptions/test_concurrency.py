@@ -112,7 +112,7 @@ def _parse_result(status: int, page: str) -> str:
     if status == 200:
         return "redeemed"
     for phrase, result in (
-        ("already redeemed with", "already_redeemed"),
+        ("already been redeemed with", "already_redeemed"),
         ("has already redeemed this offer", "already_redeemed"),
         ("reached its limit", "offer_exhausted"),
     ):
