@@ -115,6 +115,7 @@ def _parse_result(status: int, page: str) -> str:
         ("already been redeemed with", "already_redeemed"),
         ("has already redeemed this offer", "already_redeemed"),
         ("reached its limit", "offer_exhausted"),
+        ("reached its redemption limit", "offer_exhausted"),
     ):
         if phrase in page:
             return result
