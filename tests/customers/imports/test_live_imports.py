@@ -38,7 +38,7 @@ def generate_large_file() -> Iterator[bytes]:
 
 
 def peak_memory(pid: int) -> int:
-    """The peak_memory resident memory of a process in kB."""
+    """Return the peak resident memory of a process in kB."""
     with open(f"/proc/{pid}/status") as status:
         return int(next(line for line in status if line.startswith("VmHWM")).split()[1])
 
