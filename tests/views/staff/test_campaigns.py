@@ -402,8 +402,11 @@ def test_the_list_of_deferred_recipients_has_pages(staff: FlaskClient, sending: 
     sender.send_pending_emails()
     first = staff.get(f"/campaigns/{sending.id}/recipients?state=deferred").text
     next_page = re.findall(r'rel="next" href="([^"]+)"', first)[0].replace("&amp;", "&")
-    assert "c69@example.com" in staff.get(next_page).text
+    second = staff.get(next_page).text
+    assert "c69@example.com" in second
     assert "c69@example.com" not in first
+    assert "First page" in second
+    assert 'rel="prev"' not in second
 
 
 @pytest.mark.parametrize(("verb", "text_shown"), [("pause", "This campaign is paused."), ("cancel", "Cancelled")])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
@@ -326,9 +327,26 @@ def test_rejected_rows_are_shown_in_pages(
 
     first = staff.get(f"/customers/imports/{row.id}").text
     next_page = first.split('rel="next" href="', 1)[1].split('"', 1)[0]
+    second = staff.get(next_page).text
 
     assert "bad3" not in first
-    assert "bad3" in staff.get(next_page).text
+    assert "First page" not in first
+    assert "bad3" in second
+    assert "First page" in second
+    assert 'rel="prev"' not in second
+
+
+def test_the_list_of_imports_links_to_its_first_page(
+    staff: FlaskClient, import_file: ImportFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("webapp.views.staff.imports.PAGE_SIZE", 1)
+    ids = [import_file("email\nada@example.com\n").id for _index in range(3)]
+
+    last_page = staff.get(f"/customers/imports?before={ids[1]}").text
+
+    assert f"/customers/imports/{ids[0]}" in last_page
+    assert re.search(r'href="/customers/imports">\s*<svg.*</svg>\s*First page', last_page, re.DOTALL)
+    assert 'rel="prev"' not in last_page
 
 
 def test_rejected_rows_are_downloaded_with_their_reasons(staff: FlaskClient, import_file: ImportFile) -> None:

@@ -60,6 +60,8 @@ def test_a_long_list_is_paginated(staff: FlaskClient) -> None:
         next_url = page.partition('rel="next" href="')[2].partition('"')[0]
         url = next_url.replace("&amp;", "&")
     assert listed == list(range(120))
+    assert "First page" in page
+    assert 'rel="prev"' not in page
 
 
 def test_an_address_is_added(staff: FlaskClient, make_customer: Make) -> None:

@@ -73,7 +73,7 @@ def index() -> Response:
         offers=offer_queries.find_offers([campaign.offer_id for campaign in campaigns]),
         form=form,
         is_filtered=bool(status),
-        newest_url=url_for("staff.campaigns.index", **url_args) if "before" in request.args else None,
+        first_url=url_for("staff.campaigns.index", **url_args) if "before" in request.args else None,
         next_url=next_url,
     )
 

@@ -85,7 +85,7 @@ def imports() -> Response:
     return rendering.render(
         "customers/imports.html",
         imports=page,
-        prev_url=url_for("staff.customers.imports") if before is not None else None,
+        first_url=url_for("staff.customers.imports") if before is not None else None,
         next_url=url_for("staff.customers.imports", before=page[-1].id) if len(rows) > PAGE_SIZE else None,
     )
 
