@@ -114,6 +114,21 @@ def test_an_invalid_value_is_refused_at_its_field(app: Flask, changes: dict[str,
     assert first_error(error) == (field, key)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"discount": Discount("amount", amount=0, currency="EUR")}, "Enter an amount above 0."),
+        ({"discount": Discount("amount", amount=10**12 + 1, currency="EUR")}, "The amount is too large."),
+        ({"max_redemptions": 10**12 + 1}, "The redemption limit is too large. Leave it empty for no limit."),
+    ],
+)
+def test_the_message_says_which_bound_a_number_exceeds(app: Flask, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidInput) as error:
+        offer_actions.create_offer(replace(SUMMER, **changes), by="ann")
+
+    assert error.value.errors[0].message == message
+
+
 def test_all_errors_are_reported_at_once(app: Flask) -> None:
     with pytest.raises(InvalidInput) as error:
         offer_actions.create_offer(replace(SUMMER, name="", max_redemptions=-1, ends_at=NOW), by="ann")

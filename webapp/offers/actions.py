@@ -1,4 +1,4 @@
-"""Create, change, pause and freeze offers, and validate their values."""
+"""Create, update, pause, resume and freeze offers, and validate their values."""
 
 from __future__ import annotations
 
@@ -47,8 +47,7 @@ def insert_offer(values: OfferValues, by: str) -> Offer:
     """Create an offer in the transaction of the caller, who commits.
 
     :param by: the actor, for the audit log.
-    :raises InvalidInput: with every invalid field: `name_missing`, `code_taken`, `discount_invalid`,
-        `window_invalid`, `cap_invalid`, `audience_unknown`, …
+    :raises InvalidInput: with an error for every invalid field; the error codes are listed in docs/api.md.
     """
     _raise_if_invalid(values)
     row = _column_values(values)
@@ -127,10 +126,10 @@ def set_personal_code_required(offer_id: int, required: bool, by: str) -> Offer:
 def freeze_offer(offer_id: int, connection: Connection | None = None) -> bool:
     """Freeze an offer before its first launch or redemption. The caller commits.
 
-    Afterwards the discount and the code cannot be changed, and a cap can neither be added nor removed. This keeps the
-    promises of emails that were sent and ensures that every redemption of a capped offer is counted.
-    `code_actions.renew_code` can still assign another code, which keeps the previous one valid. The audience, and
-    whether personal codes are required, can still be changed.
+    Afterwards the discount cannot be changed, a cap can neither be added nor removed, and the code can be changed only
+    by `code_actions.renew_code`, which keeps the previous one valid. This keeps the promises of emails that were sent
+    and ensures that every redemption of a capped offer is counted. The audience, and whether personal codes are
+    required, can still be changed.
 
     :param connection: the connection to use; by default that of the session.
     :returns: whether this call froze the offer; False if an earlier one did.
@@ -163,7 +162,7 @@ def _insert_with_code(row: dict[str, Any]) -> Offer | None:
             offer = db.session.scalars(insert(Offer).values(row).returning(Offer)).one()
             if reserve_code(offer.id, row["code"], row["code_as_written"]):
                 return offer
-            savepoint.rollback()
+            savepoint.rollback()  # Removes the offer that was inserted without its code.
             return None
     except IntegrityError as error:
         raise _translate_integrity_error(error) from error
@@ -243,8 +242,10 @@ def _discount_errors(discount: Discount) -> Iterator[FieldError]:
         elif percent != percent.quantize(Decimal("0.01")):
             yield FieldError("discount.percent", "discount_invalid", _("The percentage can have at most two decimals."))
         return
-    if discount.amount is None or not 0 < discount.amount <= MAX_AMOUNT:
+    if discount.amount is None or discount.amount <= 0:
         yield FieldError("discount.amount", "discount_invalid", _("Enter an amount above 0."))
+    elif discount.amount > MAX_AMOUNT:
+        yield FieldError("discount.amount", "discount_invalid", _("The amount is too large."))
     if discount.currency is None or not is_currency(discount.currency):
         message = _("Enter the three-letter code of a currency, such as EUR.")
         yield FieldError("discount.currency", "currency_unknown", message)
@@ -265,7 +266,10 @@ def _window_errors(values: OfferValues) -> Iterator[FieldError]:
 
 def _cap_errors(values: OfferValues) -> Iterator[FieldError]:
     cap = values.max_redemptions
-    if cap is not None and not 1 <= cap <= MAX_CAP:
+    if cap is not None and cap > MAX_CAP:
+        message = _("The redemption limit is too large. Leave it empty for no limit.")
+        yield FieldError("max_redemptions", "cap_invalid", message)
+    elif cap is not None and cap < 1:
         message = _("The redemption limit must be a whole number of at least 1. Leave it empty for no limit.")
         yield FieldError("max_redemptions", "cap_invalid", message)
 

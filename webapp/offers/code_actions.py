@@ -31,7 +31,7 @@ def generate_code() -> str:
 def candidate_codes(code: str | None) -> list[str]:
     """Return the requested code; a few generated ones if it is None.
 
-    One of the generated codes will be free.
+    Several are generated, because some may be taken.
     """
     return [code] if code else [generate_code() for _index in range(5)]
 
