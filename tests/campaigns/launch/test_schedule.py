@@ -409,8 +409,8 @@ def test_a_typed_time_is_in_the_offers_time_zone(staff: FlaskClient, draft: Camp
     [
         ({"at": "2031-02-31", "at_time": "09:00"}, "at", "Not a valid date value."),
         ({"at": "2031-02-28", "at_time": "25:00"}, "at_time", "Not a valid time value."),
-        ({"at": "2031-02-28", "at_time": ""}, "at_time", "Enter the time at which the campaign starts"),
-        ({"at": "", "at_time": ""}, "at", "Choose the day on which the campaign starts."),
+        ({"at": "2031-02-28", "at_time": ""}, "at_time", "Enter the time at which the campaign is launched"),
+        ({"at": "", "at_time": ""}, "at", "Choose the day on which the campaign is launched."),
         ({"at": "9999-12-31", "at_time": "23:59"}, "at", "Choose a year from 2000 to 2199."),
         ({"at": "2020-01-01", "at_time": "09:00"}, "at", "This time is in the past."),
         ({"at": "2031-03-30", "at_time": "02:30"}, "at", "does not exist on that day in Europe/Berlin"),

@@ -159,7 +159,7 @@ def _launch_due_campaign(campaign_id: int) -> bool:
     try:
         return set_launched(campaign, is_due, campaign.launched_by or "")
     except DomainError as refusal:
-        reason = _("it could not start at the scheduled time. %(cause)s", cause=refusal.message).rstrip(".")
+        reason = _("it could not be launched at the scheduled time. %(cause)s", cause=refusal.message).rstrip(".")
         if _update_campaign_if(campaign_id, is_due, {"status": "paused", "pause_reason": reason}):
             record_audit_entry(campaign.launched_by or "", "campaign.not_started", str(campaign_id), reason=refusal.key)
         db.session.commit()

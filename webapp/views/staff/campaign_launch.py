@@ -70,7 +70,7 @@ def launch_announcement(offer_id: int) -> BaseResponse:
 @blueprint.get("/campaigns/<int:campaign_id>/launch")
 @require_role("manager")
 def review(campaign_id: int) -> BaseResponse:
-    """Show the number of recipients, and the launch time if scheduled."""
+    """Show the launch page: preview, number of recipients, and the launch time if scheduled."""
     campaign = get_campaign_or_404(campaign_id)
     if campaign.status not in ("draft", "scheduled"):
         return redirect(campaign_url(campaign), 303)
@@ -117,19 +117,19 @@ def unschedule(campaign_id: int) -> BaseResponse:
     try:
         campaign = launch_actions.unschedule_campaign(campaign_id, by=current_user.email)
     except NotFound:
-        # The error handler renders it.
+        # NotFound is a DomainError too, but the error handler renders it as a page.
         raise
     except DomainError as error:
         flash(error.message, "error")
         return redirect(campaign_url(get_campaign_or_404(campaign_id)), 303)
-    flash(_("The campaign is a draft again and will not start automatically."), "success")
+    flash(_("The campaign is a draft again and will not be launched automatically."), "success")
     return redirect(url_for("staff.campaign_editor.edit", campaign_id=campaign.id), 303)
 
 
 @blueprint.get("/campaigns/<int:campaign_id>/waits")
 @require_role("manager")
-def launch_status(campaign_id: int) -> Response:
-    """Redirect the polling page of a scheduled campaign once it was launched."""
+def redirect_if_launched(campaign_id: int) -> Response:
+    """Redirect the polling launch page once the campaign was launched or cancelled; 204 before."""
     campaign = get_campaign_or_404(campaign_id)
     response = Response(status=204)
     if campaign.status not in ("draft", "scheduled"):
@@ -142,7 +142,7 @@ def _redirect_after_launch(launched: launch_actions.LaunchResult) -> BaseRespons
     if campaign.status == "scheduled":
         offer = get_offer_or_404(campaign.offer_id)
         launch_time = formatting.format_datetime(campaign.scheduled_at, offer.time_zone)
-        flash(_("The campaign will start automatically on %(time)s.", time=launch_time), "success")
+        flash(_("The campaign will be launched automatically on %(time)s.", time=launch_time), "success")
     elif launched.changed:
         flash(_("Launched. You can leave this page: the emails are sent in the background."), "success")
     else:

@@ -89,11 +89,11 @@ class LaunchForm(FlaskForm):
     """
 
     launch_time_choice = RadioField(
-        _l("Start"),
+        _l("Launch time"),
         name="when",
         # No default: a form without this field must not launch the campaign.
         choices=[SelectChoice("now", _l("Now")), SelectChoice("later", _l("At a scheduled time"))],
-        validators=[InputRequired(_l("Choose when the campaign starts."))],
+        validators=[InputRequired(_l("Choose when the campaign is launched."))],
     )
     # The status of the campaign when the page was opened.
     submitted_status = HiddenField(name="seen")
@@ -131,10 +131,12 @@ class LaunchForm(FlaskForm):
             return None
         local = parse_local_datetime(self, "at")
         if local is None:
-            raise InvalidInput(FieldError("at", "day_missing", _("Choose the day on which the campaign starts.")))
+            raise InvalidInput(FieldError("at", "day_missing", _("Choose the day on which the campaign is launched.")))
         if local.time is None:
             raise InvalidInput(
-                FieldError("at_time", "time_missing", _("Enter the time at which the campaign starts, such as 9:00."))
+                FieldError(
+                    "at_time", "time_missing", _("Enter the time at which the campaign is launched, such as 9:00.")
+                )
             )
         return local_time.local_to_utc(local, ZoneInfo(time_zone), "at")
 
