@@ -154,7 +154,7 @@ def test_a_personal_code_signed_with_an_uncached_key_is_redeemed(
 
     code = in_other_process(rotate_and_sign, seconds)
 
-    assert len(signing_keys._cache[signing_keys._cache_key("personal_code")].keys) == 1
+    assert len(signing_keys._cache[signing_keys._cache_id("personal_code")].keys) == 1
     assert (
         group_commit.redeem(RedemptionRequest(channel="form", code=code, email="ada@example.com")).customer_id == ada.id
     )
@@ -227,13 +227,13 @@ def test_the_cache_of_keys_expires_after_a_minute(app: Flask) -> None:
 
 def test_a_slower_read_does_not_replace_the_result_of_a_later_one(app: Flask) -> None:
     signing_keys.accepted_keys("personal_link")
-    cache_key = signing_keys._cache_key("personal_link")
-    later = signing_keys._cache[cache_key]._replace(keys=[(7, b"later")], read_at=time.monotonic() + 60)
-    signing_keys._cache[cache_key] = later
+    cache_id = signing_keys._cache_id("personal_link")
+    later = signing_keys._cache[cache_id]._replace(keys=[(7, b"later")], read_at=time.monotonic() + 60)
+    signing_keys._cache[cache_id] = later
 
     signing_keys._load_keys("personal_link")
 
-    assert signing_keys._cache[cache_key] == later
+    assert signing_keys._cache[cache_id] == later
 
 
 def test_the_versions_are_listed_newest_first(app: Flask) -> None:

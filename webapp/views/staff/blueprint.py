@@ -1,6 +1,7 @@
 """The staff blueprint.
 
-Every view requires a signed-in user with a sufficient role, and every write a CSRF token.
+Every view requires a signed-in user with a sufficient role, except those marked `login_exempt`. Every write requires a
+CSRF token; uploads check it themselves.
 """
 
 from __future__ import annotations
@@ -38,9 +39,10 @@ def require_role(role: Role) -> Callable[[View], View]:
 
 
 def allow_form_size(max_bytes: int) -> Callable[[View], View]:
-    """Allow a view a larger form than others.
+    """Set the maximum form size of a view, in bytes.
 
-    A text that is too long then results in an error at its field, and the form keeps the input.
+    A larger form is rejected with 413, without the input. Below this limit, a text that is too long is reported as an
+    error at its field, and the form keeps the input.
     """
 
     def decorate(view: View) -> View:
@@ -66,7 +68,7 @@ def preserve_form_data(**labels: str) -> Callable[[View], View]:
 
 
 def abort_insufficient_role() -> NoReturn:
-    """Abort the request with 403."""
+    """Abort with 403: the role of the user is not sufficient."""
     abort(403, _("Your role does not allow this. Ask an administrator."))
 
 

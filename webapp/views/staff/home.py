@@ -19,7 +19,7 @@ blueprint = Blueprint("home", __name__)
 
 @blueprint.get("/")
 def index() -> Response:
-    """Show the home page. While emails are being sent, a section of it is refreshed."""
+    """Show the home page. While a campaign is prepared or sent, a section of it is refreshed."""
     figures = dashboard.get_dashboard_figures(current_user.time_zone)
     chart = {
         "x": [day.isoformat() for day, _count in figures.redemptions_per_day],
@@ -37,7 +37,7 @@ def index() -> Response:
 
 @blueprint.get("/now")
 def refreshed_section() -> Response:
-    """Render the section that is refreshed while emails are being sent."""
+    """Render the section that is refreshed while a campaign is prepared or sent."""
     return render("_now.html", steps=None, **_refreshed_values(dashboard.get_dashboard_figures(current_user.time_zone)))
 
 

@@ -45,11 +45,15 @@ def import_form() -> Response:
 @blueprint.post("/customers/import")
 @csrf.exempt
 def receive_upload() -> BaseResponse:
-    """Receive an uploaded file as a stream."""
+    """Receive a customer file as a stream and queue its import.
+
+    The CSRF check of the app would parse the whole form, so `uploads.receive_file` checks the token.
+    """
     form = ImportForm()
 
     def store(received: Upload) -> int:
-        audience = form.audience.data = received.fields.get("audience", "")
+        audience = received.fields.get("audience", "")
+        form.audience.data = audience  # The page keeps the input when there is an error.
         uploads.require_file(received)
         media_type = NDJSON if received.filename.lower().endswith((".ndjson", ".jsonl")) else CSV
         return import_actions.store_import_file(
@@ -94,7 +98,7 @@ def imports() -> Response:
 def show_import(import_id: int) -> Response:
     """Show the progress and result of an import.
 
-    The card polls until the import has ended.
+    htmx refreshes the block `card` until the import has finished or failed.
     """
     row = _get_import_or_404(import_id)
     cursor = pagination.decode_cursor(request.args.get("cursor"), 2)
