@@ -12,6 +12,7 @@ from flask import Flask, current_app
 from flask.testing import FlaskClient
 from sqlalchemy import select, text
 
+from tests.support.factories import MakeCustomer, MakeOffer
 from tests.support.imports import ImportFile
 from webapp.accounts import api_key_actions
 from webapp.accounts.models import AuditEntry
@@ -35,8 +36,6 @@ from webapp.redemptions import rollback as redemption_rollback
 from webapp.redemptions.errors import RedemptionRefused
 from webapp.redemptions.rules import Order, RedemptionRequest
 
-Make = Callable[..., Customer]
-MakeOffer = Callable[..., Offer]
 SECRETS = ("ada@", "Ada Lovelace", "C-1815", "en-GB", "poems", "key-of-ada")
 
 
@@ -180,7 +179,9 @@ def test_the_placeholder_of_an_erased_email_is_not_a_valid_email(ada: Customer, 
         customer_actions.create_customer(CustomerValues(given), [], by="tests")
 
 
-def test_erasing_keeps_the_rejected_rows_of_other_customers(import_file: ImportFile, make_customer: Make) -> None:
+def test_erasing_keeps_the_rejected_rows_of_other_customers(
+    import_file: ImportFile, make_customer: MakeCustomer
+) -> None:
     ada = make_customer("ada@example.com")
     long = "x" * 201
     row = import_file(
@@ -309,7 +310,9 @@ def test_the_api_returns_no_email_of_an_erased_customer(api: Any, ada: Customer)
 # --- concurrency ---------------------------------------------------------------------------------
 
 
-def test_concurrent_erasures_and_redemptions_leave_consistent_rows(make_customer: Make, make_offer: MakeOffer) -> None:
+def test_concurrent_erasures_and_redemptions_leave_consistent_rows(
+    make_customer: MakeCustomer, make_offer: MakeOffer
+) -> None:
     make_offer(max_redemptions=100)
     app_object: Any = current_app._get_current_object()  # type: ignore[attr-defined]
     customer_ids = [make_customer(f"c{n}@example.com").id for n in range(12)]
@@ -368,7 +371,9 @@ def test_the_sweep_deletes_data_written_during_an_erasure(ada: Customer) -> None
     assert customer_queries.list_customer_audiences(ada.id) == []
 
 
-def test_a_put_during_an_erasure_creates_a_new_customer(make_customer: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_put_during_an_erasure_creates_a_new_customer(
+    make_customer: MakeCustomer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ada = make_customer("ada@example.com", source_id="C1")
     find_by_source_id = customer_queries.find_customer_by_source_id
 
@@ -407,7 +412,7 @@ def test_rejected_rows_are_deleted_after_three_months_but_stay_counted(import_fi
 
 
 def test_a_queued_import_creates_an_erased_customer_as_a_new_one(
-    receive_file: Callable[..., int], make_customer: Make
+    receive_file: Callable[..., int], make_customer: MakeCustomer
 ) -> None:
     ada = make_customer("ada@example.com")
     import_id = receive_file("email\nada@example.com\n")

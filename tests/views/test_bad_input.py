@@ -18,14 +18,11 @@ from markupsafe import escape
 from sqlalchemy import text
 from wtforms import Form
 
+from tests.support.factories import MakeCustomer, MakeOffer
 from webapp.core.extensions import db
 from webapp.core.formatting import format_rfc3339
 from webapp.customers.models import Customer
-from webapp.offers.models import Offer
 from webapp.views.api.schemas.offers import NewOffer
-
-MakeOffer = Callable[..., Offer]
-MakeCustomer = Callable[..., Customer]
 
 CODES = {
     "10 kB": "SUMMER25" * 1280,

@@ -12,6 +12,7 @@ import pytest
 from flask import Flask, current_app
 from sqlalchemy import func, literal_column, select, update
 
+from tests.support.factories import MakeCustomer
 from tests.support.imports import ImportFile, customers_by_email, import_counts, rejected_rows
 from tests.support.redemptions import count_lock_waiters
 from webapp.accounts.models import AuditEntry
@@ -30,7 +31,6 @@ from webapp.customers.models import Audience, AudienceMember, Customer, Customer
 from webapp.customers.validation import CustomerValues
 from webapp.tasks import customers as customer_tasks
 
-Make = Callable[..., Customer]
 Receive = Callable[..., int]
 
 
@@ -81,7 +81,7 @@ def test_an_import_creates_customers(import_file: ImportFile) -> None:
     assert (row.status, import_counts(row)) == ("done", {"rows": 1, "created": 1})
 
 
-def test_the_counts_match_the_rows(import_file: ImportFile, make_customer: Make) -> None:
+def test_the_counts_match_the_rows(import_file: ImportFile, make_customer: MakeCustomer) -> None:
     make_customer("same@example.com", name="Same")
     make_customer("other@example.com", name="Other")
 
@@ -120,7 +120,9 @@ def test_an_empty_cell_keeps_the_value_of_an_earlier_row(import_file: ImportFile
     assert (ada.name, ada.locale) == ("Second", "en")
 
 
-def test_an_empty_cell_or_a_missing_column_keeps_the_value(import_file: ImportFile, make_customer: Make) -> None:
+def test_an_empty_cell_or_a_missing_column_keeps_the_value(
+    import_file: ImportFile, make_customer: MakeCustomer
+) -> None:
     make_customer("ada@example.com", name="Ada", locale="en", source_id="C1")
 
     row = import_file("email,name\nada@example.com,\n")
@@ -130,7 +132,7 @@ def test_an_empty_cell_or_a_missing_column_keeps_the_value(import_file: ImportFi
     assert import_counts(row) == {"rows": 1, "unchanged": 1}
 
 
-def test_an_import_keeps_a_customer_unsubscribed(import_file: ImportFile, make_customer: Make) -> None:
+def test_an_import_keeps_a_customer_unsubscribed(import_file: ImportFile, make_customer: MakeCustomer) -> None:
     ada = make_customer("ada@example.com", name="Ada", suppressed="unsubscribed")
 
     import_file("email,name\nada@example.com,Ada Lovelace\n")
@@ -181,7 +183,7 @@ def test_a_finished_import_keeps_its_counts_but_not_its_file(import_file: Import
 
 
 @pytest.mark.parametrize("kind", ["customers", "suppressions"])
-def test_rows_are_locked_in_the_order_of_their_addresses(app: Flask, make_customer: Make, kind: str) -> None:
+def test_rows_are_locked_in_the_order_of_their_addresses(app: Flask, make_customer: MakeCustomer, kind: str) -> None:
     """Two writers that lock the same rows in one order cannot deadlock."""
     for name in "amz":
         make_customer(f"{name}@example.com", name="Old", suppressed="bounced")
@@ -207,7 +209,7 @@ def test_rows_are_locked_in_the_order_of_their_addresses(app: Flask, make_custom
 # --- source ids ----------------------------------------------------------------------------------
 
 
-def test_only_the_row_with_a_taken_source_id_is_rejected(import_file: ImportFile, make_customer: Make) -> None:
+def test_only_the_row_with_a_taken_source_id_is_rejected(import_file: ImportFile, make_customer: MakeCustomer) -> None:
     make_customer("ada@example.com", source_id="C1")
 
     row = import_file("email,source_id\ngrace@example.com,C1\nbob@example.com,C2\n")
@@ -235,7 +237,7 @@ def test_one_row_of_each_source_id_is_imported(import_file: ImportFile, small_bl
     assert import_counts(again) == {"rows": 120, "unchanged": 40, "rejected": 80}
 
 
-def test_a_source_id_may_change(import_file: ImportFile, make_customer: Make) -> None:
+def test_a_source_id_may_change(import_file: ImportFile, make_customer: MakeCustomer) -> None:
     make_customer("ada@example.com", source_id="C1")
 
     row = import_file("email,source_id\nada@example.com,C2\n")
@@ -245,7 +247,7 @@ def test_a_source_id_may_change(import_file: ImportFile, make_customer: Make) ->
 
 
 def test_partitions_that_may_share_source_ids_are_merged_sequentially(
-    app: Flask, receive_file: Receive, make_customer: Make, monkeypatch: pytest.MonkeyPatch
+    app: Flask, receive_file: Receive, make_customer: MakeCustomer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(import_processing, "PARALLEL_MERGE_MIN_BYTES", 0)
     make_customer("ada@example.com", source_id="C1")
@@ -268,7 +270,7 @@ def test_partitions_that_may_share_source_ids_are_merged_sequentially(
 # --- audiences -----------------------------------------------------------------------------------
 
 
-def test_all_customers_of_a_file_join_the_chosen_audience(import_file: ImportFile, make_customer: Make) -> None:
+def test_all_customers_of_a_file_join_the_chosen_audience(import_file: ImportFile, make_customer: MakeCustomer) -> None:
     make_customer("ada@example.com")
 
     import_file("email\nada@example.com\ngrace@example.com\nbad\n", audience="Newsletter")

@@ -8,14 +8,13 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
+from tests.support.factories import MakeCustomer
 from webapp.accounts import api_key_actions
 from webapp.core.settings import Settings
 from webapp.customers import queries as customer_queries
 from webapp.customers.imports import processing as import_processing
 from webapp.customers.imports import queries as import_queries
-from webapp.customers.models import Customer
 
-Make = Callable[..., Customer]
 CSV = "text/csv"
 NDJSON = "application/x-ndjson"
 
@@ -153,7 +152,7 @@ def test_invalid_customer_data_is_reported_at_its_field(api: FlaskClient, body: 
     assert [error["pointer"] for error in response.get_json()["errors"]] == [pointer]
 
 
-def test_the_email_of_another_customer_is_a_conflict(api: FlaskClient, make_customer: Make) -> None:
+def test_the_email_of_another_customer_is_a_conflict(api: FlaskClient, make_customer: MakeCustomer) -> None:
     make_customer("ada@example.com", source_id="C1")
 
     response = api.put("/api/v1/customers/C2", json={"email": "ada@example.com"})

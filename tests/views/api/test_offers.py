@@ -1,20 +1,18 @@
 from __future__ import annotations
 
-from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
 
 import pytest
 
+from tests.support.factories import MakeOffer
 from webapp.accounts import api_key_actions
 from webapp.campaigns import queries as campaign_queries
 from webapp.core.extensions import db
 from webapp.customers.models import Audience
 from webapp.offers import actions as offer_actions
 from webapp.offers import queries as offer_queries
-from webapp.offers.models import Offer
 
-MakeOffer = Callable[..., Offer]
 SUMMER: dict[str, Any] = {
     "name": "Summer",
     "code": "Summer-25",

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -8,6 +7,7 @@ import pytest
 from flask import Flask
 from sqlalchemy import text
 
+from tests.support.factories import MakeCustomer, MakeOffer
 from webapp.accounts import api_key_actions
 from webapp.core.extensions import db
 from webapp.customers.models import Audience, Customer
@@ -17,8 +17,6 @@ from webapp.redemptions import personal_codes
 from webapp.redemptions.rules import RedemptionRequest
 from webapp.views.api.schemas import redemptions
 
-MakeOffer = Callable[..., Offer]
-MakeCustomer = Callable[..., Customer]
 ADA: dict[str, Any] = {"code": "summer25", "customer": {"email": "Ada@example.com"}}
 ORDER = {"id": "A-1", "amount": 4999, "currency": "EUR"}
 PAST = datetime(2020, 1, 1, tzinfo=UTC)

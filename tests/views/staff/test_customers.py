@@ -13,6 +13,7 @@ from flask.testing import FlaskClient
 from sqlalchemy import select, update
 from werkzeug.test import TestResponse
 
+from tests.support.factories import MakeCustomer
 from tests.support.imports import ImportFile
 from webapp.accounts.models import AuditEntry, StaffUser
 from webapp.core.extensions import db
@@ -21,13 +22,12 @@ from webapp.customers import actions as customer_actions
 from webapp.customers import audience_actions
 from webapp.customers import queries as customer_queries
 from webapp.customers.imports import queries as import_queries
-from webapp.customers.models import Customer, ImportChunk, RejectedRow
+from webapp.customers.models import ImportChunk, RejectedRow
 from webapp.customers.validation import CustomerValues
 from webapp.offers.models import Offer
 from webapp.redemptions import group_commit
 from webapp.redemptions.rules import RedemptionRequest
 
-Make = Callable[..., Customer]
 HTMX = {"HX-Request": "true"}
 
 
@@ -46,7 +46,7 @@ def test_an_empty_list_explains_the_first_step(staff: FlaskClient) -> None:
     assert 'href="/customers/import"' in page
 
 
-def test_the_list_can_be_searched_and_escapes_names(staff: FlaskClient, make_customer: Make) -> None:
+def test_the_list_can_be_searched_and_escapes_names(staff: FlaskClient, make_customer: MakeCustomer) -> None:
     make_customer("ada@example.com", name="<b>Ada</b>")
     make_customer("grace@example.com", name="Grace")
 
@@ -56,7 +56,7 @@ def test_the_list_can_be_searched_and_escapes_names(staff: FlaskClient, make_cus
     assert "grace@example.com" not in page
 
 
-def test_the_list_can_be_filtered_by_audience(staff: FlaskClient, make_customer: Make) -> None:
+def test_the_list_can_be_filtered_by_audience(staff: FlaskClient, make_customer: MakeCustomer) -> None:
     vip = audience_actions.create_audience("VIP", by="tests")
     customer_actions.create_customer(CustomerValues("vip@example.com"), [vip.id], by="tests")
     make_customer("other@example.com")
@@ -72,7 +72,9 @@ def test_invalid_list_parameters_are_ignored(staff: FlaskClient, query: str) -> 
     assert staff.get(f"/customers?{query}").status_code == 200
 
 
-def test_pages_are_linked_both_ways(staff: FlaskClient, make_customer: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pages_are_linked_both_ways(
+    staff: FlaskClient, make_customer: MakeCustomer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("webapp.views.staff.customers.PAGE_SIZE", 2)
     ids = [make_customer(f"c{n}@example.com").id for n in range(3)]
 
@@ -84,7 +86,7 @@ def test_pages_are_linked_both_ways(staff: FlaskClient, make_customer: Make, mon
 
 
 def test_a_customers_page_shows_redemptions_and_available_offers(
-    staff: FlaskClient, make_customer: Make, make_offer: Callable[..., Offer]
+    staff: FlaskClient, make_customer: MakeCustomer, make_offer: Callable[..., Offer]
 ) -> None:
     ada = make_customer("ada@example.com", suppressed="unsubscribed")
     make_offer("SUMMER25", name="Summer")
@@ -103,7 +105,7 @@ def test_a_customers_page_shows_redemptions_and_available_offers(
 
 
 def test_a_customers_page_shows_the_offers_that_end_soonest(
-    staff: FlaskClient, make_customer: Make, make_offer: Callable[..., Offer], monkeypatch: pytest.MonkeyPatch
+    staff: FlaskClient, make_customer: MakeCustomer, make_offer: Callable[..., Offer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("webapp.views.staff.customers.MAX_USABLE_OFFERS_SHOWN", 1)
     now = datetime.now(UTC)
@@ -141,7 +143,7 @@ def test_invalid_input_is_reported_and_kept(staff: FlaskClient) -> None:
     assert "This email address is not valid." in response.text
 
 
-def test_a_customer_is_updated(staff: FlaskClient, make_customer: Make) -> None:
+def test_a_customer_is_updated(staff: FlaskClient, make_customer: MakeCustomer) -> None:
     ada = make_customer("ada@example.com", source_id="C1", locale="en")
     assert 'value="ada@example.com"' in staff.get(f"/customers/{ada.id}/edit").text
 
@@ -151,7 +153,7 @@ def test_a_customer_is_updated(staff: FlaskClient, make_customer: Make) -> None:
     assert (ada.email, ada.source_id, ada.locale) == ("countess@example.com", "C1", None)
 
 
-def test_viewers_can_only_read(sign_in: Callable[..., FlaskClient], make_customer: Make) -> None:
+def test_viewers_can_only_read(sign_in: Callable[..., FlaskClient], make_customer: MakeCustomer) -> None:
     ada = make_customer("ada@example.com")
     viewer = sign_in("viewer")
 
@@ -395,7 +397,7 @@ def test_an_unknown_import_is_not_found(staff: FlaskClient, path: str) -> None:
 
 
 def test_an_export_can_be_imported_and_contains_no_formula(
-    staff: FlaskClient, make_customer: Make, import_file: ImportFile
+    staff: FlaskClient, make_customer: MakeCustomer, import_file: ImportFile
 ) -> None:
     make_customer("ada@example.com", name='=HYPERLINK("http://evil")', source_id="@C1", locale="en")
     make_customer("grace@example.com", name='-Grace, "G"', source_id="+2")
@@ -407,7 +409,9 @@ def test_an_export_can_be_imported_and_contains_no_formula(
     assert import_file(file).unchanged == 2
 
 
-def test_an_export_of_an_audience_lists_its_members_and_is_audited(staff: FlaskClient, make_customer: Make) -> None:
+def test_an_export_of_an_audience_lists_its_members_and_is_audited(
+    staff: FlaskClient, make_customer: MakeCustomer
+) -> None:
     vip = audience_actions.create_audience("VIP", by="tests")
     customer_actions.create_customer(CustomerValues("vip@example.com"), [vip.id], by="tests")
     make_customer("other@example.com")

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from flask.testing import FlaskClient
 
+from tests.support.factories import MakeOffer
 from webapp.core.extensions import db
 from webapp.core.money import Discount
 from webapp.customers.models import Audience, Customer
@@ -17,7 +18,6 @@ from webapp.offers.models import Offer
 from webapp.redemptions import group_commit
 from webapp.redemptions.rules import RedemptionRequest
 
-MakeOffer = Callable[..., Offer]
 SUMMER = {
     "name": "Summer",
     "code": "Summer-25",
