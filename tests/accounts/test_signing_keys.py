@@ -437,7 +437,7 @@ def test_retiring_a_key_that_cannot_be_revoked_fails_with_one_line(app: Flask) -
     )
 
 
-def test_the_renew_command_refuses_an_unknown_purpose(app: Flask) -> None:
+def test_the_renew_command_rejects_an_unknown_purpose(app: Flask) -> None:
     assert run(app, "renew", "message_id").exit_code == 2
 
 

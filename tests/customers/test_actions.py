@@ -157,7 +157,7 @@ def test_upsert_sets_the_source_id_of_a_known_email(make_customer: MakeCustomer)
     assert (found.id, found.source_id, is_new) == (ada.id, "C1", False)
 
 
-def test_upsert_refuses_the_email_of_another_customer(make_customer: MakeCustomer) -> None:
+def test_upsert_rejects_the_email_of_another_customer(make_customer: MakeCustomer) -> None:
     make_customer("ada@example.com", source_id="C1")
     make_customer("grace@example.com", source_id="C2")
 

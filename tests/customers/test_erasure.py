@@ -279,7 +279,7 @@ def test_the_api_erases_by_email(api: Any, ada: Customer) -> None:
 
 
 @pytest.mark.parametrize("body", [{}, {"email": "ada"}, {"email": 1}, {"email": "a@b.example", "name": "x"}])
-def test_an_invalid_erasure_request_is_refused(api: Any, body: dict[str, object]) -> None:
+def test_an_invalid_erasure_request_is_rejected(api: Any, body: dict[str, object]) -> None:
     response = api.post("/api/v1/erasures", json=body)
 
     assert response.status_code == 422

@@ -381,7 +381,7 @@ def test_a_repeated_renewal_changes_nothing(api: FlaskClient, make_offer: MakeOf
         ({"kode": "X99"}, 422, None),
     ],
 )
-def test_an_invalid_renewal_is_refused(
+def test_an_invalid_renewal_is_rejected(
     api: FlaskClient, make_offer: MakeOffer, body: dict[str, Any], status: int, code: str | None
 ) -> None:
     make_offer(**LAUNCHED)

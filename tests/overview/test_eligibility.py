@@ -430,7 +430,7 @@ def test_the_api_for_an_unknown_code_and_customer(api: Any) -> None:
         ({"code": "SUMMER25", "customer": {"email": "a@example.com"}, "order": {"id": "A"}}, "/order"),
     ],
 )
-def test_an_invalid_api_request_is_refused_at_its_field(api: Any, body: dict[str, Any], pointer: str) -> None:
+def test_an_invalid_api_request_is_rejected_at_its_field(api: Any, body: dict[str, Any], pointer: str) -> None:
     response = api.post("/api/v1/explanations", json=body)
 
     assert response.status_code == 422

@@ -464,7 +464,7 @@ def test_dismissing_an_email_twice_shows_that_it_is_resolved(
     assert second.text.count("Dismiss</summary>") == 1
 
 
-def test_a_viewer_can_not_resolve_emails(sign_in: Callable[..., FlaskClient], unresolved: Campaign) -> None:
+def test_a_viewer_cannot_resolve_emails(sign_in: Callable[..., FlaskClient], unresolved: Campaign) -> None:
     viewer = sign_in("viewer")
     assert "Leave" not in viewer.get(f"/campaigns/{unresolved.id}/recipients?state=uncertain").text
     for verb in ("leave", "send-again"):
@@ -703,7 +703,7 @@ def test_a_possible_second_copy_is_noted_everywhere(staff: FlaskClient, launch_c
     assert recipient_json(resent)["note"] == note
 
 
-def test_an_email_to_a_suppressed_address_can_not_be_resent(staff: FlaskClient, unresolved: Campaign) -> None:
+def test_an_email_to_a_suppressed_address_cannot_be_resent(staff: FlaskClient, unresolved: Campaign) -> None:
     page = staff.get(f"/campaigns/{unresolved.id}/recipients?state=failed").text
     # c3 has no mailbox, so its address is suppressed.
     assert page.count("Resend</summary>") == 1

@@ -456,7 +456,7 @@ def test_a_window_without_a_cursor_becomes_uncertain(
     assert delivery_counts(campaign) == {"total": 120, "sent": 70, "uncertain": 50}
 
 
-def test_a_former_owner_can_not_write(launch_campaign: Launch, relay: Relay) -> None:
+def test_a_former_owner_cannot_write(launch_campaign: Launch, relay: Relay) -> None:
     create_customers(120)
     launch_campaign()
     former = batches.claim_batch("former")

@@ -296,7 +296,7 @@ def test_a_customer_joins_the_audiences_of_all_their_rows(import_file: ImportFil
     assert audience_members("One") == audience_members("Two") == {"ada@example.com"}
 
 
-def test_a_file_with_too_many_audiences_is_refused(import_file: ImportFile) -> None:
+def test_a_file_with_too_many_audiences_is_rejected(import_file: ImportFile) -> None:
     row = import_file("email,audience\n" + "".join(f"c{n}@example.com,City {n}\n" for n in range(101)))
 
     assert (row.status, row.error_code) == ("failed", "audiences_too_many")
@@ -307,7 +307,7 @@ def test_a_file_with_too_many_audiences_is_refused(import_file: ImportFile) -> N
 # --- refused files -------------------------------------------------------------------------------
 
 
-def test_a_file_that_is_refused_at_its_start_stores_nothing(receive_file: Receive) -> None:
+def test_a_file_that_is_rejected_at_its_start_stores_nothing(receive_file: Receive) -> None:
     with pytest.raises(InvalidInput):
         receive_file(b"\xff\xd8\xff\xe0 a picture", audience="Newsletter")
 

@@ -206,7 +206,7 @@ def test_another_worker_resumes_the_merge_of_a_killed_one(app: Flask) -> None:
     assert memory < 250_000
 
 
-def test_an_upload_without_a_content_length_is_refused(app: Flask) -> None:
+def test_an_upload_without_a_content_length_is_rejected(app: Flask) -> None:
     key = api_key_actions.create_api_key("tests", ["manage"], by="tests")
     headers = {"Authorization": f"Bearer {key}", "Content-Type": "text/csv"}
 

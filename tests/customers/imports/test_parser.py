@@ -124,7 +124,7 @@ def test_unknown_columns_are_ignored() -> None:
         ("email,name\nada@example.com,Ada\n".encode("utf-16-le"), "encoding_utf16"),
     ],
 )
-def test_an_unusable_file_is_refused_at_its_start(file: str | bytes, code: str) -> None:
+def test_an_unusable_file_is_rejected_at_its_start(file: str | bytes, code: str) -> None:
     assert file_error(file) == code
 
 

@@ -215,7 +215,7 @@ def test_emptying_deletes_the_shown_emails(client: FlaskClient, write_email: Wri
         {"Sec-Fetch-Site": "cross-site"},
     ],
 )
-def test_cross_site_requests_can_not_empty_the_sink(
+def test_cross_site_requests_cannot_empty_the_sink(
     client: FlaskClient, write_email: WriteEmail, folder: Path, headers: dict[str, str]
 ) -> None:
     name = write_email("x")

@@ -84,7 +84,7 @@ def test_import_errors_are_paginated(api: FlaskClient) -> None:
         (b"email\na@example.com\n", "text/plain", 415, None),
     ],
 )
-def test_an_invalid_file_is_refused(
+def test_an_invalid_file_is_rejected(
     api: FlaskClient, body: bytes, content_type: str, status: int, code: str | None
 ) -> None:
     response = api.post("/api/v1/customers/import", data=body, content_type=content_type)
@@ -95,7 +95,7 @@ def test_an_invalid_file_is_refused(
     assert import_queries.list_imports() == []
 
 
-def test_a_file_that_is_too_large_is_refused(api: FlaskClient, with_settings: Callable[..., Settings]) -> None:
+def test_a_file_that_is_too_large_is_rejected(api: FlaskClient, with_settings: Callable[..., Settings]) -> None:
     with_settings(max_upload_bytes=1000)
 
     response = api.post("/api/v1/customers/import", data=b"email\n" + b"a@example.com\n" * 100, content_type=CSV)
@@ -108,7 +108,7 @@ def test_an_unknown_import_is_not_found(api: FlaskClient) -> None:
 
 
 @pytest.mark.parametrize("query", ["limit=0", "limit=1001", "limit=x"])
-def test_invalid_page_limits_are_refused(api: FlaskClient, query: str) -> None:
+def test_invalid_page_limits_are_rejected(api: FlaskClient, query: str) -> None:
     assert api.get(f"/api/v1/imports/7?{query}").status_code == 422
 
 
@@ -180,7 +180,7 @@ def test_writing_needs_the_scope_manage(app: Flask, scope: str) -> None:
 
 
 @pytest.mark.parametrize("blank", ["%20", "%C2%A0"])
-def test_a_blank_source_id_is_refused(api: FlaskClient, blank: str) -> None:
+def test_a_blank_source_id_is_rejected(api: FlaskClient, blank: str) -> None:
     response = api.put(f"/api/v1/customers/{blank}", json={"email": "ada@example.com"})
 
     assert response.status_code == 422

@@ -264,7 +264,7 @@ def test_invalid_values_are_reported_with_a_pointer(api: Any, values: dict[str, 
     ("number", "status", "code"),
     [("NaN", 400, "broken_json"), ("Infinity", 400, "broken_json"), ("1e999", 422, "invalid_payload")],
 )
-def test_numbers_that_are_not_json_are_refused(api: Any, number: str, status: int, code: str) -> None:
+def test_numbers_that_are_not_json_are_rejected(api: Any, number: str, status: int, code: str) -> None:
     body = f'{{"code": "SUMMER25", "customer": {{"email": "ada@example.com"}}, "metadata": {{"a": {number}}}}}'
 
     response = api.post("/api/v1/redemptions", data=body, content_type="application/json")
@@ -275,7 +275,7 @@ def test_numbers_that_are_not_json_are_refused(api: Any, number: str, status: in
 
 @pytest.mark.usefixtures("offer_and_customer")
 @pytest.mark.parametrize("key", ["", "x" * 256, "ä", "a\tb"])
-def test_an_invalid_idempotency_key_is_refused(api: Any, key: str) -> None:
+def test_an_invalid_idempotency_key_is_rejected(api: Any, key: str) -> None:
     response = api.post("/api/v1/redemptions", json=ADA, headers={"Idempotency-Key": key})
 
     assert response.status_code == 422
@@ -352,7 +352,7 @@ def test_linked_pages_contain_every_redemption(api: Any, make_offer: MakeOffer, 
         "offer=%00",
     ],
 )
-def test_invalid_query_parameters_are_refused(api: Any, query: str) -> None:
+def test_invalid_query_parameters_are_rejected(api: Any, query: str) -> None:
     assert api.get(f"/api/v1/redemptions?{query}").status_code == 422
 
 

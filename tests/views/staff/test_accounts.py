@@ -249,7 +249,7 @@ class TestPeople:
         assert response.status_code == 302
         assert db.session.scalar(select(StaffUser.role).where(StaffUser.email == "viewer@example.com")) == "manager"
 
-    def test_the_last_admin_can_not_be_demoted_or_disabled(self, sign_in: SignIn) -> None:
+    def test_the_last_admin_cannot_be_demoted_or_disabled(self, sign_in: SignIn) -> None:
         client = sign_in("admin")
         row_id = db.session.scalars(select(StaffUser.id)).one()
         response = client.post(f"/settings/people/{row_id}", data={"role": "viewer"})
@@ -437,7 +437,7 @@ class TestRoles:
         assert client.get("/offers?q=a").location == "/sign-in?next=/offers?q%3Da"
         assert client.post("/settings/people/1/disable").location == "/sign-in"
 
-    def test_viewers_can_not_write(self, app: Flask, sign_in: SignIn) -> None:
+    def test_viewers_cannot_write(self, app: Flask, sign_in: SignIn) -> None:
         client = sign_in("viewer")
         writes = {
             rule.rule

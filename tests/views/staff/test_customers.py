@@ -176,7 +176,7 @@ def test_audiences_are_created_and_renamed(staff: FlaskClient) -> None:
     assert "Regulars" in staff.get("/customers/audiences").text
 
 
-def test_an_existing_audience_name_is_refused(staff: FlaskClient) -> None:
+def test_an_existing_audience_name_is_rejected(staff: FlaskClient) -> None:
     audience_actions.create_audience("VIP", by="tests")
 
     response = staff.post("/customers/audiences", data={"name": "VIP"})
@@ -218,7 +218,7 @@ def test_an_invalid_file_is_reported_and_the_rest_kept(
     assert import_queries.list_imports() == []
 
 
-def test_a_file_that_is_too_large_is_refused(staff: FlaskClient, with_settings: Callable[..., Settings]) -> None:
+def test_a_file_that_is_too_large_is_rejected(staff: FlaskClient, with_settings: Callable[..., Settings]) -> None:
     with_settings(max_upload_bytes=1024 * 1024)
 
     response = upload(staff, b"email\n" + b"ada@example.com\n" * 100_000)
@@ -247,7 +247,7 @@ def test_a_large_file_is_stored_unchanged_in_chunks(staff: FlaskClient) -> None:
     assert b"".join(chunks) == file
 
 
-def test_an_interrupted_upload_is_refused(staff: FlaskClient) -> None:
+def test_an_interrupted_upload_is_rejected(staff: FlaskClient) -> None:
     body = (
         b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.csv"\r\n\r\nemail\r\nada@example.com\r\n'
         b"bob@example"
@@ -261,7 +261,7 @@ def test_an_interrupted_upload_is_refused(staff: FlaskClient) -> None:
 
 
 @pytest.mark.parametrize("content_type", ["multipart/form-data", "text/csv", "application/x-www-form-urlencoded"])
-def test_a_request_without_a_file_is_refused(staff: FlaskClient, content_type: str) -> None:
+def test_a_request_without_a_file_is_rejected(staff: FlaskClient, content_type: str) -> None:
     assert staff.post("/customers/import", data=b"audience=x", content_type=content_type).status_code == 400
 
 
@@ -372,7 +372,7 @@ def test_downloaded_rejected_rows_contain_no_formula(staff: FlaskClient, import_
     assert next(csv.DictReader(io.StringIO(file, newline="")))["row"] == f"'{sign}1"
 
 
-def test_viewers_can_not_download_rejected_rows(sign_in: Callable[..., FlaskClient], import_file: ImportFile) -> None:
+def test_viewers_cannot_download_rejected_rows(sign_in: Callable[..., FlaskClient], import_file: ImportFile) -> None:
     row = import_file("email\nbad\n")
     viewer = sign_in("viewer")
 

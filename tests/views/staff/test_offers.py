@@ -118,7 +118,7 @@ def test_invalid_input_is_reported_at_its_field_and_kept(staff: FlaskClient, for
     assert not offer_queries.has_offers()
 
 
-def test_an_existing_code_is_refused(staff: FlaskClient, make_offer: MakeOffer) -> None:
+def test_an_existing_code_is_rejected(staff: FlaskClient, make_offer: MakeOffer) -> None:
     make_offer("SUMMER25")
 
     response = staff.post("/offers/new", data=SUMMER)

@@ -135,7 +135,7 @@ def test_a_redemption_is_undone_with_a_reason(staff: FlaskClient, redemption: Re
     assert count_redemptions() == 0
 
 
-def test_undoing_without_a_reason_is_refused(staff: FlaskClient, redemption: RedemptionRecord) -> None:
+def test_undoing_without_a_reason_is_rejected(staff: FlaskClient, redemption: RedemptionRecord) -> None:
     response = staff.post(f"/redemptions/{redemption.public_id}/undo", data={"reason": " "})
 
     assert response.status_code == 422

@@ -206,14 +206,14 @@ def test_a_list_of_another_mailing_tool_is_imported(staff: FlaskClient, make_cus
     assert customer_queries.count_customers().value == 2
 
 
-def test_a_list_without_an_email_column_is_refused(staff: FlaskClient) -> None:
+def test_a_list_without_an_email_column_is_rejected(staff: FlaskClient) -> None:
     response = staff.post(f"{LIST}/import", data={"file": (io.BytesIO(b"name\nx\n"), "list.csv")})
     assert (response.status_code, "no column named email" in response.text) == (422, True)
     response = staff.post(f"{LIST}/import", data={"file": (io.BytesIO(b""), "")}, content_type="multipart/form-data")
     assert (response.status_code, "Choose a file." in response.text) == (422, True)
 
 
-def test_an_upload_without_the_csrf_token_is_refused(csrf_client: FlaskClient, staff: FlaskClient) -> None:
+def test_an_upload_without_the_csrf_token_is_rejected(csrf_client: FlaskClient, staff: FlaskClient) -> None:
     staff.application.config["WTF_CSRF_ENABLED"] = True
     response = staff.post(f"{LIST}/import", data={"file": (io.BytesIO(b"email\na@example.com\n"), "list.csv")})
     assert response.status_code == 400
