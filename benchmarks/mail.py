@@ -80,10 +80,11 @@ class Bench:
 
         :raises RuntimeError: when a customer did not get exactly one email.
         """
-        run = self._ours if case.way == OURS else self._loop
+        run = self._ours if case.implementation == OURS else self._loop
         sample = run(case, self.sinks[case.relay], n)
         print(
-            f"{case.relay}: {case.way}, {case.connections} × : {sample.rate:,.0f}/s, {1e6 * sample.cpu:,.0f} µs of CPU"
+            f"{case.relay}: {case.implementation}, {case.connections} × : {sample.rate:,.0f}/s, "
+            f"{1e6 * sample.cpu:,.0f} µs of CPU"
         )
         return sample
 
@@ -108,10 +109,10 @@ class Bench:
         sink.forget()
         before, postgres = sink.seen().cpu, self.machine.cpu_seconds()
         url = self.machine.url(self.runner.customers(self.plan.ours))
-        cpu = mail_loops.run(LOOPS[case.way], sink.port, n, self.folder, url)
+        cpu = mail_loops.run(LOOPS[case.implementation], sink.port, n, self.folder, url)
         seen, postgres = sink.seen(), self.machine.cpu_seconds() - postgres
         if (seen.mails, seen.recipients) != (n, n):
-            raise RuntimeError(f"{case.way}: {seen.mails} emails to {seen.recipients} of {n} customers")
+            raise RuntimeError(f"{case.implementation}: {seen.mails} emails to {seen.recipients} of {n} customers")
         return Sample(n, seen.rate, cpu / n, postgres / n, (seen.cpu - before) / n, seen.size / n)
 
 
@@ -136,8 +137,8 @@ def cases(plan: Plan, number: int) -> list[tuple[Case, int]]:
 def once(plan: Plan) -> list[tuple[Case, int]]:
     """The slow cases, which are run only once."""
     return [
-        (Case(relay, way), plan.slow)
-        for relay, way in ((SLOW, RAW), (FAR, OURS), (FAR_PLAIN, OURS), (FAR, RAW), (FAR, FLASK_MAIL))
+        (Case(relay, implementation), plan.slow)
+        for relay, implementation in ((SLOW, RAW), (FAR, OURS), (FAR_PLAIN, OURS), (FAR, RAW), (FAR, FLASK_MAIL))
     ]
 
 

@@ -20,10 +20,10 @@ SET_UP = Path(__file__).with_name("mail.md")
 
 @dataclass(frozen=True)
 class Case:
-    """A sender (`way`), a relay and the number of connections."""
+    """A sender (`implementation`), a relay and the number of connections."""
 
     relay: str
-    way: str
+    implementation: str
     connections: int = 1
 
 
@@ -171,9 +171,9 @@ def _runs(results: Results) -> Iterator[str]:
         if raw not in results.samples and case.relay == PLAIN:
             raw = LIMIT
         relative_to_raw = f"{_relative_rate(results, case, raw):.2f}" if raw in results.samples else "–"
-        whole = f"{median(sample.whole for sample in samples):,.0f}" if case.way == OURS else "–"
+        whole = f"{median(sample.whole for sample in samples):,.0f}" if case.implementation == OURS else "–"
         rate = report.spread([sample.rate for sample in samples], 0)
-        case_cells = f"{case.relay} | {case.way} | {case.connections} | {samples[0].mails:,}"
+        case_cells = f"{case.relay} | {case.implementation} | {case.connections} | {samples[0].mails:,}"
         yield f"| {case_cells} | {rate} | {whole} | {relative_to_raw} |"
     yield ""
 
@@ -193,10 +193,10 @@ def _costs(results: Results) -> Iterator[str]:
     yield "|---|---|---:|---:|---:|---:|---:|---:|"
     for case, samples in results.samples.items():
         parts = [1e6 * median(getattr(one, part) for one in samples) for part in ("sender", "postgres", "sink")]
-        wal = f"{median(one.wal for one in samples):.1f}" if case.way == OURS else "–"
+        wal = f"{median(one.wal for one in samples):.1f}" if case.implementation == OURS else "–"
         size = median(one.size for one in samples)
         cpu = " | ".join(f"{part:,.0f}" for part in parts)
-        yield f"| {case.relay} | {case.way} | {case.connections} | {cpu} | {wal} | {size:,.0f} |"
+        yield f"| {case.relay} | {case.implementation} | {case.connections} | {cpu} | {wal} | {size:,.0f} |"
     yield ""
 
 

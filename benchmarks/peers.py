@@ -114,7 +114,10 @@ class Bench:
         return {
             OSCAR_STEP: partial(self._oscar, OSCAR_STEP),
             ACTION: partial(self._crowd, self._action_side),
-            **{way.name: partial(self._crowd, partial(self._textbook_side, k)) for k, way in enumerate(textbook.WAYS)},
+            **{
+                implementation.name: partial(self._crowd, partial(self._textbook_side, k))
+                for k, implementation in enumerate(textbook.IMPLEMENTATIONS)
+            },
             OSCAR_ORDER: partial(self._oscar, OSCAR_ORDER),
             HTTP: self._http,
         }
@@ -123,9 +126,9 @@ class Bench:
         return self._oscar_rate(name, Crowd(*self.shapes[name], seconds=self.plan.seconds))
 
     def _oscar_rate(self, name: str, crowd: Crowd) -> Sample:
-        way = {OSCAR_STEP: "step", OSCAR_ORDER: "order"}[name]
+        implementation = {OSCAR_STEP: "step", OSCAR_ORDER: "order"}[name]
         meter = _ServerCpu(self.machine)
-        results = self.oscar.run(way, self.plan.users, crowd, ONCE, None, meter.start)
+        results = self.oscar.run(implementation, self.plan.users, crowd, ONCE, None, meter.start)
         sample = _sample(_done(results), meter.stop())
         if results["applications"] != results["redeemed"]:
             raise RuntimeError(f"oscar's records differ from its responses: {results}")
@@ -192,9 +195,9 @@ class Bench:
             OSCAR_LAST: partial(self._oscar_last, ONCE, CAP),
             OSCAR_SINGLE: partial(self._oscar_last, SINGLE, None),
             **{
-                way.name: partial(self._crowd_last, partial(self._textbook_side, k))
-                for k, way in enumerate(textbook.WAYS)
-                if way is not textbook.PlainInsert
+                implementation.name: partial(self._crowd_last, partial(self._textbook_side, k))
+                for k, implementation in enumerate(textbook.IMPLEMENTATIONS)
+                if implementation is not textbook.PlainInsert
             },
             ACTION: partial(self._crowd_last, self._action_side),
             HTTP: self._http_last,
@@ -292,7 +295,7 @@ def _rotated(implementations: Mapping[str, Callable[[], A]], number: int) -> lis
     return order[start:] + order[:start]
 
 
-def asked_for(arguments: Sequence[str], environ: Mapping[str, str]) -> Plan:
+def parse_plan(arguments: Sequence[str], environ: Mapping[str, str]) -> Plan:
     """Choose the plan: `--quick`, SIZE=full for longer runs, RUNS for their number."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="one short run; only print the results")
@@ -304,7 +307,7 @@ def asked_for(arguments: Sequence[str], environ: Mapping[str, str]) -> Plan:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     logging.disable(logging.WARNING)
-    plan = asked_for(sys.argv[1:] if arguments is None else arguments, os.environ)
+    plan = parse_plan(sys.argv[1:] if arguments is None else arguments, os.environ)
     try:
         results = measure(plan)
     except NotInstalled as error:

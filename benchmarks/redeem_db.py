@@ -18,14 +18,14 @@ from benchmarks.measure import DATABASE
 from benchmarks.peers_crowd import Crowd, Done, Side, Work
 from benchmarks.redeem_db_report import FEW, INSERT, LOCK, ONE, ORM, OURS, RUSH, Results, Sample
 from benchmarks.server import Machine
-from benchmarks.textbook import ForUpdate, OneStatement, OrmHabit, PlainInsert, Ways, make_request
+from benchmarks.textbook import ForUpdate, ImplementationType, OneStatement, OrmHabit, PlainInsert, make_request
 from webapp.core.extensions import db
 from webapp.redemptions.errors import RedemptionRefused
 from webapp.redemptions.group_commit import redeem
 from webapp.redemptions.rules import RedemptionRequest
 
 PROCESSES = 2
-WAYS: dict[str, Ways] = {
+IMPLEMENTATIONS: dict[str, ImplementationType] = {
     INSERT: PlainInsert,
     ONE: OneStatement,
     ORM: OrmHabit,
@@ -87,17 +87,17 @@ class Textbook(Side):
     name: str
     offer_id: int
     code: str
-    way: PlainInsert | OneStatement | OrmHabit | ForUpdate = field(init=False)
+    implementation: PlainInsert | OneStatement | OrmHabit | ForUpdate = field(init=False)
 
     def open(self, threads: int) -> None:
-        self.way = WAYS[self.name](self.url, threads)
+        self.implementation = IMPLEMENTATIONS[self.name](self.url, threads)
 
     @contextmanager
     def client(self) -> Iterator[Work]:
-        yield lambda customer: self.way.redeem(make_request(self.offer_id, self.code, customer))
+        yield lambda customer: self.implementation.redeem(make_request(self.offer_id, self.code, customer))
 
     def close(self) -> None:
-        self.way.close()
+        self.implementation.close()
 
 
 class Bench:
@@ -156,8 +156,8 @@ class Bench:
         return Textbook(url, name, offer_id, code)
 
 
-def turns(number: int) -> list[tuple[str, bool]]:
-    """The order of the variants, which rotates from round to round.
+def rotate_variants(number: int) -> list[tuple[str, bool]]:
+    """Return the variants in their order, which rotates from round to round.
 
     A plain INSERT has no cap.
     """
@@ -188,7 +188,7 @@ def measure(plan: Plan) -> Results:
     with prepared(plan) as bench:
         for number in range(plan.rounds):
             for threads in plan.threads:
-                for name, capped in turns(number):
+                for name, capped in rotate_variants(number):
                     sample = bench.sample(name, capped, threads)
                     results.samples.setdefault((name, capped, threads), []).append(sample)
                     print(f"round {number + 1}, {threads} threads, {redeem_db_report.title(name, capped)}: {sample}")

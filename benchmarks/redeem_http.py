@@ -170,7 +170,7 @@ def measure(plan: Plan) -> Results:
         with bench.running():
             for number in range(plan.rounds):
                 for clients in plan.clients:
-                    for name, capped in turns(number):
+                    for name, capped in rotate_variants(number):
                         sample = bench.sample(name, capped, clients, plan.seconds)
                         results.samples.setdefault((name, capped, clients), []).append(sample)
                         title = redeem_http_report.title(name, capped)
@@ -181,8 +181,8 @@ def measure(plan: Plan) -> Results:
     return results
 
 
-def turns(number: int) -> list[tuple[str, bool]]:
-    """The order of the variants, which rotates from round to round."""
+def rotate_variants(number: int) -> list[tuple[str, bool]]:
+    """Return the variants in their order, which rotates from round to round."""
     order = [(HELLO, False), (OURS, False), (NAIVE, False), (OURS, True), (NAIVE, True)]
     start = number % len(order)
     return order[start:] + order[:start]

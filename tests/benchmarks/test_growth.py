@@ -60,9 +60,9 @@ def test_the_page_marks_missed_targets(results: Results) -> None:
 
 
 def test_the_plan_is_chosen_by_the_environment() -> None:
-    assert growth.PLANS.asked_for([], {}).levels == (0, 1_000_000)
-    assert growth.PLANS.asked_for([], {"SIZE": "full"}).levels == (0, 1_000_000, 10_000_000)
-    assert growth.PLANS.asked_for(["--quick"], {}).customers < 100_000
+    assert growth.PLANS.parse_plan([], {}).levels == (0, 1_000_000)
+    assert growth.PLANS.parse_plan([], {"SIZE": "full"}).levels == (0, 1_000_000, 10_000_000)
+    assert growth.PLANS.parse_plan(["--quick"], {}).customers < 100_000
 
 
 def test_a_small_run_ends_with_its_figures() -> None:

@@ -76,9 +76,9 @@ def test_the_page_shows_every_step_of_every_design(results: Results) -> None:
 
 
 def test_sizes_and_runs_are_chosen_by_the_environment() -> None:
-    assert list(launch.asked_for({})) == [10_000, 100_000]
-    assert max(launch.asked_for({"SIZE": "full"})) == 1_000_000
-    assert launch.asked_for({"CUSTOMERS": "500", "RUNS": "2"}) == {500: 2}
+    assert list(launch.parse_sizes({})) == [10_000, 100_000]
+    assert max(launch.parse_sizes({"SIZE": "full"})) == 1_000_000
+    assert launch.parse_sizes({"CUSTOMERS": "500", "RUNS": "2"}) == {500: 2}
 
 
 def test_a_small_run_measures_all_designs_and_steps() -> None:

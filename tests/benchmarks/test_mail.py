@@ -138,13 +138,13 @@ def test_pipelining_is_offered_unless_disabled(offered: bool) -> None:
         assert relay.has_extn("pipelining") == offered
 
 
-@pytest.mark.parametrize("way", mail_loops.WAYS)
+@pytest.mark.parametrize("implementation", mail_loops.IMPLEMENTATIONS)
 def test_every_loop_delivers_to_every_customer(
-    way: str, sink: Sink, connection: psycopg.Connection, test_settings: Settings, tmp_path: Path
+    implementation: str, sink: Sink, connection: psycopg.Connection, test_settings: Settings, tmp_path: Path
 ) -> None:
     customers.fill(connection, N)
     mail_loops.save_email(tmp_path, ON_THE_WIRE, SITE)
-    mail_loops.run(way, sink.port, N, tmp_path, test_settings.libpq_url)
+    mail_loops.run(implementation, sink.port, N, tmp_path, test_settings.libpq_url)
     seen = sink.seen()
     assert (seen.mails, seen.recipients) == (N, N)
 
@@ -244,9 +244,9 @@ def test_the_last_line_contains_the_figures(results: Results, capsys: pytest.Cap
 
 
 def test_the_plan_is_chosen_by_the_environment() -> None:
-    assert mail.PLANS.asked_for([], {}).ours == 20_000
-    assert mail.PLANS.asked_for([], {"SIZE": "full"}).ours > 20_000
-    assert mail.PLANS.asked_for(["--quick"], {}).rounds == 1
+    assert mail.PLANS.parse_plan([], {}).ours == 20_000
+    assert mail.PLANS.parse_plan([], {"SIZE": "full"}).ours > 20_000
+    assert mail.PLANS.parse_plan(["--quick"], {}).rounds == 1
 
 
 @pytest.mark.parametrize("number", range(3))

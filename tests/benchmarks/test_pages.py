@@ -54,9 +54,9 @@ def test_the_counters_agree_with_the_rows(connection: psycopg.Connection) -> Non
 
 
 def test_the_plan_is_chosen_by_the_environment() -> None:
-    assert pages.PLANS.asked_for([], {}).redemptions == 1_000_000
-    assert pages.PLANS.asked_for([], {"SIZE": "full"}).redemptions == 10_000_000
-    assert pages.PLANS.asked_for(["--quick"], {}).customers < 100_000
+    assert pages.PLANS.parse_plan([], {}).redemptions == 1_000_000
+    assert pages.PLANS.parse_plan([], {"SIZE": "full"}).redemptions == 10_000_000
+    assert pages.PLANS.parse_plan(["--quick"], {}).customers < 100_000
 
 
 def test_a_small_run_requests_every_page_and_ends_with_its_figures() -> None:

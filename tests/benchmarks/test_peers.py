@@ -15,7 +15,7 @@ from benchmarks.peers_crowd import Crowd
 from benchmarks.peers_environment import NotInstalled
 from benchmarks.peers_ours import Action, Textbook
 from benchmarks.peers_report import ACTION, HTTP, OSCAR_LAST, OSCAR_ORDER, OSCAR_STEP, Last, Results, Sample
-from benchmarks.textbook import WAYS, ForUpdate
+from benchmarks.textbook import IMPLEMENTATIONS, ForUpdate
 from tests.support.benchmark_clients import CUSTOMERS, CrashingRecorder, FileRecorder
 from webapp.core.settings import Settings
 from webapp.offers.models import Offer
@@ -67,7 +67,7 @@ def test_clients_can_use_a_textbook_implementation(
 ) -> None:
     customers.fill(connection, CUSTOMERS)
     capped = make_offer(max_redemptions=20)
-    side = Textbook(WAYS.index(ForUpdate), test_settings.libpq_url, capped.id, capped.code)
+    side = Textbook(IMPLEMENTATIONS.index(ForUpdate), test_settings.libpq_url, capped.id, capped.code)
     result = peers_crowd.run(side, range(1, CUSTOMERS + 1), Crowd(1, 4))
     assert (result.redeemed, result.refused, result.failed) == (20, CUSTOMERS - 20, 0), result.why
 
@@ -169,7 +169,7 @@ def test_the_page_marks_missed_targets_and_names_every_implementation(results: R
 
 
 def test_the_plan_is_chosen_by_arguments_and_environment() -> None:
-    plans = [peers.asked_for(["--quick"], {}), peers.asked_for([], {}), peers.asked_for([], {"SIZE": "full"})]
+    plans = [peers.parse_plan(["--quick"], {}), peers.parse_plan([], {}), peers.parse_plan([], {"SIZE": "full"})]
     assert [plan.runs for plan in plans] == [1, 3, 5]
-    assert peers.asked_for([], {"RUNS": "2"}).runs == 2
+    assert peers.parse_plan([], {"RUNS": "2"}).runs == 2
     assert [plan.is_trial for plan in plans] == [True, False, False]

@@ -118,9 +118,9 @@ def test_the_naive_view_validates_the_body(shop: FlaskClient, body: dict[str, An
 
 
 def test_the_plan_is_chosen_by_arguments_and_environment() -> None:
-    assert redeem_http.PLANS.asked_for(["--quick"], {}) is redeem_http.QUICK
-    assert redeem_http.PLANS.asked_for([], {"SIZE": "full"}).customers == 1_000_000
-    assert redeem_db.PLANS.asked_for([], {}) is redeem_db.USUAL
+    assert redeem_http.PLANS.parse_plan(["--quick"], {}) is redeem_http.QUICK
+    assert redeem_http.PLANS.parse_plan([], {"SIZE": "full"}).customers == 1_000_000
+    assert redeem_db.PLANS.parse_plan([], {}) is redeem_db.USUAL
 
 
 def run_in_process(script: str) -> str:
