@@ -28,8 +28,6 @@ def filled(connection: psycopg.Connection) -> None:
 def implementation(
     request: pytest.FixtureRequest, filled: None, test_settings: Settings
 ) -> Iterator[AnyImplementation]:
-    request: pytest.FixtureRequest, filled: None, test_settings: Settings
-) -> Iterator[AnyImplementation]:
     """Each implementation in turn."""
     with request.param(test_settings.libpq_url, THREADS) as implementation:
         yield implementation
