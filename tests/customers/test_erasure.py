@@ -13,7 +13,7 @@ from flask.testing import FlaskClient
 from sqlalchemy import select, text
 
 from tests.support.factories import MakeCustomer, MakeOffer
-from tests.support.imports import ImportFile
+from tests.support.imports import ImportFileFixture
 from webapp.accounts import api_key_actions
 from webapp.accounts.models import AuditEntry
 from webapp.campaigns import stats_queries
@@ -48,7 +48,7 @@ def dump_tables() -> str:
 
 
 @pytest.fixture
-def ada(make_offer: MakeOffer, import_file: ImportFile, app: Flask) -> Customer:
+def ada(make_offer: MakeOffer, import_file: ImportFileFixture, app: Flask) -> Customer:
     """Ada with personal data in every table that may hold any."""
     import_file(
         "email,name,source_id,locale,audience\n"
@@ -157,7 +157,7 @@ def test_the_row_of_an_erased_customer_rejects_a_name(ada: Customer) -> None:
     db.session.rollback()
 
 
-def test_an_import_of_an_erased_email_creates_a_new_customer(ada: Customer, import_file: ImportFile) -> None:
+def test_an_import_of_an_erased_email_creates_a_new_customer(ada: Customer, import_file: ImportFileFixture) -> None:
     customer_actions.erase_customer(ada.id, by="tests")
 
     import_file("email,source_id\nada@example.com,C-1815\n")
@@ -180,7 +180,7 @@ def test_the_placeholder_of_an_erased_email_is_not_a_valid_email(ada: Customer, 
 
 
 def test_erasing_keeps_the_rejected_rows_of_other_customers(
-    import_file: ImportFile, make_customer: MakeCustomer
+    import_file: ImportFileFixture, make_customer: MakeCustomer
 ) -> None:
     ada = make_customer("ada@example.com")
     long = "x" * 201
@@ -398,7 +398,7 @@ def test_a_put_during_an_erasure_creates_a_new_customer(
     assert (found.id != ada.id, is_new) == (True, True)
 
 
-def test_rejected_rows_are_deleted_after_three_months_but_stay_counted(import_file: ImportFile) -> None:
+def test_rejected_rows_are_deleted_after_three_months_but_stay_counted(import_file: ImportFileFixture) -> None:
     old, new = import_file("email\nada@@example.com\n"), import_file("email\nbob@@example.com\n")
     old.finished_at = datetime.now(UTC) - timedelta(days=91)
     db.session.commit()

@@ -1,4 +1,4 @@
-"""Types of the fixtures that create offers and customers."""
+"""Types of the fixtures that create offers, customers and emails."""
 
 from __future__ import annotations
 
@@ -9,3 +9,4 @@ from webapp.offers.models import Offer
 
 MakeCustomer = Callable[..., Customer]
 MakeOffer = Callable[..., Offer]
+WriteEmail = Callable[..., str]

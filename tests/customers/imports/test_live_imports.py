@@ -16,7 +16,7 @@ from flask.testing import FlaskClient
 from sqlalchemy import func, select, update
 
 from tests.support import live_server
-from tests.support.imports import ImportFile, file_chunks
+from tests.support.imports import ImportFileFixture, file_chunks
 from webapp.accounts import api_key_actions
 from webapp.accounts.models import StaffUser
 from webapp.core import task_queue
@@ -151,7 +151,7 @@ def test_a_lost_connection_fails_the_import(app: Flask) -> None:
 
 
 def test_files_are_downloaded_from_the_real_web_server(
-    app: Flask, make_staff_user: Callable[..., StaffUser], import_file: ImportFile
+    app: Flask, make_staff_user: Callable[..., StaffUser], import_file: ImportFileFixture
 ) -> None:
     row = import_file("email,name\nada@example.com,Ada\nbad,Bob\n")
     headers = {"Cookie": session_cookie(app, sign_in_client(app, make_staff_user("manager")))}

@@ -10,7 +10,7 @@ from flask import Flask
 from sqlalchemy import select, text
 
 from tests.support.factories import MakeCustomer
-from tests.support.imports import ImportFile
+from tests.support.imports import ImportFileFixture
 from tests.support.redemptions import count_lock_waiters
 from tests.support.suppressions import add_suppression, suppression_reasons
 from webapp.accounts.models import AuditEntry
@@ -102,7 +102,7 @@ def test_a_suppression_ignores_the_case_of_an_email(app: Flask, make_customer: M
 @pytest.mark.parametrize("reason", ["unsubscribed", "complained"])
 @pytest.mark.parametrize("interface", ["import", "staff", "api"])
 def test_an_erased_customer_stays_suppressed_when_created_again(
-    import_file: ImportFile, make_customer: MakeCustomer, reason: str, interface: str
+    import_file: ImportFileFixture, make_customer: MakeCustomer, reason: str, interface: str
 ) -> None:
     ada = make_customer("ada@example.com")
     add_suppression("ada@example.com", reason, words="ada@example.com said so")
@@ -138,7 +138,7 @@ STRONGER = [
 @pytest.mark.parametrize(("plain", "hashed", "kept"), STRONGER)
 @pytest.mark.parametrize("interface", ["import", "staff", "api", "other address"])
 def test_of_an_address_and_its_hash_the_stronger_reason_is_kept(
-    import_file: ImportFile, make_customer: MakeCustomer, plain: str, hashed: str, kept: str, interface: str
+    import_file: ImportFileFixture, make_customer: MakeCustomer, plain: str, hashed: str, kept: str, interface: str
 ) -> None:
     add_suppression("ada@example.com", plain, source="api")
     add_suppression(hash_email("ada@example.com"), hashed, source="relay")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from html import unescape
 from pathlib import Path
 
@@ -11,8 +10,8 @@ import pytest
 from flask.testing import FlaskClient
 
 from local.mailsink.web_app import PAGE_SIZE
+from tests.support.factories import WriteEmail
 
-WriteEmail = Callable[..., str]
 HOST = {"Host": "127.0.0.1:8002"}
 OWN_ORIGIN = HOST | {"Origin": "http://127.0.0.1:8002"}
 TEXT_AND_HTML = (

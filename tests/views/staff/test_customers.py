@@ -14,7 +14,7 @@ from sqlalchemy import select, update
 from werkzeug.test import TestResponse
 
 from tests.support.factories import MakeCustomer
-from tests.support.imports import ImportFile
+from tests.support.imports import ImportFileFixture
 from webapp.accounts.models import AuditEntry, StaffUser
 from webapp.core.extensions import db
 from webapp.core.settings import Settings
@@ -293,7 +293,7 @@ def test_an_upload_needs_the_csrf_token(csrf_client: FlaskClient, make_staff_use
     assert accepted.status_code == 302
 
 
-def test_the_sample_file_can_be_imported(staff: FlaskClient, import_file: ImportFile) -> None:
+def test_the_sample_file_can_be_imported(staff: FlaskClient, import_file: ImportFileFixture) -> None:
     row = import_file(staff.get("/customers/import/sample.csv").data)
 
     assert (row.created, row.rejected) == (2, 0)
@@ -311,7 +311,7 @@ def test_the_page_of_a_running_import_polls(staff: FlaskClient, receive_file: Ca
     assert "hx-trigger" in fragment
 
 
-def test_the_page_of_a_finished_import_lists_rejected_rows(staff: FlaskClient, import_file: ImportFile) -> None:
+def test_the_page_of_a_finished_import_lists_rejected_rows(staff: FlaskClient, import_file: ImportFileFixture) -> None:
     row = import_file("email,name\nada@example.com,Ada\nbad,<script>\n")
 
     fragment = staff.get(f"/customers/imports/{row.id}", headers=HTMX).text
@@ -322,7 +322,7 @@ def test_the_page_of_a_finished_import_lists_rejected_rows(staff: FlaskClient, i
 
 
 def test_rejected_rows_are_shown_in_pages(
-    staff: FlaskClient, import_file: ImportFile, monkeypatch: pytest.MonkeyPatch
+    staff: FlaskClient, import_file: ImportFileFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("webapp.views.staff.imports.PAGE_SIZE", 2)
     row = import_file("email\nbad1\nbad2\nbad3\n")
@@ -339,7 +339,7 @@ def test_rejected_rows_are_shown_in_pages(
 
 
 def test_the_list_of_imports_links_to_its_first_page(
-    staff: FlaskClient, import_file: ImportFile, monkeypatch: pytest.MonkeyPatch
+    staff: FlaskClient, import_file: ImportFileFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("webapp.views.staff.imports.PAGE_SIZE", 1)
     ids = [import_file("email\nada@example.com\n").id for _index in range(3)]
@@ -351,7 +351,7 @@ def test_the_list_of_imports_links_to_its_first_page(
     assert 'rel="prev"' not in last_page
 
 
-def test_rejected_rows_are_downloaded_with_their_reasons(staff: FlaskClient, import_file: ImportFile) -> None:
+def test_rejected_rows_are_downloaded_with_their_reasons(staff: FlaskClient, import_file: ImportFileFixture) -> None:
     row = import_file('email,name\n"=bad","x\ny"\n')
 
     rows = list(csv.reader(io.StringIO(staff.get(f"/customers/imports/{row.id}/rejected.csv").text)))
@@ -362,7 +362,9 @@ def test_rejected_rows_are_downloaded_with_their_reasons(staff: FlaskClient, imp
 
 
 @pytest.mark.parametrize("sign", list("=+-@\t\r"))
-def test_downloaded_rejected_rows_contain_no_formula(staff: FlaskClient, import_file: ImportFile, sign: str) -> None:
+def test_downloaded_rejected_rows_contain_no_formula(
+    staff: FlaskClient, import_file: ImportFileFixture, sign: str
+) -> None:
     row = import_file("email\nbad\n")
     db.session.execute(update(RejectedRow).values(row=f"{sign}1"))
     db.session.commit()
@@ -372,7 +374,9 @@ def test_downloaded_rejected_rows_contain_no_formula(staff: FlaskClient, import_
     assert next(csv.DictReader(io.StringIO(file, newline="")))["row"] == f"'{sign}1"
 
 
-def test_viewers_cannot_download_rejected_rows(sign_in: Callable[..., FlaskClient], import_file: ImportFile) -> None:
+def test_viewers_cannot_download_rejected_rows(
+    sign_in: Callable[..., FlaskClient], import_file: ImportFileFixture
+) -> None:
     row = import_file("email\nbad\n")
     viewer = sign_in("viewer")
 
@@ -380,7 +384,7 @@ def test_viewers_cannot_download_rejected_rows(sign_in: Callable[..., FlaskClien
     assert "rejected.csv" not in viewer.get(f"/customers/imports/{row.id}").text
 
 
-def test_imports_are_listed(staff: FlaskClient, import_file: ImportFile) -> None:
+def test_imports_are_listed(staff: FlaskClient, import_file: ImportFileFixture) -> None:
     assert "No imports yet" in staff.get("/customers/imports").text
 
     import_file("email\nada@example.com\n")
@@ -397,7 +401,7 @@ def test_an_unknown_import_is_not_found(staff: FlaskClient, path: str) -> None:
 
 
 def test_an_export_can_be_imported_and_contains_no_formula(
-    staff: FlaskClient, make_customer: MakeCustomer, import_file: ImportFile
+    staff: FlaskClient, make_customer: MakeCustomer, import_file: ImportFileFixture
 ) -> None:
     make_customer("ada@example.com", name='=HYPERLINK("http://evil")', source_id="@C1", locale="en")
     make_customer("grace@example.com", name='-Grace, "G"', source_id="+2")
