@@ -434,7 +434,7 @@ def test_a_campaign_is_not_finished_while_emails_are_queued_again(
     assert refresh(campaign).status == "sending"
 
 
-def test_retrying_works_in_chunks(unresolved: Campaign, relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_deliveries_are_retried_in_chunks(unresolved: Campaign, relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(delivery_actions, "RESEND_CHUNK_SIZE", 1)
     assert delivery_actions.resend_deliveries(unresolved.id, DeliverySelection("uncertain"), "mia").resent == 2
 

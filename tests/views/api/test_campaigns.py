@@ -1,4 +1,4 @@
-"""API operations of campaigns."""
+"""API operations for campaigns."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""API operations of customers and imports."""
+"""API operations for customers and imports."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_a_file_is_imported_and_its_progress_reported(api: FlaskClient) -> None:
     assert [(error["line"], error["code"]) for error in progress["errors"]] == [(3, "email_invalid")]
 
 
-def test_json_lines_with_a_charset_are_accepted(api: FlaskClient) -> None:
+def test_ndjson_with_a_charset_is_imported_into_the_audience(api: FlaskClient) -> None:
     response = api.post(
         "/api/v1/customers/import?audience=VIP",
         data='{"email":"ada@example.com"}\n',
@@ -152,7 +152,7 @@ def test_invalid_customer_data_is_reported_at_its_field(api: FlaskClient, body: 
     assert [error["pointer"] for error in response.get_json()["errors"]] == [pointer]
 
 
-def test_the_email_of_another_customer_is_a_conflict(api: FlaskClient, make_customer: MakeCustomer) -> None:
+def test_an_email_of_another_customer_is_rejected_with_409(api: FlaskClient, make_customer: MakeCustomer) -> None:
     make_customer("ada@example.com", source_id="C1")
 
     response = api.put("/api/v1/customers/C2", json={"email": "ada@example.com"})
@@ -162,12 +162,15 @@ def test_the_email_of_another_customer_is_a_conflict(api: FlaskClient, make_cust
 
 def test_an_unknown_source_id_is_not_found(api: FlaskClient) -> None:
     assert api.get("/api/v1/customers/C9").status_code == 404
+
+
+def test_a_source_id_with_a_null_character_is_rejected(api: FlaskClient) -> None:
     assert api.get("/api/v1/customers/%00").status_code == 422
 
 
 @pytest.mark.parametrize("scope", ["read", "redeem"])
 def test_writing_needs_the_scope_manage(app: Flask, scope: str) -> None:
-    key = api_key_actions.create_api_key("reader", [scope], by="tests")
+    key = api_key_actions.create_api_key("shop", [scope], by="tests")
     headers = {"Authorization": f"Bearer {key}"}
     client = app.test_client()
 

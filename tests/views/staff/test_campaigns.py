@@ -1,4 +1,4 @@
-"""Staff pages of campaigns."""
+"""Staff pages for campaigns."""
 
 from __future__ import annotations
 

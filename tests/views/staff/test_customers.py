@@ -1,4 +1,4 @@
-"""Staff pages of customers, audiences, imports and exports."""
+"""Staff pages for customers, audiences, imports and exports."""
 
 from __future__ import annotations
 
@@ -153,7 +153,9 @@ def test_a_customer_is_updated(staff: FlaskClient, make_customer: MakeCustomer) 
     assert (ada.email, ada.source_id, ada.locale) == ("countess@example.com", "C1", None)
 
 
-def test_viewers_can_only_read(sign_in: Callable[..., FlaskClient], make_customer: MakeCustomer) -> None:
+def test_viewers_can_read_but_not_create_import_or_export(
+    sign_in: Callable[..., FlaskClient], make_customer: MakeCustomer
+) -> None:
     ada = make_customer("ada@example.com")
     viewer = sign_in("viewer")
 
@@ -188,7 +190,7 @@ def test_an_existing_audience_name_is_rejected(staff: FlaskClient) -> None:
 # --- uploads -------------------------------------------------------------------------------------
 
 
-def test_an_upload_is_queued_and_leads_to_its_page(staff: FlaskClient) -> None:
+def test_an_upload_is_queued_and_redirects_to_its_import(staff: FlaskClient) -> None:
     response = upload(staff, b"email,name\nada@example.com,Ada\n", audience="VIP")
 
     row = import_queries.list_imports()[0]
@@ -302,7 +304,7 @@ def test_the_sample_file_can_be_imported(staff: FlaskClient, import_file: Import
 # --- import pages --------------------------------------------------------------------------------
 
 
-def test_the_page_of_a_running_import_polls(staff: FlaskClient, receive_file: Callable[..., int]) -> None:
+def test_the_page_of_an_unfinished_import_polls(staff: FlaskClient, receive_file: Callable[..., int]) -> None:
     import_id = receive_file("email\nada@example.com\n")
 
     fragment = staff.get(f"/customers/imports/{import_id}", headers=HTMX).text

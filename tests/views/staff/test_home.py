@@ -1,4 +1,4 @@
-"""The start page of staff: first steps, figures, attention list."""
+"""The staff home page: first steps, figures, attention list."""
 
 from __future__ import annotations
 
@@ -213,7 +213,7 @@ class TestLinks:
         content = client.get("/").text.partition('<main id="content"')[2]
         return set(re.findall(r'<a [^>]*?href="(/[^"]*)"', content))
 
-    def test_every_link_of_the_first_steps_works(
+    def test_every_link_of_the_first_steps_leads_to_a_page(
         self, staff: FlaskClient, make_customer: MakeCustomer, make_offer: MakeOffer
     ) -> None:
         links = self.links(staff)
@@ -223,7 +223,7 @@ class TestLinks:
         links |= self.links(staff)
         assert {link: staff.get(link).status_code for link in links} == dict.fromkeys(links, 200)
 
-    def test_every_link_of_the_attention_list_works(self, staff: FlaskClient, make_offer: MakeOffer) -> None:
+    def test_every_link_of_the_attention_list_leads_to_a_page(self, staff: FlaskClient, make_offer: MakeOffer) -> None:
         add_campaign(make_offer(max_redemptions=1, redeemed=1), 1, status="paused")
         save(CustomerImport(filename="bad.csv", media_type="text/csv", status="failed", error="It is a picture."))
         links = self.links(staff)
