@@ -103,9 +103,9 @@ _HAS_PENDING_SENDS_SQL = text(
 
 
 def seconds_until_next_batch() -> float | None:
-    """Return the seconds until the next batch can be claimed; None if over a minute.
+    """Return the seconds until the next lease expires or a delayed batch is due.
 
-    That is when the next lease expires or the next delayed batch is due.
+    :returns: None if that is more than a minute.
     """
     seconds = db.session.execute(
         text(

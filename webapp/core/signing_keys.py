@@ -93,9 +93,9 @@ def _get_fresh(purpose: str, revision: int) -> _CachedKeys | None:
 
 
 def find_new_keys(purpose: str) -> list[tuple[int, bytes]]:
-    """Return keys that were created since this process read the table.
+    """Read the table again; return keys that were created since the previous read.
 
-    It reads the table again, at most once per `MIN_REFRESH_SECONDS`.
+    It is read at most once per `MIN_REFRESH_SECONDS`; until then the result is empty.
     """
     cached = _get_cached(purpose)
     if cached and cached.read_at > time.monotonic() - MIN_REFRESH_SECONDS:

@@ -96,7 +96,7 @@ def has_offers() -> bool:
 
 
 def list_current_offer_ids() -> Sequence[int]:
-    """Return the ids of the offers within their time window that are not paused.
+    """Return the ids of the offers within their validity period that are not paused.
 
     They are sorted by end, earliest first, and include offers that are used up.
     """
