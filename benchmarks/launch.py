@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from benchmarks import customers, launch_report, onecode, server
 from benchmarks.bank import Bank
 from benchmarks.eager import Eager
-from benchmarks.launch_report import Results
+from benchmarks.launch_report import LaunchResults
 from benchmarks.measure import DATABASE, Bench, Design
 from benchmarks.server import Machine
 from webapp.core.settings import ROOT
@@ -23,9 +23,9 @@ SMALLEST = 1_000
 REQUESTS = 15
 
 
-def measure_all(sizes: Mapping[int, int], request_sizes: Sequence[int], requests: int) -> Results:
+def measure_all(sizes: Mapping[int, int], request_sizes: Sequence[int], requests: int) -> LaunchResults:
     """Measure complete runs of some sizes, and single launch requests of others."""
-    results = Results()
+    results = LaunchResults()
     with server.running() as machine:
         designs = prepare(machine, sorted({*sizes, *request_sizes}))
         bench = Bench(machine)

@@ -28,7 +28,7 @@ from webapp.redemptions.queries import RedemptionRecord
 from webapp.redemptions.rules import RedemptionRequest
 
 Job = TypeVar("Job")
-CallResult = TypeVar("Result")
+CallResult = TypeVar("CallResult")
 TIMEOUT = 30
 # State of each process: the app, and the barrier at which all processes wait.
 _state: dict[str, Any] = {}

@@ -16,7 +16,7 @@ from webapp.core.errors import DomainError
 from webapp.core.extensions import csrf
 
 API_PREFIX = "/api/v1"
-ApiView = TypeVar("View", bound=Callable[..., Any])
+ApiView = TypeVar("ApiView", bound=Callable[..., Any])
 
 
 def require_scope(scope: str) -> Callable[[ApiView], ApiView]:

@@ -16,7 +16,7 @@ from webapp.core.extensions import csrf
 from webapp.core.settings import Settings
 from webapp.views.rendering import add_privacy_headers
 
-PublicView = TypeVar("View", bound=Callable[..., Any])
+PublicView = TypeVar("PublicView", bound=Callable[..., Any])
 
 
 def allow_cross_origin(view: PublicView) -> PublicView:

@@ -16,7 +16,7 @@ from flask_wtf.csrf import CSRFError
 
 from webapp.accounts.models import Role
 
-StaffView = TypeVar("View", bound=Callable[..., Any])
+StaffView = TypeVar("StaffView", bound=Callable[..., Any])
 
 
 def login_exempt(view: StaffView) -> StaffView:
