@@ -96,7 +96,7 @@ class Onecode:
         signing_keys.clear_key_cache()
         with self.app.app_context():
             for purpose in ("personal_link", "unsubscribe", "message_id", "personal_code"):
-                signing_keys.accepted_keys(purpose)
+                signing_keys.list_accepted_keys(purpose)
 
     def new_offer(self, cap: int | None = None) -> int:
         """Create an offer with a draft campaign; return its id. `codes` has its code."""

@@ -166,7 +166,7 @@ def _init_extensions(app: Flask, settings: Settings) -> None:
     migrate.init_app(app, db, directory=str(ROOT / "migrations"))
     mail.init_app(app)
     # Registered before the CSRF check, which parses the form.
-    app.before_request(staff_blueprint.raise_body_limit)
+    app.before_request(staff_blueprint.apply_form_size_limit)
     csrf.init_app(app)
     # English is the language of the source; every user-visible text goes through gettext (see CONTRIBUTING.md).
     babel.init_app(app, default_locale="en", default_translation_directories=str(ROOT / "translations"))
@@ -228,7 +228,7 @@ def _register_request_hooks(app: Flask) -> None:
         g.request_id = forwarded if REQUEST_ID_PATTERN.fullmatch(forwarded) else secrets.token_hex(8)
 
     @app.after_request
-    def add_security_headers(response: Response) -> Response:
+    def finish_request(response: Response) -> Response:
         header_names = {name.lower() for name, _ in response.headers}
         for name, value in SECURITY_HEADERS:
             if name.lower() not in header_names:

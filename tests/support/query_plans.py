@@ -19,7 +19,7 @@ def explain_statements(connection: psycopg.Connection, run: Callable[[], object]
 
     psycopg prepares frequent statements, so the server may use a generic plan for them.
     """
-    signing_keys.accepted_keys("personal_code")
+    signing_keys.list_accepted_keys("personal_code")
     with recorded_statements() as recorded:
         run()
     db.session.rollback()

@@ -3,7 +3,7 @@
 They sign redemption ids, personal links, personal codes, API keys, unsubscribe links, return paths and Message-IDs.
 The keys are rows, so that changing SECRET_KEY only ends sessions. Each process caches them for a minute. Another
 process may have signed with a key that is newer than the cache. Therefore, before a signature is rejected, the caller
-passes the revision of the keys that it has just read (`accepted_keys`), or the table is read again, at most once a
+passes the revision of the keys that it has just read (`list_accepted_keys`), or the table is read again, at most once a
 second (`find_new_keys`).
 """
 
@@ -69,7 +69,7 @@ _lock = threading.Lock()
 _refresh_lock = threading.Lock()
 
 
-def accepted_keys(purpose: str, revision: int = 0) -> list[tuple[int, bytes]]:
+def list_accepted_keys(purpose: str, revision: int = 0) -> list[tuple[int, bytes]]:
     """Return the accepted keys of a purpose as (version, secret), newest first.
 
     The first key is created if there is none.
@@ -104,9 +104,9 @@ def find_new_keys(purpose: str) -> list[tuple[int, bytes]]:
     return [(version, secret) for version, secret in _load_keys(purpose).keys if version not in known_versions]
 
 
-def current_secret(purpose: str) -> bytes:
+def get_current_secret(purpose: str) -> bytes:
     """Return the secret that signs now."""
-    return accepted_keys(purpose)[0][1]
+    return list_accepted_keys(purpose)[0][1]
 
 
 def find_secret(purpose: str, version: int) -> bytes | None:
@@ -114,7 +114,7 @@ def find_secret(purpose: str, version: int) -> bytes | None:
 
     A version that another process has just created is found, too.
     """
-    return dict(accepted_keys(purpose)).get(version) or dict(find_new_keys(purpose)).get(version)
+    return dict(list_accepted_keys(purpose)).get(version) or dict(find_new_keys(purpose)).get(version)
 
 
 def clear_key_cache() -> None:
@@ -125,7 +125,7 @@ def clear_key_cache() -> None:
 
 def sign_token(purpose: str, payload: list[int]) -> str:
     """Return a short URL-safe signed token that contains the payload and never expires."""
-    return str(URLSafeSerializer(current_secret(purpose), salt=purpose).dumps(payload))
+    return str(URLSafeSerializer(get_current_secret(purpose), salt=purpose).dumps(payload))
 
 
 def create_token_signer(purpose: str) -> Callable[[list[int]], str]:
@@ -133,7 +133,7 @@ def create_token_signer(purpose: str) -> Callable[[list[int]], str]:
 
     The key is derived only once.
     """
-    derived_key = URLSafeSerializer(current_secret(purpose), salt=purpose).make_signer(purpose).derive_key()
+    derived_key = URLSafeSerializer(get_current_secret(purpose), salt=purpose).make_signer(purpose).derive_key()
 
     def sign_payload(payload: list[int]) -> str:
         # The format of URLSafeSerializer: JSON and its HMAC-SHA1, both encoded with Base64.
@@ -145,7 +145,7 @@ def create_token_signer(purpose: str) -> Callable[[list[int]], str]:
 
 def verify_token(purpose: str, token: str) -> list[int] | None:
     """Return the payload of a token; None unless an accepted key has signed it."""
-    payload = _verify_with(purpose, token, accepted_keys(purpose))
+    payload = _verify_with(purpose, token, list_accepted_keys(purpose))
     return _verify_with(purpose, token, find_new_keys(purpose)) if payload is None else payload
 
 

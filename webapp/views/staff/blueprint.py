@@ -76,7 +76,7 @@ class SessionExpired(CSRFError):
     """A form was sent after the session had ended."""
 
 
-def raise_body_limit() -> None:
+def apply_form_size_limit() -> None:
     """Apply the form size limit of the view before the form is parsed.
 
     It applies only to requests with the session of a user.

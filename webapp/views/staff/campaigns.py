@@ -336,5 +336,5 @@ def _progress_values(campaign: Campaign) -> dict[str, Any]:
             for cause, example in zip(shown_causes, examples, strict=True)
         ],
         "more_causes_count": len(causes) - len(shown_causes),
-        "is_refreshed": campaign.status in IN_PROGRESS_STATUSES or stats.has_active_worker,
+        "is_refreshing": campaign.status in IN_PROGRESS_STATUSES or stats.has_active_worker,
     }

@@ -81,7 +81,7 @@ def download_sample() -> Response:
 
 
 @blueprint.get("/customers/imports")
-def imports() -> Response:
+def list_imports() -> Response:
     """List imports, newest first."""
     before = request.args.get("before", type=rendering.parse_row_id)
     rows = import_queries.list_imports(before, PAGE_SIZE)
@@ -89,8 +89,8 @@ def imports() -> Response:
     return rendering.render(
         "customers/imports.html",
         imports=page,
-        first_url=url_for("staff.customers.imports") if before is not None else None,
-        next_url=url_for("staff.customers.imports", before=page[-1].id) if len(rows) > PAGE_SIZE else None,
+        first_url=url_for("staff.customers.list_imports") if before is not None else None,
+        next_url=url_for("staff.customers.list_imports", before=page[-1].id) if len(rows) > PAGE_SIZE else None,
     )
 
 

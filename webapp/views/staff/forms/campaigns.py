@@ -96,11 +96,11 @@ class LaunchForm(FlaskForm):
         validators=[InputRequired(_l("Choose when the campaign is launched."))],
     )
     # The status of the campaign when the page was opened.
-    submitted_status = HiddenField(name="seen")
+    rendered_status = HiddenField(name="seen")
     at = DateField(_l("Date"), validators=[Optional()])
     at_time = TimeOfDayField(_l("Time"))
     at_fold = RadioField(_l("Which of the two times?"), choices=FOLD_CHOICES, validators=[Optional()])
-    include_already_sent = RadioField(
+    include_earlier_recipients = RadioField(
         _l("Recipients of the cancelled campaign"),
         name="to_all",
         choices=[
@@ -114,8 +114,8 @@ class LaunchForm(FlaskForm):
     def fill_from_campaign(self, campaign: Campaign, time_zone: str) -> None:
         """Fill the form with the launch time and the recipients of a campaign."""
         self.launch_time_choice.data = "now"
-        self.submitted_status.data = campaign.status
-        self.include_already_sent.data = "yes" if campaign.mails_again else "no"
+        self.rendered_status.data = campaign.status
+        self.include_earlier_recipients.data = "yes" if campaign.mails_again else "no"
         if campaign.status == "scheduled" and campaign.scheduled_at is not None:
             local = campaign.scheduled_at.astimezone(ZoneInfo(time_zone))
             self.launch_time_choice.data, self.at.data, self.at_time.data = "later", local.date(), local.time()
@@ -140,13 +140,13 @@ class LaunchForm(FlaskForm):
             )
         return local_time.local_to_utc(local, ZoneInfo(time_zone), "at")
 
-    def includes_already_sent(self) -> bool | None:
+    def includes_earlier_recipients(self) -> bool | None:
         """Return whether to include recipients of a cancelled campaign; None if not asked."""
-        return None if self.include_already_sent.data is None else self.include_already_sent.data == "yes"
+        return None if self.include_earlier_recipients.data is None else self.include_earlier_recipients.data == "yes"
 
     def expected_status(self) -> str | None:
         """Return the campaign's status when the page was opened; None if unknown."""
-        return self.submitted_status.data if self.submitted_status.data in ("draft", "scheduled") else None
+        return self.rendered_status.data if self.rendered_status.data in ("draft", "scheduled") else None
 
     def is_launch_time_ambiguous(self) -> bool:
         """Return whether the launch time occurs twice (end of daylight saving time)."""
