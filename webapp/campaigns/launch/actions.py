@@ -56,8 +56,8 @@ def launch_campaign(
     Idempotent: `LaunchResult.changed` is False for a launched campaign. The cost does not depend on the size of the
     audience. Enqueues the task that prepares the campaign; when that task is lost, the sweep enqueues it again.
 
-    :param include_earlier_recipients: whether it also goes to recipients of a cancelled campaign of this kind; None keeps
-        the stored choice.
+    :param include_earlier_recipients: whether it also goes to recipients of a cancelled campaign of this kind; None
+        keeps the stored choice.
     :param expected_status: `draft` or `scheduled`, as shown to the user; None accepts both.
     :raises NotFound: when there is no such campaign.
     :raises DomainError: `audience_empty` when it would have no recipients; `offer_expired`, `offer_paused` or
