@@ -37,7 +37,7 @@ class Plans(Generic[Plan]):
     quick: Plan
     full: Plan
 
-    def asked_for(self, arguments: Sequence[str], environ: Mapping[str, str]) -> Plan:
+    def parse_plan(self, arguments: Sequence[str], environ: Mapping[str, str]) -> Plan:
         """Choose the plan by the command's arguments and the environment."""
         parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{self.name}")
         parser.add_argument("--quick", action="store_true", help="few rows, short runs; only print the results")
@@ -57,7 +57,7 @@ def run(
     The page is written to docs/benchmarks, except after a quick run.
     """
     logging.disable(logging.WARNING)
-    plan = plans.asked_for(sys.argv[1:] if arguments is None else arguments, os.environ)
+    plan = plans.parse_plan(sys.argv[1:] if arguments is None else arguments, os.environ)
     results = measure(plan)
     page = report.page(results)
     print(f"\n{page}")

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from benchmarks import command, growth_report, growth_tables, onecode, server
-from benchmarks.growth_report import REDEEM, USABLE, Results, Sizes
+from benchmarks.growth_report import REDEEM, USABLE, GrowthResults, Sizes
 from benchmarks.measure import DATABASE
 from benchmarks.meter import Cost, Meter
 from benchmarks.server import Machine
@@ -21,7 +21,7 @@ from webapp.redemptions.rules import RedemptionRequest, evaluate
 
 
 @dataclass(frozen=True)
-class Plan:
+class GrowthPlan:
     """The numbers of existing redemptions, rounds, and operations per round."""
 
     customers: int = 100_000
@@ -31,9 +31,9 @@ class Plan:
     queried: int = 150
 
 
-USUAL = Plan()
-QUICK = Plan(customers=20_000, levels=(0, 50_000), rounds=2, redeemed=300, queried=30)
-FULL = Plan(customers=1_000_000, levels=(0, 1_000_000, 10_000_000))
+USUAL = GrowthPlan()
+QUICK = GrowthPlan(customers=20_000, levels=(0, 50_000), rounds=2, redeemed=300, queried=30)
+FULL = GrowthPlan(customers=1_000_000, levels=(0, 1_000_000, 10_000_000))
 WARM_UP = 20
 PLANS = command.Plans("growth", USUAL, QUICK, FULL)
 
@@ -41,7 +41,7 @@ PLANS = command.Plans("growth", USUAL, QUICK, FULL)
 class Level:
     """The application on a database with a given number of redemptions."""
 
-    def __init__(self, machine: Machine, plan: Plan, rows: int) -> None:
+    def __init__(self, machine: Machine, plan: GrowthPlan, rows: int) -> None:
         name = f"redeemed_{rows}"
         machine.create(name, like=DATABASE)
         if rows:
@@ -108,9 +108,9 @@ def _sizes(machine: Machine, database: str, rows: int) -> Sizes | None:
     return Sizes(rows, int(table), int(key), int(total))
 
 
-def measure(plan: Plan) -> Results:
+def measure(plan: GrowthPlan) -> GrowthResults:
     """Run the benchmark on a separate server."""
-    results = Results(plan.customers)
+    results = GrowthResults(plan.customers)
     with server.running() as machine:
         _prepare(machine, plan)
         levels = {rows: Level(machine, plan, rows) for rows in plan.levels}
@@ -135,7 +135,7 @@ def measure(plan: Plan) -> Results:
     return results
 
 
-def _prepare(machine: Machine, plan: Plan) -> None:
+def _prepare(machine: Machine, plan: GrowthPlan) -> None:
     machine.create(DATABASE)
     app = onecode.build(machine.url(DATABASE), str(machine.server.socket_folder.parent))
     onecode.migrate(app)
@@ -144,7 +144,7 @@ def _prepare(machine: Machine, plan: Plan) -> None:
         growth_tables.fill(connection, plan.customers)
 
 
-def _with_orders(machine: Machine, plan: Plan) -> Sizes | None:
+def _with_orders(machine: Machine, plan: GrowthPlan) -> Sizes | None:
     """The table size when each redemption has an order and an Idempotency-Key."""
     rows = plan.levels[1]
     machine.create("with_orders", like=DATABASE)

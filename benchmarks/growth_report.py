@@ -36,7 +36,7 @@ class Sizes:
 
 
 @dataclass
-class Results:
+class GrowthResults:
     """The cost of one operation by name and number of redemptions, per round.
 
     `bare` and `full` are the sizes of the table without and with orders and keys.
@@ -57,7 +57,7 @@ class Results:
         return [a.cpu / b.cpu for a, b in zip(self.costs[name, rows], empty, strict=True)]
 
 
-def figures(results: Results) -> dict[str, float]:
+def figures(results: GrowthResults) -> dict[str, float]:
     """The figures of the JSON line, for the most redemptions.
 
     The worse of the two operations counts.
@@ -74,12 +74,12 @@ def figures(results: Results) -> dict[str, float]:
     }
 
 
-def page(results: Results) -> str:
+def page(results: GrowthResults) -> str:
     """docs/benchmarks/growth.md."""
     return "\n".join([SET_UP.read_text(), *_targets(results), *_costs(results), *_sizes(results)]) + "\n"
 
 
-def _targets(results: Results) -> Iterator[str]:
+def _targets(results: GrowthResults) -> Iterator[str]:
     found = figures(results)
     yield "## Targets\n"
     yield f"With {results.customers:,} customers and up to {results.levels[-1]:,} redemptions.\n"
@@ -94,7 +94,7 @@ def _targets(results: Results) -> Iterator[str]:
     yield ""
 
 
-def _costs(results: Results) -> Iterator[str]:
+def _costs(results: GrowthResults) -> Iterator[str]:
     yield "## Cost of one operation\n"
     yield "Medians of all rounds, with their spread; the ratio is that of the CPU, round by round.\n"
     yield "| redemptions | operation | CPU, µs | relative to empty table | ms | WAL, bytes |"
@@ -108,7 +108,7 @@ def _costs(results: Results) -> Iterator[str]:
     yield ""
 
 
-def _sizes(results: Results) -> Iterator[str]:
+def _sizes(results: GrowthResults) -> Iterator[str]:
     yield "## Bytes per redemption\n"
     yield "| redemptions | row | table | primary key | list index | total |"
     yield "|---:|---|---:|---:|---:|---:|"

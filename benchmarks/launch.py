@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from benchmarks import customers, launch_report, onecode, server
 from benchmarks.bank import Bank
 from benchmarks.eager import Eager
-from benchmarks.launch_report import Results
+from benchmarks.launch_report import LaunchResults
 from benchmarks.measure import DATABASE, Bench, Design
 from benchmarks.server import Machine
 from webapp.core.settings import ROOT
@@ -23,9 +23,9 @@ SMALLEST = 1_000
 REQUESTS = 15
 
 
-def measure_all(sizes: Mapping[int, int], request_sizes: Sequence[int], requests: int) -> Results:
+def measure_all(sizes: Mapping[int, int], request_sizes: Sequence[int], requests: int) -> LaunchResults:
     """Measure complete runs of some sizes, and single launch requests of others."""
-    results = Results()
+    results = LaunchResults()
     with server.running() as machine:
         designs = prepare(machine, sorted({*sizes, *request_sizes}))
         bench = Bench(machine)
@@ -60,8 +60,8 @@ def _customers(n: int) -> str:
     return f"customers_{n}"
 
 
-def asked_for(environ: Mapping[str, str]) -> dict[int, int]:
-    """The number of runs by number of customers, as chosen by the environment."""
+def parse_sizes(environ: Mapping[str, str]) -> dict[int, int]:
+    """Return the number of runs by number of customers, as chosen by the environment."""
     sizes = FULL if environ.get("SIZE") == "full" else USUAL
     if environ.get("CUSTOMERS"):
         sizes = {int(environ["CUSTOMERS"]): 1}
@@ -70,7 +70,7 @@ def asked_for(environ: Mapping[str, str]) -> dict[int, int]:
 
 def main() -> None:
     logging.disable(logging.WARNING)
-    sizes = asked_for(os.environ)
+    sizes = parse_sizes(os.environ)
     # A run with CUSTOMERS set is a trial, whose page is not written.
     is_trial = "CUSTOMERS" in os.environ
     results = measure_all(sizes, list(sizes) if is_trial else [SMALLEST, *sizes], 3 if is_trial else REQUESTS)

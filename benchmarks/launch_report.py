@@ -30,7 +30,7 @@ SET_UP = Path(__file__).with_name("launch.md")
 
 
 @dataclass
-class Results:
+class LaunchResults:
     """The measurements by number of customers and design.
 
     `requests` are single launch requests, `runs` complete runs.
@@ -44,7 +44,7 @@ class Results:
         return sorted({n for n, _ in self.runs})
 
 
-def page(results: Results) -> str:
+def page(results: LaunchResults) -> str:
     """docs/benchmarks/launch.md."""
     lines = [SET_UP.read_text(), *targets(figures(results)), *_requests(results)]
     for n in results.sizes:
@@ -52,7 +52,7 @@ def page(results: Results) -> str:
     return "\n".join(lines) + "\n"
 
 
-def figures(results: Results) -> dict[str, float]:
+def figures(results: LaunchResults) -> dict[str, float]:
     """The figures of the JSON line: Onecode relative to the others."""
     n = results.sizes[-1]
     launches = [_steady(results, size, OURS) for size, name in results.requests if name == OURS]
@@ -82,7 +82,7 @@ def targets(found: Mapping[str, float]) -> Iterator[str]:
     yield ""
 
 
-def _requests(results: Results) -> Iterator[str]:
+def _requests(results: LaunchResults) -> Iterator[str]:
     yield "## The launch request\n"
     yield "For many offers, one after the other: the medians, and the first request, right after a checkpoint.\n"
     yield "| customers | design | ms (spread) | WAL, bytes | WAL of the first, of it images |"
@@ -96,7 +96,7 @@ def _requests(results: Results) -> Iterator[str]:
         )
 
 
-def _steps(results: Results, n: int) -> Iterator[str]:
+def _steps(results: LaunchResults, n: int) -> Iterator[str]:
     runs = {name: results.runs[n, name] for name in DESIGNS}
     yield f"\n## {n:,} customers\n"
     yield f"Medians of {len(runs[OURS])}. The redemptions of a line are those since the previous line.\n"
@@ -128,7 +128,7 @@ def _line(title: str, name: str, costs: Sequence[Cost], written: int, runs: list
     )
 
 
-def _ratios(results: Results, n: int) -> Iterator[str]:
+def _ratios(results: LaunchResults, n: int) -> Iterator[str]:
     yield "\nPer customer, from the launch on (for the bank: from its filling on):\n"
     yield "| until | measure | eager pool | voucher bank | Onecode | Onecode / eager | Onecode / bank |"
     yield "|---|---|---:|---:|---:|---:|---:|"
@@ -163,11 +163,11 @@ MEASURES: dict[str, Callable[[Run], float]] = {
 }
 
 
-def _median(results: Results, n: int, name: str, of: Callable[[Run], float], last: str) -> float:
+def _median(results: LaunchResults, n: int, name: str, of: Callable[[Run], float], last: str) -> float:
     return median(of(run.until(last)) for run in results.runs[n, name])
 
 
-def _steady(results: Results, n: int, name: str) -> Cost:
+def _steady(results: LaunchResults, n: int, name: str) -> Cost:
     """The median request, excluding the first."""
     costs = results.requests[n, name][1:]
     return Cost(median(cost.seconds for cost in costs), wal=int(median(cost.wal for cost in costs)))

@@ -19,8 +19,8 @@ from benchmarks.mail_report import (
     RAW,
     SLOW,
     Case,
-    Results,
-    Sample,
+    MailResults,
+    MailSample,
 )
 from benchmarks.mail_sink import Manner, Sink
 from benchmarks.mail_worker import SITE, CampaignRunner
@@ -39,7 +39,7 @@ MANY = 8
 
 
 @dataclass(frozen=True)
-class Plan:
+class MailPlan:
     """The number of rounds, and of emails per run.
 
     `ours` and `eight` are Onecode's over one and eight connections to a fast relay, `slow` and `slow_eight` those to a
@@ -55,16 +55,16 @@ class Plan:
     slow_eight: int = MANY * BATCH_SIZE
 
 
-USUAL = Plan()
-QUICK = Plan(rounds=1, ours=4_000, eight=4_000, loops=4_000, flask_mail=500, slow=250)
-FULL = Plan(rounds=5, ours=100_000, eight=40_000, loops=20_000, flask_mail=5_000, slow=2_000, slow_eight=16_000)
+USUAL = MailPlan()
+QUICK = MailPlan(rounds=1, ours=4_000, eight=4_000, loops=4_000, flask_mail=500, slow=250)
+FULL = MailPlan(rounds=5, ours=100_000, eight=40_000, loops=20_000, flask_mail=5_000, slow=2_000, slow_eight=16_000)
 PLANS = command.Plans("mail", USUAL, QUICK, FULL)
 
 
-class Bench:
+class MailBench:
     """All relays, listening, and the senders."""
 
-    def __init__(self, machine: Machine, sinks: dict[str, Sink], plan: Plan) -> None:
+    def __init__(self, machine: Machine, sinks: dict[str, Sink], plan: MailPlan) -> None:
         self.machine = machine
         self.sinks = sinks
         self.plan = plan
@@ -75,24 +75,25 @@ class Bench:
         self.runner.run(sinks[FAST], 20, 1)
         mail_loops.save_email(self.folder, sinks[FAST].last(), SITE)
 
-    def sample(self, case: Case, n: int) -> Sample:
+    def sample(self, case: Case, n: int) -> MailSample:
         """Measure one run.
 
         :raises RuntimeError: when a customer did not get exactly one email.
         """
-        run = self._ours if case.way == OURS else self._loop
+        run = self._ours if case.implementation == OURS else self._loop
         sample = run(case, self.sinks[case.relay], n)
         print(
-            f"{case.relay}: {case.way}, {case.connections} × : {sample.rate:,.0f}/s, {1e6 * sample.cpu:,.0f} µs of CPU"
+            f"{case.relay}: {case.implementation}, {case.connections} × : {sample.rate:,.0f}/s, "
+            f"{1e6 * sample.cpu:,.0f} µs of CPU"
         )
         return sample
 
-    def _ours(self, case: Case, sink: Sink, n: int) -> Sample:
+    def _ours(self, case: Case, sink: Sink, n: int) -> MailSample:
         before = sink.seen().cpu
         mailed = self.runner.run(sink, n, case.connections)
         seen = mailed.seen
         self.rows = mailed.rows
-        return Sample(
+        return MailSample(
             n,
             seen.rate,
             mailed.worker / n,
@@ -104,18 +105,18 @@ class Bench:
             mailed.peak,
         )
 
-    def _loop(self, case: Case, sink: Sink, n: int) -> Sample:
+    def _loop(self, case: Case, sink: Sink, n: int) -> MailSample:
         sink.forget()
         before, postgres = sink.seen().cpu, self.machine.cpu_seconds()
         url = self.machine.url(self.runner.customers(self.plan.ours))
-        cpu = mail_loops.run(LOOPS[case.way], sink.port, n, self.folder, url)
+        cpu = mail_loops.run(LOOPS[case.implementation], sink.port, n, self.folder, url)
         seen, postgres = sink.seen(), self.machine.cpu_seconds() - postgres
         if (seen.mails, seen.recipients) != (n, n):
-            raise RuntimeError(f"{case.way}: {seen.mails} emails to {seen.recipients} of {n} customers")
-        return Sample(n, seen.rate, cpu / n, postgres / n, (seen.cpu - before) / n, seen.size / n)
+            raise RuntimeError(f"{case.implementation}: {seen.mails} emails to {seen.recipients} of {n} customers")
+        return MailSample(n, seen.rate, cpu / n, postgres / n, (seen.cpu - before) / n, seen.size / n)
 
 
-def cases(plan: Plan, number: int) -> list[tuple[Case, int]]:
+def cases(plan: MailPlan, number: int) -> list[tuple[Case, int]]:
     """The cases of a round and their numbers of emails.
 
     Every second round runs in reverse order, so that none is always first and compared cases stay close in time.
@@ -133,29 +134,29 @@ def cases(plan: Plan, number: int) -> list[tuple[Case, int]]:
     return all_cases[::-1] if number % 2 else all_cases
 
 
-def once(plan: Plan) -> list[tuple[Case, int]]:
+def once(plan: MailPlan) -> list[tuple[Case, int]]:
     """The slow cases, which are run only once."""
     return [
-        (Case(relay, way), plan.slow)
-        for relay, way in ((SLOW, RAW), (FAR, OURS), (FAR_PLAIN, OURS), (FAR, RAW), (FAR, FLASK_MAIL))
+        (Case(relay, implementation), plan.slow)
+        for relay, implementation in ((SLOW, RAW), (FAR, OURS), (FAR_PLAIN, OURS), (FAR, RAW), (FAR, FLASK_MAIL))
     ]
 
 
 @contextmanager
-def prepared(plan: Plan) -> Iterator[Bench]:
+def prepared(plan: MailPlan) -> Iterator[MailBench]:
     """Start a separate server with the application's tables, and all relays."""
     with server.running() as machine, ExitStack() as stack:
         sinks = {name: stack.enter_context(mail_sink.running(manner)) for name, manner in MANNERS.items()}
-        bench = Bench(machine, sinks, plan)
+        bench = MailBench(machine, sinks, plan)
         try:
             yield bench
         finally:
             bench.runner.ours.disconnect()
 
 
-def measure(plan: Plan) -> Results:
+def measure(plan: MailPlan) -> MailResults:
     """Run the benchmark."""
-    results = Results(mails=plan.ours)
+    results = MailResults(mails=plan.ours)
     with prepared(plan) as bench:
         for number in range(plan.rounds):
             print(f"round {number + 1} of {plan.rounds}")

@@ -1,6 +1,6 @@
 """Common sending loops, each in a separate process.
 
-Usage: `python -m benchmarks.mail_loops WAY PORT N FOLDER URL`.
+Usage: `python -m benchmarks.mail_loops IMPLEMENTATION PORT N FOLDER URL`.
 
 The folder contains what is sent (`save_email`): a prepared message, and the same email as two Jinja templates.
 """
@@ -69,15 +69,15 @@ def template(content: str, name: str, address: str, site: str) -> str:
     return content
 
 
-def run(way: str, port: int, n: int, folder: Path, url: str) -> float:
+def run(implementation: str, port: int, n: int, folder: Path, url: str) -> float:
     """Run a loop for n customers in a separate process; return its CPU seconds.
 
     :raises RuntimeError: when it fails, with the end of its error output.
     """
-    command = [sys.executable, "-m", "benchmarks.mail_loops", way, str(port), str(n), str(folder), url]
+    command = [sys.executable, "-m", "benchmarks.mail_loops", implementation, str(port), str(n), str(folder), url]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if result.returncode:
-        raise RuntimeError(f"{way}: {result.stderr[-2000:]}")
+        raise RuntimeError(f"{implementation}: {result.stderr[-2000:]}")
     return float(json.loads(result.stdout))
 
 
@@ -138,13 +138,13 @@ def _read_lines(line: Callable[[], bytes], n: int) -> None:
         line()
 
 
-WAYS: dict[str, Callable[[int, int, Path, str], None]] = {RAW: raw, FLASK_MAIL: flask_mail, CEILING: ceiling}
+IMPLEMENTATIONS: dict[str, Callable[[int, int, Path, str], None]] = {RAW: raw, FLASK_MAIL: flask_mail, CEILING: ceiling}
 
 
 def main() -> None:
-    way, port, n, folder, url = sys.argv[1:]
+    implementation, port, n, folder, url = sys.argv[1:]
     before = time.process_time()
-    WAYS[way](int(port), int(n), Path(folder), url)
+    IMPLEMENTATIONS[implementation](int(port), int(n), Path(folder), url)
     print(json.dumps(time.process_time() - before))
 
 

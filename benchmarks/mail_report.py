@@ -20,10 +20,10 @@ SET_UP = Path(__file__).with_name("mail.md")
 
 @dataclass(frozen=True)
 class Case:
-    """A sender (`way`), a relay and the number of connections."""
+    """A sender (`implementation`), a relay and the number of connections."""
 
     relay: str
-    way: str
+    implementation: str
     connections: int = 1
 
 
@@ -33,7 +33,7 @@ SLOW_ONE, SLOW_EIGHT = Case(SLOW, OURS), Case(SLOW, OURS, 8)
 
 
 @dataclass(frozen=True)
-class Sample:
+class MailSample:
     """One run of `mails` emails.
 
     `rate` is in emails per second from the first to the last; CPU seconds, `size` and `wal` in bytes are per email.
@@ -57,19 +57,19 @@ class Sample:
 
 
 @dataclass
-class Results:
+class MailResults:
     """Samples in the order of the rounds.
 
     `few` are runs with a quarter of the emails; `rows` are the rows that a run of `mails` emails added, by table.
     """
 
-    samples: dict[Case, list[Sample]] = field(default_factory=dict)
-    few: list[Sample] = field(default_factory=list)
+    samples: dict[Case, list[MailSample]] = field(default_factory=dict)
+    few: list[MailSample] = field(default_factory=list)
     rows: dict[str, int] = field(default_factory=dict)
     mails: int = 0
 
     def ratios(
-        self, case: Case, other: Case, of: Callable[[Sample], float] = lambda sample: sample.rate
+        self, case: Case, other: Case, of: Callable[[MailSample], float] = lambda sample: sample.rate
     ) -> list[float]:
         """The ratios of one case to another, round by round."""
         return [of(a) / of(b) for a, b in zip(self.samples[case], self.samples[other], strict=True)]
@@ -89,7 +89,7 @@ class Results:
         }
 
 
-def figures(results: Results) -> dict[str, float]:
+def figures(results: MailResults) -> dict[str, float]:
     """The figures of the JSON line."""
     return {
         "raw_ratio": _median(results.ratios(ONE, LIMIT)),
@@ -105,14 +105,14 @@ def figures(results: Results) -> dict[str, float]:
     }
 
 
-def page(results: Results) -> str:
+def page(results: MailResults) -> str:
     """docs/benchmarks/mail.md."""
     return (
         "\n".join([SET_UP.read_text(), *_targets(results), *_runs(results), *_costs(results), *_memory(results)]) + "\n"
     )
 
 
-def _targets(results: Results) -> Iterator[str]:
+def _targets(results: MailResults) -> Iterator[str]:
     yield "## Targets\n"
     yield "Medians of the ratios within a round, and their spread.\n"
     relative_to_raw, relative_to_loop = results.ratios(ONE, LIMIT), results.ratios(ONE, LOOP)
@@ -158,7 +158,7 @@ def _measured(shown: list[float], ratios: list[float], wanted: float) -> tuple[s
     return report.spread(shown), median(ratios) >= wanted
 
 
-def _runs(results: Results) -> Iterator[str]:
+def _runs(results: MailResults) -> Iterator[str]:
     yield "## Speed\n"
     yield (
         "Medians of all rounds and their spread. *From the launch* includes everything before the first email: "
@@ -171,14 +171,14 @@ def _runs(results: Results) -> Iterator[str]:
         if raw not in results.samples and case.relay == PLAIN:
             raw = LIMIT
         relative_to_raw = f"{_relative_rate(results, case, raw):.2f}" if raw in results.samples else "–"
-        whole = f"{median(sample.whole for sample in samples):,.0f}" if case.way == OURS else "–"
+        whole = f"{median(sample.whole for sample in samples):,.0f}" if case.implementation == OURS else "–"
         rate = report.spread([sample.rate for sample in samples], 0)
-        case_cells = f"{case.relay} | {case.way} | {case.connections} | {samples[0].mails:,}"
+        case_cells = f"{case.relay} | {case.implementation} | {case.connections} | {samples[0].mails:,}"
         yield f"| {case_cells} | {rate} | {whole} | {relative_to_raw} |"
     yield ""
 
 
-def _relative_rate(results: Results, case: Case, other: Case) -> float:
+def _relative_rate(results: MailResults, case: Case, other: Case) -> float:
     """The ratio of two rates, within the rounds if both were run in each."""
     if len(results.samples[case]) == len(results.samples[other]):
         return median(results.ratios(case, other))
@@ -186,21 +186,21 @@ def _relative_rate(results: Results, case: Case, other: Case) -> float:
     return ours / theirs
 
 
-def _costs(results: Results) -> Iterator[str]:
+def _costs(results: MailResults) -> Iterator[str]:
     yield "## Cost of an email\n"
     yield "CPU in µs of the sender, of PostgreSQL and of the sink. WAL without full-page images.\n"
     yield "| relay | implementation | connections | sender | PostgreSQL | sink | WAL, bytes | bytes sent |"
     yield "|---|---|---:|---:|---:|---:|---:|---:|"
     for case, samples in results.samples.items():
         parts = [1e6 * median(getattr(one, part) for one in samples) for part in ("sender", "postgres", "sink")]
-        wal = f"{median(one.wal for one in samples):.1f}" if case.way == OURS else "–"
+        wal = f"{median(one.wal for one in samples):.1f}" if case.implementation == OURS else "–"
         size = median(one.size for one in samples)
         cpu = " | ".join(f"{part:,.0f}" for part in parts)
-        yield f"| {case.relay} | {case.way} | {case.connections} | {cpu} | {wal} | {size:,.0f} |"
+        yield f"| {case.relay} | {case.implementation} | {case.connections} | {cpu} | {wal} | {size:,.0f} |"
     yield ""
 
 
-def _memory(results: Results) -> Iterator[str]:
+def _memory(results: MailResults) -> Iterator[str]:
     yield "## Memory\n"
     yield "Peak memory of the worker with one connection.\n"
     yield "| emails | MB (spread) |"

@@ -53,7 +53,7 @@ def build(url: str, folder: str, connections: int = 4) -> Flask:
     return app
 
 
-class Sink(smtp.RelayConnection):
+class DiscardingConnection(smtp.RelayConnection):
     """A relay connection that accepts every email at once, without a server."""
 
     def __init__(self) -> None:
@@ -77,7 +77,7 @@ def sink() -> Iterator[None]:
     """Build empty messages and discard them, to measure only the database work."""
     blank = OutgoingMessage("offers@example.com", "ada@example.com", b"\r\n\r\n")
     with (
-        patch.object(smtp, "create_relay_connection", Sink),
+        patch.object(smtp, "create_relay_connection", DiscardingConnection),
         patch.object(MailMerge, "build_message", lambda *_: blank),
     ):
         yield
@@ -96,7 +96,7 @@ class Onecode:
         signing_keys.clear_key_cache()
         with self.app.app_context():
             for purpose in ("personal_link", "unsubscribe", "message_id", "personal_code"):
-                signing_keys.accepted_keys(purpose)
+                signing_keys.list_accepted_keys(purpose)
 
     def new_offer(self, cap: int | None = None) -> int:
         """Create an offer with a draft campaign; return its id. `codes` has its code."""

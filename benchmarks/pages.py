@@ -12,7 +12,7 @@ from sqlalchemy import event
 
 from benchmarks import command, onecode, pages_report, pages_tables, server
 from benchmarks.measure import DATABASE
-from benchmarks.pages_report import Results, Visits
+from benchmarks.pages_report import PagesResults, Visits
 from benchmarks.server import Machine
 from webapp.accounts.models import StaffUser
 from webapp.campaigns import queries as campaign_queries
@@ -25,7 +25,7 @@ PAGEFUL = 100
 
 
 @dataclass(frozen=True)
-class Plan:
+class PagesPlan:
     """The number of rows, and the rounds and visits per round of each page."""
 
     customers: int = 1_000_000
@@ -34,9 +34,9 @@ class Plan:
     visits: int = 5
 
 
-USUAL = Plan()
-QUICK = Plan(customers=20_000, redemptions=50_000, rounds=2, visits=3)
-FULL = Plan(redemptions=10_000_000)
+USUAL = PagesPlan()
+QUICK = PagesPlan(customers=20_000, redemptions=50_000, rounds=2, visits=3)
+FULL = PagesPlan(redemptions=10_000_000)
 PLANS = command.Plans("pages", USUAL, QUICK, FULL)
 
 # Placeholders such as `{offer}` stand for the id of an existing row.
@@ -123,9 +123,9 @@ class Dashboard:
         return len(executed)
 
 
-def measure(plan: Plan) -> Results:
+def measure(plan: PagesPlan) -> PagesResults:
     """Measure every page on all three databases, on a separate server."""
-    results = Results(plan.customers, plan.redemptions)
+    results = PagesResults(plan.customers, plan.redemptions)
     with server.running() as machine:
         _prepare(machine, plan)
         dashboards = [Dashboard(machine, database) for database in (EMPTY, LITTLE, DATABASE)]
@@ -146,7 +146,7 @@ def measure(plan: Plan) -> Results:
     return results
 
 
-def _prepare(machine: Machine, plan: Plan) -> None:
+def _prepare(machine: Machine, plan: PagesPlan) -> None:
     machine.create(EMPTY)
     app = onecode.build(machine.url(EMPTY), str(machine.server.socket_folder.parent))
     onecode.migrate(app)

@@ -26,7 +26,7 @@ class Visits:
 
 
 @dataclass
-class Results:
+class PagesResults:
     """By page, the medians of each round, and the statements on each database."""
 
     customers: int
@@ -45,7 +45,7 @@ class Results:
         return [name for name in self.visits if name not in COUNTS]
 
 
-def figures(results: Results) -> dict[str, float | str]:
+def figures(results: PagesResults) -> dict[str, float | str]:
     """The figures of the JSON line; pages that count rows are not compared."""
     empty, little = _slowest(results, results.to_empty), _slowest(results, results.to_little)
     return {
@@ -57,22 +57,22 @@ def figures(results: Results) -> dict[str, float | str]:
     }
 
 
-def _slowest(results: Results, ratios: Callable[[str], list[float]]) -> str:
+def _slowest(results: PagesResults, ratios: Callable[[str], list[float]]) -> str:
     return max(results.lists, key=lambda name: median(ratios(name)))
 
 
-def _all_pages(results: Results) -> list[float]:
+def _all_pages(results: PagesResults) -> list[float]:
     """The ratio of full to empty over all pages together, round by round."""
     rounds = zip(*(results.visits[name] for name in results.lists), strict=True)
     return [sum(visit.full for visit in visits) / sum(visit.empty for visit in visits) for visits in rounds]
 
 
-def page(results: Results) -> str:
+def page(results: PagesResults) -> str:
     """docs/benchmarks/pages.md."""
     return "\n".join([SET_UP.read_text(), *_targets(results), *_pages(results)]) + "\n"
 
 
-def _targets(results: Results) -> Iterator[str]:
+def _targets(results: PagesResults) -> Iterator[str]:
     found = figures(results)
     yield "## Targets\n"
     yield f"With {results.customers:,} customers and {results.redemptions:,} redemptions of 200 offers.\n"
@@ -104,7 +104,7 @@ def _targets(results: Results) -> Iterator[str]:
     yield ""
 
 
-def _pages(results: Results) -> Iterator[str]:
+def _pages(results: PagesResults) -> Iterator[str]:
     yield "## Page by page\n"
     yield "Medians of all rounds in milliseconds, with their spread for the full database.\n"
     yield "| page | empty | a pageful | full | full to empty | full to a pageful | statements |"

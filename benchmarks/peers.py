@@ -32,8 +32,8 @@ from benchmarks.peers_report import (
     OSCAR_SINGLE,
     OSCAR_STEP,
     Last,
-    Results,
-    Sample,
+    PeersResults,
+    PeersSample,
 )
 from benchmarks.server import Machine
 from benchmarks.web import Web
@@ -53,7 +53,7 @@ A = TypeVar("A")
 
 
 @dataclass(frozen=True)
-class Plan:
+class PeersPlan:
     """The number of runs, their seconds, and oscar's customers (`users`)."""
 
     runs: int = 3
@@ -63,17 +63,17 @@ class Plan:
     is_trial: bool = False
 
 
-USUAL = Plan()
-QUICK = Plan(runs=1, seconds=2, users=1_000, shapes=SHAPES[:1], is_trial=True)
-FULL = Plan(runs=5, seconds=10, users=8_000)
+USUAL = PeersPlan()
+QUICK = PeersPlan(runs=1, seconds=2, users=1_000, shapes=SHAPES[:1], is_trial=True)
+FULL = PeersPlan(runs=5, seconds=10, users=8_000)
 
 
-class Bench:
+class PeersBench:
     """Both applications on one server, each with its own database."""
 
     web: Web
 
-    def __init__(self, machine: Machine, oscar: Oscar, app: Flask, plan: Plan) -> None:
+    def __init__(self, machine: Machine, oscar: Oscar, app: Flask, plan: PeersPlan) -> None:
         self.machine = machine
         self.oscar = oscar
         self.ours = onecode.Onecode(app)
@@ -109,23 +109,26 @@ class Bench:
             self.shapes[name] = max(results[name], key=lambda shape: results[name][shape])
         return results
 
-    def samples(self) -> dict[str, Callable[[], Sample]]:
+    def samples(self) -> dict[str, Callable[[], PeersSample]]:
         """All implementations whose speed is measured."""
         return {
             OSCAR_STEP: partial(self._oscar, OSCAR_STEP),
             ACTION: partial(self._crowd, self._action_side),
-            **{way.name: partial(self._crowd, partial(self._textbook_side, k)) for k, way in enumerate(textbook.WAYS)},
+            **{
+                implementation.name: partial(self._crowd, partial(self._textbook_side, k))
+                for k, implementation in enumerate(textbook.IMPLEMENTATIONS)
+            },
             OSCAR_ORDER: partial(self._oscar, OSCAR_ORDER),
             HTTP: self._http,
         }
 
-    def _oscar(self, name: str) -> Sample:
+    def _oscar(self, name: str) -> PeersSample:
         return self._oscar_rate(name, Crowd(*self.shapes[name], seconds=self.plan.seconds))
 
-    def _oscar_rate(self, name: str, crowd: Crowd) -> Sample:
-        way = {OSCAR_STEP: "step", OSCAR_ORDER: "order"}[name]
+    def _oscar_rate(self, name: str, crowd: Crowd) -> PeersSample:
+        implementation = {OSCAR_STEP: "step", OSCAR_ORDER: "order"}[name]
         meter = _ServerCpu(self.machine)
-        results = self.oscar.run(way, self.plan.users, crowd, ONCE, None, meter.start)
+        results = self.oscar.run(implementation, self.plan.users, crowd, ONCE, None, meter.start)
         sample = _sample(_done(results), meter.stop())
         if results["applications"] != results["redeemed"]:
             raise RuntimeError(f"oscar's records differ from its responses: {results}")
@@ -137,7 +140,7 @@ class Bench:
     def _textbook_side(self, number: int, offer: int) -> Side:
         return Textbook(number, self.url, offer, self.ours.codes[offer])
 
-    def _crowd(self, side: Callable[[int], Side]) -> Sample:
+    def _crowd(self, side: Callable[[int], Side]) -> PeersSample:
         """Measure with an offer whose cap is never reached, since oscar always counts."""
         offer, meter = self._new_offer(CUSTOMERS), _ServerCpu(self.machine)
         crowd = Crowd(*OURS_SHAPE, seconds=self.plan.seconds)
@@ -146,7 +149,7 @@ class Bench:
             raise RuntimeError(f"{sample.redeemed} redeemed, but there are {self._rows(offer)} rows")
         return sample
 
-    def _http(self) -> Sample:
+    def _http(self) -> PeersSample:
         offer = self._new_offer(CUSTOMERS)
         target = Target(self.web.port, 201, self.key, self.ours.codes[offer], CUSTOMERS)
         load.load(target, LAST_CLIENTS, 1)
@@ -158,7 +161,7 @@ class Bench:
         if load_result.refused or load_result.broken:
             raise RuntimeError(f"not every HTTP response was 201: {load_result}")
         web_cpu = self.web.cpu_seconds() - before
-        return Sample(
+        return PeersSample(
             load_result.responses,
             load_result.rate,
             web_cpu / load_result.responses,
@@ -192,9 +195,9 @@ class Bench:
             OSCAR_LAST: partial(self._oscar_last, ONCE, CAP),
             OSCAR_SINGLE: partial(self._oscar_last, SINGLE, None),
             **{
-                way.name: partial(self._crowd_last, partial(self._textbook_side, k))
-                for k, way in enumerate(textbook.WAYS)
-                if way is not textbook.PlainInsert
+                implementation.name: partial(self._crowd_last, partial(self._textbook_side, k))
+                for k, implementation in enumerate(textbook.IMPLEMENTATIONS)
+                if implementation is not textbook.PlainInsert
             },
             ACTION: partial(self._crowd_last, self._action_side),
             HTTP: self._http_last,
@@ -243,17 +246,17 @@ def _done(results: Mapping[str, object]) -> Done:
     return Done(**{name: results[name] for name in Done.__dataclass_fields__})  # type: ignore[arg-type]
 
 
-def _sample(done: Done, server_cpu: float) -> Sample:
+def _sample(done: Done, server_cpu: float) -> PeersSample:
     """Compute a sample.
 
     :raises RuntimeError: when a request was refused or failed although there was enough for all.
     """
     if done.failed or done.refused or not done.redeemed:
         raise RuntimeError(f"not every request succeeded: {done}")
-    return Sample(done.redeemed, done.rate, done.cpu / done.redeemed, server_cpu / done.redeemed)
+    return PeersSample(done.redeemed, done.rate, done.cpu / done.redeemed, server_cpu / done.redeemed)
 
 
-def measure(plan: Plan) -> Results:
+def measure(plan: PeersPlan) -> PeersResults:
     """Run the benchmark on a separate server.
 
     The order of the implementations rotates from run to run.
@@ -261,7 +264,7 @@ def measure(plan: Plan) -> Results:
     :raises NotInstalled: when django-oscar is missing and can't be fetched.
     """
     python = peers_environment.python()
-    results = Results(plan.seconds, peers_environment.versions())
+    results = PeersResults(plan.seconds, peers_environment.versions())
     with server.running() as machine:
         oscar = Oscar(machine, python)
         oscar.set_up(plan.users)
@@ -270,7 +273,7 @@ def measure(plan: Plan) -> Results:
         onecode.migrate(app)
         with machine.connect(DATABASE) as connection:
             customers.fill(connection, CUSTOMERS)
-        bench = Bench(machine, oscar, app, plan)
+        bench = PeersBench(machine, oscar, app, plan)
         bench.ours.set_up()
         results.shapes = bench.find_shapes()
         with bench.serving():
@@ -292,7 +295,7 @@ def _rotated(implementations: Mapping[str, Callable[[], A]], number: int) -> lis
     return order[start:] + order[:start]
 
 
-def asked_for(arguments: Sequence[str], environ: Mapping[str, str]) -> Plan:
+def parse_plan(arguments: Sequence[str], environ: Mapping[str, str]) -> PeersPlan:
     """Choose the plan: `--quick`, SIZE=full for longer runs, RUNS for their number."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="one short run; only print the results")
@@ -304,7 +307,7 @@ def asked_for(arguments: Sequence[str], environ: Mapping[str, str]) -> Plan:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     logging.disable(logging.WARNING)
-    plan = asked_for(sys.argv[1:] if arguments is None else arguments, os.environ)
+    plan = parse_plan(sys.argv[1:] if arguments is None else arguments, os.environ)
     try:
         results = measure(plan)
     except NotInstalled as error:

@@ -86,7 +86,7 @@ class Oscar:
             raise RuntimeError(f"oscar could not be set up: {process.stderr[-2000:]}")
 
     def run(
-        self, way: str, items: int, crowd: Crowd, usage: str, cap: int | None, ready: Callable[[], None]
+        self, implementation: str, items: int, crowd: Crowd, usage: str, cap: int | None, ready: Callable[[], None]
     ) -> dict[str, Any]:
         """Run an operation of `oscar/shop.py` with a new voucher.
 
@@ -97,7 +97,7 @@ class Oscar:
         :raises RuntimeError: when it fails.
         """
         parameters = {
-            "way": way, "items": items, "processes": crowd.processes, "threads": crowd.threads,
+            "implementation": implementation, "items": items, "processes": crowd.processes, "threads": crowd.threads,
             "seconds": crowd.seconds, "usage": usage, "cap": cap,
         }  # fmt: skip
         with subprocess.Popen(

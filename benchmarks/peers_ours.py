@@ -58,26 +58,26 @@ class Action:
 
 @dataclass
 class Textbook:
-    """A textbook implementation, by its index in `textbook.WAYS`."""
+    """A textbook implementation, by its index in `textbook.IMPLEMENTATIONS`."""
 
     number: int
     url: str
     offer_id: int
     code: str
-    way: textbook.Way | None = field(default=None, init=False)
+    implementation: textbook.Implementation | None = field(default=None, init=False)
 
     def open(self, threads: int) -> None:
-        self.way = textbook.WAYS[self.number](self.url, threads)
+        self.implementation = textbook.IMPLEMENTATIONS[self.number](self.url, threads)
 
     @contextmanager
     def client(self) -> Iterator[Work]:
         yield self._redeem
 
     def _redeem(self, customer: int) -> bool:
-        if self.way is None:
+        if self.implementation is None:
             raise RuntimeError("not open")
-        return self.way.redeem(textbook.make_request(self.offer_id, self.code, customer))
+        return self.implementation.redeem(textbook.make_request(self.offer_id, self.code, customer))
 
     def close(self) -> None:
-        if self.way is not None:
-            self.way.close()
+        if self.implementation is not None:
+            self.implementation.close()

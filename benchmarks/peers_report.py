@@ -14,7 +14,7 @@ OSCAR_STEP, ACTION = "oscar's voucher step", "Onecode's action"
 OSCAR_ORDER, HTTP = "oscar's whole order", "Onecode's whole HTTP call"
 OSCAR_ALONE, OSCAR_LAST = "oscar, an offer with a cap, one client alone", "oscar, an offer with a cap"
 OSCAR_SINGLE = "oscar, a voucher for single use"
-STEPS = (OSCAR_STEP, *(way.name for way in textbook.WAYS), ACTION)
+STEPS = (OSCAR_STEP, *(implementation.name for implementation in textbook.IMPLEMENTATIONS), ACTION)
 ORDERS = (OSCAR_ORDER, HTTP)
 STEP_GOAL, ORDER_GOAL = 15, 50
 COLUMNS = ("told", "given", "counter", "over", "failed")
@@ -22,7 +22,7 @@ SET_UP = Path(__file__).with_name("peers.md")
 
 
 @dataclass(frozen=True)
-class Sample:
+class PeersSample:
     """One run: redemptions, their rate per second, and CPU seconds per redemption.
 
     `program` is the CPU of the clients, over HTTP that of the web server.
@@ -58,20 +58,22 @@ class Last:
 
 
 @dataclass
-class Results:
+class PeersResults:
     seconds: float
     versions: str
     shapes: dict[str, dict[tuple[int, int], float]] = field(default_factory=dict)
-    samples: dict[str, list[Sample]] = field(default_factory=dict)
+    samples: dict[str, list[PeersSample]] = field(default_factory=dict)
     lasts: dict[str, list[Last]] = field(default_factory=dict)
     command: str = ""
 
-    def ratios(self, ours: str, theirs: str, of: Callable[[Sample], float] = lambda sample: sample.rate) -> list[float]:
+    def ratios(
+        self, ours: str, theirs: str, of: Callable[[PeersSample], float] = lambda sample: sample.rate
+    ) -> list[float]:
         """The ratios of one to another, run by run."""
         return [of(a) / of(b) for a, b in zip(self.samples[ours], self.samples[theirs], strict=True)]
 
 
-def figures(results: Results) -> dict[str, float]:
+def figures(results: PeersResults) -> dict[str, float]:
     """The figures of the JSON line; over-redemptions are summed over all runs."""
     return {
         "oscar_step_ratio": round(median(results.ratios(ACTION, OSCAR_STEP)), 2),
@@ -81,7 +83,7 @@ def figures(results: Results) -> dict[str, float]:
     }
 
 
-def page(results: Results) -> str:
+def page(results: PeersResults) -> str:
     """docs/benchmarks/peers.md."""
     lines = [SET_UP.read_text(), *_targets(figures(results)), *_speed(results), *_lasts(results), *_setup(results)]
     return "\n".join(lines) + "\n"
@@ -99,7 +101,7 @@ def _targets(found: dict[str, float]) -> Iterator[str]:
     )
 
 
-def _speed(results: Results) -> Iterator[str]:
+def _speed(results: PeersResults) -> Iterator[str]:
     yield "\n## The voucher step alone\n"
     yield from _table(results, STEPS, OSCAR_STEP, "CPU of the clients")
     yield "\n## The whole order: different amounts of work\n"
@@ -111,7 +113,7 @@ def _speed(results: Results) -> Iterator[str]:
     yield from _table(results, ORDERS, OSCAR_ORDER, "CPU of the program")
 
 
-def _table(results: Results, names: Sequence[str], baseline: str, program: str) -> Iterator[str]:
+def _table(results: PeersResults, names: Sequence[str], baseline: str, program: str) -> Iterator[str]:
     yield (
         f"| | a second (spread) | to {baseline} (spread) | {program}, ms each | CPU of PostgreSQL, ms each "
         "| total CPU relative |"
@@ -132,7 +134,7 @@ def _times(ratio: float) -> str:
     return f"1/{1 / ratio:,.1f}" if ratio < 0.995 else f"{ratio:,.2f} ×"
 
 
-def _lasts(results: Results) -> Iterator[str]:
+def _lasts(results: PeersResults) -> Iterator[str]:
     yield "\n## The last units of a cap\n"
     yield (
         "300 customers and 64 clients at once. Oscar's customers have the voucher in their baskets and send the last\n"
@@ -157,7 +159,7 @@ def _each(values: Sequence[int]) -> str:
     return str(values[0]) if len(set(values)) == 1 else ", ".join(map(str, values))
 
 
-def _setup(results: Results) -> Iterator[str]:
+def _setup(results: PeersResults) -> Iterator[str]:
     yield "\n## Setup\n"
     runs = len(results.samples[ACTION])
     yield f"- {results.versions}; medians of {runs} run{'s'[: runs > 1]} of {results.seconds:g} seconds each."

@@ -16,16 +16,16 @@ from flask import Flask
 from benchmarks import command, customers, onecode, peers_crowd, redeem_db_report, server
 from benchmarks.measure import DATABASE
 from benchmarks.peers_crowd import Crowd, Done, Side, Work
-from benchmarks.redeem_db_report import FEW, INSERT, LOCK, ONE, ORM, OURS, RUSH, Results, Sample
+from benchmarks.redeem_db_report import FEW, INSERT, LOCK, ONE, ORM, OURS, RUSH, RedeemDbResults, RedeemDbSample
 from benchmarks.server import Machine
-from benchmarks.textbook import ForUpdate, OneStatement, OrmHabit, PlainInsert, Ways, make_request
+from benchmarks.textbook import ForUpdate, ImplementationType, OneStatement, OrmHabit, PlainInsert, make_request
 from webapp.core.extensions import db
 from webapp.redemptions.errors import RedemptionRefused
 from webapp.redemptions.group_commit import redeem
 from webapp.redemptions.rules import RedemptionRequest
 
 PROCESSES = 2
-WAYS: dict[str, Ways] = {
+IMPLEMENTATIONS: dict[str, ImplementationType] = {
     INSERT: PlainInsert,
     ONE: OneStatement,
     ORM: OrmHabit,
@@ -34,7 +34,7 @@ WAYS: dict[str, Ways] = {
 
 
 @dataclass(frozen=True)
-class Plan:
+class RedeemDbPlan:
     """The number of rounds, the seconds of a run, and the threads."""
 
     rounds: int = 3
@@ -43,9 +43,9 @@ class Plan:
     customers: int = 100_000
 
 
-USUAL = Plan()
-QUICK = Plan(rounds=1, seconds=2, threads=(64,))
-FULL = Plan(rounds=5, seconds=10, customers=1_000_000)
+USUAL = RedeemDbPlan()
+QUICK = RedeemDbPlan(rounds=1, seconds=2, threads=(64,))
+FULL = RedeemDbPlan(rounds=5, seconds=10, customers=1_000_000)
 PLANS = command.Plans("redeem_db", USUAL, QUICK, FULL)
 
 
@@ -80,35 +80,35 @@ class Ours(Side):
 
 
 @dataclass
-class Textbook(Side):
+class TextbookSide(Side):
     """A textbook implementation, with one connection per thread."""
 
     url: str
     name: str
     offer_id: int
     code: str
-    way: PlainInsert | OneStatement | OrmHabit | ForUpdate = field(init=False)
+    implementation: PlainInsert | OneStatement | OrmHabit | ForUpdate = field(init=False)
 
     def open(self, threads: int) -> None:
-        self.way = WAYS[self.name](self.url, threads)
+        self.implementation = IMPLEMENTATIONS[self.name](self.url, threads)
 
     @contextmanager
     def client(self) -> Iterator[Work]:
-        yield lambda customer: self.way.redeem(make_request(self.offer_id, self.code, customer))
+        yield lambda customer: self.implementation.redeem(make_request(self.offer_id, self.code, customer))
 
     def close(self) -> None:
-        self.way.close()
+        self.implementation.close()
 
 
-class Bench:
-    def __init__(self, machine: Machine, app: Flask, plan: Plan) -> None:
+class RedeemDbBench:
+    def __init__(self, machine: Machine, app: Flask, plan: RedeemDbPlan) -> None:
         self.machine = machine
         self.ours = onecode.Onecode(app)
         self.plan = plan
         # The same customers in the same random order for all implementations.
         self.items = random.Random(1).sample(range(1, plan.customers + 1), plan.customers)
 
-    def sample(self, name: str, capped: bool, threads: int) -> Sample:
+    def sample(self, name: str, capped: bool, threads: int) -> RedeemDbSample:
         """Measure one run on an empty table, right after a checkpoint.
 
         :raises RuntimeError: when a request was refused, or the rows differ from the results.
@@ -119,7 +119,7 @@ class Bench:
             raise RuntimeError(f"{name}: {rows} rows after {done}")
         if capped and counter not in ({rows} if name in (OURS, LOCK, ONE) else {0}):
             raise RuntimeError(f"{name}: the counter is {counter}, but there are {rows} rows")
-        return Sample(done.rate, done.cpu / rows, postgres / rows, rows)
+        return RedeemDbSample(done.rate, done.cpu / rows, postgres / rows, rows)
 
     def rush(self, name: str, threads: int) -> int:
         """Let many more customers redeem than the cap allows; return the number of rows."""
@@ -153,11 +153,11 @@ class Bench:
         url, code = self.machine.url(DATABASE), self.ours.codes[offer_id]
         if name == OURS:
             return Ours(url, str(self.machine.server.socket_folder.parent), code)
-        return Textbook(url, name, offer_id, code)
+        return TextbookSide(url, name, offer_id, code)
 
 
-def turns(number: int) -> list[tuple[str, bool]]:
-    """The order of the variants, which rotates from round to round.
+def rotate_variants(number: int) -> list[tuple[str, bool]]:
+    """Return the variants in their order, which rotates from round to round.
 
     A plain INSERT has no cap.
     """
@@ -169,7 +169,7 @@ def turns(number: int) -> list[tuple[str, bool]]:
 
 
 @contextmanager
-def prepared(plan: Plan) -> Iterator[Bench]:
+def prepared(plan: RedeemDbPlan) -> Iterator[RedeemDbBench]:
     """Start a separate server with the application's tables and customers."""
     with server.running() as machine:
         machine.create(DATABASE)
@@ -177,18 +177,18 @@ def prepared(plan: Plan) -> Iterator[Bench]:
         onecode.migrate(app)
         with machine.connect(DATABASE) as connection:
             customers.fill(connection, plan.customers)
-        bench = Bench(machine, app, plan)
+        bench = RedeemDbBench(machine, app, plan)
         bench.ours.set_up()
         yield bench
 
 
-def measure(plan: Plan) -> Results:
+def measure(plan: RedeemDbPlan) -> RedeemDbResults:
     """Run the benchmark."""
-    results = Results(plan.customers, plan.seconds)
+    results = RedeemDbResults(plan.customers, plan.seconds)
     with prepared(plan) as bench:
         for number in range(plan.rounds):
             for threads in plan.threads:
-                for name, capped in turns(number):
+                for name, capped in rotate_variants(number):
                     sample = bench.sample(name, capped, threads)
                     results.samples.setdefault((name, capped, threads), []).append(sample)
                     print(f"round {number + 1}, {threads} threads, {redeem_db_report.title(name, capped)}: {sample}")

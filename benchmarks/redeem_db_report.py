@@ -21,7 +21,7 @@ SET_UP = Path(__file__).with_name("redeem_db.md")
 
 
 @dataclass(frozen=True)
-class Sample:
+class RedeemDbSample:
     """One run: redemptions per second, and CPU seconds per redemption."""
 
     rate: float
@@ -34,7 +34,7 @@ class Sample:
 
 
 @dataclass
-class Results:
+class RedeemDbResults:
     """The samples by implementation, cap and number of threads, per round.
 
     `sold` are the redemptions of each implementation for a cap of `FEW`.
@@ -42,7 +42,7 @@ class Results:
 
     customers: int
     seconds: float
-    samples: dict[tuple[str, bool, int], list[Sample]] = field(default_factory=dict)
+    samples: dict[tuple[str, bool, int], list[RedeemDbSample]] = field(default_factory=dict)
     sold: dict[str, list[int]] = field(default_factory=dict)
 
     @property
@@ -59,7 +59,7 @@ def title(name: str, capped: bool) -> str:
     return name if name == INSERT else f"{name}, {'capped' if capped else 'uncapped'}"
 
 
-def figures(results: Results) -> dict[str, float]:
+def figures(results: RedeemDbResults) -> dict[str, float]:
     """The figures of the JSON line; the worst number of threads counts."""
     ratios_by_name: dict[str, float] = {}
     for kind, capped in (("uncapped", False), ("capped", True)):
@@ -69,12 +69,12 @@ def figures(results: Results) -> dict[str, float]:
     return ratios_by_name | {"sold": max(results.sold[OURS]), "sold_orm": max(results.sold[ORM])}
 
 
-def page(results: Results) -> str:
+def page(results: RedeemDbResults) -> str:
     """docs/benchmarks/redeem-db.md."""
     return "\n".join([SET_UP.read_text(), *_targets(results), *_runs(results), *_sold(results)]) + "\n"
 
 
-def _targets(results: Results) -> Iterator[str]:
+def _targets(results: RedeemDbResults) -> Iterator[str]:
     yield "## Targets\n"
     yield "Redemptions per second relative to plain INSERTs: medians of the ratios within a round, and their spread.\n"
     lines = []
@@ -87,7 +87,7 @@ def _targets(results: Results) -> Iterator[str]:
     yield ""
 
 
-def _runs(results: Results) -> Iterator[str]:
+def _runs(results: RedeemDbResults) -> Iterator[str]:
     rounds = len(next(iter(results.samples.values())))
     yield "## The runs\n"
     yield (
@@ -111,7 +111,7 @@ def _runs(results: Results) -> Iterator[str]:
     yield ""
 
 
-def _sold(results: Results) -> Iterator[str]:
+def _sold(results: RedeemDbResults) -> Iterator[str]:
     yield "## The last units of a cap\n"
     threads = results.threads[-1]
     yield f"{threads} threads redeem for {RUSH:,} customers with a cap of {FEW}. Rows afterwards, run by run:\n"

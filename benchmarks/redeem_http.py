@@ -13,7 +13,7 @@ from flask import Flask
 from benchmarks import command, customers, load, naive, onecode, redeem_http_report, server, web
 from benchmarks.load import LoadResult, Target
 from benchmarks.measure import DATABASE
-from benchmarks.redeem_http_report import HELLO, NAIVE, OURS, Results, Sample
+from benchmarks.redeem_http_report import HELLO, NAIVE, OURS, RedeemHttpResults, RedeemHttpSample
 from benchmarks.server import Machine
 from benchmarks.web import Web
 from webapp.accounts.api_key_actions import create_api_key
@@ -28,7 +28,7 @@ ROWS = "select (select count(*) from redemption where offer_id = offer.id), rede
 
 
 @dataclass(frozen=True)
-class Plan:
+class RedeemHttpPlan:
     """The number of rounds, the seconds of a run, and the numbers of clients."""
 
     rounds: int = 3
@@ -38,16 +38,16 @@ class Plan:
     alone: int = 400
 
 
-USUAL = Plan()
-QUICK = Plan(rounds=2, seconds=2, clients=(128,))
-FULL = Plan(rounds=5, seconds=8, customers=1_000_000)
+USUAL = RedeemHttpPlan()
+QUICK = RedeemHttpPlan(rounds=2, seconds=2, clients=(128,))
+FULL = RedeemHttpPlan(rounds=5, seconds=8, customers=1_000_000)
 PLANS = command.Plans("redeem_http", USUAL, QUICK, FULL)
 
 
-class Bench:
+class RedeemHttpBench:
     """The three servers, and offers for them on one database."""
 
-    def __init__(self, machine: Machine, app: Flask, plan: Plan) -> None:
+    def __init__(self, machine: Machine, app: Flask, plan: RedeemHttpPlan) -> None:
         self.machine = machine
         self.ours = onecode.Onecode(app)
         self.plan = plan
@@ -90,7 +90,7 @@ class Bench:
             db.session.commit()
         self.keys[NAIVE] = f"plain_{PLAIN_SECRET}"
 
-    def sample(self, name: str, capped: bool, clients: int, seconds: int) -> Sample:
+    def sample(self, name: str, capped: bool, clients: int, seconds: int) -> RedeemHttpSample:
         """Measure one run with a new offer.
 
         :raises RuntimeError: when a response has another status, or the rows differ from the responses.
@@ -102,7 +102,7 @@ class Bench:
         if not load_result.responses or load_result.refused or load_result.broken:
             raise RuntimeError(f"{name}, {clients} clients: not every response was {target.status}: {load_result}")
         n = self._rows(name, capped, offer_id, load_result, clients) if offer_id else load_result.responses
-        return Sample(
+        return RedeemHttpSample(
             rate=load_result.rate,
             p50=load_result.p50,
             p99=load_result.p99,
@@ -156,21 +156,21 @@ def _read_counts(connection: psycopg.Connection, offer_id: int) -> tuple[int, in
     return int(rows), int(counter)
 
 
-def measure(plan: Plan) -> Results:
+def measure(plan: RedeemHttpPlan) -> RedeemHttpResults:
     """Run the benchmark on a separate server, with every number of clients."""
-    results = Results(plan.customers, plan.seconds)
+    results = RedeemHttpResults(plan.customers, plan.seconds)
     with server.running() as machine:
         machine.create(DATABASE)
         app = onecode.build(machine.url(DATABASE), str(machine.server.socket_folder.parent))
         onecode.migrate(app)
         with machine.connect(DATABASE) as connection:
             customers.fill(connection, plan.customers)
-        bench = Bench(machine, app, plan)
+        bench = RedeemHttpBench(machine, app, plan)
         bench.ours.set_up()
         with bench.running():
             for number in range(plan.rounds):
                 for clients in plan.clients:
-                    for name, capped in turns(number):
+                    for name, capped in rotate_variants(number):
                         sample = bench.sample(name, capped, clients, plan.seconds)
                         results.samples.setdefault((name, capped, clients), []).append(sample)
                         title = redeem_http_report.title(name, capped)
@@ -181,8 +181,8 @@ def measure(plan: Plan) -> Results:
     return results
 
 
-def turns(number: int) -> list[tuple[str, bool]]:
-    """The order of the variants, which rotates from round to round."""
+def rotate_variants(number: int) -> list[tuple[str, bool]]:
+    """Return the variants in their order, which rotates from round to round."""
     order = [(HELLO, False), (OURS, False), (NAIVE, False), (OURS, True), (NAIVE, True)]
     start = number % len(order)
     return order[start:] + order[:start]

@@ -16,7 +16,7 @@ SET_UP = Path(__file__).with_name("redeem_http.md")
 
 
 @dataclass(frozen=True)
-class Sample:
+class RedeemHttpSample:
     """One run: responses per second, latencies, and CPU seconds per response."""
 
     rate: float
@@ -32,12 +32,12 @@ class Sample:
 
 
 @dataclass
-class Results:
+class RedeemHttpResults:
     """The samples by server, cap and number of clients, in the order of the rounds."""
 
     customers: int
     seconds: int
-    samples: dict[tuple[str, bool, int], list[Sample]] = field(default_factory=dict)
+    samples: dict[tuple[str, bool, int], list[RedeemHttpSample]] = field(default_factory=dict)
     alone: dict[str, list[float]] = field(default_factory=dict)
     command: str = ""
 
@@ -55,7 +55,7 @@ def title(name: str, capped: bool) -> str:
     return name if name == HELLO else f"{name}, {'capped' if capped else 'uncapped'}"
 
 
-def figures(results: Results) -> dict[str, float]:
+def figures(results: RedeemHttpResults) -> dict[str, float]:
     """The figures of the JSON line.
 
     The naive view is compared with the same kind of offer, capped or uncapped; the smaller ratio counts.
@@ -75,7 +75,7 @@ def figures(results: Results) -> dict[str, float]:
     }
 
 
-def _ratios(results: Results) -> dict[str, list[float]]:
+def _ratios(results: RedeemHttpResults) -> dict[str, list[float]]:
     hello, free, capped = (HELLO, False), (OURS, False), (OURS, True)
     return {
         "uncapped": results.ratios(free, hello),
@@ -86,12 +86,12 @@ def _ratios(results: Results) -> dict[str, list[float]]:
     }
 
 
-def page(results: Results) -> str:
+def page(results: RedeemHttpResults) -> str:
     """docs/benchmarks/redeem-http.md."""
     return "\n".join([SET_UP.read_text(), *_targets(results), *_runs(results), *_single_client(results)]) + "\n"
 
 
-def _targets(results: Results) -> Iterator[str]:
+def _targets(results: RedeemHttpResults) -> Iterator[str]:
     yield "## Targets\n"
     yield (
         f"With {results.clients[-1]} clients: medians of the ratios within a round, and their spread. The server: "
@@ -113,7 +113,7 @@ def _targets(results: Results) -> Iterator[str]:
     yield ""
 
 
-def _runs(results: Results) -> Iterator[str]:
+def _runs(results: RedeemHttpResults) -> Iterator[str]:
     rounds = len(next(iter(results.samples.values())))
     yield "## The runs\n"
     yield f"{results.customers:,} customers; medians of {rounds} runs of {results.seconds} s. CPU is per request.\n"
@@ -128,12 +128,12 @@ def _runs(results: Results) -> Iterator[str]:
     yield ""
 
 
-def _times(samples: list[Sample], name: str, unit: float) -> str:
+def _times(samples: list[RedeemHttpSample], name: str, unit: float) -> str:
     value = unit * median(getattr(sample, name) for sample in samples)
     return f"{value:,.1f}" if unit == 1e3 else f"{value:,.0f}"
 
 
-def _single_client(results: Results) -> Iterator[str]:
+def _single_client(results: RedeemHttpResults) -> Iterator[str]:
     shipped, straight = (sorted(results.alone[name]) for name in ("as shipped", "straight"))
     yield "## One client without other load\n"
     yield (

@@ -8,8 +8,8 @@
 Tables, indexes and customers are those of the application, so that only the implementation differs. Create one per
 process, with a connection per thread; `redeem` may be called concurrently:
 
-    with OrmHabit(url, connections=16) as way:
-        way.redeem(make_request(offer_id, code, customer_id))
+    with OrmHabit(url, connections=16) as implementation:
+        implementation.redeem(make_request(offer_id, code, customer_id))
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def make_request(offer_id: int, code: str, customer_id: int) -> TextbookRequest:
     return TextbookRequest(offer_id, code, customer_id, f"customer.{customer_id}@example.com")
 
 
-class Way(Protocol):
+class Implementation(Protocol):
     """An implementation of redeeming; `exact` if it keeps the cap under concurrency."""
 
     name: str
@@ -218,5 +218,5 @@ select from made
 """
 
 
-Ways = type[OrmHabit] | type[ForUpdate] | type[OneStatement] | type[PlainInsert]
-WAYS: tuple[Ways, ...] = (OrmHabit, ForUpdate, PlainInsert)
+ImplementationType = type[OrmHabit] | type[ForUpdate] | type[OneStatement] | type[PlainInsert]
+IMPLEMENTATIONS: tuple[ImplementationType, ...] = (OrmHabit, ForUpdate, PlainInsert)

@@ -23,7 +23,7 @@ from webapp.core import settings as app_settings
 from webapp.core import task_queue
 from webapp.core.extensions import db
 
-Run = Callable[[str, str], Result]
+RunCommand = Callable[[str, str], Result]
 COMMANDS = (
     "invite",
     "api-key create --name till",
@@ -35,7 +35,7 @@ COMMANDS = (
 
 
 @pytest.fixture
-def run(session_app: Flask, tmp_path: Path) -> Iterator[Run]:
+def run(session_app: Flask, tmp_path: Path) -> Iterator[RunCommand]:
     """Runs a command with a DATABASE_URL."""
 
     def invoke(url: str, command: str) -> Result:
@@ -68,7 +68,7 @@ def error_line(result: Result) -> str:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_an_unavailable_database_is_reported_in_one_line(run: Run, command: str) -> None:
+def test_an_unavailable_database_is_reported_in_one_line(run: RunCommand, command: str) -> None:
     line = error_line(run(f"postgresql://onecode:secret@127.0.0.1:{free_port()}/onecode", command))
 
     assert line.startswith("onecode: nothing answers at 127.0.0.1 port ")
@@ -76,12 +76,14 @@ def test_an_unavailable_database_is_reported_in_one_line(run: Run, command: str)
 
 
 @pytest.mark.parametrize("command", COMMANDS[:-1])
-def test_a_database_without_tables_is_reported_in_one_line(run: Run, empty_database: str, command: str) -> None:
+def test_a_database_without_tables_is_reported_in_one_line(run: RunCommand, empty_database: str, command: str) -> None:
     assert "upgrade it with: flask --app wsgi migrate" in error_line(run(empty_database, command))
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_database_of_another_program_is_reported_in_one_line(run: Run, empty_database: str, command: str) -> None:
+def test_a_database_of_another_program_is_reported_in_one_line(
+    run: RunCommand, empty_database: str, command: str
+) -> None:
     with psycopg.connect(empty_database) as connection:
         connection.execute("create table wp_posts (id int)")
 
@@ -89,7 +91,7 @@ def test_a_database_of_another_program_is_reported_in_one_line(run: Run, empty_d
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_read_only_database_is_reported_in_one_line(run: Run, empty_database: str, command: str) -> None:
+def test_a_read_only_database_is_reported_in_one_line(run: RunCommand, empty_database: str, command: str) -> None:
     with psycopg.connect(empty_database) as connection:
         name = sql.Identifier(connection.info.dbname)
         connection.execute(sql.SQL("alter database {} set default_transaction_read_only = on").format(name))

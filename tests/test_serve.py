@@ -106,7 +106,7 @@ def test_the_default_listen_address_is_loopback(test_settings: Settings) -> None
 @pytest.mark.parametrize(
     ("name", "value"), [("WEB_HOST", "0.0.0.0:80"), ("WEB_WORKERS", "many"), ("WEB_WORKERS", "65")]
 )
-def test_an_invalid_setting_is_refused(name: str, value: str, test_settings: Settings) -> None:
+def test_an_invalid_setting_is_rejected(name: str, value: str, test_settings: Settings) -> None:
     with pytest.raises(SettingsError, match=f"^{name} must be "):
         load_settings(environment(test_settings, **{name: value}))
 

@@ -119,7 +119,8 @@ def _build_config(settings: Settings) -> dict[str, Any]:
             "pool_pre_ping": True,
             # A logged error has the statement, but not its parameters, which may be personal data.
             "hide_parameters": True,
-            # One for each thread of the web server (see `serve`), and four more: no thread holds two for long.
+            # 10 + 26 connections: one for each of the 32 threads of the web server (see `serve`), and four more: no
+            # thread holds two for long.
             "pool_size": 10,
             "max_overflow": 26,
             # Seconds to wait for a connection; then the response is 503, as when the database is unavailable.
@@ -140,7 +141,7 @@ def _build_config(settings: Settings) -> dict[str, Any]:
         "MAIL_DEFAULT_SENDER": settings.mail_default_sender,
         "MAIL_SUPPRESS_SEND": False,
         "MAX_CONTENT_LENGTH": 2 * 1024 * 1024,
-        # A longer email is rejected by its form, which then shows the input again.
+        # Above Flask's default of 500 kB. The email editor has its own, higher limit (`allow_form_size`).
         "MAX_FORM_MEMORY_SIZE": 2 * 1024 * 1024,
         "WTF_CSRF_TIME_LIMIT": None,
         # Cookies are not separated by port: two installations on one host would overwrite each other's session cookie.
@@ -165,7 +166,7 @@ def _init_extensions(app: Flask, settings: Settings) -> None:
     migrate.init_app(app, db, directory=str(ROOT / "migrations"))
     mail.init_app(app)
     # Registered before the CSRF check, which parses the form.
-    app.before_request(staff_blueprint.raise_body_limit)
+    app.before_request(staff_blueprint.apply_form_size_limit)
     csrf.init_app(app)
     # English is the language of the source; every user-visible text goes through gettext (see CONTRIBUTING.md).
     babel.init_app(app, default_locale="en", default_translation_directories=str(ROOT / "translations"))
@@ -183,7 +184,8 @@ def _init_extensions(app: Flask, settings: Settings) -> None:
 
 
 def _register_blueprints(app: OpenAPI) -> None:
-    # The launch page, imports and keys add their views to the blueprints of the editor, of customers and of accounts.
+    # The launch page, imports and keys add their views to the blueprints of the editor, of customers and of accounts,
+    # and must be imported before these are registered.
     app.register_blueprint(
         staff_blueprint.create_staff_blueprint(
             staff_home.blueprint,
@@ -226,7 +228,7 @@ def _register_request_hooks(app: Flask) -> None:
         g.request_id = forwarded if REQUEST_ID_PATTERN.fullmatch(forwarded) else secrets.token_hex(8)
 
     @app.after_request
-    def add_security_headers(response: Response) -> Response:
+    def finish_request(response: Response) -> Response:
         header_names = {name.lower() for name, _ in response.headers}
         for name, value in SECURITY_HEADERS:
             if name.lower() not in header_names:

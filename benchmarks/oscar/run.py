@@ -1,4 +1,4 @@
-"""`python -m benchmarks.oscar.run set-up USERS`, or `… run '{"way": "step", …}'`.
+"""`python -m benchmarks.oscar.run set-up USERS`, or `… run '{"implementation": "step", …}'`.
 
 The latter prints "ready" when all clients are connected, begins when it reads a line, and prints the result as JSON.
 """
@@ -18,9 +18,9 @@ def set_up(users):
     shop.stock(users)
 
 
-def measure(way, items, processes, threads, seconds, usage, cap):
+def measure(implementation, items, processes, threads, seconds, usage, cap):
     voucher = shop.new_voucher(usage, cap)
-    side = shop.WAYS[way](voucher, items)
+    side = shop.IMPLEMENTATIONS[implementation](voucher, items)
     with connection.cursor() as cursor:
         # As autovacuum would do.
         cursor.execute("vacuum (analyze)")

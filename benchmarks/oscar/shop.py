@@ -253,4 +253,4 @@ def _place(basket_id, user):
         return False
 
 
-WAYS = {"step": Step, "order": WholeOrder, "last": LastRequest}
+IMPLEMENTATIONS = {"step": Step, "order": WholeOrder, "last": LastRequest}

@@ -120,7 +120,7 @@ class TestInvitations:
         with pytest.raises(InvalidInput):
             account_actions.create_invitation("viewer", "Ann@example.com", by="tests")
 
-    def test_an_unknown_role_is_refused(self, app: Flask) -> None:
+    def test_an_unknown_role_is_rejected(self, app: Flask) -> None:
         with pytest.raises(InvalidInput):
             account_actions.create_invitation("owner", None, by="tests")
 

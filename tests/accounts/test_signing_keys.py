@@ -94,13 +94,13 @@ def personal_code(offer: Offer, customer: Customer) -> str:
 
 @pytest.mark.parametrize("purpose", PURPOSES)
 def test_after_rotation_the_new_version_signs_and_the_old_one_is_accepted(app: Flask, purpose: str) -> None:
-    first = signing_keys.current_secret(purpose)
+    first = signing_keys.get_current_secret(purpose)
 
     version = signing_key_actions.rotate_signing_key(purpose, by="ann")
 
     assert version == 2
-    assert [number for number, _ in signing_keys.accepted_keys(purpose)] == [2, 1]
-    assert signing_keys.current_secret(purpose) != first
+    assert [number for number, _ in signing_keys.list_accepted_keys(purpose)] == [2, 1]
+    assert signing_keys.get_current_secret(purpose) != first
 
 
 def test_codes_links_and_keys_from_before_a_rotation_still_work(
@@ -154,7 +154,7 @@ def test_a_personal_code_signed_with_an_uncached_key_is_redeemed(
 
     code = in_other_process(rotate_and_sign, seconds)
 
-    assert len(signing_keys._cache[signing_keys._cache_key("personal_code")].keys) == 1
+    assert len(signing_keys._cache[signing_keys._cache_id("personal_code")].keys) == 1
     assert (
         group_commit.redeem(RedemptionRequest(channel="form", code=code, email="ada@example.com")).customer_id == ada.id
     )
@@ -188,7 +188,7 @@ def test_a_reference_encoded_with_an_uncached_key_is_found(
 
 
 def test_the_secret_of_an_uncached_version_is_found(app: Flask) -> None:
-    first = signing_keys.current_secret("api_key")
+    first = signing_keys.get_current_secret("api_key")
     in_other_process(lambda: signing_key_actions.rotate_signing_key("api_key", by="ann"))
 
     assert signing_keys.find_secret("api_key", 2) not in (None, first)
@@ -217,23 +217,23 @@ def test_a_link_signed_with_a_cached_key_runs_no_query(app: Flask, key_queries: 
 
 
 def test_the_cache_of_keys_expires_after_a_minute(app: Flask) -> None:
-    signing_keys.accepted_keys("personal_link")
+    signing_keys.list_accepted_keys("personal_link")
     in_other_process(
         lambda: signing_key_actions.rotate_signing_key("personal_link", by="ann"), signing_keys.CACHE_SECONDS + 1
     )
 
-    assert [version for version, _ in signing_keys.accepted_keys("personal_link")] == [2, 1]
+    assert [version for version, _ in signing_keys.list_accepted_keys("personal_link")] == [2, 1]
 
 
 def test_a_slower_read_does_not_replace_the_result_of_a_later_one(app: Flask) -> None:
-    signing_keys.accepted_keys("personal_link")
-    cache_key = signing_keys._cache_key("personal_link")
-    later = signing_keys._cache[cache_key]._replace(keys=[(7, b"later")], read_at=time.monotonic() + 60)
-    signing_keys._cache[cache_key] = later
+    signing_keys.list_accepted_keys("personal_link")
+    cache_id = signing_keys._cache_id("personal_link")
+    later = signing_keys._cache[cache_id]._replace(keys=[(7, b"later")], read_at=time.monotonic() + 60)
+    signing_keys._cache[cache_id] = later
 
     signing_keys._load_keys("personal_link")
 
-    assert signing_keys._cache[cache_key] == later
+    assert signing_keys._cache[cache_id] == later
 
 
 def test_the_versions_are_listed_newest_first(app: Flask) -> None:
@@ -292,7 +292,7 @@ def test_revocation_affects_one_version(app: Flask) -> None:
 
     signing_key_actions.revoke_signing_key("personal_code", 2, by="ann")
 
-    assert [version for version, _ in signing_keys.accepted_keys("personal_code")] == [4, 3, 1]
+    assert [version for version, _ in signing_keys.list_accepted_keys("personal_code")] == [4, 3, 1]
 
 
 def test_revocation_is_idempotent(app: Flask) -> None:
@@ -312,7 +312,7 @@ def test_keys_of_receipts_and_api_keys_cannot_be_revoked(app: Flask, purpose: st
         signing_key_actions.revoke_signing_key(purpose, 1, by="ann")
 
     assert error.value.message == signing_key_actions.SIGNING_KEY_PURPOSES[purpose].revocation_blocker
-    assert len(signing_keys.accepted_keys(purpose)) == 2
+    assert len(signing_keys.list_accepted_keys(purpose)) == 2
 
 
 def test_the_signing_version_cannot_be_revoked(app: Flask) -> None:
@@ -437,7 +437,7 @@ def test_retiring_a_key_that_cannot_be_revoked_fails_with_one_line(app: Flask) -
     )
 
 
-def test_the_renew_command_refuses_an_unknown_purpose(app: Flask) -> None:
+def test_the_renew_command_rejects_an_unknown_purpose(app: Flask) -> None:
     assert run(app, "renew", "message_id").exit_code == 2
 
 
@@ -456,7 +456,7 @@ def test_an_admin_rotates_and_revokes_on_the_settings_page(sign_in: Callable[...
     assert 'action="/settings/keys/personal_code/1/retire"' in before
     assert "Personal codes signed with this version stop working immediately" in before
     assert "Revoked" in client.get("/settings/keys").text
-    assert [version for version, _ in signing_keys.accepted_keys("personal_code")] == [2]
+    assert [version for version, _ in signing_keys.list_accepted_keys("personal_code")] == [2]
 
 
 def test_the_page_explains_why_a_version_cannot_be_revoked_yet(sign_in: Callable[..., FlaskClient]) -> None:
@@ -480,7 +480,7 @@ def test_the_page_has_no_button_for_keys_that_cannot_be_revoked(sign_in: Callabl
 
 
 def test_no_secret_is_on_the_page_or_in_the_list(app: Flask, sign_in: Callable[..., FlaskClient]) -> None:
-    secret = signing_keys.current_secret("personal_code")
+    secret = signing_keys.get_current_secret("personal_code")
     shown = sign_in("admin").get("/settings/keys").text + run(app, "list").output
 
     assert secret.hex() not in shown

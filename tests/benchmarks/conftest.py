@@ -14,7 +14,7 @@ from benchmarks.pool import VoucherPool
 from tests.support.benchmark_clients import CUSTOMERS
 from webapp.core.settings import Settings
 
-Make = Callable[[type[VoucherPool]], VoucherPool]
+MakePool = Callable[[type[VoucherPool]], VoucherPool]
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +32,7 @@ def connection(app: Flask, test_settings: Settings) -> Iterator[psycopg.Connecti
 
 
 @pytest.fixture
-def make(connection: psycopg.Connection, test_settings: Settings) -> Iterator[Make]:
+def make(connection: psycopg.Connection, test_settings: Settings) -> Iterator[MakePool]:
     """Set up a pool with customers; drop its tables after the test."""
     pools: list[VoucherPool] = []
 
@@ -52,13 +52,13 @@ def make(connection: psycopg.Connection, test_settings: Settings) -> Iterator[Ma
 
 
 @pytest.fixture(params=[Eager, Bank], ids=["eager", "bank"])
-def pool(request: pytest.FixtureRequest, make: Make) -> VoucherPool:
+def pool(request: pytest.FixtureRequest, make: MakePool) -> VoucherPool:
     """A pool of each kind in turn."""
     return make(request.param)
 
 
 @pytest.fixture
-def bank(make: Make) -> Bank:
+def bank(make: MakePool) -> Bank:
     pool = make(Bank)
     assert isinstance(pool, Bank)
     return pool

@@ -10,7 +10,7 @@ import psycopg
 import pytest
 
 from benchmarks import growth, growth_report, growth_tables
-from benchmarks.growth_report import REDEEM, USABLE, Results, Sizes
+from benchmarks.growth_report import REDEEM, USABLE, GrowthResults, Sizes
 from benchmarks.meter import Cost
 from webapp.core.settings import ROOT
 
@@ -18,8 +18,8 @@ CUSTOMERS, ROWS = 100, 450
 
 
 @pytest.fixture
-def results() -> Results:
-    results = Results(100, bare=Sizes(10, 700, 400, 1400), full=Sizes(10, 1000, 400, 1750))
+def results() -> GrowthResults:
+    results = GrowthResults(100, bare=Sizes(10, 700, 400, 1400), full=Sizes(10, 1000, 400, 1750))
     for rows, cpu in ((0, [1.0, 2.0, 4.0]), (1000, [1.2, 2.2, 5.6])):
         results.costs[REDEEM, rows] = [Cost(cpu=seconds) for seconds in cpu]
         results.costs[USABLE, rows] = [Cost(cpu=1) for _ in cpu]
@@ -42,17 +42,17 @@ def test_more_redemptions_than_pairs_are_refused(connection: psycopg.Connection)
         growth_tables.redeem(connection, 10, 10 * growth_tables.OFFERS + 1)
 
 
-def test_the_ratio_is_that_of_the_more_expensive_operation(results: Results) -> None:
+def test_the_ratio_is_that_of_the_more_expensive_operation(results: GrowthResults) -> None:
     figures = growth_report.figures(results)
     assert (figures["cpu_ratio"], figures["usable_cpu_ratio"], figures["redemptions"]) == (1.2, 1.0, 1000)
 
 
-def test_bytes_per_row_exclude_the_list_index_only_when_bare(results: Results) -> None:
+def test_bytes_per_row_exclude_the_list_index_only_when_bare(results: GrowthResults) -> None:
     figures = growth_report.figures(results)
     assert (figures["bytes_per_row"], figures["bytes_per_row_full"]) == (110.0, 175.0)
 
 
-def test_the_page_marks_missed_targets(results: Results) -> None:
+def test_the_page_marks_missed_targets(results: GrowthResults) -> None:
     page = growth_report.page(results)
     assert "| CPU relative to an empty table | ≤ 1.3 × | 1.20 × | met |" in page
     results.full = Sizes(10, 1000, 400, 1900)
@@ -60,9 +60,9 @@ def test_the_page_marks_missed_targets(results: Results) -> None:
 
 
 def test_the_plan_is_chosen_by_the_environment() -> None:
-    assert growth.PLANS.asked_for([], {}).levels == (0, 1_000_000)
-    assert growth.PLANS.asked_for([], {"SIZE": "full"}).levels == (0, 1_000_000, 10_000_000)
-    assert growth.PLANS.asked_for(["--quick"], {}).customers < 100_000
+    assert growth.PLANS.parse_plan([], {}).levels == (0, 1_000_000)
+    assert growth.PLANS.parse_plan([], {"SIZE": "full"}).levels == (0, 1_000_000, 10_000_000)
+    assert growth.PLANS.parse_plan(["--quick"], {}).customers < 100_000
 
 
 def test_a_small_run_ends_with_its_figures() -> None:
@@ -78,7 +78,7 @@ def test_a_small_run_ends_with_its_figures() -> None:
 
 SMALL = f"""
 from benchmarks import growth
-small = growth.Plan(customers=400, levels=(0, {ROWS}), rounds=2, redeemed=100, queried=50)
+small = growth.GrowthPlan(customers=400, levels=(0, {ROWS}), rounds=2, redeemed=100, queried=50)
 growth.PLANS = growth.command.Plans("growth", growth.USUAL, small, growth.FULL)
 growth.main(["--quick"])
 """

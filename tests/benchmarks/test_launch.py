@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from benchmarks import launch, launch_report
-from benchmarks.launch_report import BANK, EAGER, OURS, Results
+from benchmarks.launch_report import BANK, EAGER, OURS, LaunchResults
 from benchmarks.measure import Run, Step
 from benchmarks.meter import Cost, image_bytes
 from webapp.core.settings import ROOT
@@ -35,8 +35,8 @@ def make_run(cost: Cost, disk: int) -> Run:
 
 
 @pytest.fixture
-def results() -> Results:
-    results = Results()
+def results() -> LaunchResults:
+    results = LaunchResults()
     for name, wal, disk in ((EAGER, 1000, 400), (BANK, 2000, 800), (OURS, 100, 50)):
         for n in (10, 20):
             results.requests[n, name] = [Cost(1, 1, 9000, 8000), *(Cost(1, 1, wal + n, 0) for _ in range(3))]
@@ -49,26 +49,26 @@ def test_full_page_images_are_parsed_from_pg_waldump() -> None:
     assert image_bytes(WALDUMP) == 12288
 
 
-def test_figures_are_medians_of_the_largest_number_of_customers(results: Results) -> None:
+def test_figures_are_medians_of_the_largest_number_of_customers(results: LaunchResults) -> None:
     figures = launch_report.figures(results)
     assert (figures["customers"], figures["wal_vs_eager_20"], figures["disk_vs_eager_20"]) == (20, 0.1, 0.125)
     assert (figures["wal_vs_bank_20"], figures["disk_vs_bank_20"]) == (0.05, 0.0625)
     assert figures["wal_without_images_vs_eager_20"] == round((200 - 60) / (2000 - 60), 4)
 
 
-def test_the_request_figure_is_the_maximum_of_all_sizes_without_the_first(results: Results) -> None:
+def test_the_request_figure_is_the_maximum_of_all_sizes_without_the_first(results: LaunchResults) -> None:
     figures = launch_report.figures(results)
     assert (figures["launch_wal_bytes"], figures["launch_wal_spread"]) == (120, 10)
 
 
-def test_the_page_marks_missed_targets(results: Results) -> None:
+def test_the_page_marks_missed_targets(results: LaunchResults) -> None:
     page = launch_report.page(results)
     assert "| WAL of the launch request | ≤ 1,024 bytes | 120 bytes | met |" in page
     assert "| ± 0 bytes | ± 10 bytes | **missed** |" in page
     assert "| disk of launch, sending, 20 % redeemed | ≤ 1/8 of eager | 1/8.0 | met |" in page
 
 
-def test_the_page_shows_every_step_of_every_design(results: Results) -> None:
+def test_the_page_shows_every_step_of_every_design(results: LaunchResults) -> None:
     page = launch_report.page(results)
     assert "| 20 % redeemed | eager pool | 2.00 (1.00–3.00) | 1.00 | 0 | 40.0 | 1.2 | 0 | 8 |" in page
     assert "| 20 % redeemed | WAL, bytes | 2,000 | 4,000 | 200 | 1/10.0 | 1/20.0 |" in page
@@ -76,9 +76,9 @@ def test_the_page_shows_every_step_of_every_design(results: Results) -> None:
 
 
 def test_sizes_and_runs_are_chosen_by_the_environment() -> None:
-    assert list(launch.asked_for({})) == [10_000, 100_000]
-    assert max(launch.asked_for({"SIZE": "full"})) == 1_000_000
-    assert launch.asked_for({"CUSTOMERS": "500", "RUNS": "2"}) == {500: 2}
+    assert list(launch.parse_sizes({})) == [10_000, 100_000]
+    assert max(launch.parse_sizes({"SIZE": "full"})) == 1_000_000
+    assert launch.parse_sizes({"CUSTOMERS": "500", "RUNS": "2"}) == {500: 2}
 
 
 def test_a_small_run_measures_all_designs_and_steps() -> None:

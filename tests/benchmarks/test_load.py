@@ -16,7 +16,7 @@ from benchmarks.load import Target
 
 
 @dataclass
-class Shop:
+class ShopServer:
     """A server that records requests and responds with `status`."""
 
     status: int = 201
@@ -26,8 +26,8 @@ class Shop:
 
 
 @pytest.fixture
-def shop() -> Iterator[Shop]:
-    shop = Shop()
+def shop() -> Iterator[ShopServer]:
+    shop = ShopServer()
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -62,7 +62,7 @@ def client(request: pytest.FixtureRequest) -> str | None:
     return load.WRK if request.param == "wrk" else None
 
 
-def test_every_request_is_for_another_customer(shop: Shop, client: str | None) -> None:
+def test_every_request_is_for_another_customer(shop: ShopServer, client: str | None) -> None:
     target = Target(shop.port, 201, "the-key", "SUMMER", 100_000)
     result = load.load(target, clients=4, seconds=1, wrk=client)
     assert (result.refused, result.broken) == (0, 0)
@@ -74,13 +74,13 @@ def test_every_request_is_for_another_customer(shop: Shop, client: str | None) -
     }
 
 
-def test_unexpected_statuses_are_counted(shop: Shop, client: str | None) -> None:
+def test_unexpected_statuses_are_counted(shop: ShopServer, client: str | None) -> None:
     shop.status = 409
     result = load.load(Target(shop.port, 201, "key", "SUMMER", 100_000), clients=2, seconds=1, wrk=client)
     assert result.refused == result.responses > 0
 
 
-def test_the_simple_client_distinguishes_200_from_201(shop: Shop) -> None:
+def test_the_simple_client_distinguishes_200_from_201(shop: ShopServer) -> None:
     shop.status = 200
     result = load.load(Target(shop.port, 201, "key", "SUMMER", 100_000), clients=2, seconds=1, wrk=None)
     assert result.refused == result.responses > 0

@@ -31,8 +31,8 @@ from benchmarks.mail_report import (
     SLOW_EIGHT,
     SLOW_ONE,
     Case,
-    Results,
-    Sample,
+    MailResults,
+    MailSample,
 )
 from benchmarks.mail_sink import Manner, Seen, Sink
 from benchmarks.mail_worker import Mailed
@@ -138,13 +138,13 @@ def test_pipelining_is_offered_unless_disabled(offered: bool) -> None:
         assert relay.has_extn("pipelining") == offered
 
 
-@pytest.mark.parametrize("way", mail_loops.WAYS)
+@pytest.mark.parametrize("implementation", mail_loops.IMPLEMENTATIONS)
 def test_every_loop_delivers_to_every_customer(
-    way: str, sink: Sink, connection: psycopg.Connection, test_settings: Settings, tmp_path: Path
+    implementation: str, sink: Sink, connection: psycopg.Connection, test_settings: Settings, tmp_path: Path
 ) -> None:
     customers.fill(connection, N)
     mail_loops.save_email(tmp_path, ON_THE_WIRE, SITE)
-    mail_loops.run(way, sink.port, N, tmp_path, test_settings.libpq_url)
+    mail_loops.run(implementation, sink.port, N, tmp_path, test_settings.libpq_url)
     seen = sink.seen()
     assert (seen.mails, seen.recipients) == (N, N)
 
@@ -198,25 +198,25 @@ def test_a_run_is_valid_only_with_one_email_each_and_batch_rows() -> None:
 
 
 @pytest.fixture
-def results() -> Results:
+def results() -> MailResults:
     """Three rounds, the second on a machine that was half as fast."""
-    results = Results(rows={"audit_entry": 1, "batch": 2}, mails=1000)
+    results = MailResults(rows={"audit_entry": 1, "batch": 2}, mails=1000)
     rates = {ONE: 900, LIMIT: 2000, LOOP: 300, EIGHT: 1500, Case(PLAIN, OURS): 700, SLOW_ONE: 80, SLOW_EIGHT: 600}
     for case, rate in rates.items():
-        sample = Sample(1000, rate, 1e-3, 1e-4, 1e-4, 9000, whole=rate / 2, wal=50, peak=100_000_000)
+        sample = MailSample(1000, rate, 1e-3, 1e-4, 1e-4, 9000, whole=rate / 2, wal=50, peak=100_000_000)
         results.samples[case] = [sample, replace(sample, rate=rate / 2), replace(sample, wal=70)]
-    results.samples[Case(SLOW, RAW)] = [Sample(500, 100, 1e-3, 0, 1e-4, 9000)]
+    results.samples[Case(SLOW, RAW)] = [MailSample(500, 100, 1e-3, 0, 1e-4, 9000)]
     results.few = [replace(sample, peak=80_000_000) for sample in results.samples[ONE]]
     return results
 
 
-def test_ratios_are_computed_within_a_round(results: Results) -> None:
+def test_ratios_are_computed_within_a_round(results: MailResults) -> None:
     figures = mail_report.figures(results)
     assert (figures["raw_ratio"], figures["flask_mail_ratio"], figures["connections_ratio"]) == (0.45, 3.0, 7.5)
     assert (figures["wal_per_mail"], figures["memory_ratio"], figures["rows"]) == (50, 1.25, 3)
 
 
-def test_the_page_marks_missed_targets(results: Results) -> None:
+def test_the_page_marks_missed_targets(results: MailResults) -> None:
     page = mail_report.page(results)
     assert "| emails/s relative to a raw smtplib loop, one connection | ≥ 0.40 | 0.45 (0.45–0.45) | met |" in page
     assert "| ≤ 1.1 | 1.25 (1.25–1.25) | **missed** |" in page
@@ -225,28 +225,28 @@ def test_the_page_marks_missed_targets(results: Results) -> None:
     assert "1 mail_issue | **missed** |" in mail_report.page(results)
 
 
-def test_runs_without_pipelining_are_compared_with_the_raw_loop(results: Results) -> None:
+def test_runs_without_pipelining_are_compared_with_the_raw_loop(results: MailResults) -> None:
     assert "| fast, without PIPELINING | Onecode | 1 | 1,000 | 700 (350–700) | 350 | 0.35 |" in mail_report.page(
         results
     )
 
 
-def test_single_runs_are_compared_with_the_median_of_the_rounds(results: Results) -> None:
+def test_single_runs_are_compared_with_the_median_of_the_rounds(results: MailResults) -> None:
     page = mail_report.page(results)
     assert "| replies after 10 ms | Onecode | 8 | 1,000 | 600 (300–600) | 300 | 6.00 |" in page
     assert "| replies after 10 ms | raw smtplib | 1 | 500 | 100 | – | 1.00 |" in page
 
 
-def test_the_last_line_contains_the_figures(results: Results, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_last_line_contains_the_figures(results: MailResults, capsys: pytest.CaptureFixture[str]) -> None:
     command.run(mail.PLANS, lambda _: results, mail_report, ["--quick"])
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert {"raw_ratio", "flask_mail_ratio", "connections_ratio", "wal_per_mail", "memory_ratio", "rows"} <= {*figures}
 
 
 def test_the_plan_is_chosen_by_the_environment() -> None:
-    assert mail.PLANS.asked_for([], {}).ours == 20_000
-    assert mail.PLANS.asked_for([], {"SIZE": "full"}).ours > 20_000
-    assert mail.PLANS.asked_for(["--quick"], {}).rounds == 1
+    assert mail.PLANS.parse_plan([], {}).ours == 20_000
+    assert mail.PLANS.parse_plan([], {"SIZE": "full"}).ours > 20_000
+    assert mail.PLANS.parse_plan(["--quick"], {}).rounds == 1
 
 
 @pytest.mark.parametrize("number", range(3))
@@ -272,7 +272,7 @@ SMALL = f"""
 import json, logging
 from benchmarks import mail
 logging.disable(logging.WARNING)
-with mail.prepared(mail.Plan(ours=600)) as bench:
+with mail.prepared(mail.MailPlan(ours=600)) as bench:
     ours = bench.sample(mail.mail_report.ONE, 600)
     loop = bench.sample(mail.mail_report.LOOP, {N})
 print(json.dumps(dict(batches=bench.rows["batch"], rate=ours.rate, whole=ours.whole, wal=ours.wal, peak=ours.peak,

@@ -10,13 +10,13 @@ import psycopg
 import pytest
 
 from benchmarks import pages, pages_report, pages_tables
-from benchmarks.pages_report import Results, Visits
+from benchmarks.pages_report import PagesResults, Visits
 from webapp.core.settings import ROOT
 
 
 @pytest.fixture
-def results() -> Results:
-    results = Results(1000, 2000)
+def results() -> PagesResults:
+    results = PagesResults(1000, 2000)
     results.visits = {
         "quick": [Visits(1, 2, 2), Visits(1, 2, 2), Visits(2, 2, 3)],
         "slow": [Visits(1, 3, 3), Visits(2, 2, 5), Visits(1, 3, 2)],
@@ -26,7 +26,7 @@ def results() -> Results:
     return results
 
 
-def test_the_slowest_page_counts_except_the_one_that_counts_rows(results: Results) -> None:
+def test_the_slowest_page_counts_except_the_one_that_counts_rows(results: PagesResults) -> None:
     figures = pages_report.figures(results)
     assert (figures["time_ratio"], figures["slowest"]) == (2.5, "slow")
     assert (figures["growth_ratio"], figures["statements"]) == (1, 9)
@@ -34,7 +34,7 @@ def test_the_slowest_page_counts_except_the_one_that_counts_rows(results: Result
     assert figures["all_pages_ratio"] == round(7 / 3, 3)
 
 
-def test_the_page_marks_missed_targets(results: Results) -> None:
+def test_the_page_marks_missed_targets(results: PagesResults) -> None:
     page = pages_report.page(results)
     assert "to an empty database (slow) | ≤ 2 × | 2.50 × | **missed** |" in page
     assert "| quick | 1000.0 | 2000.0 | 2,000.0 (2,000.0–3,000.0) | 2.00 (1.50–2.00) | 1.00 | 2 |" in page
@@ -54,9 +54,9 @@ def test_the_counters_agree_with_the_rows(connection: psycopg.Connection) -> Non
 
 
 def test_the_plan_is_chosen_by_the_environment() -> None:
-    assert pages.PLANS.asked_for([], {}).redemptions == 1_000_000
-    assert pages.PLANS.asked_for([], {"SIZE": "full"}).redemptions == 10_000_000
-    assert pages.PLANS.asked_for(["--quick"], {}).customers < 100_000
+    assert pages.PLANS.parse_plan([], {}).redemptions == 1_000_000
+    assert pages.PLANS.parse_plan([], {"SIZE": "full"}).redemptions == 10_000_000
+    assert pages.PLANS.parse_plan(["--quick"], {}).customers < 100_000
 
 
 def test_a_small_run_requests_every_page_and_ends_with_its_figures() -> None:
@@ -71,7 +71,7 @@ def test_a_small_run_requests_every_page_and_ends_with_its_figures() -> None:
 
 SMALL = """
 from benchmarks import pages
-small = pages.Plan(customers=600, redemptions=900, rounds=1, visits=1)
+small = pages.PagesPlan(customers=600, redemptions=900, rounds=1, visits=1)
 pages.PLANS = pages.command.Plans("pages", pages.USUAL, small, pages.FULL)
 pages.main(["--quick"])
 """

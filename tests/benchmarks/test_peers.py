@@ -14,8 +14,8 @@ from benchmarks import customers, peers, peers_crowd, peers_environment, peers_r
 from benchmarks.peers_crowd import Crowd
 from benchmarks.peers_environment import NotInstalled
 from benchmarks.peers_ours import Action, Textbook
-from benchmarks.peers_report import ACTION, HTTP, OSCAR_LAST, OSCAR_ORDER, OSCAR_STEP, Last, Results, Sample
-from benchmarks.textbook import WAYS, ForUpdate
+from benchmarks.peers_report import ACTION, HTTP, OSCAR_LAST, OSCAR_ORDER, OSCAR_STEP, Last, PeersResults, PeersSample
+from benchmarks.textbook import IMPLEMENTATIONS, ForUpdate
 from tests.support.benchmark_clients import CUSTOMERS, CrashingRecorder, FileRecorder
 from webapp.core.settings import Settings
 from webapp.offers.models import Offer
@@ -67,7 +67,7 @@ def test_clients_can_use_a_textbook_implementation(
 ) -> None:
     customers.fill(connection, CUSTOMERS)
     capped = make_offer(max_redemptions=20)
-    side = Textbook(WAYS.index(ForUpdate), test_settings.libpq_url, capped.id, capped.code)
+    side = Textbook(IMPLEMENTATIONS.index(ForUpdate), test_settings.libpq_url, capped.id, capped.code)
     result = peers_crowd.run(side, range(1, CUSTOMERS + 1), Crowd(1, 4))
     assert (result.redeemed, result.refused, result.failed) == (20, CUSTOMERS - 20, 0), result.why
 
@@ -133,12 +133,12 @@ def test_other_errors_are_reported_by_their_first_line() -> None:
 
 
 @pytest.fixture
-def results() -> Results:
-    results = Results(5, "django-oscar 4 on Django 5", {OSCAR_STEP: {(2, 8): 100.0, (4, 4): 120.0}}, command="web")
+def results() -> PeersResults:
+    results = PeersResults(5, "django-oscar 4 on Django 5", {OSCAR_STEP: {(2, 8): 100.0, (4, 4): 120.0}}, command="web")
     rates = {name: [10.0, 20.0, 30.0] for name in (*peers_report.STEPS, *peers_report.ORDERS)}
     rates |= {ACTION: [200.0, 360.0, 630.0], HTTP: [400.0, 900.0, 1500.0]}
     results.samples = {
-        name: [Sample(100, rate, 0.001, 0.002) for rate in run_rates] for name, run_rates in rates.items()
+        name: [PeersSample(100, rate, 0.001, 0.002) for rate in run_rates] for name, run_rates in rates.items()
     }
     results.lasts = {
         OSCAR_LAST: [Last(100, 300, 300, 2), Last(100, 290, 290, 3), Last(100, 299, 299, 2)],
@@ -148,19 +148,19 @@ def results() -> Results:
     return results
 
 
-def test_ratios_are_medians_of_ratios_within_a_run(results: Results) -> None:
+def test_ratios_are_medians_of_ratios_within_a_run(results: PeersResults) -> None:
     figures = peers_report.figures(results)
     assert (figures["oscar_step_ratio"], figures["oscar_order_ratio"]) == (20, 45)
     assert (figures["oscar_over_redeemed"], figures["over_redeemed"]) == (199, 0)
 
 
-def test_a_single_over_redemption_of_onecode_misses_the_target(results: Results) -> None:
+def test_a_single_over_redemption_of_onecode_misses_the_target(results: PeersResults) -> None:
     results.lasts[HTTP] = [Last(100, 100, 100, 100), Last(100, 101, 101, 100), Last(100, 100, 100, 100)]
     assert peers_report.figures(results)["over_redeemed"] == 1
     assert "| over-redemptions by Onecode, all runs | 0 | 1 | **missed** |" in peers_report.page(results)
 
 
-def test_the_page_marks_missed_targets_and_names_every_implementation(results: Results) -> None:
+def test_the_page_marks_missed_targets_and_names_every_implementation(results: PeersResults) -> None:
     page = peers_report.page(results)
     assert "| action relative to oscar's voucher step | ≥ 15 × | 20.0 × | met |" in page
     assert "| HTTP call relative to oscar's whole order | ≥ 50 × | 45.0 × | **missed** |" in page
@@ -169,7 +169,7 @@ def test_the_page_marks_missed_targets_and_names_every_implementation(results: R
 
 
 def test_the_plan_is_chosen_by_arguments_and_environment() -> None:
-    plans = [peers.asked_for(["--quick"], {}), peers.asked_for([], {}), peers.asked_for([], {"SIZE": "full"})]
+    plans = [peers.parse_plan(["--quick"], {}), peers.parse_plan([], {}), peers.parse_plan([], {"SIZE": "full"})]
     assert [plan.runs for plan in plans] == [1, 3, 5]
-    assert peers.asked_for([], {"RUNS": "2"}).runs == 2
+    assert peers.parse_plan([], {"RUNS": "2"}).runs == 2
     assert [plan.is_trial for plan in plans] == [True, False, False]

@@ -121,7 +121,7 @@ def test_each_customer_types_their_own_code(pool: VoucherPool, connection: psyco
     assert pool.typed(offer, [9, 3]) == [(codes[9], "customer.9@example.com"), (codes[3], "customer.3@example.com")]
 
 
-def test_a_voucher_can_not_be_redeemed_by_another_customer(pool: VoucherPool) -> None:
+def test_a_voucher_cannot_be_redeemed_by_another_customer(pool: VoucherPool) -> None:
     offer = launch(pool)
     (first, second) = pool.typed(offer, [1, 2])
     assert pool.redeem(first[0], second[1]) is None

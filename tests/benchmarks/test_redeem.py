@@ -22,18 +22,18 @@ from webapp.customers.models import Customer
 from webapp.offers.models import Offer
 
 
-def http_results(rates: dict[tuple[str, bool], list[float]]) -> redeem_http_report.Results:
-    results = redeem_http_report.Results(1000, 3, alone={"as shipped": [0.002] * 9, "straight": [0.001] * 9})
+def http_results(rates: dict[tuple[str, bool], list[float]]) -> redeem_http_report.RedeemHttpResults:
+    results = redeem_http_report.RedeemHttpResults(1000, 3, alone={"as shipped": [0.002] * 9, "straight": [0.001] * 9})
     for (name, capped), values in rates.items():
-        results.samples[name, capped, 1] = [redeem_http_report.Sample(1, 0, 0, 0, 0, 0) for _ in values]
+        results.samples[name, capped, 1] = [redeem_http_report.RedeemHttpSample(1, 0, 0, 0, 0, 0) for _ in values]
         results.samples[name, capped, 128] = [
-            redeem_http_report.Sample(rate, 0.001, 0.002, 3e-6, 4e-6, 5e-6) for rate in values
+            redeem_http_report.RedeemHttpSample(rate, 0.001, 0.002, 3e-6, 4e-6, 5e-6) for rate in values
         ]
     return results
 
 
 @pytest.fixture
-def http() -> redeem_http_report.Results:
+def http() -> redeem_http_report.RedeemHttpResults:
     return http_results(
         {
             (HELLO, False): [100, 200, 50],
@@ -45,14 +45,16 @@ def http() -> redeem_http_report.Results:
     )
 
 
-def test_http_ratios_are_medians_of_the_rounds_with_the_most_clients(http: redeem_http_report.Results) -> None:
+def test_http_ratios_are_medians_of_the_rounds_with_the_most_clients(
+    http: redeem_http_report.RedeemHttpResults,
+) -> None:
     figures = redeem_http_report.figures(http)
     assert (figures["hello_ratio_uncapped"], figures["hello_ratio_capped"]) == (0.5, 0.3)
     # The uncapped ratio would be 6; the smaller one counts.
     assert (figures["orm_ratio"], figures["capped_ratio"], figures["alone_ratio"]) == (5, 0.6, 2)
 
 
-def test_the_http_page_marks_missed_targets(http: redeem_http_report.Results) -> None:
+def test_the_http_page_marks_missed_targets(http: redeem_http_report.RedeemHttpResults) -> None:
     page = redeem_http_report.page(http)
     assert "| uncapped relative to hello | ≥ 0.40 | 0.50 (0.45–0.60) | met |" in page
     assert "| capped relative to hello | ≥ 0.40 | 0.30 (0.30–0.45) | **missed** |" in page
@@ -60,11 +62,11 @@ def test_the_http_page_marks_missed_targets(http: redeem_http_report.Results) ->
 
 
 def test_database_ratios_are_those_of_the_worst_number_of_threads() -> None:
-    results = redeem_db_report.Results(1000, 3, sold={OURS: [100], ORM: [104], LOCK: [100]})
+    results = redeem_db_report.RedeemDbResults(1000, 3, sold={OURS: [100], ORM: [104], LOCK: [100]})
     for threads, ours in ((16, 50), (64, 40)):
         for name, capped in redeem_db_report.VARIANTS:
             rate = 100 if name == INSERT else ours if name == OURS else 10
-            results.samples[name, capped, threads] = [redeem_db_report.Sample(rate, 1e-6, 2e-6, 9)] * 3
+            results.samples[name, capped, threads] = [redeem_db_report.RedeemDbSample(rate, 1e-6, 2e-6, 9)] * 3
     figures, page = redeem_db_report.figures(results), redeem_db_report.page(results)
     assert (figures["insert_ratio_uncapped"], figures["insert_ratio_uncapped_16"]) == (0.4, 0.5)
     assert "| uncapped, 64 threads | ≥ 0.45 | 0.40 (0.40–0.40) | **missed** |" in page
@@ -118,9 +120,9 @@ def test_the_naive_view_validates_the_body(shop: FlaskClient, body: dict[str, An
 
 
 def test_the_plan_is_chosen_by_arguments_and_environment() -> None:
-    assert redeem_http.PLANS.asked_for(["--quick"], {}) is redeem_http.QUICK
-    assert redeem_http.PLANS.asked_for([], {"SIZE": "full"}).customers == 1_000_000
-    assert redeem_db.PLANS.asked_for([], {}) is redeem_db.USUAL
+    assert redeem_http.PLANS.parse_plan(["--quick"], {}) is redeem_http.QUICK
+    assert redeem_http.PLANS.parse_plan([], {"SIZE": "full"}).customers == 1_000_000
+    assert redeem_db.PLANS.parse_plan([], {}) is redeem_db.USUAL
 
 
 def run_in_process(script: str) -> str:
@@ -139,7 +141,7 @@ def test_a_small_http_run_is_exact() -> None:
     plan = "rounds=1, seconds=1, clients=(2,), customers=20_000, alone=5"
     last_line = run_in_process(
         "import benchmarks.redeem_http as it\n"
-        f"it.PLANS = it.command.Plans('redeem_http', it.USUAL, it.Plan({plan}), it.FULL)\n"
+        f"it.PLANS = it.command.Plans('redeem_http', it.USUAL, it.RedeemHttpPlan({plan}), it.FULL)\n"
         "it.main(['--quick'])"
     )
     assert json.loads(last_line)["hello_ratio_capped"] > 0
@@ -148,7 +150,7 @@ def test_a_small_http_run_is_exact() -> None:
 def test_a_small_database_run_is_exact_and_uses_up_the_cap() -> None:
     redeemed = run_in_process(
         "import benchmarks.redeem_db as it\n"
-        "with it.prepared(it.Plan(seconds=0.3, customers=3_000)) as bench:\n"
+        "with it.prepared(it.RedeemDbPlan(seconds=0.3, customers=3_000)) as bench:\n"
         "    bench.sample(it.OURS, True, 4)\n"
         "    print(bench.rush(it.OURS, 4))"
     )

@@ -10,13 +10,13 @@ import pytest
 from sqlalchemy.orm import Session
 
 from benchmarks import customers, jobs, textbook
-from benchmarks.textbook import WAYS, ForUpdate, OneStatement, OrmHabit, PlainInsert, TextbookRequest
+from benchmarks.textbook import IMPLEMENTATIONS, ForUpdate, OneStatement, OrmHabit, PlainInsert, TextbookRequest
 from tests.support.benchmark_clients import CUSTOMERS
 from webapp.core.settings import Settings
 from webapp.offers.models import Offer
 
 THREADS = 8
-Way = OrmHabit | ForUpdate | OneStatement | PlainInsert
+AnyImplementation = OrmHabit | ForUpdate | OneStatement | PlainInsert
 
 
 @pytest.fixture
@@ -24,28 +24,30 @@ def filled(connection: psycopg.Connection) -> None:
     customers.fill(connection, CUSTOMERS)
 
 
-@pytest.fixture(params=[*WAYS, OneStatement], ids=lambda way: way.__name__)
-def way(request: pytest.FixtureRequest, filled: None, test_settings: Settings) -> Iterator[Way]:
+@pytest.fixture(params=[*IMPLEMENTATIONS, OneStatement], ids=lambda implementation: implementation.__name__)
+def implementation(
+    request: pytest.FixtureRequest, filled: None, test_settings: Settings
+) -> Iterator[AnyImplementation]:
     """Each implementation in turn."""
-    with request.param(test_settings.libpq_url, THREADS) as way:
-        yield way
+    with request.param(test_settings.libpq_url, THREADS) as implementation:
+        yield implementation
 
 
 @pytest.fixture
 def orm(filled: None, test_settings: Settings) -> Iterator[OrmHabit]:
-    with OrmHabit(test_settings.libpq_url, THREADS) as way:
-        yield way
+    with OrmHabit(test_settings.libpq_url, THREADS) as implementation:
+        yield implementation
 
 
 def make_requests(offer: Offer, numbers: range) -> list[TextbookRequest]:
     return [textbook.make_request(offer.id, offer.code, number) for number in numbers]
 
 
-def redeem_concurrently(way: Way, requests: list[TextbookRequest]) -> int:
+def redeem_concurrently(implementation: AnyImplementation, requests: list[TextbookRequest]) -> int:
     """Redeem in eight threads; return how many requests succeeded."""
 
     def redeem_part(part: list[TextbookRequest]) -> int:
-        return sum(way.redeem(request) for request in part)
+        return sum(implementation.redeem(request) for request in part)
 
     return sum(jobs.run_in_threads(redeem_part, [requests[k::THREADS] for k in range(THREADS)]))
 
@@ -61,19 +63,22 @@ def read_counter(connection: psycopg.Connection, offer: Offer) -> int:
 
 
 def test_every_customer_redeems_once(
-    way: Way, make_offer: Callable[..., Offer], connection: psycopg.Connection
+    implementation: AnyImplementation, make_offer: Callable[..., Offer], connection: psycopg.Connection
 ) -> None:
     live = make_offer()
     requests = make_requests(live, range(1, CUSTOMERS + 1))
-    assert (redeem_concurrently(way, requests), redeem_concurrently(way, requests)) == (CUSTOMERS, 0)
+    assert (redeem_concurrently(implementation, requests), redeem_concurrently(implementation, requests)) == (
+        CUSTOMERS,
+        0,
+    )
     assert count_rows(connection, live) == CUSTOMERS
 
 
 def test_concurrent_requests_of_one_customer_redeem_once(
-    way: Way, make_offer: Callable[..., Offer], connection: psycopg.Connection
+    implementation: AnyImplementation, make_offer: Callable[..., Offer], connection: psycopg.Connection
 ) -> None:
     live = make_offer()
-    assert redeem_concurrently(way, make_requests(live, range(1, 2)) * 24) == 1
+    assert redeem_concurrently(implementation, make_requests(live, range(1, 2)) * 24) == 1
     assert count_rows(connection, live) == 1
 
 
@@ -85,8 +90,8 @@ def test_a_cap_is_kept_without_concurrency(
     test_settings: Settings,
 ) -> None:
     capped = make_offer(max_redemptions=3)
-    with kind(test_settings.libpq_url, 1) as way:
-        assert [way.redeem(request) for request in make_requests(capped, range(1, 6))] == [
+    with kind(test_settings.libpq_url, 1) as implementation:
+        assert [implementation.redeem(request) for request in make_requests(capped, range(1, 6))] == [
             True,
             True,
             True,
@@ -103,20 +108,20 @@ def test_unknown_codes_and_customers_are_refused(
     test_settings: Settings,
 ) -> None:
     live = make_offer()
-    with kind(test_settings.libpq_url, 1) as way:
+    with kind(test_settings.libpq_url, 1) as implementation:
         unknown = [
             textbook.make_request(live.id, "NOSUCHCODE", 1),
             textbook.make_request(live.id, live.code, CUSTOMERS + 1),
         ]
-        assert [way.redeem(request) for request in unknown] == [False, False]
+        assert [implementation.redeem(request) for request in unknown] == [False, False]
 
 
-@pytest.mark.parametrize("way", [ForUpdate, OneStatement], indirect=True)
+@pytest.mark.parametrize("implementation", [ForUpdate, OneStatement], indirect=True)
 def test_exact_implementations_keep_the_cap_under_concurrency(
-    way: Way, make_offer: Callable[..., Offer], connection: psycopg.Connection
+    implementation: AnyImplementation, make_offer: Callable[..., Offer], connection: psycopg.Connection
 ) -> None:
     capped = make_offer(max_redemptions=10)
-    assert redeem_concurrently(way, make_requests(capped, range(1, CUSTOMERS + 1))) == 10
+    assert redeem_concurrently(implementation, make_requests(capped, range(1, CUSTOMERS + 1))) == 10
     assert (count_rows(connection, capped), read_counter(connection, capped)) == (10, 10)
 
 

@@ -10,7 +10,7 @@ import pytest
 from flask import Flask
 from sqlalchemy import text
 
-from tests.support.campaigns import Launch, create_customers, expire_leases
+from tests.support.campaigns import LaunchCampaign, create_customers, expire_leases
 from webapp.campaigns import queries as campaign_queries
 from webapp.campaigns import stats_queries
 from webapp.campaigns.deliveries import queries as delivery_queries
@@ -58,7 +58,7 @@ def add_issues(campaign: Campaign, states: Sequence[tuple[int, str, int | None]]
     db.session.commit()
 
 
-def test_the_most_frequent_cause_comes_first(launch_campaign: Launch) -> None:
+def test_the_most_frequent_cause_comes_first(launch_campaign: LaunchCampaign) -> None:
     create_customers(6)
     campaign = launch_campaign()
     add_issues(campaign, [(1, "failed", 550), *((n, "failed", 554) for n in (2, 3, 4)), (5, "skipped", None)])
@@ -72,7 +72,7 @@ def test_the_most_frequent_cause_comes_first(launch_campaign: Launch) -> None:
     assert stats_queries.list_example_replies(campaign.id, causes) == ["554 reply", "None reply", "550 reply"]
 
 
-def test_issues_are_listed_by_customer_page_by_page(launch_campaign: Launch) -> None:
+def test_issues_are_listed_by_customer_page_by_page(launch_campaign: LaunchCampaign) -> None:
     create_customers(4)
     campaign, other = launch_campaign("ONE1"), launch_campaign("TWO2")
     add_issues(campaign, [(n, "failed", 550) for n in (4, 2, 3, 1)])
@@ -160,7 +160,7 @@ def test_attention_is_for_paused_campaigns_and_those_in_trouble(
 # --- the next batch ---------------------------------------------------------------------------------
 
 
-def test_a_sender_comes_back_when_the_next_delay_or_lease_ends(launch_campaign: Launch) -> None:
+def test_a_sender_comes_back_when_the_next_delay_or_lease_ends(launch_campaign: LaunchCampaign) -> None:
     create_customers(1)
     first, second = launch_campaign("ONE1"), launch_campaign("TWO2")
     assert campaign_queries.seconds_until_next_batch() is None
@@ -188,7 +188,7 @@ def test_a_sender_comes_back_when_the_next_delay_or_lease_ends(launch_campaign: 
 
 
 @pytest.mark.parametrize("until", ["now() + interval '2 minutes'", "now() - interval '1 second'"])
-def test_a_sender_does_not_come_back_for_a_time_far_off_or_past(launch_campaign: Launch, until: str) -> None:
+def test_a_sender_does_not_come_back_for_a_time_far_off_or_past(launch_campaign: LaunchCampaign, until: str) -> None:
     create_customers(1)
     launch_campaign()
     assert batches.claim_batch("us") is not None
@@ -197,7 +197,7 @@ def test_a_sender_does_not_come_back_for_a_time_far_off_or_past(launch_campaign:
     assert campaign_queries.seconds_until_next_batch() is None
 
 
-def test_recipients_are_exported_without_an_open_transaction(launch_campaign: Launch) -> None:
+def test_recipients_are_exported_without_an_open_transaction(launch_campaign: LaunchCampaign) -> None:
     create_customers(3)
     campaign = launch_campaign()
     campaign_id = campaign.id
@@ -211,7 +211,7 @@ def test_recipients_are_exported_without_an_open_transaction(launch_campaign: La
     assert len(ids) == 3
 
 
-def test_an_expired_lease_is_not_an_active_worker(launch_campaign: Launch) -> None:
+def test_an_expired_lease_is_not_an_active_worker(launch_campaign: LaunchCampaign) -> None:
     create_customers(1)
     campaign = launch_campaign()
     assert batches.claim_batch("us") is not None

@@ -23,7 +23,7 @@ from webapp.core.settings import ROOT
 
 
 @dataclass(frozen=True)
-class Plan:
+class ChaosPlan:
     """The numbers of customers and faults, and the seconds of the relay outage."""
 
     customers: int
@@ -34,11 +34,11 @@ class Plan:
     rounds: int
 
 
-FULL = Plan(10_000, 20, 3, 8, 300, 6)
-QUICK = Plan(1000, 5, 2, 3, 10, 2)
+FULL = ChaosPlan(10_000, 20, 3, 8, 300, 6)
+QUICK = ChaosPlan(1000, 5, 2, 3, 10, 2)
 
 
-def run_campaign_scenarios(database: DurableDatabase, plan: Plan) -> Iterator[ChaosRun]:
+def run_campaign_scenarios(database: DurableDatabase, plan: ChaosPlan) -> Iterator[ChaosRun]:
     """Run the campaign scenarios one after the other."""
     campaign_runs: list[tuple[Callable[[str], ChaosRun], Sequence[str]]] = [
         (partial(scenarios.kill_workers, database, seed=1, deaths=plan.worker_kills), scenarios.POLICIES),

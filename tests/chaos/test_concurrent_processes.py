@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -28,11 +28,11 @@ from tests.support.chaos.concurrent_clients import (
     run_till,
     run_wholesaler,
 )
+from tests.support.factories import MakeOffer
 from webapp.accounts import api_key_actions
 from webapp.core.extensions import db
 from webapp.core.settings import Settings
 from webapp.customers.models import Customer
-from webapp.offers.models import Offer
 from webapp.redemptions import actions as redemption_actions
 from webapp.redemptions import queries as redemption_queries
 from webapp.redemptions.rules import RedemptionRequest
@@ -41,7 +41,6 @@ pytestmark = pytest.mark.xdist_group("concurrent processes")
 
 PROCESSES = 4
 CAP = 20
-MakeOffer = Callable[..., Offer]
 
 
 @pytest.fixture(scope="module")

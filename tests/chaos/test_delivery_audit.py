@@ -17,7 +17,7 @@ from webapp.campaigns.models import encode_gaps
 from webapp.core.extensions import db
 from webapp.offers.models import Offer
 
-Log = list[dict[str, str]]
+LogLines = list[dict[str, str]]
 STATES = {2: "failed", 3: "uncertain", 4: "sent_later", 5: "skipped"}
 
 
@@ -36,7 +36,7 @@ def refusal_entry(n: int) -> dict[str, str]:
 
 
 @pytest.fixture
-def log(app: Flask, make_offer: Callable[..., Offer]) -> Log:
+def log(app: Flask, make_offer: Callable[..., Offer]) -> LogLines:
     """The relay log of a finished campaign: two emails sent, one in each other state."""
     ids = create_customers(6)
     db.session.execute(
@@ -61,46 +61,46 @@ def log(app: Flask, make_offer: Callable[..., Offer]) -> Log:
     return [email_entry(0), email_entry(1), refusal_entry(2), email_entry(3), email_entry(4)]
 
 
-def run_audit(log: Log) -> Audit:
+def run_audit(log: LogLines) -> Audit:
     db.session.rollback()
     with psycopg.connect(db.engine.url.render_as_string(False).replace("+psycopg", "")) as connection:
         return audit(connection, log, 1, stats_queries.get_campaign_stats(1))
 
 
-def test_a_correct_campaign_has_no_findings(log: Log) -> None:
+def test_a_correct_campaign_has_no_findings(log: LogLines) -> None:
     result = run_audit(log)
     assert (result.missing, result.duplicated, result.contradictions) == ([], [], [])
     assert (result.received, result.states) == (4, Counter(sent=2, failed=1, uncertain=1, sent_later=1, skipped=1))
 
 
 @pytest.mark.parametrize("n", [0, 4])
-def test_a_sent_state_without_a_received_email_is_missing(log: Log, n: int) -> None:
+def test_a_sent_state_without_a_received_email_is_missing(log: LogLines, n: int) -> None:
     log.remove(email_entry(n))
     assert run_audit(log).missing == [f"c{n}@example.com"]
 
 
-def test_a_second_copy_is_counted(log: Log) -> None:
+def test_a_second_copy_is_counted(log: LogLines) -> None:
     result = run_audit([*log, email_entry(1), email_entry(1)])
     assert (result.duplicated, result.contradictions) == (["c1@example.com"] * 2, [])
 
 
-def test_a_second_copy_has_the_same_message_id(log: Log) -> None:
+def test_a_second_copy_has_the_same_message_id(log: LogLines) -> None:
     assert run_audit([*log, email_entry(1, version="2")]).contradictions == [
         "c1@example.com: emails with different Message-IDs"
     ]
 
 
 @pytest.mark.parametrize("n", [2, 5])
-def test_a_failed_or_skipped_recipient_who_received_it_is_untrue(log: Log, n: int) -> None:
+def test_a_failed_or_skipped_recipient_who_received_it_is_untrue(log: LogLines, n: int) -> None:
     assert run_audit([*log, email_entry(n)]).contradictions == [f"c{n}@example.com: {STATES[n]}, yet received"]
 
 
-def test_a_failed_state_without_a_refusal_is_untrue(log: Log) -> None:
+def test_a_failed_state_without_a_refusal_is_untrue(log: LogLines) -> None:
     log.remove(refusal_entry(2))
     assert run_audit(log).contradictions == ["c2@example.com: failed, but the relay did not reject it"]
 
 
-def test_an_email_to_an_unknown_recipient_is_untrue(log: Log) -> None:
+def test_an_email_to_an_unknown_recipient_is_untrue(log: LogLines) -> None:
     assert run_audit([*log, email_entry(9)]).contradictions == [
         "c9@example.com: an email to an address that is not a recipient"
     ]
@@ -118,7 +118,7 @@ def test_an_email_to_an_unknown_recipient_is_untrue(log: Log) -> None:
         ),
     ],
 )
-def test_inconsistent_rows_are_reported(log: Log, damage: str, finding: str) -> None:
+def test_inconsistent_rows_are_reported(log: LogLines, damage: str, finding: str) -> None:
     for statement in damage.split("; "):
         db.session.execute(text(statement))
     db.session.commit()
@@ -132,13 +132,13 @@ def test_inconsistent_rows_are_reported(log: Log, damage: str, finding: str) -> 
         "delete from mail_issue where state = 'skipped'",
     ],
 )
-def test_a_recipient_of_a_finished_campaign_without_outcome_is_missing(log: Log, damage: str) -> None:
+def test_a_recipient_of_a_finished_campaign_without_outcome_is_missing(log: LogLines, damage: str) -> None:
     db.session.execute(text(damage))
     db.session.commit()
     assert run_audit(log).missing == ["c5@example.com"]
 
 
-def test_an_open_window_allows_one_email_beyond_the_cursor(log: Log) -> None:
+def test_an_open_window_allows_one_email_beyond_the_cursor(log: LogLines) -> None:
     for statement in (
         "delete from mail_issue",
         "update campaign set status = 'paused'",

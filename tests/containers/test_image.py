@@ -83,7 +83,7 @@ def _needed_only_by(package: str) -> set[str]:
 
 
 @pytest.mark.parametrize("missing", ["DATABASE_URL", "MAIL_SERVER", "SECRET_KEY"])
-def test_without_embedded_services_missing_settings_are_refused(
+def test_without_embedded_services_missing_settings_are_rejected(
     missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(app_settings, "find_spec", lambda name: None)

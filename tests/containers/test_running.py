@@ -33,7 +33,7 @@ READ_CAPABILITY = ["--inh-caps=-all,+dac_read_search", "--ambient-caps=-all,+dac
 
 
 @dataclass(frozen=True)
-class Machine:
+class ContainerMachine:
     """Runs commands with an environment and as an unprivileged user."""
 
     environment: dict[str, str]
@@ -73,7 +73,7 @@ class Machine:
 
 
 @pytest.fixture
-def machine() -> Iterator[Machine]:
+def machine() -> Iterator[ContainerMachine]:
     """A machine with an empty database; only the addresses differ from the file's."""
     with fresh_database() as url:
         port = str(free_port())
@@ -88,10 +88,10 @@ def machine() -> Iterator[Machine]:
             "WEB_HOST": "127.0.0.1",
             "PORT": port,
         }
-        yield Machine(environment, url)
+        yield ContainerMachine(environment, url)
 
 
-def test_the_services_start_become_healthy_and_shut_down(machine: Machine) -> None:
+def test_the_services_start_become_healthy_and_shut_down(machine: ContainerMachine) -> None:
     assert machine.run(SERVICES["migrate"]["command"]) == (0, "The database schema is up to date.\n")
 
     with ExitStack() as stack:
@@ -119,7 +119,9 @@ def test_the_image_and_the_compose_file_start_the_same_server() -> None:
 
 
 @pytest.mark.parametrize("service", ["web", "worker", "migrate"])
-def test_a_missing_secret_that_cannot_be_stored_is_reported_in_one_line(machine: Machine, service: str) -> None:
+def test_a_missing_secret_that_cannot_be_stored_is_reported_in_one_line(
+    machine: ContainerMachine, service: str
+) -> None:
     machine.environment["SECRET_KEY"] = ""
 
     status, output = machine.run(SERVICES[service]["command"])
@@ -130,7 +132,7 @@ def test_a_missing_secret_that_cannot_be_stored_is_reported_in_one_line(machine:
     assert output.count("\n") == 1
 
 
-def test_concurrent_migrations_run_once(machine: Machine) -> None:
+def test_concurrent_migrations_run_once(machine: ContainerMachine) -> None:
     command = SERVICES["migrate"]["command"]
     with psycopg.connect(machine.database, autocommit=True) as blocker:
         # Locked until both wait, so that neither ends before the other starts.
@@ -144,7 +146,7 @@ def test_concurrent_migrations_run_once(machine: Machine) -> None:
 
 
 @contextmanager
-def _started(machine: Machine, command: list[str]) -> Iterator[subprocess.Popen[str]]:
+def _started(machine: ContainerMachine, command: list[str]) -> Iterator[subprocess.Popen[str]]:
     process = machine.start(command)
     try:
         yield process

@@ -10,7 +10,7 @@ import pytest
 from webapp.core.coalescing import Coalescer, CoalescingTimeout, _Waiter
 
 
-class Work:
+class WorkItem:
     """Doubles each request when the test allows it, and records the groups."""
 
     def __init__(self) -> None:
@@ -69,7 +69,7 @@ def test_a_single_request_is_processed_in_its_own_thread() -> None:
 
 
 def test_requests_that_arrive_during_work_are_processed_as_one_group() -> None:
-    work = Work()
+    work = WorkItem()
     coalescer = Coalescer(work, max_group_size=64, timeout=20)
     first, done = in_threads(coalescer, [1])
     work.started.acquire()
@@ -83,7 +83,7 @@ def test_requests_that_arrive_during_work_are_processed_as_one_group() -> None:
 
 
 def test_a_group_does_not_exceed_its_maximum_size() -> None:
-    work = Work()
+    work = WorkItem()
     coalescer = Coalescer(work, max_group_size=4, timeout=20)
     first, _ = in_threads(coalescer, [1])
     work.started.acquire()
@@ -97,7 +97,7 @@ def test_a_group_does_not_exceed_its_maximum_size() -> None:
 
 
 def test_an_error_reaches_only_the_requests_of_its_group() -> None:
-    work = Work()
+    work = WorkItem()
     coalescer = Coalescer(work, max_group_size=64, timeout=20)
     first, done = in_threads(coalescer, [1])
     work.started.acquire()
@@ -113,7 +113,7 @@ def test_an_error_reaches_only_the_requests_of_its_group() -> None:
 
 
 def test_a_request_that_times_out_while_waiting_is_not_processed() -> None:
-    work = Work()
+    work = WorkItem()
     coalescer = Coalescer(work, max_group_size=64, timeout=0.05)
     first, done = in_threads(coalescer, [1])
     work.started.acquire()
@@ -130,7 +130,7 @@ def test_a_request_that_times_out_while_waiting_is_not_processed() -> None:
 
 
 def test_a_request_that_times_out_during_work_is_reported_as_started() -> None:
-    work = Work()
+    work = WorkItem()
     coalescer = Coalescer(work, max_group_size=64, timeout=600)
     first, _ = in_threads(coalescer, [1])
     work.started.acquire()
@@ -167,7 +167,7 @@ def test_a_waiter_that_is_woken_as_it_times_out_does_not_leave(woken: str) -> No
     else:
         waiter.wake_lock.release()
 
-    Coalescer(Work(), max_group_size=4, timeout=1)._abandon(waiter)
+    Coalescer(WorkItem(), max_group_size=4, timeout=1)._abandon(waiter)
 
     assert not waiter.has_left
 

@@ -128,7 +128,7 @@ def test_the_log_level_is_a_setting(test_settings: Settings) -> None:
 
 
 @pytest.mark.parametrize(("name", "value"), [("LOG_FORMAT", "xml"), ("LOG_LEVEL", "loud")])
-def test_an_invalid_log_setting_is_refused(name: str, value: str) -> None:
+def test_an_invalid_log_setting_is_rejected(name: str, value: str) -> None:
     with pytest.raises(SettingsError, match=f"^{name} must be .* or .*, not '{value}'$"):
         load_settings({"DATABASE_URL": "postgresql:///x", "SECRET_KEY": "x", name: value})
 

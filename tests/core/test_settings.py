@@ -52,7 +52,7 @@ def test_the_public_url_is_normalised_to_ascii(tmp_path: Path, given: str, expec
         ("MAIL_DEFAULT_SENDER", "Shop <a@b.example>\r\nBcc: x@y.example"),
     ],
 )
-def test_an_invalid_address_is_refused(tmp_path: Path, name: str, value: str) -> None:
+def test_an_invalid_address_is_rejected(tmp_path: Path, name: str, value: str) -> None:
     with pytest.raises(setting_parsers.SettingsError, match=f"^{name} must be ") as error:
         _load(tmp_path, **{name: value})
 
@@ -80,7 +80,7 @@ def test_the_sender_is_not_changed(tmp_path: Path, given: str) -> None:
 
 
 @pytest.mark.parametrize("password", ["a@S3cret", "a/S3cret", "a@b@S3cret", "a@S3cret:1"])
-def test_a_password_with_unescaped_characters_is_refused(tmp_path: Path, password: str) -> None:
+def test_a_password_with_unescaped_characters_is_rejected(tmp_path: Path, password: str) -> None:
     with pytest.raises(setting_parsers.SettingsError, match=r"^DATABASE_URL cannot be parsed; .* @ as %40") as error:
         _load(tmp_path, DATABASE_URL=f"postgresql://onecode:{password}@127.0.0.1:1/onecode")
 
@@ -161,6 +161,6 @@ def test_a_valid_value_is_accepted_up_to_its_limits(
         ("MAIL_USE_TLS", "perhaps"),
     ],
 )
-def test_a_value_beyond_its_limits_is_refused(tmp_path: Path, name: str, value: str) -> None:
+def test_a_value_beyond_its_limits_is_rejected(tmp_path: Path, name: str, value: str) -> None:
     with pytest.raises(SettingsError, match=f"^{name} must be "):
         _load(tmp_path, **{name: value})

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 from flask import Flask, current_app
 from sqlalchemy import select, text
 
+from tests.support.factories import MakeCustomer
 from webapp.accounts.models import AuditEntry
 from webapp.core.errors import DomainError, InvalidInput, NotFound
 from webapp.core.extensions import db
@@ -18,8 +18,6 @@ from webapp.customers import audience_actions
 from webapp.customers import queries as customer_queries
 from webapp.customers.models import Audience, AudienceMember, Customer
 from webapp.customers.validation import CustomerValues, clean_locale, clean_name
-
-Make = Callable[..., Customer]
 
 
 def make_audience(name: str, *members: Customer) -> Audience:
@@ -59,7 +57,7 @@ def test_every_invalid_field_has_an_error(app: Flask) -> None:
     [(CustomerValues("ADA@example.com"), "email"), (CustomerValues("b@example.com", source_id="C1"), "source_id")],
 )
 def test_a_value_of_another_customer_is_a_conflict_at_its_field(
-    make_customer: Make, values: CustomerValues, field: str
+    make_customer: MakeCustomer, values: CustomerValues, field: str
 ) -> None:
     make_customer("ada@example.com", source_id="C1")
 
@@ -69,7 +67,7 @@ def test_a_value_of_another_customer_is_a_conflict_at_its_field(
     assert (refusal.value.key, refusal.value.errors[0].field) == ("conflict", field)
 
 
-def test_a_new_email_keeps_the_customer(make_customer: Make) -> None:
+def test_a_new_email_keeps_the_customer(make_customer: MakeCustomer) -> None:
     ada = make_customer("ada@example.com")
 
     customer_actions.update_customer(ada.id, CustomerValues("countess@example.com", "Ada"), [], by="tests")
@@ -80,7 +78,7 @@ def test_a_new_email_keeps_the_customer(make_customer: Make) -> None:
     assert found.id == ada.id
 
 
-def test_an_update_replaces_the_audiences(make_customer: Make) -> None:
+def test_an_update_replaces_the_audiences(make_customer: MakeCustomer) -> None:
     ada = make_customer("ada@example.com")
     make_audience("Old", ada)
     new = make_audience("New")
@@ -90,7 +88,7 @@ def test_an_update_replaces_the_audiences(make_customer: Make) -> None:
     assert [found.name for found in customer_queries.list_customer_audiences(ada.id)] == ["New"]
 
 
-def test_an_erased_customer_cannot_be_updated(make_customer: Make) -> None:
+def test_an_erased_customer_cannot_be_updated(make_customer: MakeCustomer) -> None:
     ada = make_customer("ada@example.com")
     customer_actions.erase_customer(ada.id, by="tests")
 
@@ -98,7 +96,7 @@ def test_an_erased_customer_cannot_be_updated(make_customer: Make) -> None:
         customer_actions.update_customer(ada.id, CustomerValues("ada@example.com"), [], by="tests")
 
 
-def test_the_audit_log_has_the_updated_fields_but_no_personal_data(make_customer: Make) -> None:
+def test_the_audit_log_has_the_updated_fields_but_no_personal_data(make_customer: MakeCustomer) -> None:
     ada = make_customer("ada@example.com")
     vip = make_audience("VIP")
 
@@ -115,7 +113,7 @@ def test_the_audit_log_has_the_updated_fields_but_no_personal_data(make_customer
     )
 
 
-def test_an_update_without_changes_is_not_in_the_audit_log(make_customer: Make) -> None:
+def test_an_update_without_changes_is_not_in_the_audit_log(make_customer: MakeCustomer) -> None:
     ada = make_customer("ada@example.com", source_id="C1")
     make_audience("VIP", ada)
 
@@ -137,7 +135,7 @@ def test_upsert_creates_a_customer_once(app: Flask) -> None:
     assert [found.name for found in customer_queries.list_customer_audiences(first.id)] == ["VIP"]
 
 
-def test_upsert_with_a_new_email_keeps_omitted_values(make_customer: Make) -> None:
+def test_upsert_with_a_new_email_keeps_omitted_values(make_customer: MakeCustomer) -> None:
     ada = make_customer("ada@example.com", source_id="C1", name="Ada", locale="en")
     make_audience("VIP", ada)
 
@@ -149,7 +147,7 @@ def test_upsert_with_a_new_email_keeps_omitted_values(make_customer: Make) -> No
     assert [a.name for a in customer_queries.list_customer_audiences(ada.id)] == ["VIP"]
 
 
-def test_upsert_sets_the_source_id_of_a_known_email(make_customer: Make) -> None:
+def test_upsert_sets_the_source_id_of_a_known_email(make_customer: MakeCustomer) -> None:
     ada = make_customer("ada@example.com")
 
     found, is_new = customer_actions.upsert_customer(
@@ -159,7 +157,7 @@ def test_upsert_sets_the_source_id_of_a_known_email(make_customer: Make) -> None
     assert (found.id, found.source_id, is_new) == (ada.id, "C1", False)
 
 
-def test_upsert_refuses_the_email_of_another_customer(make_customer: Make) -> None:
+def test_upsert_rejects_the_email_of_another_customer(make_customer: MakeCustomer) -> None:
     make_customer("ada@example.com", source_id="C1")
     make_customer("grace@example.com", source_id="C2")
 
@@ -250,14 +248,14 @@ def test_an_audience_may_keep_its_own_name(app: Flask) -> None:
         ("ov", []),
     ],
 )
-def test_customers_are_found_by_prefixes(make_customer: Make, q: str, found: list[str]) -> None:
+def test_customers_are_found_by_prefixes(make_customer: MakeCustomer, q: str, found: list[str]) -> None:
     make_customer("ada@example.com", name="Ada Lovelace", source_id="C11")
     make_customer("grace@example.com", name="Grace Hopper-Brewster", source_id="C12")
 
     assert [row.email for row in customer_queries.list_customers(q)] == found
 
 
-def test_names_are_found_in_any_script(make_customer: Make) -> None:
+def test_names_are_found_in_any_script(make_customer: MakeCustomer) -> None:
     make_customer("a@example.com", name="Élodie Ñandú")
     make_customer("b@example.com", name="Жанна")
 
@@ -265,7 +263,7 @@ def test_names_are_found_in_any_script(make_customer: Make) -> None:
     assert [row.email for row in customer_queries.list_customers("жан")] == ["b@example.com"]
 
 
-def test_pages_are_linked_in_both_directions(make_customer: Make) -> None:
+def test_pages_are_linked_in_both_directions(make_customer: MakeCustomer) -> None:
     ids = [make_customer(f"c{n}@example.com").id for n in range(5)]
 
     first = [row.id for row in customer_queries.list_customers(limit=2)]
@@ -277,7 +275,7 @@ def test_pages_are_linked_in_both_directions(make_customer: Make) -> None:
     assert back == [ids[4], ids[3]]
 
 
-def test_the_list_of_an_audience_has_only_its_members(make_customer: Make) -> None:
+def test_the_list_of_an_audience_has_only_its_members(make_customer: MakeCustomer) -> None:
     ada, _ = make_customer("ada@example.com"), make_customer("grace@example.com")
     vip = make_audience("VIP", ada)
 
@@ -285,7 +283,7 @@ def test_the_list_of_an_audience_has_only_its_members(make_customer: Make) -> No
     assert customer_queries.list_customers("grace", vip.id) == []
 
 
-def test_queries_omit_erased_customers(make_customer: Make) -> None:
+def test_queries_omit_erased_customers(make_customer: MakeCustomer) -> None:
     erased = make_customer("erased@example.com")
     customer_actions.erase_customer(erased.id, by="tests")
     vip = make_audience("VIP", erased)
@@ -301,7 +299,7 @@ def test_queries_omit_erased_customers(make_customer: Make) -> None:
     assert customer_queries.count_customers() == customer_queries.CustomerCount(0, True)
 
 
-def test_customer_ids_are_listed_in_pages(make_customer: Make) -> None:
+def test_customer_ids_are_listed_in_pages(make_customer: MakeCustomer) -> None:
     ids = [make_customer(f"c{n}@example.com").id for n in range(4)]
     vip = make_audience("VIP", *(customer_queries.list_customers_by_ids(ids[1:])))
 
@@ -310,7 +308,7 @@ def test_customer_ids_are_listed_in_pages(make_customer: Make) -> None:
     assert customer_queries.list_customer_ids_after(vip.id, ids[2], 2) == ids[3:]
 
 
-def test_audience_totals_count_suppressed_customers(make_customer: Make) -> None:
+def test_audience_totals_count_suppressed_customers(make_customer: MakeCustomer) -> None:
     _, grace = make_customer("ada@example.com"), make_customer("grace@example.com", suppressed="unsubscribed")
     vip = make_audience("VIP", grace)
 
@@ -318,13 +316,13 @@ def test_audience_totals_count_suppressed_customers(make_customer: Make) -> None
     assert customer_queries.count_audience_members(vip.id) == customer_queries.AudienceTotals(1, 1)
 
 
-def test_few_customers_are_counted_exactly(make_customer: Make) -> None:
+def test_few_customers_are_counted_exactly(make_customer: MakeCustomer) -> None:
     make_customer("ada@example.com")
 
     assert customer_queries.count_customers() == customer_queries.CustomerCount(1, True)
 
 
-def test_audiences_are_listed_with_their_sizes(make_customer: Make) -> None:
+def test_audiences_are_listed_with_their_sizes(make_customer: MakeCustomer) -> None:
     make_audience("Empty")
     make_audience("VIP", make_customer("ada@example.com"))
 
@@ -334,7 +332,9 @@ def test_audiences_are_listed_with_their_sizes(make_customer: Make) -> None:
     ]
 
 
-def test_only_the_size_of_a_large_audience_is_estimated(make_customer: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_size_of_a_large_audience_is_estimated(
+    make_customer: MakeCustomer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(customer_queries, "EXACT_COUNT_LIMIT", 10)
     customers = [make_customer(f"c{n}@example.com") for n in range(20)]
     make_audience("Everyone", *customers)

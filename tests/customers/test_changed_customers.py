@@ -10,6 +10,7 @@ from flask.testing import FlaskClient
 from sqlalchemy import select, text
 
 from tests.support import smtp_relay
+from tests.support.factories import MakeCustomer, MakeOffer
 from webapp.accounts.models import AuditEntry
 from webapp.campaigns.launch import actions as launch_actions
 from webapp.campaigns.launch import preparation
@@ -19,16 +20,12 @@ from webapp.core.settings import Settings
 from webapp.customers import actions as customer_actions
 from webapp.customers import audience_actions
 from webapp.customers import queries as customer_queries
-from webapp.customers.models import Audience, Customer
+from webapp.customers.models import Audience
 from webapp.customers.validation import CustomerValues
-from webapp.offers.models import Offer
 from webapp.redemptions import count_queries, group_commit, personal_links
 from webapp.redemptions import queries as redemption_queries
 from webapp.redemptions.errors import RedemptionRefused
 from webapp.redemptions.rules import RedemptionRequest
-
-Make = Callable[..., Customer]
-MakeOffer = Callable[..., Offer]
 
 
 def make_request(email: str = "ada@example.com", code: str = "SUMMER25") -> RedemptionRequest:
@@ -52,7 +49,7 @@ def edit(staff: FlaskClient, customer_id: int, **fields: object) -> Any:
 
 
 def test_a_new_email_set_by_staff_allows_no_second_redemption(
-    staff: FlaskClient, make_customer: Make, make_offer: MakeOffer
+    staff: FlaskClient, make_customer: MakeCustomer, make_offer: MakeOffer
 ) -> None:
     ada = make_customer()
     make_offer()
@@ -68,7 +65,7 @@ def test_a_new_email_set_by_staff_allows_no_second_redemption(
 
 
 def test_a_new_email_set_by_the_api_allows_no_second_redemption(
-    api: Any, make_customer: Make, make_offer: MakeOffer
+    api: Any, make_customer: MakeCustomer, make_offer: MakeOffer
 ) -> None:
     make_customer(source_id="C-1")
     make_offer()
@@ -82,7 +79,7 @@ def test_a_new_email_set_by_the_api_allows_no_second_redemption(
 
 
 def test_the_personal_link_and_the_receipt_work_after_a_new_email(
-    client: FlaskClient, make_customer: Make, make_offer: MakeOffer
+    client: FlaskClient, make_customer: MakeCustomer, make_offer: MakeOffer
 ) -> None:
     ada, offer = make_customer(), make_offer()
     link = personal_links.build_personal_url(offer.id, ada.id).removeprefix("http://localhost")
@@ -96,7 +93,7 @@ def test_the_personal_link_and_the_receipt_work_after_a_new_email(
     assert redemption_queries.list_customer_redemptions(ada.id)[0].public_id in receipt.text
 
 
-def test_a_new_customer_with_the_former_email_may_redeem(make_customer: Make, make_offer: MakeOffer) -> None:
+def test_a_new_customer_with_the_former_email_may_redeem(make_customer: MakeCustomer, make_offer: MakeOffer) -> None:
     ada = make_customer()
     make_offer()
     group_commit.redeem(make_request())
@@ -108,7 +105,7 @@ def test_a_new_customer_with_the_former_email_may_redeem(make_customer: Make, ma
 
 
 def test_a_taken_email_is_an_error_at_the_field_and_the_form_keeps_its_input(
-    staff: FlaskClient, make_customer: Make
+    staff: FlaskClient, make_customer: MakeCustomer
 ) -> None:
     ada = make_customer()
     make_customer("bob@example.com")
@@ -122,7 +119,7 @@ def test_a_taken_email_is_an_error_at_the_field_and_the_form_keeps_its_input(
     assert customer_queries.find_customer_by_email("ada@example.com") is not None
 
 
-def test_a_taken_email_is_a_conflict_in_the_api(api: Any, make_customer: Make) -> None:
+def test_a_taken_email_is_a_conflict_in_the_api(api: Any, make_customer: MakeCustomer) -> None:
     make_customer(source_id="C-1")
     make_customer("bob@example.com")
 
@@ -161,7 +158,7 @@ def test_a_source_id_may_end_like_another_endpoint(api: Any, path: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["ada@example.com", "ada%40example.com"])
-def test_the_offers_of_a_customer_are_listed_by_email(api: Any, make_customer: Make, path: str) -> None:
+def test_the_offers_of_a_customer_are_listed_by_email(api: Any, make_customer: MakeCustomer, path: str) -> None:
     make_customer("ada@example.com", source_id="ada@example.com/offers")
     assert api.get(f"/api/v1/customers/{path}/offers").json == {"offers": []}
 
@@ -174,7 +171,7 @@ def vip(app: object) -> Audience:
     return audience_actions.create_audience("VIP", by="tests")
 
 
-def test_an_offer_for_everyone_requires_a_known_customer(make_customer: Make, make_offer: MakeOffer) -> None:
+def test_an_offer_for_everyone_requires_a_known_customer(make_customer: MakeCustomer, make_offer: MakeOffer) -> None:
     make_customer()
     make_offer()
 
@@ -183,7 +180,7 @@ def test_an_offer_for_everyone_requires_a_known_customer(make_customer: Make, ma
 
 
 def test_an_offer_for_an_audience_is_only_for_its_members(
-    vip: Audience, make_customer: Make, make_offer: MakeOffer
+    vip: Audience, make_customer: MakeCustomer, make_offer: MakeOffer
 ) -> None:
     other = audience_actions.create_audience("Others", by="tests")
     customer_actions.create_customer(CustomerValues("member@example.com"), [vip.id], by="tests")
@@ -217,7 +214,7 @@ def test_a_member_who_joins_after_the_launch_gets_only_the_next_campaign(
 
 
 def test_staff_add_one_customer_to_an_audience(
-    staff: FlaskClient, vip: Audience, make_customer: Make, make_offer: MakeOffer
+    staff: FlaskClient, vip: Audience, make_customer: MakeCustomer, make_offer: MakeOffer
 ) -> None:
     ada = make_customer()
     make_offer(audience_id=vip.id)
@@ -290,7 +287,7 @@ def test_a_put_with_audience_adds_to_the_audiences(api: Any, vip: Audience) -> N
     assert both.json["audiences"] == ["VIP"]
 
 
-def test_a_put_creates_the_audience_and_is_in_the_audit_log(api: Any, make_customer: Make) -> None:
+def test_a_put_creates_the_audience_and_is_in_the_audit_log(api: Any, make_customer: MakeCustomer) -> None:
     ada = make_customer(source_id="C-1")
 
     api.put("/api/v1/customers/C-1", json={"email": "ada@example.com", "audience": " New  people "})
@@ -315,7 +312,7 @@ def test_an_invalid_audience_is_an_error_at_its_field(api: Any, name: str, point
 
 
 def test_every_export_is_in_the_audit_log_without_personal_data(
-    staff: FlaskClient, make_customer: Make, make_offer: MakeOffer
+    staff: FlaskClient, make_customer: MakeCustomer, make_offer: MakeOffer
 ) -> None:
     ada = make_customer()
     offer = make_offer()
@@ -345,7 +342,7 @@ def test_an_export_of_rejected_rows_is_in_the_audit_log(staff: FlaskClient, impo
     assert db.session.scalars(found).all() == [f"import {row.id}"]
 
 
-def test_the_audit_log_links_to_the_customer(sign_in: Callable[..., FlaskClient], make_customer: Make) -> None:
+def test_the_audit_log_links_to_the_customer(sign_in: Callable[..., FlaskClient], make_customer: MakeCustomer) -> None:
     ada = customer_actions.create_customer(CustomerValues("ada@example.com"), [], by="tests")
 
     page = sign_in("admin").get("/settings/audit").text

@@ -12,7 +12,8 @@ from flask import Flask, current_app
 from flask.testing import FlaskClient
 from sqlalchemy import select, text
 
-from tests.support.imports import ImportFile
+from tests.support.factories import MakeCustomer, MakeOffer
+from tests.support.imports import ImportFileFixture
 from webapp.accounts import api_key_actions
 from webapp.accounts.models import AuditEntry
 from webapp.campaigns import stats_queries
@@ -35,8 +36,6 @@ from webapp.redemptions import rollback as redemption_rollback
 from webapp.redemptions.errors import RedemptionRefused
 from webapp.redemptions.rules import Order, RedemptionRequest
 
-Make = Callable[..., Customer]
-MakeOffer = Callable[..., Offer]
 SECRETS = ("ada@", "Ada Lovelace", "C-1815", "en-GB", "poems", "key-of-ada")
 
 
@@ -49,7 +48,7 @@ def dump_tables() -> str:
 
 
 @pytest.fixture
-def ada(make_offer: MakeOffer, import_file: ImportFile, app: Flask) -> Customer:
+def ada(make_offer: MakeOffer, import_file: ImportFileFixture, app: Flask) -> Customer:
     """Ada with personal data in every table that may hold any."""
     import_file(
         "email,name,source_id,locale,audience\n"
@@ -158,7 +157,7 @@ def test_the_row_of_an_erased_customer_rejects_a_name(ada: Customer) -> None:
     db.session.rollback()
 
 
-def test_an_import_of_an_erased_email_creates_a_new_customer(ada: Customer, import_file: ImportFile) -> None:
+def test_an_import_of_an_erased_email_creates_a_new_customer(ada: Customer, import_file: ImportFileFixture) -> None:
     customer_actions.erase_customer(ada.id, by="tests")
 
     import_file("email,source_id\nada@example.com,C-1815\n")
@@ -180,7 +179,9 @@ def test_the_placeholder_of_an_erased_email_is_not_a_valid_email(ada: Customer, 
         customer_actions.create_customer(CustomerValues(given), [], by="tests")
 
 
-def test_erasing_keeps_the_rejected_rows_of_other_customers(import_file: ImportFile, make_customer: Make) -> None:
+def test_erasing_keeps_the_rejected_rows_of_other_customers(
+    import_file: ImportFileFixture, make_customer: MakeCustomer
+) -> None:
     ada = make_customer("ada@example.com")
     long = "x" * 201
     row = import_file(
@@ -278,7 +279,7 @@ def test_the_api_erases_by_email(api: Any, ada: Customer) -> None:
 
 
 @pytest.mark.parametrize("body", [{}, {"email": "ada"}, {"email": 1}, {"email": "a@b.example", "name": "x"}])
-def test_an_invalid_erasure_request_is_refused(api: Any, body: dict[str, object]) -> None:
+def test_an_invalid_erasure_request_is_rejected(api: Any, body: dict[str, object]) -> None:
     response = api.post("/api/v1/erasures", json=body)
 
     assert response.status_code == 422
@@ -309,7 +310,9 @@ def test_the_api_returns_no_email_of_an_erased_customer(api: Any, ada: Customer)
 # --- concurrency ---------------------------------------------------------------------------------
 
 
-def test_concurrent_erasures_and_redemptions_leave_consistent_rows(make_customer: Make, make_offer: MakeOffer) -> None:
+def test_concurrent_erasures_and_redemptions_leave_consistent_rows(
+    make_customer: MakeCustomer, make_offer: MakeOffer
+) -> None:
     make_offer(max_redemptions=100)
     app_object: Any = current_app._get_current_object()  # type: ignore[attr-defined]
     customer_ids = [make_customer(f"c{n}@example.com").id for n in range(12)]
@@ -368,7 +371,9 @@ def test_the_sweep_deletes_data_written_during_an_erasure(ada: Customer) -> None
     assert customer_queries.list_customer_audiences(ada.id) == []
 
 
-def test_a_put_during_an_erasure_creates_a_new_customer(make_customer: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_put_during_an_erasure_creates_a_new_customer(
+    make_customer: MakeCustomer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ada = make_customer("ada@example.com", source_id="C1")
     find_by_source_id = customer_queries.find_customer_by_source_id
 
@@ -393,7 +398,7 @@ def test_a_put_during_an_erasure_creates_a_new_customer(make_customer: Make, mon
     assert (found.id != ada.id, is_new) == (True, True)
 
 
-def test_rejected_rows_are_deleted_after_three_months_but_stay_counted(import_file: ImportFile) -> None:
+def test_rejected_rows_are_deleted_after_three_months_but_stay_counted(import_file: ImportFileFixture) -> None:
     old, new = import_file("email\nada@@example.com\n"), import_file("email\nbob@@example.com\n")
     old.finished_at = datetime.now(UTC) - timedelta(days=91)
     db.session.commit()
@@ -407,7 +412,7 @@ def test_rejected_rows_are_deleted_after_three_months_but_stay_counted(import_fi
 
 
 def test_a_queued_import_creates_an_erased_customer_as_a_new_one(
-    receive_file: Callable[..., int], make_customer: Make
+    receive_file: Callable[..., int], make_customer: MakeCustomer
 ) -> None:
     ada = make_customer("ada@example.com")
     import_id = receive_file("email\nada@example.com\n")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from flask import Flask
 from sqlalchemy import func, insert, select, update
 
+from tests.support.factories import MakeCustomer
 from webapp.core.extensions import db
 from webapp.customers import queries as customer_queries
 from webapp.customers.imports import queries as import_queries
@@ -23,7 +23,6 @@ from webapp.customers.models import (
 )
 from webapp.customers.suppressions import queries as suppression_queries
 
-CustomerFactory = Callable[..., Customer]
 PAST = datetime(2026, 1, 1, tzinfo=UTC)
 
 
@@ -43,7 +42,7 @@ def add_import(**values: object) -> int:
     return row.id
 
 
-def test_audiences_are_sorted_by_name(make_customer: CustomerFactory) -> None:
+def test_audiences_are_sorted_by_name(make_customer: MakeCustomer) -> None:
     ada, bob = make_customer("ada@example.com"), make_customer("bob@example.com")
     for name, members in (("VIP", (ada, bob)), ("Austria", (ada,)), ("Norway", ()), ("Berlin", (bob,))):
         add_audience(name, *members)
@@ -58,7 +57,7 @@ def test_audiences_are_sorted_by_name(make_customer: CustomerFactory) -> None:
     ]
 
 
-def test_the_customers_of_an_audience_are_paged_by_id(make_customer: CustomerFactory) -> None:
+def test_the_customers_of_an_audience_are_paged_by_id(make_customer: MakeCustomer) -> None:
     rows = [make_customer(f"c{n}@example.com", erased_at=PAST if n == 2 else None) for n in range(5)]
     # Joined in another order than that of the ids.
     audience_id = add_audience("VIP", *(rows[n] for n in (4, 0, 3, 2)))
@@ -74,7 +73,7 @@ def test_the_customers_of_an_audience_are_paged_by_id(make_customer: CustomerFac
     assert (ids(None, 0, 2), ids(audience_id, 0, 2)) == ([0, 1], [0, 3])
 
 
-def test_erased_customers_are_not_counted(make_customer: CustomerFactory) -> None:
+def test_erased_customers_are_not_counted(make_customer: MakeCustomer) -> None:
     rows = [
         make_customer("ada@example.com", suppressed="bounced"),
         make_customer("bob@example.com"),
@@ -89,7 +88,7 @@ def test_erased_customers_are_not_counted(make_customer: CustomerFactory) -> Non
     assert [row.id for row in found] == [rows[0].id, rows[1].id]
 
 
-def test_an_erasure_is_recent_for_one_hour(make_customer: CustomerFactory) -> None:
+def test_an_erasure_is_recent_for_one_hour(make_customer: MakeCustomer) -> None:
     # now() is constant within a transaction.
     now = db.session.execute(select(func.now())).scalar_one()
     ids = []
@@ -102,7 +101,7 @@ def test_an_erasure_is_recent_for_one_hour(make_customer: CustomerFactory) -> No
 
 
 def test_a_locked_customer_is_reloaded_and_stays_locked_until_the_transaction_ends(
-    make_customer: CustomerFactory,
+    make_customer: MakeCustomer,
 ) -> None:
     ada = make_customer(name="Ada")
     assert ada.name == "Ada"
@@ -178,7 +177,7 @@ def test_an_import_without_a_worker_can_be_claimed_and_a_late_upload_is_stalled(
     assert [names[row_id] for row_id in import_queries.list_stalled_upload_ids()] == ["receiving past"]
 
 
-def test_the_export_starts_with_the_oldest_customer(make_customer: CustomerFactory) -> None:
+def test_the_export_starts_with_the_oldest_customer(make_customer: MakeCustomer) -> None:
     for name in ("zoe", "ada", "mia"):
         make_customer(f"{name}@example.com", name="=1+1", suppressed="bounced" if name == "ada" else "")
     make_customer("gone@example.com", erased_at=PAST)

@@ -1,4 +1,4 @@
-"""Search of customers by name."""
+"""Search for customers by name."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from webapp.customers import queries as customer_queries
 from webapp.customers.models import Customer
 
 
-@pytest.mark.parametrize("max_matches", [1, 3, 5000])
-def test_a_name_is_found_for_any_number_of_matches(
-    make_customer: Callable[..., Customer], monkeypatch: pytest.MonkeyPatch, max_matches: int
+@pytest.mark.parametrize("max_index_matches", [1, 3, 5000])
+def test_search_by_name_returns_the_same_pages_with_both_plans(
+    make_customer: Callable[..., Customer], monkeypatch: pytest.MonkeyPatch, max_index_matches: int
 ) -> None:
-    monkeypatch.setattr(customer_queries, "MAX_NAME_INDEX_MATCHES", max_matches)
+    monkeypatch.setattr(customer_queries, "MAX_NAME_INDEX_MATCHES", max_index_matches)
     ids = [
         make_customer(f"n{n}@example.com", name=name).id for n, name in enumerate(["Ada Byron", "Bob", "Adam", "Ada"])
     ]
 
     assert [found.id for found in customer_queries.list_customers("ad")] == [ids[3], ids[2], ids[0]]
+    # One more than the limit shows that there is a next page.
     assert [found.id for found in customer_queries.list_customers("ad", limit=1)] == [ids[3], ids[2]]
     assert [found.id for found in customer_queries.list_customers("ad", before=ids[3])] == [ids[2], ids[0]]
     assert [found.id for found in customer_queries.list_customers("ad", after=ids[0])] == [ids[3], ids[2]]

@@ -26,7 +26,7 @@ def test_a_text_may_be_as_long_as_its_limit(app: Flask, clean: Callable[[str], s
 
 @pytest.mark.parametrize(("clean", "field", "_limit"), LIMITS)
 @pytest.mark.parametrize("given", ["a\x00b", "a\x07b", "a\x1bb", "a\x7fb", "a\ud800b"])
-def test_control_characters_are_refused(
+def test_control_characters_are_rejected(
     app: Flask, clean: Callable[[str], str], field: str, _limit: int, given: str
 ) -> None:
     with pytest.raises(InvalidInput) as refusal:
@@ -43,7 +43,7 @@ def test_invisible_and_joining_characters_are_kept(given: str) -> None:
 
 
 @pytest.mark.parametrize("given", ["a", "abcd", "de-", "de_", "de CH", "d1", "de-" + "x" * 9, "de-aa-bb-cc-dd", "*"])
-def test_an_invalid_language_tag_is_refused(app: Flask, given: str) -> None:
+def test_an_invalid_language_tag_is_rejected(app: Flask, given: str) -> None:
     with pytest.raises(InvalidInput) as refusal:
         clean_locale(given)
     assert [(error.field, error.key) for error in refusal.value.errors] == [("locale", "locale_invalid")]

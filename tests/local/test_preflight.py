@@ -123,7 +123,7 @@ def test_a_database_of_another_program_is_refused(server: Server, tmp_path: Path
     assert _find_error(server.url("blog"), tmp_path).startswith(message)
 
 
-def test_a_database_that_can_not_be_set_up_is_refused(server: Server, tmp_path: Path) -> None:
+def test_a_database_that_cannot_be_set_up_is_refused(server: Server, tmp_path: Path) -> None:
     server.run("alter schema public owner to onecode; revoke all on schema public from shop, public", "closed")
     assert _find_error(server.url("closed"), tmp_path) == (
         "shop has no permission to create tables in the database closed; as its owner, run: "
@@ -229,7 +229,7 @@ def test_an_unreachable_relay_causes_a_warning(tmp_path: Path) -> None:
     assert "relay.invalid port 25 can't be reached (unknown host)" in preflight.collect_warnings(unknown)[0]
 
 
-def test_incomplete_relay_settings_are_refused(tmp_path: Path) -> None:
+def test_incomplete_relay_settings_are_rejected(tmp_path: Path) -> None:
     relay = {"INSTANCE_PATH": str(tmp_path), "MAIL_SERVER": "relay.example.com"}
     for settings, message in (
         ({"MAIL_USE_TLS": "1", "MAIL_USE_SSL": "1"}, "MAIL_USE_TLS and MAIL_USE_SSL can't both be true"),

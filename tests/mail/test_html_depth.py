@@ -40,7 +40,7 @@ DEEP = "<div>" * 20_000 + "x"
         "<a " * 80_000,
     ],
 )
-def test_html_that_is_nested_too_deep_is_refused_at_its_field(app: Flask, source: str) -> None:
+def test_html_that_is_nested_too_deep_is_rejected_at_its_field(app: Flask, source: str) -> None:
     code = (
         "import sys\nfrom webapp.campaigns.content import design\nfrom webapp.mail import html_depth\n"
         "try: design._inline_css(sys.stdin.read())\nexcept html_depth.HtmlTooDeep: print('refused')\n"

@@ -41,7 +41,9 @@ def test_an_email_is_sent_even_when_testing(app: Flask, relay: Relay, connection
     assert relay.message_to("ada@example.com").raw == RAW
 
 
-def test_sending_through_the_message_works(app: Flask, relay: Relay, connection: smtp.RelayConnection) -> None:
+def test_message_send_delivers_through_the_connection(
+    app: Flask, relay: Relay, connection: smtp.RelayConnection
+) -> None:
     make_message().send(connection)
     assert relay.recipients["ada@example.com"] == 1
 

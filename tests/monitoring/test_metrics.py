@@ -236,7 +236,7 @@ def test_connections_are_counted_without_the_right_to_see_them(app: Flask) -> No
 
 
 def test_a_blocked_scrape_times_out(app: Flask) -> None:
-    """A table lock delays a scrape for at limit five seconds."""
+    """A table lock delays a scrape by at most five seconds."""
     url = db.engine.url.render_as_string(hide_password=False).replace("+psycopg", "")
     with psycopg.connect(url) as blocker:
         blocker.execute("set local idle_in_transaction_session_timeout = '8s'")

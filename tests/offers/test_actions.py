@@ -54,7 +54,7 @@ def test_an_offer_without_a_code_gets_a_generated_one(app: Flask) -> None:
     assert len(offer.code) == 8
 
 
-def test_any_spelling_of_a_taken_code_is_refused_at_its_field(app: Flask) -> None:
+def test_any_spelling_of_a_taken_code_is_rejected_at_its_field(app: Flask) -> None:
     offer_actions.create_offer(SUMMER, by="ann")
 
     with pytest.raises(InvalidInput) as error:
@@ -107,11 +107,26 @@ def test_concurrent_creations_with_one_code_create_one_offer(app: Flask) -> None
         ({"audience_id": 12345}, "audience", "audience_unknown"),
     ],
 )
-def test_an_invalid_value_is_refused_at_its_field(app: Flask, changes: dict[str, Any], field: str, key: str) -> None:
+def test_an_invalid_value_is_rejected_at_its_field(app: Flask, changes: dict[str, Any], field: str, key: str) -> None:
     with pytest.raises(InvalidInput) as error:
         offer_actions.create_offer(replace(SUMMER, **changes), by="ann")
 
     assert first_error(error) == (field, key)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"discount": Discount("amount", amount=0, currency="EUR")}, "Enter an amount above 0."),
+        ({"discount": Discount("amount", amount=10**12 + 1, currency="EUR")}, "The amount is too large."),
+        ({"max_redemptions": 10**12 + 1}, "The redemption limit is too large. Leave it empty for no limit."),
+    ],
+)
+def test_the_message_says_which_bound_a_number_exceeds(app: Flask, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidInput) as error:
+        offer_actions.create_offer(replace(SUMMER, **changes), by="ann")
+
+    assert error.value.errors[0].message == message
 
 
 def test_all_errors_are_reported_at_once(app: Flask) -> None:
@@ -162,7 +177,7 @@ def test_the_smallest_and_the_largest_valid_values_are_accepted(app: Flask, chan
         ({"max_redemptions": 10**12 + 1}, "max_redemptions"),
     ],
 )
-def test_a_value_beyond_its_range_is_refused(app: Flask, changes: dict[str, Any], field: str) -> None:
+def test_a_value_beyond_its_range_is_rejected(app: Flask, changes: dict[str, Any], field: str) -> None:
     with pytest.raises(InvalidInput) as error:
         offer_actions.create_offer(replace(SUMMER, **changes), by="ann")
 
@@ -271,7 +286,7 @@ def test_an_offer_is_frozen_once(make_offer: Callable[..., Offer]) -> None:
     assert [offer_actions.freeze_offer(offer.id), offer_actions.freeze_offer(offer.id)] == [True, False]
 
 
-def test_an_update_to_a_taken_code_is_refused(make_offer: Callable[..., Offer]) -> None:
+def test_an_update_to_a_taken_code_is_rejected(make_offer: Callable[..., Offer]) -> None:
     make_offer("FIRST")
     second = make_offer("SECOND")
 

@@ -13,6 +13,7 @@ from flask.testing import FlaskClient
 from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 
+from tests.support.factories import MakeOffer
 from webapp.core.errors import DomainError, InvalidInput, NotFound
 from webapp.core.extensions import db
 from webapp.core.money import Discount
@@ -22,7 +23,6 @@ from webapp.offers import code_actions
 from webapp.offers import queries as offer_queries
 from webapp.offers.models import Offer, OfferValues
 
-MakeOffer = Callable[..., Offer]
 LAUNCHED = {"frozen_at": datetime(2026, 1, 1, tzinfo=UTC)}
 
 
@@ -381,7 +381,7 @@ def test_a_repeated_renewal_changes_nothing(api: FlaskClient, make_offer: MakeOf
         ({"kode": "X99"}, 422, None),
     ],
 )
-def test_an_invalid_renewal_is_refused(
+def test_an_invalid_renewal_is_rejected(
     api: FlaskClient, make_offer: MakeOffer, body: dict[str, Any], status: int, code: str | None
 ) -> None:
     make_offer(**LAUNCHED)

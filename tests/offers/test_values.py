@@ -59,7 +59,7 @@ def test_case_spaces_and_dashes_of_a_code_do_not_matter(pairs: list[tuple[str, s
 
 
 @pytest.mark.parametrize("typed", ["", "  ", "--", "SÜMMER", "SUMMER!25", "A\0B", "СУММЕР", "x" * 200])
-def test_a_code_with_other_characters_is_refused(typed: str) -> None:
+def test_a_code_with_other_characters_is_rejected(typed: str) -> None:
     with pytest.raises(InvalidInput) as error:
         normalise_code(typed)
     assert error.value.errors[0].key == "code_invalid"
@@ -84,13 +84,13 @@ def test_a_date_as_the_start_means_the_start_of_that_day_in_the_zone() -> None:
     assert local_time.window_start(LocalDateTime(date(2026, 12, 1)), BERLIN) == datetime(2026, 11, 30, 23, tzinfo=UTC)
 
 
-def test_a_time_that_does_not_exist_is_refused() -> None:
+def test_a_time_that_does_not_exist_is_rejected() -> None:
     with pytest.raises(InvalidInput) as error:
         local_time.window_start(LocalDateTime(date(2026, 3, 29), time(2, 30)), BERLIN)
     assert error.value.errors[0].key == "time_missing"
 
 
-def test_an_ambiguous_time_is_refused() -> None:
+def test_an_ambiguous_time_is_rejected() -> None:
     with pytest.raises(InvalidInput) as error:
         local_time.window_end(LocalDateTime(date(2026, 10, 25), time(2, 30)), BERLIN)
     assert error.value.errors[0].key == "time_ambiguous"
@@ -128,7 +128,7 @@ def test_every_listed_time_zone_exists() -> None:
     )
 
 
-def test_an_unknown_time_zone_is_refused() -> None:
+def test_an_unknown_time_zone_is_rejected() -> None:
     with pytest.raises(InvalidInput) as error:
         local_time.parse_time_zone("../etc/passwd")
     assert error.value.errors[0].key == "time_zone_unknown"

@@ -13,6 +13,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 from sqlalchemy import event, text
 
+from tests.support.factories import MakeCustomer, MakeOffer
 from webapp.accounts import api_key_actions
 from webapp.campaigns.launch import actions as launch_actions
 from webapp.campaigns.launch import preparation
@@ -20,7 +21,6 @@ from webapp.core.extensions import db
 from webapp.customers import actions as customer_actions
 from webapp.customers.models import Audience, AudienceMember, Customer
 from webapp.offers import code_actions
-from webapp.offers.models import Offer
 from webapp.overview.eligibility import Explanation, explain_eligibility
 from webapp.redemptions import facts as redemption_facts
 from webapp.redemptions import group_commit, personal_codes
@@ -28,8 +28,6 @@ from webapp.redemptions import queries as redemption_queries
 from webapp.redemptions import rollback as redemption_rollback
 from webapp.redemptions.rules import RedemptionRequest, evaluate
 
-MakeOffer = Callable[..., Offer]
-MakeCustomer = Callable[..., Customer]
 ADA = RedemptionRequest(channel="staff", code="SUMMER25", email="ada@example.com")
 BERLIN = ZoneInfo("Europe/Berlin")
 MAY, JUNE = datetime(2026, 5, 1, tzinfo=BERLIN), datetime(2026, 6, 1, tzinfo=BERLIN)
@@ -432,7 +430,7 @@ def test_the_api_for_an_unknown_code_and_customer(api: Any) -> None:
         ({"code": "SUMMER25", "customer": {"email": "a@example.com"}, "order": {"id": "A"}}, "/order"),
     ],
 )
-def test_an_invalid_api_request_is_refused_at_its_field(api: Any, body: dict[str, Any], pointer: str) -> None:
+def test_an_invalid_api_request_is_rejected_at_its_field(api: Any, body: dict[str, Any], pointer: str) -> None:
     response = api.post("/api/v1/explanations", json=body)
 
     assert response.status_code == 422

@@ -12,10 +12,9 @@ import pytest
 from flask import Flask
 from sqlalchemy import text
 
+from tests.support.factories import MakeCustomer, MakeOffer
 from tests.support.redemptions import (
     ROLLBACK,
-    MakeCustomer,
-    MakeOffer,
     count_lock_waiters,
     count_redemptions,
     redeemed_counter,

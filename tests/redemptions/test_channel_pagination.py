@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from tests.support.redemptions import MakeCustomer, MakeOffer
+from tests.support.factories import MakeCustomer, MakeOffer
 from webapp.core.extensions import db
 from webapp.redemptions import hourly_counts
 from webapp.redemptions import queries as redemption_queries

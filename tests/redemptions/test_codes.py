@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 import pytest
 from flask.testing import FlaskClient
 
+from tests.support.factories import MakeOffer
 from webapp.customers.models import Customer
 from webapp.offers import code_actions
 from webapp.offers.models import Offer
@@ -17,7 +18,6 @@ from webapp.redemptions.errors import RedemptionRefused
 from webapp.redemptions.queries import RedemptionRecord
 from webapp.redemptions.rules import Order, RedemptionRequest, RefusalReason
 
-MakeOffer = Callable[..., Offer]
 ADA = "ada@example.com"
 
 

@@ -34,7 +34,7 @@ CAP = 40
 
 
 @dataclass(frozen=True)
-class Outcome:
+class LoadOutcome:
     """The outcome of a request to an interface, and the reference if there is one."""
 
     interface: str
@@ -54,33 +54,33 @@ class Interfaces:
     cookie: str
     token: str
 
-    def form(self, email: str, address: str) -> Outcome:
+    def form(self, email: str, address: str) -> LoadOutcome:
         status, _, page = self._send(address, "/redeem", urlencode({"code": self.code, "email": email}))
-        return Outcome("form", email, _parse_result(status, page), _reference(page))
+        return LoadOutcome("form", email, _parse_result(status, page), _reference(page))
 
-    def link(self, email: str, address: str) -> Outcome:
+    def link(self, email: str, address: str) -> LoadOutcome:
         status, _, page = self._send(address, f"/r/{self.tokens[email]}", "")
         # The link shows the receipt again with a notice.
         result = "already_redeemed" if "your receipt again" in page else _parse_result(status, page)
-        return Outcome("link", email, result, _reference(page))
+        return LoadOutcome("link", email, result, _reference(page))
 
-    def api(self, email: str, address: str) -> Outcome:
+    def api(self, email: str, address: str) -> LoadOutcome:
         status, found = self._call("/api/v1/redemptions", email, address)
-        return Outcome("api", email, "redeemed" if status == 201 else found["code"], found.get("id"))
+        return LoadOutcome("api", email, "redeemed" if status == 201 else found["code"], found.get("id"))
 
-    def api_with_key(self, email: str, address: str) -> Outcome:
+    def api_with_key(self, email: str, address: str) -> LoadOutcome:
         status, found = self._call("/api/v1/redemptions", email, address, {"Idempotency-Key": "the same"})
         result = {201: "redeemed", 200: "repeated"}.get(status) or found["code"]
-        return Outcome("api with key", email, result, found.get("id"))
+        return LoadOutcome("api with key", email, result, found.get("id"))
 
-    def api_with_order(self, email: str, address: str) -> Outcome:
+    def api_with_order(self, email: str, address: str) -> LoadOutcome:
         status, found = self._call("/api/v1/redemptions", email, address, order={"id": "the same"})
         result = {201: "redeemed", 200: "repeated"}.get(status) or found["code"]
-        return Outcome("api with order", email, result, found.get("id"))
+        return LoadOutcome("api with order", email, result, found.get("id"))
 
-    def validation(self, email: str, address: str) -> Outcome:
+    def validation(self, email: str, address: str) -> LoadOutcome:
         _, found = self._call("/api/v1/validations", email, address)
-        return Outcome("validation", email, "valid" if found["valid"] else found["reason"])
+        return LoadOutcome("validation", email, "valid" if found["valid"] else found["reason"])
 
     def _call(
         self, path: str, email: str, address: str, headers: dict[str, str] | None = None, **more: object
@@ -90,10 +90,10 @@ class Interfaces:
         status, _, page = self._send(address, path, body, all_headers)
         return status, json.loads(page)
 
-    def staff(self, email: str, address: str) -> Outcome:
+    def staff(self, email: str, address: str) -> LoadOutcome:
         body = urlencode({"code": self.code, "email": email, "csrf_token": self.token})
         status, goal, page = self._send(address, "/redemptions/new", body, {"Cookie": self.cookie})
-        return Outcome(
+        return LoadOutcome(
             "staff", email, "redeemed" if status == 302 else _parse_result(status, page), goal.rpartition("/")[2]
         )
 
@@ -160,11 +160,11 @@ def _sign_in(app: Flask, user: StaffUser) -> tuple[str, str]:
         return serializer.dumps(dict(session)), token
 
 
-def run_concurrently(requests: list[Callable[[str], Outcome]]) -> list[Outcome]:
+def run_concurrently(requests: list[Callable[[str], LoadOutcome]]) -> list[LoadOutcome]:
     """Make all requests by 32 clients that start together, each from its own address."""
     ready = threading.Barrier(CLIENTS)
 
-    def client(number: int) -> list[Outcome]:
+    def client(number: int) -> list[LoadOutcome]:
         ready.wait()
         return [request(f"127.0.1.{number + 1}") for request in requests[number::CLIENTS]]
 
@@ -229,7 +229,7 @@ def test_sixty_four_concurrent_requests_of_one_customer_redeem_once(
         assert interfaces.validation(email, "127.0.1.1").result == "already_redeemed"
 
 
-def _check_consistency(outcomes: list[Outcome]) -> None:
+def _check_consistency(outcomes: list[LoadOutcome]) -> None:
     """Check that one request redeemed, its repeats match it and all others failed."""
     [winner] = [outcome for outcome in outcomes if outcome.result == "redeemed"]
     assert len({outcome.reference for outcome in outcomes if outcome.reference}) == 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import dropwhile
 from pathlib import Path
@@ -17,11 +17,10 @@ from sqlalchemy import event, select, text
 from sqlalchemy.exc import OperationalError
 
 import webapp
+from tests.support.factories import MakeCustomer, MakeOffer
 from webapp.core.coalescing import CoalescingTimeout
 from webapp.core.errors import DomainError
 from webapp.core.extensions import db
-from webapp.customers.models import Customer
-from webapp.offers.models import Offer
 from webapp.redemptions import actions as redemption_actions
 from webapp.redemptions import errors, group_commit
 from webapp.redemptions.errors import RedemptionUnavailable
@@ -32,8 +31,6 @@ from webapp.redemptions.rules import RedemptionRequest
 from webapp.views.public import redemptions as public_views
 
 OUR_CODE = str(Path(webapp.__file__).parent)
-MakeOffer = Callable[..., Offer]
-MakeCustomer = Callable[..., Customer]
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import json
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -17,6 +16,7 @@ from flask.testing import FlaskClient
 from sqlalchemy import text
 
 from tests.support import live_server
+from tests.support.factories import MakeCustomer, MakeOffer
 from tests.support.sql_statements import recorded_statements
 from webapp.core import signing_keys
 from webapp.core.extensions import db
@@ -26,8 +26,6 @@ from webapp.redemptions import guessing, personal_codes, personal_links
 from webapp.redemptions.guessing import ALERT_MIN_ATTEMPTS, ALERT_REDEMPTIONS_PER_ATTEMPT, BLOCK_MIN_ATTEMPTS
 from webapp.redemptions.models import FailedCodeAttempt
 
-MakeOffer = Callable[..., Offer]
-MakeCustomer = Callable[..., Customer]
 PAST = datetime(2020, 5, 1, tzinfo=UTC)
 EMAIL_LIMIT = "100/10/minute"
 OVER_AN_HOUR = timedelta(minutes=61)

@@ -11,7 +11,8 @@ import pytest
 from flask import Flask
 from sqlalchemy import text
 
-from tests.support.redemptions import ROLLBACK, MakeCustomer, MakeOffer, run_concurrently
+from tests.support.factories import MakeCustomer, MakeOffer
+from tests.support.redemptions import ROLLBACK, run_concurrently
 from webapp.core.errors import DomainError
 from webapp.core.extensions import db
 from webapp.redemptions import count_queries, group_commit, hourly_counts

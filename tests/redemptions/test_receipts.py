@@ -11,20 +11,16 @@ from flask.testing import FlaskClient
 from sqlalchemy import text
 
 from tests.support import live_server, smtp_relay
+from tests.support.factories import MakeCustomer, MakeOffer
 from tests.support.smtp_relay import Relay
 from webapp.core import task_queue
 from webapp.core.extensions import db, huey
 from webapp.core.settings import Settings
-from webapp.customers.models import Customer
 from webapp.mail import smtp
-from webapp.offers.models import Offer
 from webapp.redemptions import group_commit, receipts
 from webapp.redemptions import queries as redemption_queries
 from webapp.redemptions import rollback as redemption_rollback
 from webapp.redemptions.rules import RedemptionRequest
-
-MakeOffer = Callable[..., Offer]
-MakeCustomer = Callable[..., Customer]
 
 
 @pytest.fixture

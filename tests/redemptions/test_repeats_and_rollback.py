@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -13,6 +12,7 @@ import pytest
 from flask import Flask
 from sqlalchemy import text
 
+from tests.support.factories import MakeCustomer, MakeOffer
 from tests.support.redemptions import (
     ROLLBACK,
     count_lock_waiters,
@@ -25,7 +25,6 @@ from webapp.core.errors import DomainError, InvalidInput
 from webapp.core.extensions import db
 from webapp.core.money import Discount
 from webapp.customers import actions as customer_actions
-from webapp.customers.models import Customer
 from webapp.customers.validation import CustomerValues
 from webapp.offers import actions as offer_actions
 from webapp.offers.models import Offer
@@ -36,8 +35,6 @@ from webapp.redemptions import rollback as redemption_rollback
 from webapp.redemptions.queries import RedemptionRecord
 from webapp.redemptions.rules import Order, RedemptionRequest
 
-MakeOffer = Callable[..., Offer]
-MakeCustomer = Callable[..., Customer]
 PLAIN = RedemptionRequest(channel="api", code="SUMMER25", email="ada@example.com", api_key_id=1)
 KEYED = replace(PLAIN, idempotency_key="k1", body_hash=b"1")
 BODY: dict[str, Any] = {"code": "SUMMER25", "customer": {"email": "ada@example.com"}}

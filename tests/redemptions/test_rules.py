@@ -194,7 +194,7 @@ def test_a_replay_is_recognised_by_its_key_or_order(repeat: RedemptionRequest, i
     assert (find_replayed_redemption(repeat, REDEEMED) is not None) is is_replay
 
 
-def test_an_idempotency_key_with_another_body_is_refused() -> None:
+def test_an_idempotency_key_with_another_body_is_rejected() -> None:
     with pytest.raises(InvalidInput):
         find_replayed_redemption(make_request(key="k1", body=b"2"), REDEEMED)
 

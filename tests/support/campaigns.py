@@ -22,7 +22,7 @@ from webapp.core.extensions import db
 from webapp.customers.models import Customer
 from webapp.offers.models import Offer
 
-Launch = Callable[..., Campaign]
+LaunchCampaign = Callable[..., Campaign]
 
 
 def create_customers(n: int, first: int = 0) -> list[int]:
@@ -41,7 +41,7 @@ def create_customers(n: int, first: int = 0) -> list[int]:
 
 
 @pytest.fixture
-def launch_campaign(app: Flask, make_offer: Callable[..., Offer]) -> Launch:
+def launch_campaign(app: Flask, make_offer: Callable[..., Offer]) -> LaunchCampaign:
     """Launches campaigns to all customers: `launch_campaign(policy="hold")`."""
 
     def launch(code: str = "SUMMER25", policy: str = "resend", prepare: bool = True, **mail: str) -> Campaign:

@@ -19,7 +19,7 @@ _PART = re.compile(r'"(?:[^"\\]|\\.)*"|…|[\[\]{}]|[^"…\[\]{}]+')
 
 
 @dataclass(frozen=True)
-class Step:
+class ExampleStep:
     """A block of commands and the block with its output that follows, if there is one."""
 
     line: int
@@ -28,7 +28,7 @@ class Step:
     output: str
 
 
-def steps(page: Path) -> list[Step]:
+def steps(page: Path) -> list[ExampleStep]:
     """Return the `bash` blocks of a page, each with the output that follows it.
 
     A `json`, `http` or `text` block shows output.
@@ -40,11 +40,11 @@ def steps(page: Path) -> list[Step]:
         if block[1] == "bash":
             shown = following if following and following[1] in ("json", "http", "text") else None
             line = text[: block.start()].count("\n") + 1
-            found.append(Step(line, block[2], shown[1] if shown else "", shown[2] if shown else ""))
+            found.append(ExampleStep(line, block[2], shown[1] if shown else "", shown[2] if shown else ""))
     return found
 
 
-def differences(step: Step, output: str) -> list[str]:
+def differences(step: ExampleStep, output: str) -> list[str]:
     """Describe where the real output differs from the page; empty when it does not."""
     if not step.kind:
         return []

@@ -15,7 +15,7 @@ from webapp.customers.imports import queries as import_queries
 from webapp.customers.imports.parser import CSV
 from webapp.customers.models import Customer, CustomerImport, RejectedRow
 
-ImportFile = Callable[..., CustomerImport]
+ImportFileFixture = Callable[..., CustomerImport]
 
 
 def file_chunks(file: bytes, size: int = 1024 * 1024) -> Iterator[bytes]:
@@ -37,7 +37,7 @@ def receive_file(app: Flask) -> Callable[..., int]:
 
 
 @pytest.fixture
-def import_file(receive_file: Callable[..., int]) -> ImportFile:
+def import_file(receive_file: Callable[..., int]) -> ImportFileFixture:
     """Stores a file, runs its import and returns the finished import."""
 
     def run(file: str | bytes, **options: object) -> CustomerImport:

@@ -11,15 +11,15 @@ from tests.support.sql_statements import recorded_statements
 from webapp.core import signing_keys
 from webapp.core.extensions import db
 
-Plan = dict[str, Any]
+QueryPlan = dict[str, Any]
 
 
-def explain_statements(connection: psycopg.Connection, run: Callable[[], object]) -> list[tuple[str, Plan]]:
+def explain_statements(connection: psycopg.Connection, run: Callable[[], object]) -> list[tuple[str, QueryPlan]]:
     """Return the plans of every statement that `run` executes: custom and generic.
 
     psycopg prepares frequent statements, so the server may use a generic plan for them.
     """
-    signing_keys.accepted_keys("personal_code")
+    signing_keys.list_accepted_keys("personal_code")
     with recorded_statements() as recorded:
         run()
     db.session.rollback()
@@ -38,7 +38,7 @@ def explain_statements(connection: psycopg.Connection, run: Callable[[], object]
     return plans
 
 
-def plan_nodes(plan: Plan) -> Iterator[Plan]:
+def plan_nodes(plan: QueryPlan) -> Iterator[QueryPlan]:
     yield plan
     for child in plan.get("Plans", []):
         yield from plan_nodes(child)

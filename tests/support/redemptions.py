@@ -12,14 +12,10 @@ from sqlalchemy import text
 
 from webapp.core.errors import DomainError
 from webapp.core.extensions import db
-from webapp.customers.models import Customer
-from webapp.offers.models import Offer
 from webapp.redemptions import group_commit
 from webapp.redemptions.errors import RedemptionRefused
 from webapp.redemptions.rules import RedemptionRequest
 
-MakeOffer = Callable[..., Offer]
-MakeCustomer = Callable[..., Customer]
 ROLLBACK = {"reason": "order cancelled", "by": "ann"}
 
 

@@ -18,14 +18,11 @@ from markupsafe import escape
 from sqlalchemy import text
 from wtforms import Form
 
+from tests.support.factories import MakeCustomer, MakeOffer
 from webapp.core.extensions import db
 from webapp.core.formatting import format_rfc3339
 from webapp.customers.models import Customer
-from webapp.offers.models import Offer
 from webapp.views.api.schemas.offers import NewOffer
-
-MakeOffer = Callable[..., Offer]
-MakeCustomer = Callable[..., Customer]
 
 CODES = {
     "10 kB": "SUMMER25" * 1280,
@@ -136,7 +133,7 @@ def body_with(path: str, value: object) -> dict[str, Any]:
 
 @cases(CODES | {"lone surrogate": "\ud800", "number": 25, "truth": True, "null": None, "list": ["SUMMER25"]})
 @pytest.mark.parametrize("path", ["redemptions", "validations"])
-def test_an_invalid_code_is_refused_with_a_pointer(api: Any, path: str, value: object) -> None:
+def test_an_invalid_code_is_rejected_with_a_pointer(api: Any, path: str, value: object) -> None:
     body = {"code": value, "customer": {"email": "ada@example.com"}}
 
     assert pointers(api.post(f"/api/v1/{path}", json=body)) == ["/code"]
@@ -198,7 +195,7 @@ def test_a_dotless_i_is_accepted_as_i(api: Any) -> None:
 
 @cases(EMAILS | {"lone surrogate": "\ud800@example.com", "number": 5, "truth": True, "list": ["ada@example.com"]})
 @pytest.mark.parametrize("path", ["redemptions", "validations"])
-def test_an_invalid_email_is_refused_with_a_pointer(api: Any, path: str, value: object) -> None:
+def test_an_invalid_email_is_rejected_with_a_pointer(api: Any, path: str, value: object) -> None:
     body = {"code": "SUMMER25", "customer": {"email": value}}
 
     assert pointers(api.post(f"/api/v1/{path}", json=body)) == ["/customer/email"]
@@ -216,7 +213,7 @@ def test_an_invalid_email_is_reported_at_its_field(staff: FlaskClient, path: str
 
 
 @cases(EMAILS)
-def test_a_customer_with_an_invalid_email_is_refused(api: Any, value: str) -> None:
+def test_a_customer_with_an_invalid_email_is_rejected(api: Any, value: str) -> None:
     assert pointers(api.put("/api/v1/customers/C-9", json={"email": value})) == ["/email"]
 
 
@@ -331,14 +328,14 @@ def test_an_unreadable_body_is_a_problem(api: Any, path: str, body: str | bytes,
 @pytest.mark.parametrize(
     "media_type", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "text/json", "", "x/\0"]
 )
-def test_another_content_type_is_refused(api: Any, media_type: str) -> None:
+def test_another_content_type_is_rejected(api: Any, media_type: str) -> None:
     response = api.post("/api/v1/redemptions", data=json.dumps(BODY), content_type=media_type)
 
     assert (response.status_code, response.json["code"]) == (415, "unsupported_media_type")
 
 
 @cases({"empty": "", "300 characters": "k" * 300, "not ASCII": "schlüssel", "tab": "a\tb", "blank": "\u00a0"})
-def test_an_invalid_idempotency_key_is_refused(api: Any, value: str) -> None:
+def test_an_invalid_idempotency_key_is_rejected(api: Any, value: str) -> None:
     assert pointers(redeem(api, BODY, **{"Idempotency-Key": value})) == ["/Idempotency-Key"]
 
 
@@ -355,7 +352,7 @@ def test_a_wrong_type_is_reported_with_its_pointer(api: Any, path: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["/x", "/order/x", "/customer/x"])
-def test_an_unknown_field_is_refused(api: Any, path: str) -> None:
+def test_an_unknown_field_is_rejected(api: Any, path: str) -> None:
     assert pointers(redeem(api, body_with(path, 1))) == [path]
 
 
@@ -424,7 +421,7 @@ OFFERS: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize(("changes", "pointer"), OFFERS.values(), ids=OFFERS.keys())
-def test_an_invalid_offer_is_refused_with_a_pointer(api: Any, changes: dict[str, Any], pointer: str) -> None:
+def test_an_invalid_offer_is_rejected_with_a_pointer(api: Any, changes: dict[str, Any], pointer: str) -> None:
     assert pointer in pointers(api.post("/api/v1/offers", json=NEW | changes))
     if "mail" not in changes:
         assert pointer in pointers(api.patch("/api/v1/offers/SUMMER25", json=changes))

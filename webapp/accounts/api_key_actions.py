@@ -51,7 +51,7 @@ def create_api_key(name: str, scopes: list[str], by: str, expires_at: datetime |
         raise InvalidInput(FieldError("expires_on", "expiry_past", _("Choose today or a later day.")))
     public_id = base64.b32encode(secrets.token_bytes(10)).decode().lower()
     secret = secrets.token_urlsafe(32)
-    version, key = signing_keys.accepted_keys("api_key")[0]
+    version, key = signing_keys.list_accepted_keys("api_key")[0]
     db.session.add(
         ApiKey(
             public_id=public_id,

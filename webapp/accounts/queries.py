@@ -69,9 +69,9 @@ def lock_staff_user(user_id: int) -> StaffUser | None:
 
 
 def lock_active_admins() -> list[int]:
-    """Lock the active administrators; return their ids.
+    """Lock the active administrators, in the order of their ids; return the ids.
 
-    They are locked in the order of their ids, to avoid deadlocks.
+    The order avoids deadlocks.
     """
     return list(
         db.session.scalars(

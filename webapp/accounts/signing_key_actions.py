@@ -83,7 +83,7 @@ def rotate_signing_key(purpose: str, by: str) -> int:
     """
     _get_purpose(purpose)
     # Creates version 1 if there is none; it counts as used, since another process may have just signed with it.
-    signing_keys.accepted_keys(purpose)
+    signing_keys.list_accepted_keys(purpose)
     signing_keys.lock_signing_keys()
     version = signing_keys.add_key_version(purpose)
     record_audit_entry(by, "key.renewed", purpose, version=version)

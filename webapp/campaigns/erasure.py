@@ -8,7 +8,7 @@ from sqlalchemy import text
 
 from webapp.core.extensions import db
 
-# Filtered by campaign, which the primary key of mail_issue starts with; this needs no index on customer_id alone.
+# Filtered by campaign, which the primary key of `mail_issue` starts with; this needs no index on `customer_id` alone.
 _CLEAR_REPLY_TEXTS_SQL = text(
     """
     update mail_issue set text = ''

@@ -39,12 +39,12 @@ class Campaign(Model):
     delivery_warning: Mapped[str | None] = mapped_column("trouble")
     # For an uncertain delivery whose worker was killed: resend it, or hold it for staff to resolve.
     uncertain_policy: Mapped[str] = mapped_column(server_default="resend")
-    # When it is launched automatically; launched_by is then who scheduled it.
+    # When it is launched automatically; `launched_by` is then who scheduled it.
     scheduled_at: Mapped[datetime | None]
     # Whether it also goes to customers who received an earlier campaign of this kind that was then cancelled.
     mails_again: Mapped[bool] = mapped_column(server_default="false")
     total: Mapped[int] = mapped_column(BigInteger, server_default="0")
-    # The last customer id that `prepare_campaign` has processed; prepared_at is set when it has processed them all.
+    # The last customer id that `prepare_campaign` has processed; `prepared_at` is set when it has processed them all.
     prepared_to: Mapped[int] = mapped_column(BigInteger, server_default="0")
     prepared_at: Mapped[datetime | None]
     # Start of the current period of uninterrupted sending, and the emails sent before it; the rate needs both.

@@ -103,9 +103,9 @@ _HAS_PENDING_SENDS_SQL = text(
 
 
 def seconds_until_next_batch() -> float | None:
-    """Return the seconds until the next batch can be claimed; None if over a minute.
+    """Return the seconds until the next lease expires or a delayed batch is due.
 
-    That is when the next lease expires or the next delayed batch is due.
+    :returns: None if that is more than a minute.
     """
     seconds = db.session.execute(
         text(
@@ -120,8 +120,8 @@ def seconds_until_next_batch() -> float | None:
     return float(seconds) if seconds is not None and 0 < seconds <= 60 else None
 
 
-# For an uncertain row i of mail_issue: no worker is processing it. A killed retry keeps the end of its lease in
-# next_at; a delivery that its batch has yet to reach again is sent by the batch.
+# For an uncertain row i of `mail_issue`: no worker is processing it. A killed retry keeps the end of its lease in
+# `next_at`; a delivery that its batch has yet to reach again is sent by the batch.
 UNRESOLVED_CONDITION = """
   (i.next_at is null or i.next_at <= now()) and not exists (
     select 1 from batch b where b.campaign_id = i.campaign_id and b.status in ('pending', 'sending')

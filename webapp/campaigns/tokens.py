@@ -66,7 +66,7 @@ def create_message_id_builder(campaign_id: int, domain: str) -> Callable[[int], 
 
     It is faster than `build_message_id` for many customers.
     """
-    secret = signing_keys.current_secret(_MESSAGE_ID_PURPOSE)
+    secret = signing_keys.get_current_secret(_MESSAGE_ID_PURPOSE)
     campaign = campaign_id.to_bytes(8)
 
     def build(customer_id: int) -> str:
@@ -85,7 +85,7 @@ def parse_message_id(message_id: str) -> DeliveryIds | None:
     if len(masked) != 16:
         return None
     for _, secret in (
-        *signing_keys.accepted_keys(_MESSAGE_ID_PURPOSE),
+        *signing_keys.list_accepted_keys(_MESSAGE_ID_PURPOSE),
         *signing_keys.find_new_keys(_MESSAGE_ID_PURPOSE),
     ):
         ids = _xor_with_mask(secret, mac, masked)
@@ -123,7 +123,7 @@ def build_return_path(campaign_id: int, customer_id: int, default: str) -> str:
     local, _, domain = address.rpartition("@")
     ids = _encode_ids(campaign_id, customer_id)
     token = (
-        base64.b32encode(ids + _compute_mac(signing_keys.current_secret(_RETURN_PATH_PURPOSE), ids))
+        base64.b32encode(ids + _compute_mac(signing_keys.get_current_secret(_RETURN_PATH_PURPOSE), ids))
         .decode()
         .rstrip("=")
         .lower()
@@ -141,7 +141,7 @@ def parse_return_path(address: str) -> DeliveryIds | None:
     if not ids or len(ids) != 1 + (ids[0] >> 4) + (ids[0] & 15):
         return None
     if not (
-        _has_valid_mac(ids, mac, signing_keys.accepted_keys(_RETURN_PATH_PURPOSE))
+        _has_valid_mac(ids, mac, signing_keys.list_accepted_keys(_RETURN_PATH_PURPOSE))
         or _has_valid_mac(ids, mac, signing_keys.find_new_keys(_RETURN_PATH_PURPOSE))
     ):
         return None

@@ -146,9 +146,9 @@ def _localise_digits(text: str, locale: str) -> str:
 
 
 def bidi_isolate(text: str) -> str:
-    """Isolate a value that contains right-to-left text (UAX 9).
+    """Isolate a value with right-to-left text: the text around keeps its order.
 
-    It then does not reorder the text around it.
+    It uses the isolates of the Unicode bidirectional algorithm (UAX 9).
     """
     text = str(text)
     if not _RIGHT_TO_LEFT_PATTERN.search(text):

@@ -1,10 +1,10 @@
-"""The signing keys of personal links and codes, API keys and all other tokens.
+"""Signing keys: versioned secrets, with a purpose each.
 
 They sign redemption ids, personal links, personal codes, API keys, unsubscribe links, return paths and Message-IDs.
-They are versioned rows, so that changing SECRET_KEY only ends sessions. A process caches them for a minute. Another
-process may have signed with a key that is newer than the cache, so a signature that no cached key verifies is rejected
-only after the table was read again: by the revision of the table (`accepted_keys`), or by looking for new keys
-(`find_new_keys`), at most once a second.
+The keys are rows, so that changing SECRET_KEY only ends sessions. Each process caches them for a minute. Another
+process may have signed with a key that is newer than the cache. Therefore, before a signature is rejected, the caller
+passes the revision of the keys that it has just read (`list_accepted_keys`), or the table is read again, at most once a
+second (`find_new_keys`).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class SigningKey(Model):
     version: Mapped[int] = mapped_column(primary_key=True)
     secret: Mapped[bytes]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
-    revoked_at: Mapped[datetime | None] = mapped_column("retired_at")
+    revoked_at: Mapped[datetime | None] = mapped_column("retired_at")  # The column keeps its former name.
 
 
 class KeyVersion(NamedTuple):
@@ -54,24 +54,28 @@ class _CachedKeys(NamedTuple):
     keys: list[tuple[int, bytes]]
     # Rows are added and revoked, never deleted: the number of rows plus revocations grows by one with each change.
     revision: int
-    read_at: float
+    read_at: float  # `time.monotonic()`, not a date
 
 
 CACHE_SECONDS = 60
 # Minimum seconds between two reads of the table, so that forged signatures do not cause many.
 MIN_REFRESH_SECONDS = 1
+# The label is needed because the column has another name than the attribute.
+_SELECT_KEYS = select(SigningKey.version, SigningKey.secret, SigningKey.revoked_at.label("revoked_at")).order_by(
+    SigningKey.version.desc()
+)
 _cache: dict[tuple[str, str], _CachedKeys] = {}
 _lock = threading.Lock()
 _refresh_lock = threading.Lock()
 
 
-def accepted_keys(purpose: str, revision: int = 0) -> list[tuple[int, bytes]]:
+def list_accepted_keys(purpose: str, revision: int = 0) -> list[tuple[int, bytes]]:
     """Return the accepted keys of a purpose as (version, secret), newest first.
 
     The first key is created if there is none.
 
-    :param revision: the number of keys ever created plus revoked, if the caller has just read it: a cache with a lower
-        revision is refreshed.
+    :param revision: the number of keys created plus keys revoked for this purpose, as just read by the caller; a cache
+        with a lower revision is reloaded. 0 accepts every cache that is not older than `CACHE_SECONDS`.
     """
     cached = _get_fresh(purpose, revision)
     if cached is None:
@@ -89,9 +93,9 @@ def _get_fresh(purpose: str, revision: int) -> _CachedKeys | None:
 
 
 def find_new_keys(purpose: str) -> list[tuple[int, bytes]]:
-    """Return keys that were created since this process read the table.
+    """Read the table again; return keys that were created since the previous read.
 
-    It reads the table again, at most once per `MIN_REFRESH_SECONDS`.
+    It is read at most once per `MIN_REFRESH_SECONDS`; until then the result is empty.
     """
     cached = _get_cached(purpose)
     if cached and cached.read_at > time.monotonic() - MIN_REFRESH_SECONDS:
@@ -100,9 +104,9 @@ def find_new_keys(purpose: str) -> list[tuple[int, bytes]]:
     return [(version, secret) for version, secret in _load_keys(purpose).keys if version not in known_versions]
 
 
-def current_secret(purpose: str) -> bytes:
+def get_current_secret(purpose: str) -> bytes:
     """Return the secret that signs now."""
-    return accepted_keys(purpose)[0][1]
+    return list_accepted_keys(purpose)[0][1]
 
 
 def find_secret(purpose: str, version: int) -> bytes | None:
@@ -110,7 +114,7 @@ def find_secret(purpose: str, version: int) -> bytes | None:
 
     A version that another process has just created is found, too.
     """
-    return dict(accepted_keys(purpose)).get(version) or dict(find_new_keys(purpose)).get(version)
+    return dict(list_accepted_keys(purpose)).get(version) or dict(find_new_keys(purpose)).get(version)
 
 
 def clear_key_cache() -> None:
@@ -120,30 +124,28 @@ def clear_key_cache() -> None:
 
 
 def sign_token(purpose: str, payload: list[int]) -> str:
-    """Return a short URL-safe signed token that contains the payload.
-
-    It never expires.
-    """
-    return str(URLSafeSerializer(current_secret(purpose), salt=purpose).dumps(payload))
+    """Return a short URL-safe signed token that contains the payload and never expires."""
+    return str(URLSafeSerializer(get_current_secret(purpose), salt=purpose).dumps(payload))
 
 
 def create_token_signer(purpose: str) -> Callable[[list[int]], str]:
-    """Return a function that signs payloads as `sign_token` does.
+    """Return a function that signs many payloads as `sign_token` does.
 
-    For many payloads it is faster, because the key is derived only once.
+    The key is derived only once.
     """
-    secret = URLSafeSerializer(current_secret(purpose), salt=purpose).make_signer(purpose).derive_key()
+    derived_key = URLSafeSerializer(get_current_secret(purpose), salt=purpose).make_signer(purpose).derive_key()
 
     def sign_payload(payload: list[int]) -> str:
+        # The format of URLSafeSerializer: JSON and its HMAC-SHA1, both encoded with Base64.
         encoded = base64_encode(f"[{','.join(map(str, payload))}]")
-        return f"{encoded.decode()}.{base64_encode(hmac.digest(secret, encoded, 'sha1')).decode()}"
+        return f"{encoded.decode()}.{base64_encode(hmac.digest(derived_key, encoded, 'sha1')).decode()}"
 
     return sign_payload
 
 
 def verify_token(purpose: str, token: str) -> list[int] | None:
     """Return the payload of a token; None unless an accepted key has signed it."""
-    payload = _verify_with(purpose, token, accepted_keys(purpose))
+    payload = _verify_with(purpose, token, list_accepted_keys(purpose))
     return _verify_with(purpose, token, find_new_keys(purpose)) if payload is None else payload
 
 
@@ -161,7 +163,10 @@ def list_key_versions(purpose: str) -> list[KeyVersion]:
 
 
 def lock_signing_keys() -> None:
-    """Lock the creation and revocation of keys until this transaction ends."""
+    """Let no other transaction add or revoke key versions until this one ends.
+
+    The first version of a purpose is created without this lock.
+    """
     db.session.execute(text("select pg_advisory_xact_lock(hashtext('onecode.signing_key'))"))
 
 
@@ -199,13 +204,13 @@ def _verify_with(purpose: str, token: str, candidates: Iterable[tuple[int, bytes
     return None
 
 
-def _cache_key(purpose: str) -> tuple[str, str]:
+def _cache_id(purpose: str) -> tuple[str, str]:
     return current_app.config["SQLALCHEMY_DATABASE_URI"], purpose
 
 
 def _get_cached(purpose: str) -> _CachedKeys | None:
     with _lock:
-        return _cache.get(_cache_key(purpose))
+        return _cache.get(_cache_id(purpose))
 
 
 def _load_keys(purpose: str) -> _CachedKeys:
@@ -214,11 +219,11 @@ def _load_keys(purpose: str) -> _CachedKeys:
     rows = _select_keys(purpose) or _create_first_key(purpose)
     accepted = [(row.version, bytes(row.secret)) for row in rows if row.revoked_at is None]
     loaded = _CachedKeys(accepted, len(rows) + sum(row.revoked_at is not None for row in rows), read_at)
-    cache_key = _cache_key(purpose)
+    cache_id = _cache_id(purpose)
     with _lock:
-        previous = _cache.get(cache_key)
+        previous = _cache.get(cache_id)
         if previous is None or previous.read_at < read_at:
-            _cache[cache_key] = loaded
+            _cache[cache_id] = loaded
     return loaded
 
 
@@ -240,8 +245,3 @@ def _create_first_key(purpose: str) -> list[Row[int, bytes, datetime | None]]:
             .on_conflict_do_nothing()
         )
         return list(connection.execute(_SELECT_KEYS.where(SigningKey.purpose == purpose)))
-
-
-_SELECT_KEYS = select(SigningKey.version, SigningKey.secret, SigningKey.revoked_at.label("revoked_at")).order_by(
-    SigningKey.version.desc()
-)

@@ -142,7 +142,7 @@ def longest_running_seconds() -> float | None:
 def periodic_task_ages() -> dict[str, float]:
     """Return the seconds since this process completed each periodic task, by name.
 
-    Tasks that it has not completed are missing_names.
+    Tasks that it has not completed are omitted.
     """
     return {name: time.monotonic() - at for name, at in list(_periodic_task_completed_at.items())}
 

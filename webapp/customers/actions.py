@@ -157,7 +157,7 @@ def _find_customer_without_source_id(email: str) -> Customer | None:
 
 # --- erasure -------------------------------------------------------------------------------------
 
-# Functions of other packages that erase their personal data; create_app registers them, because those packages import
+# Functions of other packages that erase their personal data; `create_app` registers them, because those packages import
 # this one and not the other way round. Each takes customer ids and leaves the commit to the caller.
 erasure_hooks: tuple[Callable[[Sequence[int]], None], ...] = ()
 

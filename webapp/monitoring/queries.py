@@ -170,7 +170,7 @@ def is_worker_alive(host: str) -> bool:
 def worker_alive_condition() -> ColumnElement[bool]:
     """Return the condition that a worker is alive.
 
-    It has sent a heartbeat within `HEARTBEAT_TIMEOUT` and was not shut down.
+    A worker is alive if it has sent a heartbeat within `HEARTBEAT_TIMEOUT` and was not shut down.
     """
     return Worker.stopped_at.is_(None) & (Worker.seen_at > func.now() - HEARTBEAT_TIMEOUT)
 

@@ -1,11 +1,11 @@
-"""Create, change, pause and freeze offers, and validate their values."""
+"""Create, update, pause, resume and freeze offers, and validate their values."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
 from decimal import Decimal
-from typing import Any
+from typing import Any, NoReturn
 
 from babel.numbers import is_currency
 from flask_babel import gettext as _
@@ -15,16 +15,16 @@ from sqlalchemy.exc import IntegrityError
 
 from webapp.accounts.audit import record_audit_entry
 from webapp.core import database_clock, local_time
-from webapp.core.errors import DomainError, FieldError, InvalidInput, NotFound
+from webapp.core.errors import FieldError, InvalidInput, NotFound
 from webapp.core.extensions import db
 from webapp.core.money import Discount
 from webapp.offers import queries as offer_queries
 from webapp.offers.code_actions import (
-    candidate_codes,
     check_version,
     clean_display_code,
     code_errors,
     code_taken_error,
+    list_candidate_codes,
     replace_code,
     reserve_code,
 )
@@ -33,7 +33,7 @@ from webapp.offers.models import Offer, OfferValues, normalise_code
 MAX_NAME_LENGTH = 200
 MAX_CAP = 10**12
 MAX_AMOUNT = 10**12
-VALID_YEARS = range(2000, 2200)
+OFFER_YEARS = range(2000, 2200)
 
 
 def create_offer(values: OfferValues, by: str) -> Offer:
@@ -47,13 +47,12 @@ def insert_offer(values: OfferValues, by: str) -> Offer:
     """Create an offer in the transaction of the caller, who commits.
 
     :param by: the actor, for the audit log.
-    :raises InvalidInput: with every invalid field: `name_missing`, `code_taken`, `discount_invalid`,
-        `window_invalid`, `cap_invalid`, `audience_unknown`, …
+    :raises InvalidInput: with an error for every invalid field; the error codes are listed in docs/api.md.
     """
     _raise_if_invalid(values)
     row = _column_values(values)
     offer = None
-    for code in candidate_codes(values.code):
+    for code in list_candidate_codes(values.code):
         row |= {"code": normalise_code(code), "code_as_written": clean_display_code(code)}
         offer = _insert_with_code(row)
         if offer is not None:
@@ -85,7 +84,7 @@ def update_offer(
     check_version(offer, version)
     values = dataclasses.replace(offer.values(), **changes)
     _raise_if_invalid(values)
-    _raise_if_frozen(offer, values)
+    _raise_if_change_not_allowed(offer, values)
     before = offer.values()
     if values != before:
         _save_values(offer, values)
@@ -127,10 +126,10 @@ def set_personal_code_required(offer_id: int, required: bool, by: str) -> Offer:
 def freeze_offer(offer_id: int, connection: Connection | None = None) -> bool:
     """Freeze an offer before its first launch or redemption. The caller commits.
 
-    Afterwards the discount and the code cannot be changed, and a cap can neither be added nor removed. This keeps the
-    promises of emails that were sent and ensures that every redemption of a capped offer is counted.
-    `code_actions.renew_code` can still assign another code, which keeps the previous one valid. The audience, and
-    whether personal codes are required, can still be changed.
+    Afterwards the discount cannot be changed, a cap can neither be added nor removed, and the code can be changed only
+    by `code_actions.renew_code`, which keeps the previous one valid. This keeps the promises of emails that were sent
+    and ensures that every redemption of a capped offer is counted. The audience, and whether personal codes are
+    required, can still be changed.
 
     :param connection: the connection to use; by default that of the session.
     :returns: whether this call froze the offer; False if an earlier one did.
@@ -163,10 +162,10 @@ def _insert_with_code(row: dict[str, Any]) -> Offer | None:
             offer = db.session.scalars(insert(Offer).values(row).returning(Offer)).one()
             if reserve_code(offer.id, row["code"], row["code_as_written"]):
                 return offer
-            savepoint.rollback()
+            savepoint.rollback()  # Removes the offer that was inserted without its code.
             return None
     except IntegrityError as error:
-        raise _translate_integrity_error(error) from error
+        _raise_domain_error(error)
 
 
 def _save_values(offer: Offer, values: OfferValues) -> None:
@@ -182,16 +181,16 @@ def _save_values(offer: Offer, values: OfferValues) -> None:
             offer.version += 1
             db.session.flush()
     except IntegrityError as error:
-        raise _translate_integrity_error(error) from error
+        _raise_domain_error(error)
 
 
-def _translate_integrity_error(error: IntegrityError) -> DomainError:
+def _raise_domain_error(error: IntegrityError) -> NoReturn:
     constraint = getattr(getattr(error.orig, "diag", None), "constraint_name", "")
     if constraint == "pk_offer_code":
-        return code_taken_error()
+        raise code_taken_error() from error
     if constraint == "fk_offer_audience_id":
         message = _("This audience does not exist. Choose another one.")
-        return InvalidInput(FieldError("audience", "audience_unknown", message))
+        raise InvalidInput(FieldError("audience", "audience_unknown", message)) from error
     raise error
 
 
@@ -243,8 +242,10 @@ def _discount_errors(discount: Discount) -> Iterator[FieldError]:
         elif percent != percent.quantize(Decimal("0.01")):
             yield FieldError("discount.percent", "discount_invalid", _("The percentage can have at most two decimals."))
         return
-    if discount.amount is None or not 0 < discount.amount <= MAX_AMOUNT:
+    if discount.amount is None or discount.amount <= 0:
         yield FieldError("discount.amount", "discount_invalid", _("Enter an amount above 0."))
+    elif discount.amount > MAX_AMOUNT:
+        yield FieldError("discount.amount", "discount_invalid", _("The amount is too large."))
     if discount.currency is None or not is_currency(discount.currency):
         message = _("Enter the three-letter code of a currency, such as EUR.")
         yield FieldError("discount.currency", "currency_unknown", message)
@@ -256,8 +257,8 @@ def _window_errors(values: OfferValues) -> Iterator[FieldError]:
     except InvalidInput as error:
         yield from error.errors
     for field, at in (("starts_at", values.starts_at), ("ends_at", values.ends_at)):
-        if at is not None and at.year not in VALID_YEARS:
-            message = _("Choose a year from %(first)s to %(last)s.", first=VALID_YEARS[0], last=VALID_YEARS[-1])
+        if at is not None and at.year not in OFFER_YEARS:
+            message = _("Choose a year from %(first)s to %(last)s.", first=OFFER_YEARS[0], last=OFFER_YEARS[-1])
             yield FieldError(field, "time_out_of_range", message)
     if values.ends_at is not None and values.ends_at <= values.starts_at:
         yield FieldError("ends_at", "window_invalid", _("The end must be after the start."))
@@ -265,12 +266,15 @@ def _window_errors(values: OfferValues) -> Iterator[FieldError]:
 
 def _cap_errors(values: OfferValues) -> Iterator[FieldError]:
     cap = values.max_redemptions
-    if cap is not None and not 1 <= cap <= MAX_CAP:
+    if cap is not None and cap > MAX_CAP:
+        message = _("The redemption limit is too large. Leave it empty for no limit.")
+        yield FieldError("max_redemptions", "cap_invalid", message)
+    elif cap is not None and cap < 1:
         message = _("The redemption limit must be a whole number of at least 1. Leave it empty for no limit.")
         yield FieldError("max_redemptions", "cap_invalid", message)
 
 
-def _raise_if_frozen(offer: Offer, values: OfferValues) -> None:
+def _raise_if_change_not_allowed(offer: Offer, values: OfferValues) -> None:
     if offer.frozen_at is None:
         return
     errors = []

@@ -28,10 +28,10 @@ def generate_code() -> str:
     return f"{characters[:4]}-{characters[4:]}"
 
 
-def candidate_codes(code: str | None) -> list[str]:
+def list_candidate_codes(code: str | None) -> list[str]:
     """Return the requested code; a few generated ones if it is None.
 
-    One of the generated codes will be free.
+    Several are generated, because some may be taken.
     """
     return [code] if code else [generate_code() for _index in range(5)]
 
@@ -57,7 +57,7 @@ def renew_code(offer_id: int, code: str | None, by: str, version: int | None = N
     if errors:
         raise InvalidInput(*errors)
     before = offer.code_as_written
-    if not any(_assign_code(offer, candidate) for candidate in candidate_codes(code)):
+    if not any(_assign_code(offer, candidate) for candidate in list_candidate_codes(code)):
         raise code_taken_error()
     if offer.code_as_written != before:
         offer.version += 1

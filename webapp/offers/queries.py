@@ -58,7 +58,7 @@ def list_codes_by_offer(offer_ids: Sequence[int]) -> dict[int, list[OfferCode]]:
 
 
 def lock_offer(offer_id: int) -> Offer | None:
-    """Load an offer and lock its offer_code until the transaction ends.
+    """Load an offer and lock its row until the transaction ends.
 
     It replaces the values that the session has loaded before.
     """
@@ -96,7 +96,7 @@ def has_offers() -> bool:
 
 
 def list_current_offer_ids() -> Sequence[int]:
-    """Return the ids of the offers within their time window that are not paused.
+    """Return the ids of the offers within their validity period that are not paused.
 
     They are sorted by end, earliest first, and include offers that are used up.
     """

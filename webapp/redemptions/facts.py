@@ -174,7 +174,7 @@ def _build_offer_facts(row: tuple[Any, ...]) -> OfferFacts:
 
 
 def _row_from_json(row: dict[str, Any]) -> RedemptionRow:
-    """Parse a row in the JSON that PostgreSQL's row_to_json produces."""
+    """Parse a row in the JSON that PostgreSQL's `row_to_json` produces."""
     values: dict[str, Any] = {name: row.get(name) for name in ROW_FIELDS}
     for name in ("redeemed_at", "rolled_back_at"):
         values[name] = values[name] and datetime.fromisoformat(values[name])

@@ -51,10 +51,7 @@ def redeem(request: RedemptionRequest) -> RedemptionRecord:
 
 
 class GroupCommitter(Coalescer[RedemptionRequest, RedemptionRecord | DomainError]):
-    """Redeems for all threads of one process on one persistent connection.
-
-    It runs one transaction at a time.
-    """
+    """Redeems for all threads of a process on one connection, one at a time."""
 
     def __init__(self) -> None:
         super().__init__(self._redeem_group, MAX_GROUP_SIZE, REDEEM_TIMEOUT_SECONDS)

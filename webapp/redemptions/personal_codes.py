@@ -20,9 +20,8 @@ def derive_personal_code(code_as_written: str, offer_id: int, customer_id: int) 
 
     It is valid only with that customer's email address.
     """
-    return (
-        f"{code_as_written}-{_derive_suffix(signing_keys.current_secret(PERSONAL_CODE_PURPOSE), offer_id, customer_id)}"
-    )
+    secret = signing_keys.get_current_secret(PERSONAL_CODE_PURPOSE)
+    return f"{code_as_written}-{_derive_suffix(secret, offer_id, customer_id)}"
 
 
 def split_personal_code(code: str) -> tuple[str | None, str | None]:
@@ -40,11 +39,12 @@ def verify_personal_code(suffix: str, offer_id: int, customer_id: int, key_revis
 
     The time does not depend on the suffix.
 
-    :param key_revision: revision of the keys in the database, loaded with the facts: see `signing_keys.accepted_keys`.
+    :param key_revision: revision of the keys in the database, loaded with the facts, see
+        `signing_keys.list_accepted_keys`.
     """
     matches = [
         hmac.compare_digest(_derive_suffix(secret, offer_id, customer_id).encode(), suffix.encode())
-        for _, secret in signing_keys.accepted_keys(PERSONAL_CODE_PURPOSE, key_revision)
+        for _, secret in signing_keys.list_accepted_keys(PERSONAL_CODE_PURPOSE, key_revision)
     ]
     return any(matches)
 

@@ -43,7 +43,7 @@ def encode_public_id(offer_id: int, customer_id: int, redeemed_at: datetime) -> 
     if not 0 <= customer_id < 1 << _CUSTOMER_BITS or not 0 <= microseconds < 1 << _TIME_BITS:
         raise ValueError("customer id or time out of range")
     number = ((offer_id << _CUSTOMER_BITS) | customer_id) << _TIME_BITS | microseconds
-    block = _cipher(signing_keys.current_secret(PUBLIC_ID_PURPOSE)).encryptor().update(number.to_bytes(16, "big"))
+    block = _cipher(signing_keys.get_current_secret(PUBLIC_ID_PURPOSE)).encryptor().update(number.to_bytes(16, "big"))
     return base32.encode_base32(int.from_bytes(block, "big"), PUBLIC_ID_LENGTH)
 
 
@@ -57,7 +57,7 @@ def decode_public_id(public_id: str) -> Iterator[RedemptionKey]:
     if number is None or number >= 1 << 128:
         return
     block = number.to_bytes(16, "big")
-    for list_keys in (signing_keys.accepted_keys, signing_keys.find_new_keys):
+    for list_keys in (signing_keys.list_accepted_keys, signing_keys.find_new_keys):
         for _, secret in list_keys(PUBLIC_ID_PURPOSE):
             yield _unpack_key(_cipher(secret).decryptor().update(block))
 

@@ -1,4 +1,4 @@
-"""Tasks for redemptions: email receipts, and update the hourly counts."""
+"""Tasks for redemptions: emailing receipts and updating the hourly counts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,12 @@ from webapp.redemptions import hourly_counts, receipts
 
 @task_queue.task("redemptions.send_receipt", former_keys=("webapp.redemptions.tasks._mail_receipt",))
 def send_receipt(offer_id: int, customer_id: int, attempt: int) -> None:
-    """Email a receipt; retry after a while when the relay is unavailable."""
+    """Email a receipt.
+
+    When the relay is unavailable, retry after each of `receipts.RETRY_DELAYS`, then give up.
+
+    :param attempt: number of failed attempts before this one, from 0.
+    """
     try:
         receipts.send_receipt_email(offer_id, customer_id)
     except RelayUnavailable:
@@ -25,5 +30,5 @@ def send_receipt(offer_id: int, customer_id: int, attempt: int) -> None:
     "redemptions.count_hours", crontab(minute="*"), former_keys=("webapp.redemptions.actions.count_hours",)
 )
 def update_hourly_counts() -> None:
-    """Add the redemptions made since the last run to the counts by hour."""
+    """Add the hours that have ended since the last run to the hourly counts."""
     hourly_counts.update_hourly_counts()

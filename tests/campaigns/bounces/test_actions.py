@@ -397,7 +397,7 @@ def test_json_reports_are_processed_row_by_row(api: FlaskClient) -> None:
     assert db.session.get_one(Suppression, ADA).detail == "5.1.1 550 unknown"
 
 
-def test_a_json_list_as_body_is_refused_in_json_terms(api: FlaskClient) -> None:
+def test_a_json_list_as_body_is_rejected_in_json_terms(api: FlaskClient) -> None:
     response = api.post("/api/v1/bounces", json=[])
     assert response.status_code == 422
     assert [error["detail"] for error in response.get_json()["errors"]] == ["Input should be a JSON object"]
@@ -421,7 +421,7 @@ def test_an_address_without_customer_can_be_reported(api: FlaskClient) -> None:
         {"bounces": [{"email": "a@b.example", "kind": "bounce"}] * 1001},
     ],
 )
-def test_an_invalid_json_report_is_refused_as_a_whole(api: FlaskClient, body: object) -> None:
+def test_an_invalid_json_report_is_rejected_as_a_whole(api: FlaskClient, body: object) -> None:
     response = api.post("/api/v1/bounces", json=body)
     assert (response.status_code, response.mimetype) == (422, "application/problem+json")
     assert suppression_reasons() == {}

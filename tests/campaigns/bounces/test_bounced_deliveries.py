@@ -12,7 +12,7 @@ from flask import Flask
 from sqlalchemy import event, text
 
 from tests.support.campaigns import (
-    Launch,
+    LaunchCampaign,
     create_customers,
     delivery_counts,
     delivery_status,
@@ -94,7 +94,7 @@ def a_delivery_has_failed() -> bool:
 
 
 def test_a_bounce_while_the_campaign_is_finished_is_counted_once(
-    app: Flask, launch_campaign: Launch, relay: Relay
+    app: Flask, launch_campaign: LaunchCampaign, relay: Relay
 ) -> None:
     first, _ = create_customers(2)
     campaign = launch_campaign()
@@ -111,7 +111,7 @@ def test_a_bounce_while_the_campaign_is_finished_is_counted_once(
 
 
 @pytest.fixture
-def cancelled(launch_campaign: Launch, relay: Relay) -> Campaign:
+def cancelled(launch_campaign: LaunchCampaign, relay: Relay) -> Campaign:
     """A campaign cancelled after 50 of 60 emails; its worker has released the batch."""
     create_customers(60)
     campaign = launch_campaign()
@@ -148,7 +148,7 @@ def test_a_cleanup_of_a_cancelled_campaign_during_a_bounce_counts_it_once(app: F
     assert delivery_counts(cancelled) == {"total": 60, "sent": 49, "failed": 1}
 
 
-def test_a_bounce_during_a_pause_stays_counted_after_resuming(launch_campaign: Launch, relay: Relay) -> None:
+def test_a_bounce_during_a_pause_stays_counted_after_resuming(launch_campaign: LaunchCampaign, relay: Relay) -> None:
     create_customers(60)
     campaign = launch_campaign()
     claim = claim_next_batch()
@@ -163,7 +163,7 @@ def test_a_bounce_during_a_pause_stays_counted_after_resuming(launch_campaign: L
     assert delivery_status(campaign, 1).state == "failed"
 
 
-def test_a_bounce_during_sending_only_suppresses_the_address(launch_campaign: Launch, relay: Relay) -> None:
+def test_a_bounce_during_sending_only_suppresses_the_address(launch_campaign: LaunchCampaign, relay: Relay) -> None:
     create_customers(60)
     campaign = launch_campaign()
     claim = claim_next_batch()
@@ -174,7 +174,7 @@ def test_a_bounce_during_sending_only_suppresses_the_address(launch_campaign: La
     assert stats_queries.get_campaign_stats(campaign.id).sent == 50
 
 
-def test_a_bounce_resolves_an_uncertain_delivery(launch_campaign: Launch, relay: Relay) -> None:
+def test_a_bounce_resolves_an_uncertain_delivery(launch_campaign: LaunchCampaign, relay: Relay) -> None:
     create_customers(60)
     campaign = launch_campaign()
     assert send_windows.open_send_window(claim_next_batch()) is not None
@@ -187,7 +187,7 @@ def test_a_bounce_resolves_an_uncertain_delivery(launch_campaign: Launch, relay:
     assert delivery_counts(campaign) == {"total": 60, "failed": 1}
 
 
-def test_the_cursor_of_a_closed_batch_is_deleted(launch_campaign: Launch, relay: Relay) -> None:
+def test_the_cursor_of_a_closed_batch_is_deleted(launch_campaign: LaunchCampaign, relay: Relay) -> None:
     create_customers(1200)
     campaign = launch_campaign()
     released, lost, _ = claim_next_batch(), claim_next_batch(), claim_next_batch()

@@ -8,7 +8,7 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import text
 
-from tests.support.campaigns import Launch, create_customers
+from tests.support.campaigns import LaunchCampaign, create_customers
 from webapp.campaigns import tokens as campaign_tokens
 from webapp.campaigns.bounces import actions as bounce_actions
 from webapp.campaigns.bounces.reports import BounceReport
@@ -22,7 +22,7 @@ OLD = "c0@example.com"
 
 
 @pytest.fixture
-def campaign(launch_campaign: Launch) -> Campaign:
+def campaign(launch_campaign: LaunchCampaign) -> Campaign:
     """A campaign that was sent to the customers 1 and 2, an hour after its launch."""
     create_customers(2)
     campaign = launch_campaign()
@@ -121,7 +121,7 @@ def test_the_first_and_the_last_recipient_of_a_batch_are_counted_once(campaign: 
     assert (campaign.sent_in_batches, db.session.execute(text("select sent from batch")).scalar_one()) == (1, 1)
 
 
-def test_a_bounce_of_one_campaign_does_not_affect_others(campaign: Campaign, launch_campaign: Launch) -> None:
+def test_a_bounce_of_one_campaign_does_not_affect_others(campaign: Campaign, launch_campaign: LaunchCampaign) -> None:
     other = launch_campaign("OTHER1")
     db.session.execute(text("update batch set status = 'done', window_start = 2, sent = 2"))
     db.session.commit()

@@ -211,12 +211,12 @@ def test_the_envelope_recipient_has_an_idna_2008_domain(app: Flask) -> None:
     assert addresses.recipient_address(build_customer(address="Ada.L@faß.de")) == "Ada.L@xn--fa-hia.de"
 
 
-def test_a_header_with_a_line_break_is_refused() -> None:
+def test_a_header_with_a_line_break_is_rejected() -> None:
     with pytest.raises(ValueError, match="line break"):
         mail_headers.format_header("Subject", "a\nb")
 
 
-def test_a_sender_with_a_line_break_is_refused(
+def test_a_sender_with_a_line_break_is_rejected(
     app: Flask, make_offer: Callable[..., Offer], with_settings: Callable[..., Settings]
 ) -> None:
     with_settings(mail_default_sender="Shop\r\nBcc: x <a@example.com>")

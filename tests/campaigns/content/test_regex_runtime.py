@@ -44,12 +44,12 @@ def test_very_long_from_lines_of_a_mailbox_are_parsed() -> None:
 
 
 @pytest.mark.parametrize("unit", ["{{", "{{ a", '{{ x or "'])
-def test_many_unclosed_placeholders_are_refused(unit: str) -> None:
+def test_many_unclosed_placeholders_are_rejected(unit: str) -> None:
     with pytest.raises(InvalidInput, match="is not closed"):
         validate_content(EmailContent(text=unit * (250_000 // len(unit))))
 
 
 @pytest.mark.parametrize("unit", ["<style", "<style>", "<style></style"])
-def test_many_unclosed_style_elements_are_refused(unit: str) -> None:
+def test_many_unclosed_style_elements_are_rejected(unit: str) -> None:
     with pytest.raises(InvalidInput):
         validate_content(EmailContent(html=unit * (250_000 // len(unit)) + "}}"))

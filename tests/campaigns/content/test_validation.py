@@ -56,18 +56,18 @@ def test_an_unfamiliar_placeholder_gets_no_suggestion() -> None:
 @pytest.mark.parametrize(
     "typed", ["Hi {{ customer.name }", "Hi { customer.name }}", "Hi customer.name }}", "Hi {{", "}}"]
 )
-def test_unbalanced_braces_are_refused(field: str, typed: str) -> None:
+def test_unbalanced_braces_are_rejected(field: str, typed: str) -> None:
     found = find_error(field, typed)
     assert found is not None
     assert found[0] == "placeholder_unknown"
 
 
 @pytest.mark.parametrize("value", ["a\nb", "a\rb", "Hi\r\nBcc: eve@example.com"])
-def test_a_subject_with_a_line_break_is_refused(value: str) -> None:
+def test_a_subject_with_a_line_break_is_rejected(value: str) -> None:
     assert find_error("subject", value) == ("line_break", "The subject must be one line.")
 
 
-def test_a_body_of_five_megabytes_is_refused_with_its_size() -> None:
+def test_a_body_of_five_megabytes_is_rejected_with_its_size() -> None:
     found = find_error("html", "x" * 5 * 2**20)
     assert found is not None
     assert found[0] == "too_large"
@@ -95,7 +95,7 @@ def test_a_body_of_five_megabytes_is_refused_with_its_size() -> None:
         ("</p {{ offer.code }}>Hi", "{{ offer.code }}"),
     ],
 )
-def test_html_that_hides_placeholders_or_the_unsubscribe_link_is_refused(source: str, reason: str) -> None:
+def test_html_that_hides_placeholders_or_the_unsubscribe_link_is_rejected(source: str, reason: str) -> None:
     found = find_error("html", source)
     assert found is not None
     assert found[0] == "html_broken"

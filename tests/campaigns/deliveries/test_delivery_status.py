@@ -15,7 +15,7 @@ from flask.testing import FlaskClient
 from sqlalchemy import text
 
 from tests.support.campaigns import (
-    Launch,
+    LaunchCampaign,
     create_customers,
     delivery_counts,
     delivery_status,
@@ -60,7 +60,7 @@ def all_recipients(campaign: Campaign, state: str = "") -> list[DeliveryStatus]:
 
 
 def test_the_state_of_every_recipient_agrees_with_the_relay(
-    launch_campaign: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch
+    launch_campaign: LaunchCampaign, relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ids = create_customers(90)
     rules = relay.behaviour
@@ -173,7 +173,9 @@ def _sent_in_open_windows(campaign: Campaign, expected: dict[int, tuple[str, dat
     return counts
 
 
-def test_in_an_open_window_the_cursor_separates_sent_from_sending(launch_campaign: Launch, relay: Relay) -> None:
+def test_in_an_open_window_the_cursor_separates_sent_from_sending(
+    launch_campaign: LaunchCampaign, relay: Relay
+) -> None:
     ids = create_customers(120)
     campaign = launch_campaign()
     claim = batches.claim_batch("a worker")
@@ -188,7 +190,7 @@ def test_in_an_open_window_the_cursor_separates_sent_from_sending(launch_campaig
     assert "resumes automatically" in delivery_status(campaign, ids[20]).note
 
 
-def test_recipients_of_earlier_batches_are_counted_as_ahead(launch_campaign: Launch, relay: Relay) -> None:
+def test_recipients_of_earlier_batches_are_counted_as_ahead(launch_campaign: LaunchCampaign, relay: Relay) -> None:
     ids = create_customers(560)
     campaign = launch_campaign()
     claim = batches.claim_batch("a worker")
@@ -198,7 +200,7 @@ def test_recipients_of_earlier_batches_are_counted_as_ahead(launch_campaign: Lau
     assert delivery_status(campaign, ids[559]).ahead == 459 == stats_queries.get_campaign_stats(campaign.id).waiting - 1
 
 
-def test_a_cursor_of_a_former_owner_is_ignored(launch_campaign: Launch, relay: Relay) -> None:
+def test_a_cursor_of_a_former_owner_is_ignored(launch_campaign: LaunchCampaign, relay: Relay) -> None:
     ids = create_customers(60)
     campaign = launch_campaign()
     claim = batches.claim_batch("a worker")
@@ -210,7 +212,7 @@ def test_a_cursor_of_a_former_owner_is_ignored(launch_campaign: Launch, relay: R
 
 
 def test_a_customer_created_after_the_launch_is_no_recipient(
-    launch_campaign: Launch, relay: Relay, make_customer: Callable[..., Customer]
+    launch_campaign: LaunchCampaign, relay: Relay, make_customer: Callable[..., Customer]
 ) -> None:
     create_customers(2)
     campaign = launch_campaign()
@@ -222,14 +224,14 @@ def test_a_customer_created_after_the_launch_is_no_recipient(
     assert delivery_queries.list_customer_deliveries(late.id) == []
 
 
-def test_queued_recipients_of_a_cancelled_campaign_are_cancelled(launch_campaign: Launch) -> None:
+def test_queued_recipients_of_a_cancelled_campaign_are_cancelled(launch_campaign: LaunchCampaign) -> None:
     ids = create_customers(3)
     campaign = launch_campaign()
     transitions.cancel_campaign(campaign.id, "tests")
     assert {delivery_status(refresh(campaign), i).state for i in ids} == {"cancelled"}
 
 
-def test_a_queued_recipient_who_is_erased_will_be_skipped(launch_campaign: Launch) -> None:
+def test_a_queued_recipient_who_is_erased_will_be_skipped(launch_campaign: LaunchCampaign) -> None:
     ids = create_customers(2)
     campaign = launch_campaign()
     customer_actions.erase_customer(ids[1], by="tests")
@@ -238,7 +240,7 @@ def test_a_queued_recipient_who_is_erased_will_be_skipped(launch_campaign: Launc
     assert (status.state, status.note, status.email) == ("waiting", note, "erased customer")
 
 
-def test_emails_sent_by_an_earlier_version_have_no_exact_time(launch_campaign: Launch, relay: Relay) -> None:
+def test_emails_sent_by_an_earlier_version_have_no_exact_time(launch_campaign: LaunchCampaign, relay: Relay) -> None:
     ids = create_customers(1)
     campaign = launch_campaign()
     sender.send_pending_emails()
@@ -250,7 +252,7 @@ def test_emails_sent_by_an_earlier_version_have_no_exact_time(launch_campaign: L
 
 
 def test_an_uncertain_email_that_is_resent_automatically_needs_no_decision(
-    launch_campaign: Launch, relay: Relay
+    launch_campaign: LaunchCampaign, relay: Relay
 ) -> None:
     ids = create_customers(2)
     campaign = launch_campaign(policy="resend")
@@ -277,7 +279,7 @@ def test_an_uncertain_email_that_is_resent_automatically_needs_no_decision(
 
 @pytest.mark.parametrize("state", ["sent", "failed", "waiting", ""])
 def test_the_pages_of_a_list_contain_every_recipient_once(
-    launch_campaign: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch, state: str
+    launch_campaign: LaunchCampaign, relay: Relay, monkeypatch: pytest.MonkeyPatch, state: str
 ) -> None:
     monkeypatch.setattr(preparation, "BATCH_SIZE", 20)
     monkeypatch.setattr(delivery_queries, "BATCHES_PER_PAGE", 2)
@@ -302,7 +304,7 @@ def test_the_pages_of_a_list_contain_every_recipient_once(
     assert listed_ids == expected_ids
 
 
-def test_the_csv_export_lists_every_recipient_without_formulas(launch_campaign: Launch, relay: Relay) -> None:
+def test_the_csv_export_lists_every_recipient_without_formulas(launch_campaign: LaunchCampaign, relay: Relay) -> None:
     create_customers(600)
     relay.behaviour.rcpt[make_address(3)] = "550 =cmd()"
     campaign = launch_campaign()
@@ -322,7 +324,7 @@ def test_the_csv_export_lists_every_recipient_without_formulas(launch_campaign: 
 
 
 def test_an_export_needs_a_manager_and_is_audited(
-    sign_in: Callable[..., FlaskClient], launch_campaign: Launch, relay: Relay
+    sign_in: Callable[..., FlaskClient], launch_campaign: LaunchCampaign, relay: Relay
 ) -> None:
     create_customers(2)
     campaign = launch_campaign()
@@ -338,7 +340,7 @@ def test_an_export_needs_a_manager_and_is_audited(
 
 
 @pytest.fixture
-def unresolved(launch_campaign: Launch, relay: Relay) -> Campaign:
+def unresolved(launch_campaign: LaunchCampaign, relay: Relay) -> Campaign:
     """A finished campaign under hold: c0, c2 uncertain, c1 failed, c3 has no mailbox."""
     create_customers(5)
     relay.behaviour.body |= {make_address(0): "drop", make_address(2): "drop"}
@@ -413,7 +415,9 @@ def test_failed_emails_of_one_cause_are_retried(unresolved: Campaign, relay: Rel
     assert relay.recipients[make_address(3)] == 0
 
 
-def test_a_campaign_is_not_finished_while_emails_are_queued_again(launch_campaign: Launch, relay: Relay) -> None:
+def test_a_campaign_is_not_finished_while_emails_are_queued_again(
+    launch_campaign: LaunchCampaign, relay: Relay
+) -> None:
     create_customers(1)
     campaign = launch_campaign()
     db.session.execute(text("update batch set status = 'done'"))
@@ -431,12 +435,14 @@ def test_a_campaign_is_not_finished_while_emails_are_queued_again(launch_campaig
     assert refresh(campaign).status == "sending"
 
 
-def test_retrying_works_in_chunks(unresolved: Campaign, relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_deliveries_are_retried_in_chunks(unresolved: Campaign, relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(delivery_actions, "RESEND_CHUNK_SIZE", 1)
     assert delivery_actions.resend_deliveries(unresolved.id, DeliverySelection("uncertain"), "mia").resent == 2
 
 
-def test_uncertain_emails_of_a_cancelled_campaign_can_only_be_dismissed(launch_campaign: Launch, relay: Relay) -> None:
+def test_uncertain_emails_of_a_cancelled_campaign_can_only_be_dismissed(
+    launch_campaign: LaunchCampaign, relay: Relay
+) -> None:
     create_customers(60)
     relay.behaviour.body[make_address(0)] = "drop"
     campaign = launch_campaign(policy="hold")
@@ -465,7 +471,7 @@ def test_dismissing_an_email_twice_shows_that_it_is_resolved(
     assert second.text.count("Dismiss</summary>") == 1
 
 
-def test_a_viewer_can_not_resolve_emails(sign_in: Callable[..., FlaskClient], unresolved: Campaign) -> None:
+def test_a_viewer_cannot_resolve_emails(sign_in: Callable[..., FlaskClient], unresolved: Campaign) -> None:
     viewer = sign_in("viewer")
     assert "Leave" not in viewer.get(f"/campaigns/{unresolved.id}/recipients?state=uncertain").text
     for verb in ("leave", "send-again"):
@@ -507,7 +513,7 @@ def set_windows(campaign: Campaign, *windows: tuple[int, int], **values: object)
     db.session.commit()
 
 
-def test_the_rate_is_computed_from_the_last_minutes(launch_campaign: Launch) -> None:
+def test_the_rate_is_computed_from_the_last_minutes(launch_campaign: LaunchCampaign) -> None:
     create_customers(500)
     campaign = launch_campaign()
     set_windows(campaign, (0, 3000), (50, 2900), (100, 100), (150, 50), (200, 0))
@@ -517,7 +523,7 @@ def test_the_rate_is_computed_from_the_last_minutes(launch_campaign: Launch) -> 
     assert not stats.is_stalled
 
 
-def test_a_stalled_campaign_has_no_rate_and_is_reported(staff: FlaskClient, launch_campaign: Launch) -> None:
+def test_a_stalled_campaign_has_no_rate_and_is_reported(staff: FlaskClient, launch_campaign: LaunchCampaign) -> None:
     create_customers(500)
     campaign = launch_campaign()
     set_windows(campaign, (0, 3000), (50, 600))
@@ -526,7 +532,7 @@ def test_a_stalled_campaign_has_no_rate_and_is_reported(staff: FlaskClient, laun
     assert "Nothing has been sent for 10 minutes" in staff.get(f"/campaigns/{campaign.id}/progress").text
 
 
-def test_a_campaign_that_just_began_has_no_rate_and_no_forecast(launch_campaign: Launch) -> None:
+def test_a_campaign_that_just_began_has_no_rate_and_no_forecast(launch_campaign: LaunchCampaign) -> None:
     create_customers(3)
     stats = stats_queries.get_campaign_stats(launch_campaign().id)
     assert (stats.rate, stats.seconds_left, stats.is_stalled) == (None, None, False)
@@ -545,7 +551,7 @@ def start_sending(campaign: Campaign) -> batches.BatchClaim:
     return claim
 
 
-def test_an_unreachable_relay_hides_rate_and_forecast(staff: FlaskClient, launch_campaign: Launch) -> None:
+def test_an_unreachable_relay_hides_rate_and_forecast(staff: FlaskClient, launch_campaign: LaunchCampaign) -> None:
     create_customers(120)
     campaign = launch_campaign()
     start_sending(campaign)
@@ -561,7 +567,7 @@ def test_an_unreachable_relay_hides_rate_and_forecast(staff: FlaskClient, launch
     assert "The mail relay can&#39;t be reached." in staff.get("/campaigns").text
 
 
-def test_a_campaign_without_progress_for_a_minute_has_no_rate(launch_campaign: Launch) -> None:
+def test_a_campaign_without_progress_for_a_minute_has_no_rate(launch_campaign: LaunchCampaign) -> None:
     create_customers(500)
     campaign = launch_campaign()
     set_windows(campaign, (0, 110), (50, 100), (100, 61))
@@ -569,7 +575,7 @@ def test_a_campaign_without_progress_for_a_minute_has_no_rate(launch_campaign: L
     assert (stats.rate, stats.seconds_left, stats.is_stalled) == (None, None, False)
 
 
-def test_a_slow_relay_has_a_rate_while_its_worker_is_active(launch_campaign: Launch) -> None:
+def test_a_slow_relay_has_a_rate_while_its_worker_is_active(launch_campaign: LaunchCampaign) -> None:
     create_customers(500)
     campaign = launch_campaign()
     set_windows(campaign, (0, 110), (50, 100), (100, 61))
@@ -579,7 +585,9 @@ def test_a_slow_relay_has_a_rate_while_its_worker_is_active(launch_campaign: Lau
     assert (stats.rate is not None, stats.resumes_by) == (True, None)
 
 
-def test_a_stopped_worker_is_reported_with_the_time_of_resumption(staff: FlaskClient, launch_campaign: Launch) -> None:
+def test_a_stopped_worker_is_reported_with_the_time_of_resumption(
+    staff: FlaskClient, launch_campaign: LaunchCampaign
+) -> None:
     create_customers(120)
     campaign = launch_campaign()
     start_sending(campaign)
@@ -601,7 +609,7 @@ def test_a_stopped_worker_is_reported_with_the_time_of_resumption(staff: FlaskCl
     assert stats_queries.get_campaign_stats(campaign.id).resumes_by is None
 
 
-def test_a_batch_that_no_worker_claims_asks_for_attention(staff: FlaskClient, launch_campaign: Launch) -> None:
+def test_a_batch_that_no_worker_claims_asks_for_attention(staff: FlaskClient, launch_campaign: LaunchCampaign) -> None:
     create_customers(120)
     campaign = launch_campaign()
     start_sending(campaign)
@@ -613,7 +621,9 @@ def test_a_batch_that_no_worker_claims_asks_for_attention(staff: FlaskClient, la
 
 
 @pytest.mark.parametrize("policy", ["resend", "hold"])
-def test_the_sent_count_does_not_drop_after_a_takeover(launch_campaign: Launch, relay: Relay, policy: str) -> None:
+def test_the_sent_count_does_not_drop_after_a_takeover(
+    launch_campaign: LaunchCampaign, relay: Relay, policy: str
+) -> None:
     create_customers(120)
     campaign = launch_campaign(policy=policy)
     start_sending(campaign)
@@ -626,7 +636,9 @@ def test_the_sent_count_does_not_drop_after_a_takeover(launch_campaign: Launch, 
     assert stats_queries.get_campaign_stats(campaign.id).sent == before
 
 
-def test_failures_of_earlier_batches_do_not_affect_an_open_window(launch_campaign: Launch, relay: Relay) -> None:
+def test_failures_of_earlier_batches_do_not_affect_an_open_window(
+    launch_campaign: LaunchCampaign, relay: Relay
+) -> None:
     ids = create_customers(560)
     campaign = launch_campaign()
     first, second = batches.claim_batch("one"), batches.claim_batch("another")
@@ -648,7 +660,7 @@ def test_failures_of_earlier_batches_do_not_affect_an_open_window(launch_campaig
 
 
 def test_a_retry_in_progress_counts_as_deferred_until_its_outcome(
-    staff: FlaskClient, launch_campaign: Launch, relay: Relay
+    staff: FlaskClient, launch_campaign: LaunchCampaign, relay: Relay
 ) -> None:
     ids = create_customers(3)
     relay.behaviour.rcpt[make_address(1)] = "450 4.2.2 mailbox full"
@@ -676,7 +688,9 @@ def test_a_retry_in_progress_counts_as_deferred_until_its_outcome(
     assert delivery_queries.list_recipients(campaign.id, "deferred").deliveries == []
 
 
-def test_a_possible_second_copy_is_noted_everywhere(staff: FlaskClient, launch_campaign: Launch, relay: Relay) -> None:
+def test_a_possible_second_copy_is_noted_everywhere(
+    staff: FlaskClient, launch_campaign: LaunchCampaign, relay: Relay
+) -> None:
     ids = create_customers(3)
     campaign = launch_campaign(policy="resend")
     claim = batches.claim_batch("a worker")
@@ -704,7 +718,7 @@ def test_a_possible_second_copy_is_noted_everywhere(staff: FlaskClient, launch_c
     assert recipient_json(resent)["note"] == note
 
 
-def test_an_email_to_a_suppressed_address_can_not_be_resent(staff: FlaskClient, unresolved: Campaign) -> None:
+def test_an_email_to_a_suppressed_address_cannot_be_resent(staff: FlaskClient, unresolved: Campaign) -> None:
     page = staff.get(f"/campaigns/{unresolved.id}/recipients?state=failed").text
     # c3 has no mailbox, so its address is suppressed.
     assert page.count("Resend</summary>") == 1
@@ -745,7 +759,7 @@ def test_a_list_filtered_by_cause_shows_the_full_cause(staff: FlaskClient, unres
     assert "Filtered by reason: The receiving server rejects the email, often as spam (550 5.7.1)." in page.text
 
 
-def test_only_tabs_of_possible_states_are_shown(staff: FlaskClient, launch_campaign: Launch) -> None:
+def test_only_tabs_of_possible_states_are_shown(staff: FlaskClient, launch_campaign: LaunchCampaign) -> None:
     create_customers(3)
     campaign = launch_campaign()
     url = f"/campaigns/{campaign.id}/recipients"
@@ -767,7 +781,9 @@ def test_staff_can_resolve_uncertain_emails_during_sending(staff: FlaskClient, u
     assert "to be resolved" not in staff.get(f"/campaigns/{unresolved.id}/progress").text
 
 
-def test_the_cancel_dialog_counts_deferred_emails(staff: FlaskClient, launch_campaign: Launch, relay: Relay) -> None:
+def test_the_cancel_dialog_counts_deferred_emails(
+    staff: FlaskClient, launch_campaign: LaunchCampaign, relay: Relay
+) -> None:
     create_customers(60)
     relay.behaviour.rcpt["*"] = "450 later"
     campaign = launch_campaign()
@@ -776,7 +792,9 @@ def test_the_cancel_dialog_counts_deferred_emails(staff: FlaskClient, launch_cam
     assert "About 60 recipients have not received the email and will not receive it, even if it is deferred." in page
 
 
-def test_flash_messages_are_cleared_when_the_campaign_is_paused(staff: FlaskClient, launch_campaign: Launch) -> None:
+def test_flash_messages_are_cleared_when_the_campaign_is_paused(
+    staff: FlaskClient, launch_campaign: LaunchCampaign
+) -> None:
     create_customers(3)
     campaign = launch_campaign()
     htmx = {"HX-Request": "true"}

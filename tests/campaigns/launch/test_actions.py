@@ -72,7 +72,7 @@ def test_an_unknown_placeholder_is_reported_with_the_available_ones(field: str) 
         "{{ {{ customer.name }} }}",
     ],
 )
-def test_expressions_in_placeholders_are_refused(source: str) -> None:
+def test_expressions_in_placeholders_are_rejected(source: str) -> None:
     assert "Available placeholders" in find_errors(EmailContent(text=source))["text"]
 
 
@@ -84,15 +84,15 @@ def test_valid_content_is_accepted(app: Flask, source: str) -> None:
 
 
 @pytest.mark.parametrize("subject", ["a\nb", "a\r\nBcc: eve@example.com"])
-def test_a_subject_with_a_line_break_is_refused(subject: str) -> None:
+def test_a_subject_with_a_line_break_is_rejected(subject: str) -> None:
     assert find_errors(EmailContent(subject=subject)) == {"subject": "The subject must be one line."}
 
 
-def test_a_body_that_is_too_large_is_refused() -> None:
+def test_a_body_that_is_too_large_is_rejected() -> None:
     assert "larger than 256 kB" in find_errors(EmailContent(html="ß" * (MAX_BODY_BYTES // 2 + 1)))["html"]
 
 
-def test_characters_that_can_not_be_sent_are_refused() -> None:
+def test_characters_that_cannot_be_sent_are_rejected() -> None:
     assert set(find_errors(EmailContent(subject="a\0", text="\ud800", html="\ue000"))) == {"subject", "text", "html"}
 
 
@@ -129,7 +129,7 @@ def test_saving_a_draft_again_updates_it(app: Flask, make_offer: Callable[..., O
     assert (second.id, second.subject, second.uncertain_policy) == (first.id, "Two", "hold")
 
 
-def test_a_launched_campaign_can_not_be_edited(app: Flask, make_offer: Callable[..., Offer]) -> None:
+def test_a_launched_campaign_cannot_be_edited(app: Flask, make_offer: Callable[..., Offer]) -> None:
     create_customers(1)
     offer = make_offer()
     launch_actions.launch_announcement(offer.id, "tests")
@@ -403,7 +403,7 @@ def test_a_campaign_paused_during_preparation_is_prepared_after_resuming(
     assert (campaign.status, campaign.total) == ("sending", 3)
 
 
-def test_a_cancelled_campaign_can_not_continue(sending: Campaign) -> None:
+def test_a_cancelled_campaign_cannot_continue(sending: Campaign) -> None:
     assert transitions.cancel_campaign(sending.id, "mia").status == "cancelled"
     for action in (transitions.pause_campaign, transitions.resume_campaign):
         with pytest.raises(DomainError):
@@ -414,7 +414,7 @@ def test_a_cancelled_campaign_can_not_continue(sending: Campaign) -> None:
     assert db.session.execute(text("select distinct status from batch")).scalars().all() == ["cancelled"]
 
 
-def test_the_api_can_not_launch_a_cancelled_announcement_again(sending: Campaign) -> None:
+def test_the_api_cannot_launch_a_cancelled_announcement_again(sending: Campaign) -> None:
     transitions.cancel_campaign(sending.id, "mia")
     with pytest.raises(DomainError, match="Create a new announcement"):
         launch_actions.launch_announcement(sending.offer_id, "key shop")

@@ -8,7 +8,7 @@ import psycopg
 import pytest
 from sqlalchemy import text
 
-from tests.support.campaigns import Launch, create_customers, expire_leases, refresh
+from tests.support.campaigns import LaunchCampaign, create_customers, expire_leases, refresh
 from webapp.campaigns.launch import cancellation, transitions
 from webapp.campaigns.models import Campaign
 from webapp.campaigns.sending import batches, completion, outcomes, windows
@@ -33,7 +33,7 @@ def statuses() -> dict[int, str]:
 
 @pytest.mark.parametrize("stop", [None, transitions.pause_campaign])
 def test_other_campaigns_keep_their_batches_retries_and_cursors(
-    launch_campaign: Launch, stop: Callable[[int, str], Campaign] | None
+    launch_campaign: LaunchCampaign, stop: Callable[[int, str], Campaign] | None
 ) -> None:
     create_customers(2)
     other, cancelled = launch_campaign("ONE1"), launch_campaign("TWO2")
@@ -49,7 +49,7 @@ def test_other_campaigns_keep_their_batches_retries_and_cursors(
     assert (refresh(other).sent_in_batches, refresh(cancelled).sent_in_batches) == (None, 0)
 
 
-def test_a_skipped_retry_keeps_neither_its_time_nor_its_reply(launch_campaign: Launch) -> None:
+def test_a_skipped_retry_keeps_neither_its_time_nor_its_reply(launch_campaign: LaunchCampaign) -> None:
     create_customers(2)
     campaign = launch_campaign()
     batches.release_batch(defer_first_of_next_batch())
@@ -59,7 +59,7 @@ def test_a_skipped_retry_keeps_neither_its_time_nor_its_reply(launch_campaign: L
     assert row == ("skipped", "the campaign was cancelled", None, None)
 
 
-def test_totals_are_not_stored_while_a_worker_is_still_sending(launch_campaign: Launch) -> None:
+def test_totals_are_not_stored_while_a_worker_is_still_sending(launch_campaign: LaunchCampaign) -> None:
     create_customers(2)
     campaign = launch_campaign()
     claim = defer_first_of_next_batch()
@@ -73,7 +73,7 @@ def test_totals_are_not_stored_while_a_worker_is_still_sending(launch_campaign: 
     assert refresh(campaign).sent_in_batches == 1
 
 
-def test_no_total_is_stored_of_a_campaign_that_still_retries(launch_campaign: Launch) -> None:
+def test_no_total_is_stored_of_a_campaign_that_still_retries(launch_campaign: LaunchCampaign) -> None:
     create_customers(2)
     retrying, cancelled = launch_campaign("ONE1"), launch_campaign("TWO2")
     batches.finish_batch(defer_first_of_next_batch())
@@ -82,7 +82,7 @@ def test_no_total_is_stored_of_a_campaign_that_still_retries(launch_campaign: La
     assert (refresh(retrying).sent_in_batches, refresh(cancelled).sent_in_batches) == (None, 0)
 
 
-def test_the_total_of_a_cancelled_campaign_is_stored_once(launch_campaign: Launch) -> None:
+def test_the_total_of_a_cancelled_campaign_is_stored_once(launch_campaign: LaunchCampaign) -> None:
     create_customers(2)
     campaign = launch_campaign()
     assert batches.claim_batch("us") is not None
@@ -98,7 +98,7 @@ def test_the_total_of_a_cancelled_campaign_is_stored_once(launch_campaign: Launc
 
 @pytest.mark.parametrize("locked_table", ["batch", "mail_issue", "campaign"])
 def test_rows_locked_by_another_worker_are_cleaned_up_the_next_time(
-    launch_campaign: Launch, other_worker: psycopg.Connection[object], locked_table: str
+    launch_campaign: LaunchCampaign, other_worker: psycopg.Connection[object], locked_table: str
 ) -> None:
     create_customers(2)
     campaign = launch_campaign()

@@ -142,7 +142,7 @@ def test_preparation_checks_redemptions_block_by_block(announced_offer: Offer, m
     assert [len(values["ids"]) for values in parameters] == [100] * 10
 
 
-def test_an_offer_without_announcement_can_not_have_a_reminder(app: Flask, make_offer: Callable[..., Offer]) -> None:
+def test_an_offer_without_announcement_cannot_have_a_reminder(app: Flask, make_offer: Callable[..., Offer]) -> None:
     create_customers(1)
     offer = make_offer()
     draft_actions.save_offer_draft(offer.id, EmailContent(), "resend", "tests")
@@ -236,7 +236,7 @@ def test_the_api_refuses_a_second_open_reminder(api: FlaskClient, announced_offe
 
 
 @pytest.mark.parametrize("status", ["preparing", "sending", "paused"])
-def test_a_reminder_can_not_start_before_the_announcement_is_done(
+def test_a_reminder_cannot_start_before_the_announcement_is_done(
     api: FlaskClient, staff: FlaskClient, announced_offer: Offer, status: str
 ) -> None:
     create_customers(3)

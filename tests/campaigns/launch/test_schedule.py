@@ -124,7 +124,7 @@ def test_a_real_worker_starts_a_campaign_when_it_is_due(
         (datetime.now(UTC) + timedelta(days=31), "time_after_end"),
     ],
 )
-def test_an_invalid_time_is_refused_at_its_field(draft: Campaign, at: datetime, key: str) -> None:
+def test_an_invalid_time_is_rejected_at_its_field(draft: Campaign, at: datetime, key: str) -> None:
     assert find_error(draft, at) == ("at", key)
     assert reload(draft).status == "draft"
 
@@ -137,7 +137,7 @@ def test_an_invalid_time_is_refused_at_its_field(draft: Campaign, at: datetime, 
         ("max_redemptions = 1, redeemed = 1", "This offer has reached its limit"),
     ],
 )
-def test_a_campaign_that_can_not_start_is_paused_with_the_reason(draft: Campaign, edit: str, reason: str) -> None:
+def test_a_campaign_that_cannot_start_is_paused_with_the_reason(draft: Campaign, edit: str, reason: str) -> None:
     launch_actions.schedule_campaign(draft.id, SOON, "mia")
     db.session.execute(text(f"update offer set {edit}"))
     make_due(draft)
@@ -409,8 +409,8 @@ def test_a_typed_time_is_in_the_offers_time_zone(staff: FlaskClient, draft: Camp
     [
         ({"at": "2031-02-31", "at_time": "09:00"}, "at", "Not a valid date value."),
         ({"at": "2031-02-28", "at_time": "25:00"}, "at_time", "Not a valid time value."),
-        ({"at": "2031-02-28", "at_time": ""}, "at_time", "Enter the time at which the campaign starts"),
-        ({"at": "", "at_time": ""}, "at", "Choose the day on which the campaign starts."),
+        ({"at": "2031-02-28", "at_time": ""}, "at_time", "Enter the time at which the campaign is launched"),
+        ({"at": "", "at_time": ""}, "at", "Choose the day on which the campaign is launched."),
         ({"at": "9999-12-31", "at_time": "23:59"}, "at", "Choose a year from 2000 to 2199."),
         ({"at": "2020-01-01", "at_time": "09:00"}, "at", "This time is in the past."),
         ({"at": "2031-03-30", "at_time": "02:30"}, "at", "does not exist on that day in Europe/Berlin"),
@@ -438,7 +438,7 @@ def test_an_ambiguous_time_is_asked_for(staff: FlaskClient, draft: Campaign) -> 
     assert reload(draft).scheduled_at == datetime(2031, 10, 26, 1, 30, tzinfo=UTC)
 
 
-def test_a_launch_without_a_time_is_refused(staff: FlaskClient, draft: Campaign) -> None:
+def test_a_launch_without_a_time_is_rejected(staff: FlaskClient, draft: Campaign) -> None:
     assert staff.post(f"/campaigns/{draft.id}/launch", data={"to_all": "no"}).status_code == 422
     assert reload(draft).status == "draft"
 
@@ -516,7 +516,7 @@ def test_a_scheduled_campaign_can_be_unscheduled_or_cancelled(staff: FlaskClient
     assert "Cancelled" in staff.post(f"/campaigns/{draft.id}/cancel", follow_redirects=True).text
 
 
-def test_a_scheduled_campaign_can_not_be_edited(staff: FlaskClient, draft: Campaign) -> None:
+def test_a_scheduled_campaign_cannot_be_edited(staff: FlaskClient, draft: Campaign) -> None:
     launch_actions.schedule_campaign(draft.id, SOON, "tom")
     with pytest.raises(DomainError, match="Return it to draft"):
         draft_actions.update_draft(draft.id, EmailContent("New"), "resend", "mia")

@@ -8,7 +8,7 @@ import psycopg
 import pytest
 from sqlalchemy import text
 
-from tests.support.campaigns import Launch, create_customers, expire_leases, make_retries_due, refresh
+from tests.support.campaigns import LaunchCampaign, create_customers, expire_leases, make_retries_due, refresh
 from tests.support.smtp_relay import Relay
 from webapp.campaigns import queries as campaign_queries
 from webapp.campaigns import timing
@@ -38,7 +38,7 @@ def claim_positions(n: int) -> list[tuple[int, int]]:
 
 
 @pytest.mark.parametrize("stop", [transitions.pause_campaign, transitions.cancel_campaign])
-def test_only_batches_of_sending_campaigns_are_claimed(launch_campaign: Launch, stop: object) -> None:
+def test_only_batches_of_sending_campaigns_are_claimed(launch_campaign: LaunchCampaign, stop: object) -> None:
     create_customers(1)
     stopped, live = launch_campaign("ONE1"), launch_campaign("TWO2")
     stop(stopped.id, "tests")  # type: ignore[operator]
@@ -47,7 +47,7 @@ def test_only_batches_of_sending_campaigns_are_claimed(launch_campaign: Launch, 
     assert not campaign_queries.has_pending_sends()
 
 
-def test_an_expired_lease_of_a_paused_campaign_is_not_taken_over(launch_campaign: Launch) -> None:
+def test_an_expired_lease_of_a_paused_campaign_is_not_taken_over(launch_campaign: LaunchCampaign) -> None:
     create_customers(1)
     campaign = launch_campaign()
     claim()
@@ -57,7 +57,7 @@ def test_an_expired_lease_of_a_paused_campaign_is_not_taken_over(launch_campaign
     assert batches.claim_batch("next") is None
 
 
-def test_campaigns_take_turns_batch_by_batch(launch_campaign: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_campaigns_take_turns_batch_by_batch(launch_campaign: LaunchCampaign, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preparation, "BATCH_SIZE", 1)
     create_customers(2)
     first, second = launch_campaign("ONE1"), launch_campaign("TWO2")
@@ -71,7 +71,7 @@ def test_campaigns_take_turns_batch_by_batch(launch_campaign: Launch, monkeypatc
 
 
 def test_a_batch_locked_by_another_worker_is_skipped(
-    launch_campaign: Launch, other_worker: psycopg.Connection[object]
+    launch_campaign: LaunchCampaign, other_worker: psycopg.Connection[object]
 ) -> None:
     create_customers(1)
     launch_campaign("ONE1")
@@ -80,7 +80,7 @@ def test_a_batch_locked_by_another_worker_is_skipped(
     assert claim().campaign_id == second.id
 
 
-def test_a_delayed_batch_is_claimed_when_its_time_has_come(launch_campaign: Launch) -> None:
+def test_a_delayed_batch_is_claimed_when_its_time_has_come(launch_campaign: LaunchCampaign) -> None:
     create_customers(1)
     launch_campaign()
     batches.release_batch(claim(), delay=60)
@@ -92,7 +92,7 @@ def test_a_delayed_batch_is_claimed_when_its_time_has_come(launch_campaign: Laun
     claim()
 
 
-def test_a_batch_released_without_a_delay_is_claimed_at_once(launch_campaign: Launch) -> None:
+def test_a_batch_released_without_a_delay_is_claimed_at_once(launch_campaign: LaunchCampaign) -> None:
     create_customers(1)
     launch_campaign()
     batches.release_batch(claim(), delay=60)
@@ -105,7 +105,7 @@ def test_a_batch_released_without_a_delay_is_claimed_at_once(launch_campaign: La
 # --- leases -----------------------------------------------------------------------------------------
 
 
-def test_a_new_window_renews_the_lease(launch_campaign: Launch) -> None:
+def test_a_new_window_renews_the_lease(launch_campaign: LaunchCampaign) -> None:
     create_customers(1)
     launch_campaign()
     held = claim()
@@ -115,7 +115,7 @@ def test_a_new_window_renews_the_lease(launch_campaign: Launch) -> None:
     assert left > timedelta(seconds=timing.LEASE_DURATION / 2)
 
 
-def test_a_batch_is_not_renewed_once_its_campaign_is_paused(launch_campaign: Launch) -> None:
+def test_a_batch_is_not_renewed_once_its_campaign_is_paused(launch_campaign: LaunchCampaign) -> None:
     create_customers(1)
     campaign = launch_campaign()
     held = claim()
@@ -124,7 +124,7 @@ def test_a_batch_is_not_renewed_once_its_campaign_is_paused(launch_campaign: Lau
     assert not batches.renew_batch_lease(held)
 
 
-def test_a_former_owner_does_not_delete_the_cursor_of_the_next(launch_campaign: Launch) -> None:
+def test_a_former_owner_does_not_delete_the_cursor_of_the_next(launch_campaign: LaunchCampaign) -> None:
     create_customers(2)
     launch_campaign()
     former = claim()
@@ -135,7 +135,7 @@ def test_a_former_owner_does_not_delete_the_cursor_of_the_next(launch_campaign: 
     assert db.session.execute(text("select epoch from batch_cursor")).scalar_one() == following.epoch
 
 
-def test_a_batch_released_after_a_cancellation_is_cancelled(launch_campaign: Launch) -> None:
+def test_a_batch_released_after_a_cancellation_is_cancelled(launch_campaign: LaunchCampaign) -> None:
     create_customers(2)
     campaign, live = launch_campaign("ONE1"), launch_campaign("TWO2")
     claims = [claim(), claim()]
@@ -149,7 +149,7 @@ def test_a_batch_released_after_a_cancellation_is_cancelled(launch_campaign: Lau
 # --- outcomes ---------------------------------------------------------------------------------------
 
 
-def test_a_skipped_retry_is_not_due_any_more(launch_campaign: Launch, relay: Relay) -> None:
+def test_a_skipped_retry_is_not_due_any_more(launch_campaign: LaunchCampaign, relay: Relay) -> None:
     create_customers(1)
     relay.behaviour.rcpt["*"] = "450 4.2.1 later"
     campaign = launch_campaign(policy="hold")
@@ -165,7 +165,7 @@ def test_a_skipped_retry_is_not_due_any_more(launch_campaign: Launch, relay: Rel
     assert refresh(campaign).status == "done"
 
 
-def test_a_second_attempt_of_a_batch_is_counted_and_dated(launch_campaign: Launch) -> None:
+def test_a_second_attempt_of_a_batch_is_counted_and_dated(launch_campaign: LaunchCampaign) -> None:
     create_customers(1)
     launch_campaign()
     held = claim()

@@ -9,7 +9,7 @@ import pytest
 from flask import Flask
 from sqlalchemy import text
 
-from tests.support.campaigns import Launch, create_customers, expire_leases, make_retries_due, refresh
+from tests.support.campaigns import LaunchCampaign, create_customers, expire_leases, make_retries_due, refresh
 from webapp.campaigns.launch import transitions
 from webapp.campaigns.models import Campaign
 from webapp.campaigns.sending import batches, completion, outcomes, retries, windows
@@ -37,7 +37,7 @@ def statuses() -> list[str]:
 # --- done -------------------------------------------------------------------------------------------
 
 
-def test_a_paused_campaign_is_not_completed(launch_campaign: Launch) -> None:
+def test_a_paused_campaign_is_not_completed(launch_campaign: LaunchCampaign) -> None:
     create_customers(1)
     campaign = launch_campaign()
     attempt(SmtpOutcome("failed", 550, "no", "RCPT"))
@@ -49,7 +49,7 @@ def test_a_paused_campaign_is_not_completed(launch_campaign: Launch) -> None:
     assert refresh(campaign).status == "done"
 
 
-def test_a_campaign_with_a_pending_batch_is_not_done_when_another_is(launch_campaign: Launch) -> None:
+def test_a_campaign_with_a_pending_batch_is_not_done_when_another_is(launch_campaign: LaunchCampaign) -> None:
     create_customers(1)
     finished, waiting = launch_campaign("ONE1"), launch_campaign("TWO2")
     db.session.execute(text("update campaign set trouble = 'the relay was down'"))
@@ -61,7 +61,7 @@ def test_a_campaign_with_a_pending_batch_is_not_done_when_another_is(launch_camp
 
 
 @pytest.mark.parametrize("policy", ["resend", "hold"])
-def test_a_campaign_with_a_pending_retry_is_not_done(launch_campaign: Launch, policy: str) -> None:
+def test_a_campaign_with_a_pending_retry_is_not_done(launch_campaign: LaunchCampaign, policy: str) -> None:
     create_customers(1)
     campaign = launch_campaign(policy=policy)
     attempt(DEFERRED)
@@ -74,7 +74,7 @@ def test_a_campaign_with_a_pending_retry_is_not_done(launch_campaign: Launch, po
 
 @pytest.mark.parametrize(("policy", "status"), [("resend", "sending"), ("hold", "done")])
 def test_a_lost_retry_keeps_a_campaign_open_unless_under_hold(
-    launch_campaign: Launch, policy: str, status: str
+    launch_campaign: LaunchCampaign, policy: str, status: str
 ) -> None:
     create_customers(1)
     campaign = launch_campaign(policy=policy)
@@ -89,7 +89,7 @@ def test_a_lost_retry_keeps_a_campaign_open_unless_under_hold(
 
 
 def test_a_campaign_locked_by_another_worker_is_checked_the_next_time(
-    launch_campaign: Launch, other_worker: psycopg.Connection[object]
+    launch_campaign: LaunchCampaign, other_worker: psycopg.Connection[object]
 ) -> None:
     create_customers(1)
     held, free = launch_campaign("ONE1"), launch_campaign("TWO2")
@@ -114,7 +114,7 @@ def test_a_campaign_that_is_still_being_prepared_is_not_done(app: Flask, make_of
 # --- cancelled --------------------------------------------------------------------------------------
 
 
-def test_a_cancelled_batch_is_left_to_its_owner_while_the_lease_lasts(launch_campaign: Launch) -> None:
+def test_a_cancelled_batch_is_left_to_its_owner_while_the_lease_lasts(launch_campaign: LaunchCampaign) -> None:
     create_customers(2)
     campaign = launch_campaign()
     claim = batches.claim_batch("us")
@@ -131,7 +131,7 @@ def test_a_cancelled_batch_is_left_to_its_owner_while_the_lease_lasts(launch_cam
 
 @pytest.mark.parametrize("stop", [None, transitions.pause_campaign])
 def test_the_batches_of_another_campaign_are_not_cancelled(
-    launch_campaign: Launch, stop: Callable[[int, str], Campaign] | None
+    launch_campaign: LaunchCampaign, stop: Callable[[int, str], Campaign] | None
 ) -> None:
     create_customers(1)
     cancelled, other = launch_campaign("ONE1"), launch_campaign("TWO2")
@@ -145,7 +145,7 @@ def test_the_batches_of_another_campaign_are_not_cancelled(
     assert statuses() == ["cancelled", "sending"]
 
 
-def test_unclaimed_batches_are_cancelled_and_finished_ones_kept(launch_campaign: Launch) -> None:
+def test_unclaimed_batches_are_cancelled_and_finished_ones_kept(launch_campaign: LaunchCampaign) -> None:
     create_customers(1)
     done, waiting = launch_campaign("ONE1"), launch_campaign("TWO2")
     attempt(SmtpOutcome("failed", 550, "no", "RCPT"))
@@ -156,7 +156,7 @@ def test_unclaimed_batches_are_cancelled_and_finished_ones_kept(launch_campaign:
 
 
 def test_a_cancelled_batch_locked_by_another_worker_is_skipped(
-    launch_campaign: Launch, other_worker: psycopg.Connection[object]
+    launch_campaign: LaunchCampaign, other_worker: psycopg.Connection[object]
 ) -> None:
     create_customers(1)
     campaigns = [launch_campaign("ONE1"), launch_campaign("TWO2")]

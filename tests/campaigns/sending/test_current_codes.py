@@ -20,11 +20,11 @@ from webapp.offers.models import Offer
 from webapp.redemptions import group_commit, personal_codes
 from webapp.redemptions.rules import RedemptionRequest
 
-Launch = Callable[..., Offer]
+LaunchOffer = Callable[..., Offer]
 
 
 @pytest.fixture
-def launch_campaign(app: Flask, make_offer: Callable[..., Offer]) -> Launch:
+def launch_campaign(app: Flask, make_offer: Callable[..., Offer]) -> LaunchOffer:
     """Launch an offer whose email is only the code, to customers with ids 1 to n."""
 
     def launch(n: int, **values: object) -> Offer:
@@ -43,7 +43,7 @@ def sent_codes(relay: Relay) -> list[str]:
 
 
 def test_a_renewed_code_is_used_from_the_next_window_on(
-    app: Flask, launch_campaign: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch
+    app: Flask, launch_campaign: LaunchOffer, relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     offer_id = launch_campaign(120).id
     act_after(relay, 70, monkeypatch, in_context(app, lambda: code_actions.renew_code(offer_id, "WINTER26", "tests")))
@@ -54,7 +54,7 @@ def test_a_renewed_code_is_used_from_the_next_window_on(
 
 
 def test_every_code_sent_around_a_renewal_can_be_redeemed(
-    app: Flask, launch_campaign: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch
+    app: Flask, launch_campaign: LaunchOffer, relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     offer_id = launch_campaign(120, personal_code_required=True).id
     act_after(relay, 70, monkeypatch, in_context(app, lambda: code_actions.renew_code(offer_id, "WINTER26", "tests")))
@@ -69,7 +69,7 @@ def test_every_code_sent_around_a_renewal_can_be_redeemed(
 
 
 def test_personal_codes_required_during_sending_are_used_from_the_next_window_on(
-    app: Flask, launch_campaign: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch
+    app: Flask, launch_campaign: LaunchOffer, relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     offer_id = launch_campaign(120).id
     act_after(

@@ -10,7 +10,7 @@ import psycopg
 import pytest
 from sqlalchemy import text
 
-from tests.support.campaigns import Launch, campaign_status, create_customers
+from tests.support.campaigns import LaunchCampaign, campaign_status, create_customers
 from webapp.campaigns import queries as campaign_queries
 from webapp.campaigns import timing
 from webapp.campaigns.deliveries import actions as delivery_actions
@@ -34,7 +34,7 @@ def policy(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def deferred(launch_campaign: Launch, policy: str) -> Campaign:
+def deferred(launch_campaign: LaunchCampaign, policy: str) -> Campaign:
     """A campaign with one recipient, whose email was deferred and is due."""
     create_customers(1)
     campaign = launch_campaign(policy=policy)
@@ -136,7 +136,7 @@ def test_only_retries_of_sending_campaigns_are_claimed(
     assert (row()["state"], row()["attempts"], row()["epoch"]) == ("deferred", 1, 0)
 
 
-def test_a_paused_campaign_keeps_its_retries_beside_a_sending_one(launch_campaign: Launch) -> None:
+def test_a_paused_campaign_keeps_its_retries_beside_a_sending_one(launch_campaign: LaunchCampaign) -> None:
     create_customers(1)
     paused, live = launch_campaign("ONE1"), launch_campaign("TWO2")
     for _ in range(2):
@@ -148,7 +148,7 @@ def test_a_paused_campaign_keeps_its_retries_beside_a_sending_one(launch_campaig
     assert retries.claim_due_retry() is None
 
 
-def test_the_retry_that_is_due_longest_is_claimed_first(launch_campaign: Launch) -> None:
+def test_the_retry_that_is_due_longest_is_claimed_first(launch_campaign: LaunchCampaign) -> None:
     create_customers(1)
     campaigns = [launch_campaign(code).id for code in ("ONE1", "TWO2", "THREE3")]
     for _ in campaigns:
@@ -164,7 +164,7 @@ def test_the_retry_that_is_due_longest_is_claimed_first(launch_campaign: Launch)
 
 
 def test_a_retry_locked_by_another_worker_is_skipped(
-    launch_campaign: Launch, other_worker: psycopg.Connection[object]
+    launch_campaign: LaunchCampaign, other_worker: psycopg.Connection[object]
 ) -> None:
     create_customers(1)
     first, second = launch_campaign("ONE1"), launch_campaign("TWO2")

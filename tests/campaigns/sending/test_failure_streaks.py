@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from sqlalchemy import text
 
-from tests.support.campaigns import Launch, create_customers, delivery_counts, refresh
+from tests.support.campaigns import LaunchCampaign, create_customers, delivery_counts, refresh
 from tests.support.smtp_relay import Relay
 from webapp.campaigns.sending import sender
 from webapp.campaigns.sending.sender import MAX_CONSECUTIVE_CONNECTION_FAILURES, MAX_CONSECUTIVE_REJECTED_BODIES
@@ -19,7 +19,7 @@ def all_but(n: int, total: int) -> list[str]:
     return [f"c{i}@example.com" for i in range(total) if i != n]
 
 
-def test_an_accepted_email_resets_the_count_of_rejected_bodies(launch_campaign: Launch, relay: Relay) -> None:
+def test_an_accepted_email_resets_the_count_of_rejected_bodies(launch_campaign: LaunchCampaign, relay: Relay) -> None:
     failures = MAX_CONSECUTIVE_REJECTED_BODIES - 1
     total = 2 * failures + 1
     create_customers(total)
@@ -30,7 +30,9 @@ def test_an_accepted_email_resets_the_count_of_rejected_bodies(launch_campaign: 
     assert delivery_counts(campaign) == {"total": total, "sent": 1, "failed": 2 * failures}
 
 
-def test_a_rejected_recipient_resets_the_count_of_rejected_bodies(launch_campaign: Launch, relay: Relay) -> None:
+def test_a_rejected_recipient_resets_the_count_of_rejected_bodies(
+    launch_campaign: LaunchCampaign, relay: Relay
+) -> None:
     failures = MAX_CONSECUTIVE_REJECTED_BODIES - 1
     total = 2 * failures + 1
     create_customers(total)
@@ -41,7 +43,9 @@ def test_a_rejected_recipient_resets_the_count_of_rejected_bodies(launch_campaig
     assert (refresh(campaign).status, campaign.pause_reason) == ("done", None)
 
 
-def test_an_accepted_email_resets_the_count_of_broken_connections(launch_campaign: Launch, relay: Relay) -> None:
+def test_an_accepted_email_resets_the_count_of_broken_connections(
+    launch_campaign: LaunchCampaign, relay: Relay
+) -> None:
     failures = MAX_CONSECUTIVE_CONNECTION_FAILURES - 1
     total = 2 * failures + 1
     create_customers(total)
@@ -52,7 +56,7 @@ def test_an_accepted_email_resets_the_count_of_broken_connections(launch_campaig
     assert refresh(campaign).status == "done"
 
 
-def test_consecutive_broken_connections_delay_the_batch(launch_campaign: Launch, relay: Relay) -> None:
+def test_consecutive_broken_connections_delay_the_batch(launch_campaign: LaunchCampaign, relay: Relay) -> None:
     create_customers(2 * MAX_CONSECUTIVE_CONNECTION_FAILURES)
     relay.behaviour.body["*"] = "drop"
     campaign = launch_campaign()
@@ -64,7 +68,7 @@ def test_consecutive_broken_connections_delay_the_batch(launch_campaign: Launch,
 
 
 def test_broken_connections_of_another_batch_are_counted_from_zero(
-    launch_campaign: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch
+    launch_campaign: LaunchCampaign, relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     create_customers(MAX_CONSECUTIVE_CONNECTION_FAILURES + 1)
     relay.behaviour.body.update(dict.fromkeys(all_but(-1, MAX_CONSECUTIVE_CONNECTION_FAILURES), "drop"))

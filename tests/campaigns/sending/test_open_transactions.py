@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from sqlalchemy import text
 
-from tests.support.campaigns import Launch, create_customers, make_retries_due
+from tests.support.campaigns import LaunchCampaign, create_customers, make_retries_due
 from tests.support.smtp_relay import Relay
 from webapp.campaigns import timing
 from webapp.campaigns.content.placeholders import EmailContent
@@ -45,7 +45,7 @@ def open_transactions(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 
 
 def test_a_batch_is_sent_without_an_open_transaction(
-    launch_campaign: Launch, relay: Relay, open_transactions: list[bool]
+    launch_campaign: LaunchCampaign, relay: Relay, open_transactions: list[bool]
 ) -> None:
     create_customers(2)
     launch_campaign()
@@ -56,7 +56,7 @@ def test_a_batch_is_sent_without_an_open_transaction(
 
 
 def test_a_rejected_email_leaves_no_transaction_open_for_the_next(
-    launch_campaign: Launch, relay: Relay, open_transactions: list[bool]
+    launch_campaign: LaunchCampaign, relay: Relay, open_transactions: list[bool]
 ) -> None:
     create_customers(3)
     relay.behaviour.rcpt["c0@example.com"] = "550 5.1.1 unknown"
@@ -68,7 +68,7 @@ def test_a_rejected_email_leaves_no_transaction_open_for_the_next(
 
 
 def test_a_retry_is_sent_without_an_open_transaction(
-    launch_campaign: Launch, relay: Relay, open_transactions: list[bool]
+    launch_campaign: LaunchCampaign, relay: Relay, open_transactions: list[bool]
 ) -> None:
     create_customers(1)
     relay.behaviour.rcpt["*"] = "450 4.2.1 later"
@@ -84,7 +84,7 @@ def test_a_retry_is_sent_without_an_open_transaction(
 
 
 def test_a_test_email_is_sent_without_an_open_transaction(
-    launch_campaign: Launch, relay: Relay, open_transactions: list[bool]
+    launch_campaign: LaunchCampaign, relay: Relay, open_transactions: list[bool]
 ) -> None:
     create_customers(1)
     campaign = launch_campaign()
@@ -121,7 +121,7 @@ def waiting(monkeypatch: pytest.MonkeyPatch) -> Iterator[WaitingSender]:
 
 
 def test_a_batch_waits_for_its_slot_without_an_open_transaction(
-    launch_campaign: Launch,
+    launch_campaign: LaunchCampaign,
     relay: Relay,
     with_settings: Callable[..., Settings],
     waiting: WaitingSender,
@@ -137,7 +137,7 @@ def test_a_batch_waits_for_its_slot_without_an_open_transaction(
 
 
 def test_a_retry_waits_for_its_slot_without_an_open_transaction(
-    launch_campaign: Launch, relay: Relay, waiting: WaitingSender
+    launch_campaign: LaunchCampaign, relay: Relay, waiting: WaitingSender
 ) -> None:
     create_customers(1)
     relay.behaviour.rcpt["*"] = "450 4.2.1 later"
@@ -156,7 +156,7 @@ def test_a_retry_waits_for_its_slot_without_an_open_transaction(
 
 
 def test_a_sender_waits_for_an_unavailable_relay_without_an_open_transaction(
-    launch_campaign: Launch, with_settings: Callable[..., Settings], waiting: WaitingSender
+    launch_campaign: LaunchCampaign, with_settings: Callable[..., Settings], waiting: WaitingSender
 ) -> None:
     create_customers(1)
     launch_campaign()

@@ -11,7 +11,7 @@ from flask import Flask
 from sqlalchemy import event, text
 
 from tests.support.campaigns import (
-    Launch,
+    LaunchCampaign,
     act_after,
     create_customers,
     delivery_counts,
@@ -46,7 +46,7 @@ from webapp.offers.models import Offer
 pytestmark = pytest.mark.usefixtures("no_retry_delay")
 
 
-def test_every_recipient_gets_one_email(launch_campaign: Launch, relay: Relay) -> None:
+def test_every_recipient_gets_one_email(launch_campaign: LaunchCampaign, relay: Relay) -> None:
     create_customers(120)
     campaign = launch_campaign()
     sender.send_pending_emails()
@@ -55,14 +55,14 @@ def test_every_recipient_gets_one_email(launch_campaign: Launch, relay: Relay) -
     assert refresh(campaign).status == "done"
 
 
-def test_a_sender_run_uses_one_connection(launch_campaign: Launch, relay: Relay) -> None:
+def test_a_sender_run_uses_one_connection(launch_campaign: LaunchCampaign, relay: Relay) -> None:
     create_customers(120)
     launch_campaign()
     sender.send_pending_emails()
     assert relay.connections == 1
 
 
-def test_sent_emails_leave_only_batch_rows(launch_campaign: Launch, relay: Relay) -> None:
+def test_sent_emails_leave_only_batch_rows(launch_campaign: LaunchCampaign, relay: Relay) -> None:
     create_customers(1001)
     launch_campaign()
     sender.send_pending_emails()
@@ -70,7 +70,7 @@ def test_sent_emails_leave_only_batch_rows(launch_campaign: Launch, relay: Relay
     assert [db.session.execute(text(f"select count(*) from {table}")).scalar() for table in tables] == [3, 0, 0]
 
 
-def test_customers_created_after_the_launch_get_no_email(launch_campaign: Launch, relay: Relay) -> None:
+def test_customers_created_after_the_launch_get_no_email(launch_campaign: LaunchCampaign, relay: Relay) -> None:
     create_customers(3)
     campaign = launch_campaign()
     create_customers(2, first=10)
@@ -79,7 +79,7 @@ def test_customers_created_after_the_launch_get_no_email(launch_campaign: Launch
 
 
 def test_preparation_continues_after_a_crash(
-    launch_campaign: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch
+    launch_campaign: LaunchCampaign, relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(preparation, "AUDIENCE_CHUNK_SIZE", 40)
     monkeypatch.setattr(preparation, "BATCH_SIZE", 20)
@@ -93,7 +93,7 @@ def test_preparation_continues_after_a_crash(
     assert refresh(campaign).total == 100
 
 
-def test_a_refused_recipient_does_not_stop_the_others(launch_campaign: Launch, relay: Relay) -> None:
+def test_a_refused_recipient_does_not_stop_the_others(launch_campaign: LaunchCampaign, relay: Relay) -> None:
     create_customers(5)
     relay.behaviour.rcpt["c2@example.com"] = "550 5.1.1 no such user"
     campaign = launch_campaign()
@@ -109,7 +109,7 @@ def test_a_refused_recipient_does_not_stop_the_others(launch_campaign: Launch, r
     assert refresh(campaign).status == "done"
 
 
-def test_a_deferred_recipient_is_retried(launch_campaign: Launch, relay: Relay) -> None:
+def test_a_deferred_recipient_is_retried(launch_campaign: LaunchCampaign, relay: Relay) -> None:
     create_customers(3)
     relay.behaviour.rcpt["c1@example.com"] = "450 4.2.1 later"
     relay.behaviour.uses["c1@example.com"] = 1
@@ -124,7 +124,7 @@ def test_a_deferred_recipient_is_retried(launch_campaign: Launch, relay: Relay) 
     assert stats_queries.list_issues(campaign.id)[0].state == "sent_later"
 
 
-def test_retry_delays_grow(launch_campaign: Launch, relay: Relay) -> None:
+def test_retry_delays_grow(launch_campaign: LaunchCampaign, relay: Relay) -> None:
     create_customers(1)
     relay.behaviour.rcpt["*"] = "450 later"
     campaign = launch_campaign()
@@ -138,7 +138,7 @@ def test_retry_delays_grow(launch_campaign: Launch, relay: Relay) -> None:
     assert 40 < delays[0] < 70 < 250 < delays[1] < 340 < 1500 < delays[2] < 2000
 
 
-def test_a_deferred_email_fails_after_two_days(launch_campaign: Launch, relay: Relay) -> None:
+def test_a_deferred_email_fails_after_two_days(launch_campaign: LaunchCampaign, relay: Relay) -> None:
     create_customers(1)
     relay.behaviour.rcpt["*"] = "450 later"
     campaign = launch_campaign()
@@ -150,7 +150,7 @@ def test_a_deferred_email_fails_after_two_days(launch_campaign: Launch, relay: R
     assert refresh(campaign).status == "done"
 
 
-def test_a_deferred_customer_who_unsubscribes_is_skipped(launch_campaign: Launch, relay: Relay) -> None:
+def test_a_deferred_customer_who_unsubscribes_is_skipped(launch_campaign: LaunchCampaign, relay: Relay) -> None:
     (customer_id,) = create_customers(1)
     relay.behaviour.rcpt["*"] = "450 later"
     campaign = launch_campaign()
@@ -162,7 +162,7 @@ def test_a_deferred_customer_who_unsubscribes_is_skipped(launch_campaign: Launch
     assert (delivery_counts(campaign), relay.messages) == ({"total": 1, "skipped": 1}, [])
 
 
-def test_a_lost_connection_is_reopened_for_the_same_recipient(launch_campaign: Launch, relay: Relay) -> None:
+def test_a_lost_connection_is_reopened_for_the_same_recipient(launch_campaign: LaunchCampaign, relay: Relay) -> None:
     create_customers(3)
     relay.behaviour.rcpt["c1@example.com"] = "drop"
     relay.behaviour.uses["c1@example.com"] = 2
@@ -172,7 +172,7 @@ def test_a_lost_connection_is_reopened_for_the_same_recipient(launch_campaign: L
     assert relay.connections == 3
 
 
-def test_a_recipient_who_breaks_every_connection_is_deferred(launch_campaign: Launch, relay: Relay) -> None:
+def test_a_recipient_who_breaks_every_connection_is_deferred(launch_campaign: LaunchCampaign, relay: Relay) -> None:
     create_customers(3)
     relay.behaviour.rcpt["c1@example.com"] = "drop"
     campaign = launch_campaign()
@@ -180,7 +180,7 @@ def test_a_recipient_who_breaks_every_connection_is_deferred(launch_campaign: La
     assert delivery_counts(campaign) == {"total": 3, "sent": 2, "deferred": 1}
 
 
-def test_an_email_without_a_reply_is_uncertain_and_not_resent(launch_campaign: Launch, relay: Relay) -> None:
+def test_an_email_without_a_reply_is_uncertain_and_not_resent(launch_campaign: LaunchCampaign, relay: Relay) -> None:
     create_customers(3)
     relay.behaviour.body["c1@example.com"] = "drop"
     campaign = launch_campaign()
@@ -190,7 +190,7 @@ def test_an_email_without_a_reply_is_uncertain_and_not_resent(launch_campaign: L
     assert refresh(campaign).status == "done"
 
 
-def test_staff_can_resend_uncertain_emails(launch_campaign: Launch, relay: Relay) -> None:
+def test_staff_can_resend_uncertain_emails(launch_campaign: LaunchCampaign, relay: Relay) -> None:
     create_customers(2)
     relay.behaviour.body["c1@example.com"] = "drop"
     relay.behaviour.uses["c1@example.com"] = 1
@@ -206,7 +206,7 @@ def test_staff_can_resend_uncertain_emails(launch_campaign: Launch, relay: Relay
 
 @pytest.mark.parametrize("fault", ["mail", "auth"])
 def test_a_relay_that_refuses_the_sender_pauses_the_campaign(
-    app: Flask, launch_campaign: Launch, relay: Relay, fault: str, monkeypatch: pytest.MonkeyPatch
+    app: Flask, launch_campaign: LaunchCampaign, relay: Relay, fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     create_customers(3)
     if fault == "auth":
@@ -220,7 +220,7 @@ def test_a_relay_that_refuses_the_sender_pauses_the_campaign(
     assert delivery_counts(campaign) == {"total": 3}
 
 
-def test_five_consecutive_refused_bodies_pause_the_campaign(launch_campaign: Launch, relay: Relay) -> None:
+def test_five_consecutive_refused_bodies_pause_the_campaign(launch_campaign: LaunchCampaign, relay: Relay) -> None:
     create_customers(20)
     relay.behaviour.body["*"] = "554 5.7.1 spam"
     campaign = launch_campaign()
@@ -231,7 +231,7 @@ def test_five_consecutive_refused_bodies_pause_the_campaign(launch_campaign: Lau
 
 
 def test_an_unreachable_relay_loses_nothing_and_is_reported(
-    launch_campaign: Launch, monkeypatch: pytest.MonkeyPatch
+    launch_campaign: LaunchCampaign, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(timing, "SENDER_TIME_LIMIT", 0.1)
     create_customers(3)
@@ -244,7 +244,7 @@ def test_an_unreachable_relay_loses_nothing_and_is_reported(
 
 
 def test_sending_continues_when_the_relay_is_reachable_again(
-    launch_campaign: Launch, relay: Relay, with_settings: Callable[..., object], monkeypatch: pytest.MonkeyPatch
+    launch_campaign: LaunchCampaign, relay: Relay, with_settings: Callable[..., object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     create_customers(3)
     campaign = launch_campaign()
@@ -258,7 +258,7 @@ def test_sending_continues_when_the_relay_is_reachable_again(
     assert refresh(campaign).delivery_warning is None
 
 
-def test_unsubscribed_erased_and_redeemed_customers_are_skipped(launch_campaign: Launch, relay: Relay) -> None:
+def test_unsubscribed_erased_and_redeemed_customers_are_skipped(launch_campaign: LaunchCampaign, relay: Relay) -> None:
     ids = create_customers(5)
     campaign = launch_campaign()
     suppression_actions.unsubscribe_customer(ids[1], campaign.id)
@@ -280,7 +280,7 @@ def test_unsubscribed_erased_and_redeemed_customers_are_skipped(launch_campaign:
 
 @pytest.mark.parametrize(("action", "status"), [("pause", "paused"), ("cancel", "cancelled")])
 def test_pausing_or_cancelling_stops_before_the_next_window(
-    app: Flask, launch_campaign: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch, action: str, status: str
+    app: Flask, launch_campaign: LaunchCampaign, relay: Relay, monkeypatch: pytest.MonkeyPatch, action: str, status: str
 ) -> None:
     create_customers(200)
     campaign = launch_campaign()
@@ -293,7 +293,7 @@ def test_pausing_or_cancelling_stops_before_the_next_window(
 
 
 def test_a_resumed_campaign_continues_at_its_position(
-    app: Flask, launch_campaign: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch
+    app: Flask, launch_campaign: LaunchCampaign, relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     create_customers(200)
     campaign = launch_campaign()
@@ -307,7 +307,7 @@ def test_a_resumed_campaign_continues_at_its_position(
 
 
 def test_a_stopping_worker_releases_its_batch(
-    launch_campaign: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch
+    launch_campaign: LaunchCampaign, relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     create_customers(120)
     campaign = launch_campaign()
@@ -322,7 +322,7 @@ def test_a_stopping_worker_releases_its_batch(
     assert delivery_counts(campaign) == {"total": 120, "sent": 120}
 
 
-class Killed(BaseException):
+class SenderKilled(BaseException):
     """A simulated kill, which no handler of the application catches."""
 
 
@@ -336,18 +336,18 @@ def kill_sender_after(n: int, relay: Relay, monkeypatch: pytest.MonkeyPatch) -> 
         outcome = deliver(self, *args)
         sent += 1
         if sent == n:
-            raise Killed
+            raise SenderKilled
         return outcome
 
     with monkeypatch.context() as patch:
         patch.setattr(smtp.RelayConnection, "deliver", deliver_or_die)
-        with pytest.raises(Killed):
+        with pytest.raises(SenderKilled):
             sender.send_pending_emails()
     db.session.rollback()
 
 
 def test_another_worker_continues_after_a_kill(
-    launch_campaign: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch
+    launch_campaign: LaunchCampaign, relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     create_customers(120)
     campaign = launch_campaign()
@@ -363,7 +363,7 @@ def test_another_worker_continues_after_a_kill(
 
 
 def test_the_second_copy_after_a_kill_has_the_same_message_id(
-    launch_campaign: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch
+    launch_campaign: LaunchCampaign, relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     create_customers(3)
     launch_campaign()
@@ -375,7 +375,7 @@ def test_the_second_copy_after_a_kill_has_the_same_message_id(
 
 
 def test_under_hold_the_email_in_flight_stays_uncertain(
-    launch_campaign: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch
+    launch_campaign: LaunchCampaign, relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     create_customers(120)
     campaign = launch_campaign(policy="hold")
@@ -388,7 +388,7 @@ def test_under_hold_the_email_in_flight_stays_uncertain(
 
 
 def test_an_email_whose_retry_was_killed_can_be_resent_by_staff(
-    launch_campaign: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch
+    launch_campaign: LaunchCampaign, relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     create_customers(1)
     relay.behaviour.rcpt["c0@example.com"] = "451 later"
@@ -407,7 +407,7 @@ def test_an_email_whose_retry_was_killed_can_be_resent_by_staff(
 
 @pytest.mark.parametrize("kind", ["campaign", "test"])
 def test_no_transaction_is_open_while_connecting_to_the_relay(
-    launch_campaign: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch, kind: str
+    launch_campaign: LaunchCampaign, relay: Relay, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     create_customers(1)
     campaign = launch_campaign()
@@ -429,7 +429,7 @@ def test_no_transaction_is_open_while_connecting_to_the_relay(
 
 
 def test_each_kill_sends_at_most_one_extra_copy_and_misses_no_recipient(
-    launch_campaign: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch
+    launch_campaign: LaunchCampaign, relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     create_customers(120)
     campaign = launch_campaign()
@@ -443,7 +443,7 @@ def test_each_kill_sends_at_most_one_extra_copy_and_misses_no_recipient(
 
 
 def test_a_window_without_a_cursor_becomes_uncertain(
-    launch_campaign: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch
+    launch_campaign: LaunchCampaign, relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     create_customers(120)
     campaign = launch_campaign()
@@ -456,7 +456,7 @@ def test_a_window_without_a_cursor_becomes_uncertain(
     assert delivery_counts(campaign) == {"total": 120, "sent": 70, "uncertain": 50}
 
 
-def test_a_former_owner_can_not_write(launch_campaign: Launch, relay: Relay) -> None:
+def test_a_former_owner_cannot_write(launch_campaign: LaunchCampaign, relay: Relay) -> None:
     create_customers(120)
     launch_campaign()
     former = batches.claim_batch("former")
@@ -475,7 +475,7 @@ def test_a_former_owner_can_not_write(launch_campaign: Launch, relay: Relay) -> 
 
 
 def test_a_worker_that_lost_its_batch_stops_before_the_next_email(
-    app: Flask, launch_campaign: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch
+    app: Flask, launch_campaign: LaunchCampaign, relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     create_customers(120)
     launch_campaign()
@@ -489,7 +489,7 @@ def test_a_worker_that_lost_its_batch_stops_before_the_next_email(
     assert len(relay.messages) == 10
 
 
-def test_a_batch_is_claimed_once(launch_campaign: Launch) -> None:
+def test_a_batch_is_claimed_once(launch_campaign: LaunchCampaign) -> None:
     create_customers(3)
     launch_campaign()
     assert batches.claim_batch("one") is not None
@@ -497,7 +497,7 @@ def test_a_batch_is_claimed_once(launch_campaign: Launch) -> None:
 
 
 def test_emails_sent_by_a_killed_worker_count_after_a_cancellation(
-    launch_campaign: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch
+    launch_campaign: LaunchCampaign, relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     create_customers(120)
     campaign = launch_campaign()
@@ -509,7 +509,7 @@ def test_emails_sent_by_a_killed_worker_count_after_a_cancellation(
 
 
 def test_an_unbuildable_message_does_not_stop_the_others(
-    launch_campaign: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch
+    launch_campaign: LaunchCampaign, relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     create_customers(3)
     campaign = launch_campaign()
@@ -527,7 +527,7 @@ def test_an_unbuildable_message_does_not_stop_the_others(
 
 def test_concurrent_senders_are_limited_to_the_connections(
     app: Flask,
-    launch_campaign: Launch,
+    launch_campaign: LaunchCampaign,
     relay: Relay,
     with_settings: Callable[..., object],
     monkeypatch: pytest.MonkeyPatch,
@@ -546,7 +546,7 @@ def test_concurrent_senders_are_limited_to_the_connections(
     assert set(relay.recipients.values()) == {1}
 
 
-def test_two_campaigns_are_sent_in_one_run(launch_campaign: Launch, relay: Relay) -> None:
+def test_two_campaigns_are_sent_in_one_run(launch_campaign: LaunchCampaign, relay: Relay) -> None:
     create_customers(3)
     campaigns: Sequence[Campaign] = [launch_campaign("ONE1"), launch_campaign("TWO2")]
     sender.send_pending_emails()
@@ -554,7 +554,7 @@ def test_two_campaigns_are_sent_in_one_run(launch_campaign: Launch, relay: Relay
     assert set(relay.recipients.values()) == {2}
 
 
-def test_deliveries_of_a_customer_follow_the_frozen_recipients(launch_campaign: Launch, relay: Relay) -> None:
+def test_deliveries_of_a_customer_follow_the_frozen_recipients(launch_campaign: LaunchCampaign, relay: Relay) -> None:
     ids = create_customers(2)
     relay.behaviour.rcpt["c1@example.com"] = "550 no"
     campaign = launch_campaign()
@@ -568,7 +568,7 @@ def test_deliveries_of_a_customer_follow_the_frozen_recipients(launch_campaign: 
     assert delivery_queries.list_customer_deliveries(other) == []
 
 
-def test_deliveries_of_a_customer_are_found_by_an_index(launch_campaign: Launch) -> None:
+def test_deliveries_of_a_customer_are_found_by_an_index(launch_campaign: LaunchCampaign) -> None:
     (recipient,) = create_customers(1)
     campaign = launch_campaign()
     db.session.execute(
@@ -597,7 +597,7 @@ def test_deliveries_of_a_customer_are_found_by_an_index(launch_campaign: Launch)
 
 
 def test_the_return_path_identifies_the_recipient(
-    launch_campaign: Launch, relay: Relay, with_settings: Callable[..., Settings]
+    launch_campaign: LaunchCampaign, relay: Relay, with_settings: Callable[..., Settings]
 ) -> None:
     ids = create_customers(2)
     with_settings(mail_bounce_address="bounces@shop.example")
@@ -621,7 +621,7 @@ def test_a_test_email_has_no_signed_return_path(
     assert [email.sender for email in relay.messages] == ["offers@example.com"]
 
 
-def test_a_refused_second_copy_stays_uncertain(launch_campaign: Launch, relay: Relay) -> None:
+def test_a_refused_second_copy_stays_uncertain(launch_campaign: LaunchCampaign, relay: Relay) -> None:
     create_customers(3)
     campaign = launch_campaign()
     claim = batches.claim_batch("killed")

@@ -25,11 +25,11 @@ from webapp.core.settings import Settings
 from webapp.mail import timeouts
 from webapp.offers.models import Offer
 
-Launch = Callable[[int], Campaign]
+LaunchToCustomers = Callable[[int], Campaign]
 
 
 @pytest.fixture
-def launch_campaign(app: Flask, make_offer: Callable[..., Offer]) -> Launch:
+def launch_campaign(app: Flask, make_offer: Callable[..., Offer]) -> LaunchToCustomers:
     """Launch and prepare a campaign to n customers c0@example.com, c1@…"""
 
     def launch(n: int) -> Campaign:
@@ -110,7 +110,7 @@ def test_a_sender_reserves_one_second_of_slots(app: Flask) -> None:
 
 
 def test_sending_keeps_to_the_rate_limit(
-    launch_campaign: Launch, relay: Relay, with_settings: Callable[..., Settings]
+    launch_campaign: LaunchToCustomers, relay: Relay, with_settings: Callable[..., Settings]
 ) -> None:
     campaign = launch_campaign(20)
     with_settings(mail_per_second=20.0)
@@ -122,7 +122,10 @@ def test_sending_keeps_to_the_rate_limit(
 
 
 def test_an_accepted_email_is_stored_before_waiting_for_a_slot(
-    launch_campaign: Launch, relay: Relay, with_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+    launch_campaign: LaunchToCustomers,
+    relay: Relay,
+    with_settings: Callable[..., Settings],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     launch_campaign(3)
     with_settings(mail_per_second=0.001)
@@ -142,7 +145,9 @@ def test_an_accepted_email_is_stored_before_waiting_for_a_slot(
 # --- the order of writes and leases ----------------------------------------------------------------
 
 
-def test_an_email_is_stored_before_the_next_body_begins(launch_campaign: Launch, relay: Relay, app: Flask) -> None:
+def test_an_email_is_stored_before_the_next_body_begins(
+    launch_campaign: LaunchToCustomers, relay: Relay, app: Flask
+) -> None:
     launch_campaign(4)
     cursors = []
 
@@ -173,7 +178,7 @@ def refuse(relay: Relay, numbers: range) -> None:
     relay.behaviour.rcpt.update({f"c{n}@example.com": "550 5.7.1 no" for n in numbers})
 
 
-def test_too_many_failures_pause_the_campaign(launch_campaign: Launch, relay: Relay) -> None:
+def test_too_many_failures_pause_the_campaign(launch_campaign: LaunchToCustomers, relay: Relay) -> None:
     campaign = launch_campaign(400)
     refuse(relay, range(100, 200))
     sender.send_pending_emails()
@@ -184,21 +189,23 @@ def test_too_many_failures_pause_the_campaign(launch_campaign: Launch, relay: Re
     assert stats_queries.get_campaign_stats(campaign.id).sent == 100
 
 
-def test_a_few_failures_do_not_pause_the_campaign(launch_campaign: Launch, relay: Relay) -> None:
+def test_a_few_failures_do_not_pause_the_campaign(launch_campaign: LaunchToCustomers, relay: Relay) -> None:
     campaign = launch_campaign(60)
     refuse(relay, range(19))
     sender.send_pending_emails()
     assert campaign_status(campaign)[0] == "done"
 
 
-def test_a_small_share_of_failures_does_not_pause_the_campaign(launch_campaign: Launch, relay: Relay) -> None:
+def test_a_small_share_of_failures_does_not_pause_the_campaign(
+    launch_campaign: LaunchToCustomers, relay: Relay
+) -> None:
     campaign = launch_campaign(1400)
     refuse(relay, range(20, 1400, 21))
     sender.send_pending_emails()
     assert (campaign_status(campaign)[0], stats_queries.get_campaign_stats(campaign.id).failed) == ("done", 66)
 
 
-def test_failures_are_counted_across_batches(launch_campaign: Launch, relay: Relay) -> None:
+def test_failures_are_counted_across_batches(launch_campaign: LaunchToCustomers, relay: Relay) -> None:
     campaign = launch_campaign(1000)
     # 26 among 500 is too many, but no batch has more than 13 of them.
     refuse(relay, range(487, 513))
@@ -207,7 +214,7 @@ def test_failures_are_counted_across_batches(launch_campaign: Launch, relay: Rel
     assert stats_queries.get_campaign_stats(campaign.id).failed == 26
 
 
-def test_only_the_last_five_hundred_emails_are_counted(launch_campaign: Launch, relay: Relay) -> None:
+def test_only_the_last_five_hundred_emails_are_counted(launch_campaign: LaunchToCustomers, relay: Relay) -> None:
     campaign = launch_campaign(1000)
     refuse(relay, range(0, 19))
     refuse(relay, range(600, 607))
@@ -215,7 +222,7 @@ def test_only_the_last_five_hundred_emails_are_counted(launch_campaign: Launch, 
     assert (campaign_status(campaign)[0], stats_queries.get_campaign_stats(campaign.id).failed) == ("done", 26)
 
 
-def test_failures_before_a_resumption_do_not_count(launch_campaign: Launch, relay: Relay) -> None:
+def test_failures_before_a_resumption_do_not_count(launch_campaign: LaunchToCustomers, relay: Relay) -> None:
     campaign = launch_campaign(100)
     refuse(relay, range(0, 30))
     sender.send_pending_emails()
@@ -231,7 +238,11 @@ def test_failures_before_a_resumption_do_not_count(launch_campaign: Launch, rela
 
 @pytest.mark.parametrize("stop", [transitions.pause_campaign, transitions.cancel_campaign])
 def test_a_slow_window_stops_at_the_next_lease_renewal(
-    launch_campaign: Launch, relay: Relay, monkeypatch: pytest.MonkeyPatch, app: Flask, stop: Callable[..., Campaign]
+    launch_campaign: LaunchToCustomers,
+    relay: Relay,
+    monkeypatch: pytest.MonkeyPatch,
+    app: Flask,
+    stop: Callable[..., Campaign],
 ) -> None:
     monkeypatch.setattr(timing, "LEASE_RENEWAL_INTERVAL", 0.0)
     campaign = launch_campaign(40)
@@ -249,7 +260,7 @@ def test_a_slow_window_stops_at_the_next_lease_renewal(
 
 
 def test_a_worker_that_waits_for_a_slot_can_be_stopped(
-    launch_campaign: Launch, relay: Relay, with_settings: Callable[..., Settings], app: Flask
+    launch_campaign: LaunchToCustomers, relay: Relay, with_settings: Callable[..., Settings], app: Flask
 ) -> None:
     campaign = launch_campaign(3)
     with_settings(mail_per_second=0.001)
@@ -263,7 +274,7 @@ def test_a_worker_that_waits_for_a_slot_can_be_stopped(
     assert (batch.status, batch.window_start, batch.sent) == ("pending", 1, 1)
 
 
-def test_the_first_pause_reason_is_kept(launch_campaign: Launch) -> None:
+def test_the_first_pause_reason_is_kept(launch_campaign: LaunchToCustomers) -> None:
     campaign = launch_campaign(1)
     auto_pause.pause_automatically(campaign.id, "the first reason")
     auto_pause.pause_automatically(campaign.id, "another one")

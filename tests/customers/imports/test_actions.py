@@ -12,7 +12,8 @@ import pytest
 from flask import Flask, current_app
 from sqlalchemy import func, literal_column, select, update
 
-from tests.support.imports import ImportFile, customers_by_email, import_counts, rejected_rows
+from tests.support.factories import MakeCustomer
+from tests.support.imports import ImportFileFixture, customers_by_email, import_counts, rejected_rows
 from tests.support.redemptions import count_lock_waiters
 from webapp.accounts.models import AuditEntry
 from webapp.core import task_queue
@@ -30,7 +31,6 @@ from webapp.customers.models import Audience, AudienceMember, Customer, Customer
 from webapp.customers.validation import CustomerValues
 from webapp.tasks import customers as customer_tasks
 
-Make = Callable[..., Customer]
 Receive = Callable[..., int]
 
 
@@ -68,7 +68,7 @@ def small_blocks(request: pytest.FixtureRequest, tiny_blocks: None, monkeypatch:
 # --- rows ----------------------------------------------------------------------------------------
 
 
-def test_an_import_creates_customers(import_file: ImportFile) -> None:
+def test_an_import_creates_customers(import_file: ImportFileFixture) -> None:
     row = import_file("email,name,source_id,locale\nAda@Example.com,Ada Lovelace,C1,en-GB\n")
 
     ada = customers_by_email()["ada@example.com"]
@@ -81,7 +81,7 @@ def test_an_import_creates_customers(import_file: ImportFile) -> None:
     assert (row.status, import_counts(row)) == ("done", {"rows": 1, "created": 1})
 
 
-def test_the_counts_match_the_rows(import_file: ImportFile, make_customer: Make) -> None:
+def test_the_counts_match_the_rows(import_file: ImportFileFixture, make_customer: MakeCustomer) -> None:
     make_customer("same@example.com", name="Same")
     make_customer("other@example.com", name="Other")
 
@@ -92,7 +92,7 @@ def test_the_counts_match_the_rows(import_file: ImportFile, make_customer: Make)
     assert import_counts(row) == {"rows": 5, "created": 1, "updated": 1, "unchanged": 1, "rejected": 1, "duplicates": 1}
 
 
-def test_a_second_import_of_the_same_file_changes_nothing(import_file: ImportFile, small_blocks: None) -> None:
+def test_a_second_import_of_the_same_file_changes_nothing(import_file: ImportFileFixture, small_blocks: None) -> None:
     file = make_file(50) + "customer3@example.com,Another Name,C3\nbad,x,y\ncustomer4@example.com,Customer 4,C4\n"
     first = import_file(file)
     before = {email: (c.id, c.name) for email, c in customers_by_email().items()}
@@ -104,7 +104,7 @@ def test_a_second_import_of_the_same_file_changes_nothing(import_file: ImportFil
     assert {email: (c.id, c.name) for email, c in customers_by_email().items()} == before
 
 
-def test_the_last_row_of_an_email_wins(import_file: ImportFile, small_blocks: None) -> None:
+def test_the_last_row_of_an_email_wins(import_file: ImportFileFixture, small_blocks: None) -> None:
     filler = "".join(f"f{n}@example.com,F\n" for n in range(30))
 
     row = import_file(f"email,name\nada@example.com,First\n{filler}ADA@example.com,Last\n")
@@ -113,14 +113,16 @@ def test_the_last_row_of_an_email_wins(import_file: ImportFile, small_blocks: No
     assert row.duplicates == 1
 
 
-def test_an_empty_cell_keeps_the_value_of_an_earlier_row(import_file: ImportFile) -> None:
+def test_an_empty_cell_keeps_the_value_of_an_earlier_row(import_file: ImportFileFixture) -> None:
     import_file("email,name,locale\nada@example.com,First,en\nada@example.com,Second,\nada@example.com,,\n")
 
     ada = customers_by_email()["ada@example.com"]
     assert (ada.name, ada.locale) == ("Second", "en")
 
 
-def test_an_empty_cell_or_a_missing_column_keeps_the_value(import_file: ImportFile, make_customer: Make) -> None:
+def test_an_empty_cell_or_a_missing_column_keeps_the_value(
+    import_file: ImportFileFixture, make_customer: MakeCustomer
+) -> None:
     make_customer("ada@example.com", name="Ada", locale="en", source_id="C1")
 
     row = import_file("email,name\nada@example.com,\n")
@@ -130,7 +132,7 @@ def test_an_empty_cell_or_a_missing_column_keeps_the_value(import_file: ImportFi
     assert import_counts(row) == {"rows": 1, "unchanged": 1}
 
 
-def test_an_import_keeps_a_customer_unsubscribed(import_file: ImportFile, make_customer: Make) -> None:
+def test_an_import_keeps_a_customer_unsubscribed(import_file: ImportFileFixture, make_customer: MakeCustomer) -> None:
     ada = make_customer("ada@example.com", name="Ada", suppressed="unsubscribed")
 
     import_file("email,name\nada@example.com,Ada Lovelace\n")
@@ -139,14 +141,14 @@ def test_an_import_keeps_a_customer_unsubscribed(import_file: ImportFile, make_c
     assert customer_queries.find_suppression_reasons([ada.id]) == {ada.id: "unsubscribed"}
 
 
-def test_ndjson_is_imported_like_csv(import_file: ImportFile) -> None:
+def test_ndjson_is_imported_like_csv(import_file: ImportFileFixture) -> None:
     row = import_file('{"email": "ada@example.com", "name": "Ada"}\nnonsense\n', media_type=NDJSON)
 
     assert list(customers_by_email()) == ["ada@example.com"]
     assert rejected_rows(row) == [(2, "json_invalid")]
 
 
-def test_special_characters_are_imported_unchanged(import_file: ImportFile) -> None:
+def test_special_characters_are_imported_unchanged(import_file: ImportFileFixture) -> None:
     names = ["a\\b", "\\N", "\\.", "<script>alert(1)</script>", 'He said "hi"', "%s {x}", "عائشة"]
     lines = "".join('c{}@example.com,"{}"\n'.format(n, name.replace('"', '""')) for n, name in enumerate(names))
 
@@ -155,14 +157,14 @@ def test_special_characters_are_imported_unchanged(import_file: ImportFile) -> N
     assert sorted(c.name for c in customers_by_email().values()) == sorted(names)
 
 
-def test_only_the_row_that_is_not_utf_8_is_rejected(import_file: ImportFile) -> None:
+def test_only_the_row_that_is_not_utf_8_is_rejected(import_file: ImportFileFixture) -> None:
     row = import_file("email,name\na@example.com,J\xfcrgen\nb@example.com,Bob\n".encode("latin-1"))
 
     assert list(customers_by_email()) == ["b@example.com"]
     assert rejected_rows(row) == [(2, "encoding_invalid")]
 
 
-def test_counts_are_exact_for_ten_thousand_rows(import_file: ImportFile) -> None:
+def test_counts_are_exact_for_ten_thousand_rows(import_file: ImportFileFixture) -> None:
     lines = [f"customer{n}@example.com,N{n},C{n}" if n % 100 else f"broken{n},N,C{n}" for n in range(10_000)]
 
     row = import_file("email,name,source_id\n" + "\n".join(lines))
@@ -171,7 +173,9 @@ def test_counts_are_exact_for_ten_thousand_rows(import_file: ImportFile) -> None
     assert rejected_rows(row)[:2] == [(2, "email_invalid"), (102, "email_invalid")]
 
 
-def test_a_finished_import_keeps_its_counts_but_not_its_file(import_file: ImportFile, receive_file: Receive) -> None:
+def test_a_finished_import_keeps_its_counts_but_not_its_file(
+    import_file: ImportFileFixture, receive_file: Receive
+) -> None:
     waiting = receive_file("email\nbob@example.com\n")
 
     row = import_file("email\n" + "".join(f"c{n}@example.com\n" for n in range(50)), size=100)
@@ -181,7 +185,7 @@ def test_a_finished_import_keeps_its_counts_but_not_its_file(import_file: Import
 
 
 @pytest.mark.parametrize("kind", ["customers", "suppressions"])
-def test_rows_are_locked_in_the_order_of_their_addresses(app: Flask, make_customer: Make, kind: str) -> None:
+def test_rows_are_locked_in_the_order_of_their_addresses(app: Flask, make_customer: MakeCustomer, kind: str) -> None:
     """Two writers that lock the same rows in one order cannot deadlock."""
     for name in "amz":
         make_customer(f"{name}@example.com", name="Old", suppressed="bounced")
@@ -207,7 +211,9 @@ def test_rows_are_locked_in_the_order_of_their_addresses(app: Flask, make_custom
 # --- source ids ----------------------------------------------------------------------------------
 
 
-def test_only_the_row_with_a_taken_source_id_is_rejected(import_file: ImportFile, make_customer: Make) -> None:
+def test_only_the_row_with_a_taken_source_id_is_rejected(
+    import_file: ImportFileFixture, make_customer: MakeCustomer
+) -> None:
     make_customer("ada@example.com", source_id="C1")
 
     row = import_file("email,source_id\ngrace@example.com,C1\nbob@example.com,C2\n")
@@ -217,7 +223,7 @@ def test_only_the_row_with_a_taken_source_id_is_rejected(import_file: ImportFile
     assert import_counts(row) == {"rows": 2, "created": 1, "rejected": 1}
 
 
-def test_the_first_row_with_a_source_id_wins(import_file: ImportFile, tiny_blocks: None) -> None:
+def test_the_first_row_with_a_source_id_wins(import_file: ImportFileFixture, tiny_blocks: None) -> None:
     filler = "".join(f"f{n}@example.com,F{n}\n" for n in range(30))
 
     row = import_file(f"email,source_id\nada@example.com,C1\ngrace@example.com,C1\n{filler}bob@example.com,C1\n")
@@ -226,7 +232,7 @@ def test_the_first_row_with_a_source_id_wins(import_file: ImportFile, tiny_block
     assert rejected_rows(row) == [(3, "source_id_taken"), (34, "source_id_taken")]
 
 
-def test_one_row_of_each_source_id_is_imported(import_file: ImportFile, small_blocks: None) -> None:
+def test_one_row_of_each_source_id_is_imported(import_file: ImportFileFixture, small_blocks: None) -> None:
     file = "email,source_id\n" + "".join(f"c{n}@example.com,C{n // 3}\n" for n in range(120))
 
     first, again = import_file(file), import_file(file)
@@ -235,7 +241,7 @@ def test_one_row_of_each_source_id_is_imported(import_file: ImportFile, small_bl
     assert import_counts(again) == {"rows": 120, "unchanged": 40, "rejected": 80}
 
 
-def test_a_source_id_may_change(import_file: ImportFile, make_customer: Make) -> None:
+def test_a_source_id_may_change(import_file: ImportFileFixture, make_customer: MakeCustomer) -> None:
     make_customer("ada@example.com", source_id="C1")
 
     row = import_file("email,source_id\nada@example.com,C2\n")
@@ -245,7 +251,7 @@ def test_a_source_id_may_change(import_file: ImportFile, make_customer: Make) ->
 
 
 def test_partitions_that_may_share_source_ids_are_merged_sequentially(
-    app: Flask, receive_file: Receive, make_customer: Make, monkeypatch: pytest.MonkeyPatch
+    app: Flask, receive_file: Receive, make_customer: MakeCustomer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(import_processing, "PARALLEL_MERGE_MIN_BYTES", 0)
     make_customer("ada@example.com", source_id="C1")
@@ -268,7 +274,9 @@ def test_partitions_that_may_share_source_ids_are_merged_sequentially(
 # --- audiences -----------------------------------------------------------------------------------
 
 
-def test_all_customers_of_a_file_join_the_chosen_audience(import_file: ImportFile, make_customer: Make) -> None:
+def test_all_customers_of_a_file_join_the_chosen_audience(
+    import_file: ImportFileFixture, make_customer: MakeCustomer
+) -> None:
     make_customer("ada@example.com")
 
     import_file("email\nada@example.com\ngrace@example.com\nbad\n", audience="Newsletter")
@@ -276,7 +284,7 @@ def test_all_customers_of_a_file_join_the_chosen_audience(import_file: ImportFil
     assert audience_members("Newsletter") == {"ada@example.com", "grace@example.com"}
 
 
-def test_a_column_names_the_audience_of_each_row(import_file: ImportFile) -> None:
+def test_a_column_names_the_audience_of_each_row(import_file: ImportFileFixture) -> None:
     db.session.add(Audience(name="VIP"))
     db.session.commit()
 
@@ -286,7 +294,7 @@ def test_a_column_names_the_audience_of_each_row(import_file: ImportFile) -> Non
     assert (audience_members("VIP"), audience_members("New one")) == ({"ada@example.com"}, {"grace@example.com"})
 
 
-def test_a_customer_joins_the_audiences_of_all_their_rows(import_file: ImportFile, small_blocks: None) -> None:
+def test_a_customer_joins_the_audiences_of_all_their_rows(import_file: ImportFileFixture, small_blocks: None) -> None:
     filler = "".join(f"f{n}@example.com,\n" for n in range(30))
 
     import_file(f"email,audience\nada@example.com,One\n{filler}ada@example.com,Two\n")
@@ -294,7 +302,7 @@ def test_a_customer_joins_the_audiences_of_all_their_rows(import_file: ImportFil
     assert audience_members("One") == audience_members("Two") == {"ada@example.com"}
 
 
-def test_a_file_with_too_many_audiences_is_refused(import_file: ImportFile) -> None:
+def test_a_file_with_too_many_audiences_is_rejected(import_file: ImportFileFixture) -> None:
     row = import_file("email,audience\n" + "".join(f"c{n}@example.com,City {n}\n" for n in range(101)))
 
     assert (row.status, row.error_code) == ("failed", "audiences_too_many")
@@ -305,7 +313,7 @@ def test_a_file_with_too_many_audiences_is_refused(import_file: ImportFile) -> N
 # --- refused files -------------------------------------------------------------------------------
 
 
-def test_a_file_that_is_refused_at_its_start_stores_nothing(receive_file: Receive) -> None:
+def test_a_file_that_is_rejected_at_its_start_stores_nothing(receive_file: Receive) -> None:
     with pytest.raises(InvalidInput):
         receive_file(b"\xff\xd8\xff\xe0 a picture", audience="Newsletter")
 
@@ -313,7 +321,7 @@ def test_a_file_that_is_refused_at_its_start_stores_nothing(receive_file: Receiv
     assert customer_queries.list_audiences() == []
 
 
-def test_an_import_without_rows_fails_in_the_worker(import_file: ImportFile) -> None:
+def test_an_import_without_rows_fails_in_the_worker(import_file: ImportFileFixture) -> None:
     row = import_file("email,name\n" + "\n" * 70_000)
 
     assert (row.status, row.error_code) == ("failed", "rows_missing")
@@ -356,7 +364,9 @@ def test_the_sweep_keeps_a_running_upload(app: Flask) -> None:
     assert import_queries.list_imports()[0].status == "receiving"
 
 
-def test_the_number_of_stored_rejections_is_limited(import_file: ImportFile, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_stored_rejections_is_limited(
+    import_file: ImportFileFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(import_processing, "MAX_STORED_REJECTIONS", 10)
     monkeypatch.setattr(import_processing, "READ_BLOCK_ROWS", 7)
 
@@ -434,7 +444,7 @@ def in_context(app: Flask, act: Callable[..., object], *arguments: object) -> No
         act(*arguments)
 
 
-class Killed(BaseException):
+class ImportKilled(BaseException):
     """An exception that no `except Exception` catches."""
 
 
@@ -461,11 +471,11 @@ def test_another_worker_completes_the_import_of_a_killed_one(
         nonlocal calls
         calls += 1
         if calls == call:
-            raise Killed
+            raise ImportKilled
         return original(*arguments)
 
     monkeypatch.setattr(staging, step, die_at_call)
-    with pytest.raises(Killed):
+    with pytest.raises(ImportKilled):
         import_processing.run_import(import_id)
     monkeypatch.setattr(staging, step, original)
     expire_leases()
@@ -507,11 +517,11 @@ def test_a_slow_worker_stops_when_another_has_taken_over(
         if calls == 1:
             with app.app_context():
                 expire_leases()
-                with contextlib.suppress(Killed):
+                with contextlib.suppress(ImportKilled):
                     import_processing.run_import(import_id)
         elif calls == 3:
             # The worker that took over is killed halfway, too.
-            raise Killed
+            raise ImportKilled
         return merge_rows(*arguments)
 
     monkeypatch.setattr(staging, "merge_rows", merge_slowly)

@@ -16,7 +16,7 @@ from flask.testing import FlaskClient
 from sqlalchemy import func, select, update
 
 from tests.support import live_server
-from tests.support.imports import ImportFile, file_chunks
+from tests.support.imports import ImportFileFixture, file_chunks
 from webapp.accounts import api_key_actions
 from webapp.accounts.models import StaffUser
 from webapp.core import task_queue
@@ -38,7 +38,7 @@ def generate_large_file() -> Iterator[bytes]:
 
 
 def peak_memory(pid: int) -> int:
-    """The peak_memory resident memory of a process in kB."""
+    """Return the peak resident memory of a process in kB."""
     with open(f"/proc/{pid}/status") as status:
         return int(next(line for line in status if line.startswith("VmHWM")).split()[1])
 
@@ -151,7 +151,7 @@ def test_a_lost_connection_fails_the_import(app: Flask) -> None:
 
 
 def test_files_are_downloaded_from_the_real_web_server(
-    app: Flask, make_staff_user: Callable[..., StaffUser], import_file: ImportFile
+    app: Flask, make_staff_user: Callable[..., StaffUser], import_file: ImportFileFixture
 ) -> None:
     row = import_file("email,name\nada@example.com,Ada\nbad,Bob\n")
     headers = {"Cookie": session_cookie(app, sign_in_client(app, make_staff_user("manager")))}
@@ -206,7 +206,7 @@ def test_another_worker_resumes_the_merge_of_a_killed_one(app: Flask) -> None:
     assert memory < 250_000
 
 
-def test_an_upload_without_a_content_length_is_refused(app: Flask) -> None:
+def test_an_upload_without_a_content_length_is_rejected(app: Flask) -> None:
     key = api_key_actions.create_api_key("tests", ["manage"], by="tests")
     headers = {"Authorization": f"Bearer {key}", "Content-Type": "text/csv"}
 

@@ -51,7 +51,7 @@ def split_row(text: str) -> Row:
 
 
 def file_error(file: str | bytes, media_type: str = CSV) -> str:
-    """Return the error code of a file that is refused at its start."""
+    """Return the error code of a file that is rejected at its start."""
     with pytest.raises(InvalidInput) as error:
         check_file_start(file.encode() if isinstance(file, str) else file, media_type, is_complete=True)
     return error.value.errors[0].key
@@ -124,7 +124,7 @@ def test_unknown_columns_are_ignored() -> None:
         ("email,name\nada@example.com,Ada\n".encode("utf-16-le"), "encoding_utf16"),
     ],
 )
-def test_an_unusable_file_is_refused_at_its_start(file: str | bytes, code: str) -> None:
+def test_an_unusable_file_is_rejected_at_its_start(file: str | bytes, code: str) -> None:
     assert file_error(file) == code
 
 
@@ -172,7 +172,7 @@ def test_each_rejected_row_has_a_code_and_a_sentence(row: str, code: str) -> Non
     assert items[-1].email == "grace@example.com"
 
 
-def test_a_row_that_is_not_utf_8_is_shown_decoded() -> None:
+def test_a_latin_1_row_is_rejected_and_reported_as_text() -> None:
     items = parse("email,name\nada@example.com,J\xfcrgen\n".encode("latin-1") + "b@example.com,Zoë\n".encode())
 
     assert isinstance(items[0], Rejection)
@@ -211,7 +211,7 @@ def test_an_unclosed_quotation_mark_before_quoted_rows_rejects_one_row() -> None
     assert [row.line for row in accepted_rows(file)] == [3, 4]
 
 
-def test_an_unclosed_quotation_mark_rejects_the_last_row() -> None:
+def test_an_unclosed_quotation_mark_in_the_last_row_rejects_it() -> None:
     file = 'email,name\nada@example.com,Ada\ngrace@example.com,"Grace'
 
     assert rejected_rows(file) == [(3, "quote_unclosed")]
@@ -246,7 +246,7 @@ def test_an_idna_domain_is_normalised_and_kept_as_given() -> None:
     assert (row.email, row.email_as_given) == ("ada@xn--strae-oqa.de", "ada@straße.de")
 
 
-def test_the_apostrophe_of_an_export_is_removed() -> None:
+def test_the_apostrophe_that_exports_put_before_formulas_is_removed() -> None:
     row = accepted_rows("email,name,source_id\n'+1@example.com,'=SUM(A1),'-7\n")[0]
 
     assert (row.email, row.name, row.source_id) == ("+1@example.com", "=SUM(A1)", "-7")
@@ -259,7 +259,7 @@ def test_the_apostrophe_of_an_export_is_removed() -> None:
         ('{"email": "ada@example.com", "locale": "klingon"}\n{"email": "bob@example.com", "locale": "de"}\n', NDJSON),
     ],
 )
-def test_an_unknown_language_is_only_a_warning(file: str, media_type: str) -> None:
+def test_an_unknown_locale_is_only_a_warning(file: str, media_type: str) -> None:
     warning, ada, bob = parse(file, media_type)
 
     assert isinstance(warning, Rejection)
@@ -272,7 +272,7 @@ def test_an_unknown_language_is_only_a_warning(file: str, media_type: str) -> No
     ]
 
 
-def test_a_row_with_an_unknown_language_may_be_rejected_for_another_error() -> None:
+def test_an_invalid_row_with_an_unknown_locale_has_no_warning() -> None:
     assert rejected_rows("email,locale\nada,klingon\n") == [(2, "email_invalid")]
 
 

@@ -36,7 +36,7 @@ def test_a_file_is_read_completely_in_equal_chunks(size: int) -> None:
     assert all(len(chunk) == upload.CHUNK_SIZE for chunk in chunks[:-1])
 
 
-def test_a_file_above_the_limit_is_refused() -> None:
+def test_a_file_above_the_limit_is_rejected() -> None:
     file = b"x" * (LIMIT + 1)
 
     for chunks in (parse_form(file).chunks, upload.read_raw_body(io.BytesIO(file), len(file), LIMIT)):
@@ -57,7 +57,7 @@ def test_a_body_of_the_wrong_length_is_reported_as_interrupted(length: int) -> N
         list(upload.read_raw_body(io.BytesIO(b"email\n"), length, LIMIT))
 
 
-def test_a_field_that_is_too_long_is_refused() -> None:
+def test_a_field_that_is_too_long_is_rejected() -> None:
     body = io.BytesIO(b'--x\r\nContent-Disposition: form-data; name="audience"\r\n\r\n' + b"x" * 100_000)
 
     with pytest.raises(DomainError) as refusal:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from datetime import UTC, datetime
 
 import pytest
 from flask import Flask
 from sqlalchemy import select, text
 
-from tests.support.imports import ImportFile
+from tests.support.factories import MakeCustomer
+from tests.support.imports import ImportFileFixture
 from tests.support.redemptions import count_lock_waiters
 from tests.support.suppressions import add_suppression, suppression_reasons
 from webapp.accounts.models import AuditEntry
@@ -18,11 +18,9 @@ from webapp.core.email_addresses import hash_email
 from webapp.core.extensions import db
 from webapp.customers import actions as customer_actions
 from webapp.customers import queries as customer_queries
-from webapp.customers.models import ERASED_EMAIL_PLACEHOLDER, Customer, Suppression
+from webapp.customers.models import ERASED_EMAIL_PLACEHOLDER, Suppression
 from webapp.customers.suppressions import actions as suppression_actions
 from webapp.customers.validation import CustomerValues
-
-Make = Callable[..., Customer]
 
 
 @pytest.mark.parametrize(
@@ -44,7 +42,7 @@ def test_only_a_stronger_reason_replaces_the_first(app: Flask, first: str, then:
     assert (row.reason, row.detail) == (expected, "first" if expected == first else "then")
 
 
-def test_only_a_campaign_requires_a_customer_with_the_address(app: Flask, make_customer: Make) -> None:
+def test_only_a_campaign_requires_a_customer_with_the_address(app: Flask, make_customer: MakeCustomer) -> None:
     make_customer("ada@example.com")
     assert add_suppression("nobody@example.com", source="import")
     assert not add_suppression("gone@example.com", source=3)
@@ -53,7 +51,7 @@ def test_only_a_campaign_requires_a_customer_with_the_address(app: Flask, make_c
     assert db.session.get_one(Suppression, "ada@example.com").source == "campaign 3"
 
 
-def test_suppressions_are_found_by_address_and_by_hash(app: Flask, make_customer: Make) -> None:
+def test_suppressions_are_found_by_address_and_by_hash(app: Flask, make_customer: MakeCustomer) -> None:
     ada, bob, eve, zoë = (make_customer(f"{name}@example.com") for name in ("ada", "bob", "eve", "zoë"))
     add_suppression("ada@example.com", "bounced")
     add_suppression(hash_email("ada@example.com"), "complained")
@@ -74,7 +72,7 @@ def test_suppressions_are_found_by_address_and_by_hash(app: Flask, make_customer
 @pytest.mark.parametrize(("reason", "follows"), [("unsubscribed", True), ("complained", True), ("bounced", False)])
 @pytest.mark.parametrize("interface", ["staff", "api"])
 def test_requests_of_the_customer_apply_to_their_new_email_but_bounces_do_not(
-    app: Flask, make_customer: Make, reason: str, follows: bool, interface: str
+    app: Flask, make_customer: MakeCustomer, reason: str, follows: bool, interface: str
 ) -> None:
     ada = make_customer("ada@example.com", source_id="C1")
     add_suppression("ada@example.com", reason, words="as it was")
@@ -95,7 +93,7 @@ def test_requests_of_the_customer_apply_to_their_new_email_but_bounces_do_not(
     assert customer_queries.count_audience_members(None) == customer_queries.AudienceTotals(2, 1 + follows)
 
 
-def test_a_suppression_ignores_the_case_of_an_email(app: Flask, make_customer: Make) -> None:
+def test_a_suppression_ignores_the_case_of_an_email(app: Flask, make_customer: MakeCustomer) -> None:
     ada = make_customer("ada@example.com", suppressed="bounced")
     customer_actions.update_customer(ada.id, CustomerValues("Ada@Example.com", "Ada"), [], by="tests")
     assert suppression_reasons() == {"ada@example.com": "bounced"}
@@ -104,7 +102,7 @@ def test_a_suppression_ignores_the_case_of_an_email(app: Flask, make_customer: M
 @pytest.mark.parametrize("reason", ["unsubscribed", "complained"])
 @pytest.mark.parametrize("interface", ["import", "staff", "api"])
 def test_an_erased_customer_stays_suppressed_when_created_again(
-    import_file: ImportFile, make_customer: Make, reason: str, interface: str
+    import_file: ImportFileFixture, make_customer: MakeCustomer, reason: str, interface: str
 ) -> None:
     ada = make_customer("ada@example.com")
     add_suppression("ada@example.com", reason, words="ada@example.com said so")
@@ -140,7 +138,7 @@ STRONGER = [
 @pytest.mark.parametrize(("plain", "hashed", "kept"), STRONGER)
 @pytest.mark.parametrize("interface", ["import", "staff", "api", "other address"])
 def test_of_an_address_and_its_hash_the_stronger_reason_is_kept(
-    import_file: ImportFile, make_customer: Make, plain: str, hashed: str, kept: str, interface: str
+    import_file: ImportFileFixture, make_customer: MakeCustomer, plain: str, hashed: str, kept: str, interface: str
 ) -> None:
     add_suppression("ada@example.com", plain, source="api")
     add_suppression(hash_email("ada@example.com"), hashed, source="relay")
@@ -164,7 +162,7 @@ def test_of_an_address_and_its_hash_the_stronger_reason_is_kept(
 
 @pytest.mark.parametrize(("new", "old", "kept"), STRONGER)
 def test_a_moved_suppression_does_not_weaken_that_of_the_new_address(
-    make_customer: Make, new: str, old: str, kept: str
+    make_customer: MakeCustomer, new: str, old: str, kept: str
 ) -> None:
     ada = make_customer("ada@example.com", suppressed=old)
     add_suppression("new@example.com", new)
@@ -174,7 +172,7 @@ def test_a_moved_suppression_does_not_weaken_that_of_the_new_address(
 
 @pytest.mark.parametrize(("hashed", "plain", "kept"), [row for row in STRONGER if row[1] != "bounced"])
 def test_an_erasure_keeps_the_stronger_reason_under_the_hash(
-    make_customer: Make, hashed: str, plain: str, kept: str
+    make_customer: MakeCustomer, hashed: str, plain: str, kept: str
 ) -> None:
     ada = make_customer("ada@example.com", suppressed=plain)
     add_suppression(hash_email("ada@example.com"), hashed)
@@ -182,7 +180,7 @@ def test_an_erasure_keeps_the_stronger_reason_under_the_hash(
     assert suppression_reasons() == {hash_email("ada@example.com"): kept}
 
 
-def test_an_erased_customer_cannot_be_unsubscribed(make_customer: Make) -> None:
+def test_an_erased_customer_cannot_be_unsubscribed(make_customer: MakeCustomer) -> None:
     ada = make_customer("ada@example.com")
     customer_actions.erase_customer(ada.id, by="tests")
     assert not suppression_actions.unsubscribe_customer(ada.id, campaign_id=1)
@@ -190,7 +188,7 @@ def test_an_erased_customer_cannot_be_unsubscribed(make_customer: Make) -> None:
     assert "customer.unsubscribed" not in db.session.scalars(select(AuditEntry.action)).all()
 
 
-def test_unsubscribing_twice_is_recorded_once(make_customer: Make) -> None:
+def test_unsubscribing_twice_is_recorded_once(make_customer: MakeCustomer) -> None:
     ada = make_customer("ada@example.com")
     assert suppression_actions.unsubscribe_customer(ada.id, campaign_id=1)
     assert not suppression_actions.unsubscribe_customer(ada.id, campaign_id=1)
@@ -202,7 +200,7 @@ def test_a_detail_is_cut_and_loses_its_null_characters(app: Flask) -> None:
     assert db.session.get_one(Suppression, "ada@example.com").detail == "a" * 999 + "b"
 
 
-def test_a_bounce_waits_for_an_erasure_that_is_about_to_commit(app: Flask, make_customer: Make) -> None:
+def test_a_bounce_waits_for_an_erasure_that_is_about_to_commit(app: Flask, make_customer: MakeCustomer) -> None:
     make_customer("ada@example.com")
     added: list[bool] = []
 
@@ -226,13 +224,13 @@ def test_a_bounce_waits_for_an_erasure_that_is_about_to_commit(app: Flask, make_
     assert suppression_reasons() == {}
 
 
-def test_erasing_deletes_the_suppression_of_a_bounced_address(make_customer: Make) -> None:
+def test_erasing_deletes_the_suppression_of_a_bounced_address(make_customer: MakeCustomer) -> None:
     ada = make_customer("ada@example.com", suppressed="bounced")
     customer_actions.erase_customer(ada.id, by="tests")
     assert suppression_reasons() == {}
 
 
-def test_a_bounce_for_an_erased_customer_stores_no_address(make_customer: Make) -> None:
+def test_a_bounce_for_an_erased_customer_stores_no_address(make_customer: MakeCustomer) -> None:
     ada = make_customer("ada@example.com")
     customer_actions.erase_customer(ada.id, by="tests")
     assert not add_suppression("ada@example.com", "bounced", source=1)

@@ -7,15 +7,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from local.mailsink.index import MailIndex
+from tests.support.factories import WriteEmail
 from webapp.core.settings import ROOT
-
-WriteEmail = Callable[..., str]
 
 
 def file_names(index: MailIndex, search: str = "") -> list[str]:

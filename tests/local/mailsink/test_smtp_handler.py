@@ -42,7 +42,7 @@ def test_a_deleted_folder_is_created_again(relay: smtplib.SMTP, folder: Path) ->
     assert len(list(folder.glob("*.eml"))) == 1
 
 
-def test_an_email_that_can_not_be_stored_is_refused_temporarily(relay: smtplib.SMTP, folder: Path) -> None:
+def test_an_email_that_cannot_be_stored_is_refused_temporarily(relay: smtplib.SMTP, folder: Path) -> None:
     folder.rmdir()
     folder.write_text("a file instead of the folder")
     with pytest.raises(smtplib.SMTPDataError) as raised:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from html import unescape
 from pathlib import Path
 
@@ -11,8 +10,8 @@ import pytest
 from flask.testing import FlaskClient
 
 from local.mailsink.web_app import PAGE_SIZE
+from tests.support.factories import WriteEmail
 
-WriteEmail = Callable[..., str]
 HOST = {"Host": "127.0.0.1:8002"}
 OWN_ORIGIN = HOST | {"Origin": "http://127.0.0.1:8002"}
 TEXT_AND_HTML = (
@@ -215,7 +214,7 @@ def test_emptying_deletes_the_shown_emails(client: FlaskClient, write_email: Wri
         {"Sec-Fetch-Site": "cross-site"},
     ],
 )
-def test_cross_site_requests_can_not_empty_the_sink(
+def test_cross_site_requests_cannot_empty_the_sink(
     client: FlaskClient, write_email: WriteEmail, folder: Path, headers: dict[str, str]
 ) -> None:
     name = write_email("x")

@@ -28,7 +28,7 @@ from webapp.redemptions.queries import RedemptionRecord
 from webapp.redemptions.rules import RedemptionRequest
 
 Job = TypeVar("Job")
-Result = TypeVar("Result")
+CallResult = TypeVar("CallResult")
 TIMEOUT = 30
 # State of each process: the app, and the barrier at which all processes wait.
 _state: dict[str, Any] = {}
@@ -54,7 +54,7 @@ class Processes:
     settings: Settings
     number: int
 
-    def each(self, work: Callable[[Flask, Job], Result], jobs: Sequence[Job]) -> list[Result]:
+    def each(self, work: Callable[[Flask, Job], CallResult], jobs: Sequence[Job]) -> list[CallResult]:
         """Run `work` for each job in a separate thread; return the results.
 
         All processes start at the same time.
@@ -76,7 +76,7 @@ def _begin(ready: Barrier) -> None:
     _state["ready"] = ready
 
 
-def _process(settings: Settings, work: Callable[[Flask, Job], Result], jobs: list[Job]) -> list[Result]:
+def _process(settings: Settings, work: Callable[[Flask, Job], CallResult], jobs: list[Job]) -> list[CallResult]:
     if "app" not in _state:
         _state["app"] = create_app(settings)
     app: Flask = _state["app"]

@@ -49,13 +49,13 @@ def read(path: Path) -> list[dict[str, str]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-class Relay:
+class FaultyRelay:
     def __init__(self, log: Log, seed: int, rate: float, seconds: float) -> None:
         self.log = log
         self.seed = seed
         self.rate = rate
         self.seconds = seconds
-        self.connections: set[Connection] = set()
+        self.connections: set[ClientConnection] = set()
         self.number = 0
 
     def fault(self, to: str) -> str:
@@ -68,7 +68,7 @@ class Relay:
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.number += 1
-        connection = Connection(self, f"{os.getpid()}.{self.number}", self.number % 2 == 1, reader, writer)
+        connection = ClientConnection(self, f"{os.getpid()}.{self.number}", self.number % 2 == 1, reader, writer)
         self.connections.add(connection)
         try:
             await connection.run()
@@ -85,10 +85,10 @@ class Relay:
                 self.log.write("lost", connection.name, connection.unacknowledged, why="the relay ended")
 
 
-class Connection:
+class ClientConnection:
     def __init__(
         self,
-        relay: Relay,
+        relay: FaultyRelay,
         name: str,
         offers_pipelining: bool,
         reader: asyncio.StreamReader,
@@ -184,7 +184,7 @@ async def main() -> None:
     parser.add_argument("--rate", type=float, default=0.01, help="the share of recipients that get a fault")
     parser.add_argument("--seconds", type=float, default=0, help="how long each email takes")
     arguments = parser.parse_args()
-    relay = Relay(Log(arguments.log), arguments.seed, arguments.rate, arguments.seconds)
+    relay = FaultyRelay(Log(arguments.log), arguments.seed, arguments.rate, arguments.seconds)
     stopping = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
     await asyncio.start_server(relay.serve, "127.0.0.1", arguments.port, limit=2**22)

@@ -1,4 +1,4 @@
-"""API operations of campaigns."""
+"""API operations for campaigns."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_an_unknown_offer_or_campaign_is_not_found(api: FlaskClient, path: str) 
     assert api.post(f"/api/v1/{path}").status_code == 404
 
 
-def test_an_id_out_of_range_is_refused(api: FlaskClient) -> None:
+def test_an_id_out_of_range_is_rejected(api: FlaskClient) -> None:
     assert api.get(f"/api/v1/campaigns/{1 << 70}").status_code == 404
 
 
@@ -84,7 +84,7 @@ def test_a_launch_needs_an_api_key(client: FlaskClient) -> None:
     assert client.post("/api/v1/offers/SUMMER25/launch").status_code == 401
 
 
-def test_a_finished_campaign_can_not_be_cancelled(
+def test_a_finished_campaign_cannot_be_cancelled(
     api: FlaskClient, make_offer: Callable[..., Offer], relay: Relay
 ) -> None:
     create_customers(1)

@@ -1,4 +1,4 @@
-"""API operations of customers and imports."""
+"""API operations for customers and imports."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
+from tests.support.factories import MakeCustomer
 from webapp.accounts import api_key_actions
 from webapp.core.settings import Settings
 from webapp.customers import queries as customer_queries
 from webapp.customers.imports import processing as import_processing
 from webapp.customers.imports import queries as import_queries
-from webapp.customers.models import Customer
 
-Make = Callable[..., Customer]
 CSV = "text/csv"
 NDJSON = "application/x-ndjson"
 
@@ -43,7 +42,7 @@ def test_a_file_is_imported_and_its_progress_reported(api: FlaskClient) -> None:
     assert [(error["line"], error["code"]) for error in progress["errors"]] == [(3, "email_invalid")]
 
 
-def test_json_lines_with_a_charset_are_accepted(api: FlaskClient) -> None:
+def test_ndjson_with_a_charset_is_imported_into_the_audience(api: FlaskClient) -> None:
     response = api.post(
         "/api/v1/customers/import?audience=VIP",
         data='{"email":"ada@example.com"}\n',
@@ -85,7 +84,7 @@ def test_import_errors_are_paginated(api: FlaskClient) -> None:
         (b"email\na@example.com\n", "text/plain", 415, None),
     ],
 )
-def test_an_invalid_file_is_refused(
+def test_an_invalid_file_is_rejected(
     api: FlaskClient, body: bytes, content_type: str, status: int, code: str | None
 ) -> None:
     response = api.post("/api/v1/customers/import", data=body, content_type=content_type)
@@ -96,7 +95,7 @@ def test_an_invalid_file_is_refused(
     assert import_queries.list_imports() == []
 
 
-def test_a_file_that_is_too_large_is_refused(api: FlaskClient, with_settings: Callable[..., Settings]) -> None:
+def test_a_file_that_is_too_large_is_rejected(api: FlaskClient, with_settings: Callable[..., Settings]) -> None:
     with_settings(max_upload_bytes=1000)
 
     response = api.post("/api/v1/customers/import", data=b"email\n" + b"a@example.com\n" * 100, content_type=CSV)
@@ -109,7 +108,7 @@ def test_an_unknown_import_is_not_found(api: FlaskClient) -> None:
 
 
 @pytest.mark.parametrize("query", ["limit=0", "limit=1001", "limit=x"])
-def test_invalid_page_limits_are_refused(api: FlaskClient, query: str) -> None:
+def test_invalid_page_limits_are_rejected(api: FlaskClient, query: str) -> None:
     assert api.get(f"/api/v1/imports/7?{query}").status_code == 422
 
 
@@ -153,7 +152,7 @@ def test_invalid_customer_data_is_reported_at_its_field(api: FlaskClient, body: 
     assert [error["pointer"] for error in response.get_json()["errors"]] == [pointer]
 
 
-def test_the_email_of_another_customer_is_a_conflict(api: FlaskClient, make_customer: Make) -> None:
+def test_an_email_of_another_customer_is_rejected_with_409(api: FlaskClient, make_customer: MakeCustomer) -> None:
     make_customer("ada@example.com", source_id="C1")
 
     response = api.put("/api/v1/customers/C2", json={"email": "ada@example.com"})
@@ -163,12 +162,15 @@ def test_the_email_of_another_customer_is_a_conflict(api: FlaskClient, make_cust
 
 def test_an_unknown_source_id_is_not_found(api: FlaskClient) -> None:
     assert api.get("/api/v1/customers/C9").status_code == 404
+
+
+def test_a_source_id_with_a_null_character_is_rejected(api: FlaskClient) -> None:
     assert api.get("/api/v1/customers/%00").status_code == 422
 
 
 @pytest.mark.parametrize("scope", ["read", "redeem"])
 def test_writing_needs_the_scope_manage(app: Flask, scope: str) -> None:
-    key = api_key_actions.create_api_key("reader", [scope], by="tests")
+    key = api_key_actions.create_api_key("shop", [scope], by="tests")
     headers = {"Authorization": f"Bearer {key}"}
     client = app.test_client()
 
@@ -181,7 +183,7 @@ def test_writing_needs_the_scope_manage(app: Flask, scope: str) -> None:
 
 
 @pytest.mark.parametrize("blank", ["%20", "%C2%A0"])
-def test_a_blank_source_id_is_refused(api: FlaskClient, blank: str) -> None:
+def test_a_blank_source_id_is_rejected(api: FlaskClient, blank: str) -> None:
     response = api.put(f"/api/v1/customers/{blank}", json={"email": "ada@example.com"})
 
     assert response.status_code == 422

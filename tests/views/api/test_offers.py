@@ -1,20 +1,18 @@
 from __future__ import annotations
 
-from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
 
 import pytest
 
+from tests.support.factories import MakeOffer
 from webapp.accounts import api_key_actions
 from webapp.campaigns import queries as campaign_queries
 from webapp.core.extensions import db
 from webapp.customers.models import Audience
 from webapp.offers import actions as offer_actions
 from webapp.offers import queries as offer_queries
-from webapp.offers.models import Offer
 
-MakeOffer = Callable[..., Offer]
 SUMMER: dict[str, Any] = {
     "name": "Summer",
     "code": "Summer-25",
@@ -109,7 +107,7 @@ def test_invalid_values_are_reported_with_a_pointer(api: Any, changes: dict[str,
     assert not offer_queries.has_offers()
 
 
-def test_an_existing_code_is_refused(api: Any, make_offer: MakeOffer) -> None:
+def test_an_existing_code_is_rejected(api: Any, make_offer: MakeOffer) -> None:
     make_offer("SUMMER25")
 
     response = api.post("/api/v1/offers", json=SUMMER)
@@ -174,7 +172,7 @@ def test_the_list_is_filtered_by_state(api: Any, make_offer: MakeOffer) -> None:
 @pytest.mark.parametrize(
     "query", ["state=mine", "limit=0", "limit=101", "limit=x", "cursor=x", "cursor=MS4y", "sort=name"]
 )
-def test_invalid_query_parameters_are_refused(api: Any, query: str) -> None:
+def test_invalid_query_parameters_are_rejected(api: Any, query: str) -> None:
     assert api.get(f"/api/v1/offers?{query}").status_code == 422
 
 
@@ -210,13 +208,13 @@ def test_an_offer_is_paused_and_resumed_by_patch(api: Any, make_offer: MakeOffer
 
 
 @pytest.mark.parametrize("change", [{"name": None}, {"code": None}, {"discount": None}, {"paused": None}])
-def test_required_fields_can_not_be_set_to_null(api: Any, make_offer: MakeOffer, change: dict[str, Any]) -> None:
+def test_required_fields_cannot_be_set_to_null(api: Any, make_offer: MakeOffer, change: dict[str, Any]) -> None:
     make_offer()
 
     assert api.patch("/api/v1/offers/SUMMER25", json=change).status_code == 422
 
 
-def test_a_frozen_discount_can_not_be_changed(api: Any, make_offer: MakeOffer) -> None:
+def test_a_frozen_discount_cannot_be_changed(api: Any, make_offer: MakeOffer) -> None:
     offer_actions.freeze_offer(make_offer().id)
     db.session.commit()
 
@@ -236,7 +234,7 @@ def test_reading_needs_scope_read_and_changing_needs_manage(api: Any, make_offer
 
 
 @pytest.mark.parametrize("zone", ["localtime", "posixrules", "Nowhere/Land", "../etc/passwd", "\0"])
-def test_an_unknown_time_zone_is_refused(api: Any, zone: str) -> None:
+def test_an_unknown_time_zone_is_rejected(api: Any, zone: str) -> None:
     response = api.post("/api/v1/offers", json={**SUMMER, "time_zone": zone})
 
     assert response.status_code == 422

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -8,6 +7,7 @@ import pytest
 from flask import Flask
 from sqlalchemy import text
 
+from tests.support.factories import MakeCustomer, MakeOffer
 from webapp.accounts import api_key_actions
 from webapp.core.extensions import db
 from webapp.customers.models import Audience, Customer
@@ -17,8 +17,6 @@ from webapp.redemptions import personal_codes
 from webapp.redemptions.rules import RedemptionRequest
 from webapp.views.api.schemas import redemptions
 
-MakeOffer = Callable[..., Offer]
-MakeCustomer = Callable[..., Customer]
 ADA: dict[str, Any] = {"code": "summer25", "customer": {"email": "Ada@example.com"}}
 ORDER = {"id": "A-1", "amount": 4999, "currency": "EUR"}
 PAST = datetime(2020, 1, 1, tzinfo=UTC)
@@ -266,7 +264,7 @@ def test_invalid_values_are_reported_with_a_pointer(api: Any, values: dict[str, 
     ("number", "status", "code"),
     [("NaN", 400, "broken_json"), ("Infinity", 400, "broken_json"), ("1e999", 422, "invalid_payload")],
 )
-def test_numbers_that_are_not_json_are_refused(api: Any, number: str, status: int, code: str) -> None:
+def test_numbers_that_are_not_json_are_rejected(api: Any, number: str, status: int, code: str) -> None:
     body = f'{{"code": "SUMMER25", "customer": {{"email": "ada@example.com"}}, "metadata": {{"a": {number}}}}}'
 
     response = api.post("/api/v1/redemptions", data=body, content_type="application/json")
@@ -277,7 +275,7 @@ def test_numbers_that_are_not_json_are_refused(api: Any, number: str, status: in
 
 @pytest.mark.usefixtures("offer_and_customer")
 @pytest.mark.parametrize("key", ["", "x" * 256, "ä", "a\tb"])
-def test_an_invalid_idempotency_key_is_refused(api: Any, key: str) -> None:
+def test_an_invalid_idempotency_key_is_rejected(api: Any, key: str) -> None:
     response = api.post("/api/v1/redemptions", json=ADA, headers={"Idempotency-Key": key})
 
     assert response.status_code == 422
@@ -354,7 +352,7 @@ def test_linked_pages_contain_every_redemption(api: Any, make_offer: MakeOffer, 
         "offer=%00",
     ],
 )
-def test_invalid_query_parameters_are_refused(api: Any, query: str) -> None:
+def test_invalid_query_parameters_are_rejected(api: Any, query: str) -> None:
     assert api.get(f"/api/v1/redemptions?{query}").status_code == 422
 
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -8,6 +7,7 @@ import pytest
 from flask.testing import FlaskClient
 from sqlalchemy import text
 
+from tests.support.factories import MakeCustomer, MakeOffer
 from tests.support.sql_statements import recorded_statements
 from webapp.core.extensions import db
 from webapp.customers.models import Audience, Customer
@@ -16,8 +16,6 @@ from webapp.redemptions import group_commit, personal_codes, personal_links
 from webapp.redemptions import queries as redemption_queries
 from webapp.redemptions.rules import RedemptionRequest
 
-MakeOffer = Callable[..., Offer]
-MakeCustomer = Callable[..., Customer]
 PAST, FUTURE = datetime(2020, 5, 1, tzinfo=UTC), datetime(2099, 5, 1, tzinfo=UTC)
 
 

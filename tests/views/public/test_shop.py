@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -14,14 +12,13 @@ from flask.testing import FlaskClient
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.factories import MakeCustomer, MakeOffer
 from webapp.core import formatting
 from webapp.redemptions import personal_links
 from webapp.shop import actions as shop_actions
 from webapp.shop import colours
 from webapp.shop.colours import MIN_TEXT_CONTRAST, contrast_ratio
 from webapp.shop.models import ShopValues
-
-Make = Callable[..., Any]
 
 
 def test_the_shop_colour_comes_from_a_cacheable_style_sheet(client: FlaskClient) -> None:
@@ -59,7 +56,7 @@ def test_a_hovered_button_keeps_its_text_contrast(colour: str) -> None:
     ],
 )
 def test_dates_and_money_follow_the_customers_or_the_shops_locale(
-    client: FlaskClient, make_offer: Make, make_customer: Make, locale: str | None, day: str, money: str
+    client: FlaskClient, make_offer: MakeOffer, make_customer: MakeCustomer, locale: str | None, day: str, money: str
 ) -> None:
     shop_actions.save_shop(ShopValues("Tienda", locale="es"), "tests")
     ends = datetime(2031, 6, 1, tzinfo=UTC)
@@ -74,7 +71,9 @@ def test_dates_and_money_follow_the_customers_or_the_shops_locale(
     assert money in receipt
 
 
-def test_a_receipt_uses_one_set_of_digits(client: FlaskClient, make_offer: Make, make_customer: Make) -> None:
+def test_a_receipt_uses_one_set_of_digits(
+    client: FlaskClient, make_offer: MakeOffer, make_customer: MakeCustomer
+) -> None:
     summer = make_offer("SUMMER")
     url = urlsplit(
         personal_links.build_personal_url(summer.id, make_customer("ada@example.com", locale="ar-EG").id)
@@ -92,6 +91,6 @@ def test_an_email_address_is_isolated_left_to_right(app: Flask) -> None:
     assert formatting.bidi_isolate("٣١ مايو") == "\u2068٣١ مايو\u2069"
 
 
-def test_lists_show_email_addresses_left_to_right(staff: FlaskClient, make_customer: Make) -> None:
+def test_lists_show_email_addresses_left_to_right(staff: FlaskClient, make_customer: MakeCustomer) -> None:
     make_customer("محمد@example.com")
     assert '<bdi dir="ltr">محمد@example.com</bdi>' in staff.get("/customers").text

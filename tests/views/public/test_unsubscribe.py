@@ -113,7 +113,7 @@ def test_subscribing_again_refuses_cross_site_requests(client: FlaskClient, toke
     assert suppression_reason() == "unsubscribed"
 
 
-def test_a_complaint_can_not_be_lifted_by_the_link(client: FlaskClient, token: str) -> None:
+def test_a_complaint_cannot_be_lifted_by_the_link(client: FlaskClient, token: str) -> None:
     suppression_actions.add_suppression("ada@example.com", "complained", CAMPAIGN)
     db.session.commit()
     assert "Subscribe again" not in client.get(f"/u/{token}").text

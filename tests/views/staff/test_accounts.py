@@ -52,7 +52,7 @@ def is_signed_in(client: FlaskClient) -> bool:
     return client.get("/settings/profile").status_code == 200
 
 
-class TestSignIn:
+class TestSignInPage:
     def test_the_right_password_opens_the_start_page(
         self, client: FlaskClient, make_user_with_password: MakeUser
     ) -> None:
@@ -139,7 +139,7 @@ class TestSignIn:
         assert not is_signed_in(client)
 
 
-class TestInvitations:
+class TestInvitationPages:
     def test_opening_an_invitation_does_not_use_it(
         self, client: FlaskClient, make_invitation_token: Callable[..., str]
     ) -> None:
@@ -249,7 +249,7 @@ class TestPeople:
         assert response.status_code == 302
         assert db.session.scalar(select(StaffUser.role).where(StaffUser.email == "viewer@example.com")) == "manager"
 
-    def test_the_last_admin_can_not_be_demoted_or_disabled(self, sign_in: SignIn) -> None:
+    def test_the_last_admin_cannot_be_demoted_or_disabled(self, sign_in: SignIn) -> None:
         client = sign_in("admin")
         row_id = db.session.scalars(select(StaffUser.id)).one()
         response = client.post(f"/settings/people/{row_id}", data={"role": "viewer"})
@@ -290,7 +290,7 @@ class TestPeople:
         assert "<script>alert" not in page
 
 
-class TestApiKeys:
+class TestApiKeyPages:
     def test_the_key_is_shown_once(self, sign_in: SignIn) -> None:
         client = sign_in("admin")
         response = client.post("/settings/api-keys", data={"name": "Web shop", "scopes": ["read", "redeem"]})
@@ -437,7 +437,7 @@ class TestRoles:
         assert client.get("/offers?q=a").location == "/sign-in?next=/offers?q%3Da"
         assert client.post("/settings/people/1/disable").location == "/sign-in"
 
-    def test_viewers_can_not_write(self, app: Flask, sign_in: SignIn) -> None:
+    def test_viewers_cannot_write(self, app: Flask, sign_in: SignIn) -> None:
         client = sign_in("viewer")
         writes = {
             rule.rule

@@ -1,4 +1,4 @@
-"""Staff pages of campaigns."""
+"""Staff pages for campaigns."""
 
 from __future__ import annotations
 
@@ -162,9 +162,7 @@ def test_a_first_draft_does_not_overwrite_a_concurrent_one(
     )
 
 
-def test_an_email_launched_during_editing_can_not_be_saved(
-    staff: FlaskClient, make_offer: Callable[..., Offer]
-) -> None:
+def test_an_email_launched_during_editing_cannot_be_saved(staff: FlaskClient, make_offer: Callable[..., Offer]) -> None:
     create_customers(1)
     offer = make_offer()
     draft_actions.save_offer_draft(offer.id, EmailContent(), "resend", "tests")
@@ -402,8 +400,11 @@ def test_the_list_of_deferred_recipients_has_pages(staff: FlaskClient, sending: 
     sender.send_pending_emails()
     first = staff.get(f"/campaigns/{sending.id}/recipients?state=deferred").text
     next_page = re.findall(r'rel="next" href="([^"]+)"', first)[0].replace("&amp;", "&")
-    assert "c69@example.com" in staff.get(next_page).text
+    second = staff.get(next_page).text
+    assert "c69@example.com" in second
     assert "c69@example.com" not in first
+    assert "First page" in second
+    assert 'rel="prev"' not in second
 
 
 @pytest.mark.parametrize(("verb", "text_shown"), [("pause", "This campaign is paused."), ("cancel", "Cancelled")])
@@ -480,7 +481,7 @@ def test_invalid_list_parameters_show_the_first_page(staff: FlaskClient, sending
     assert staff.get(f"/campaigns/{sending.id}/recipients?{query}").status_code == 200
 
 
-def test_a_body_of_five_megabytes_is_refused_and_kept_in_the_form(
+def test_a_body_of_five_megabytes_is_rejected_and_kept_in_the_form(
     staff: FlaskClient, make_offer: Callable[..., Offer]
 ) -> None:
     large_body = "<p>" * (5 * 2**20 // 3)
@@ -502,7 +503,7 @@ def test_the_preview_shows_warnings_and_headers(staff: FlaskClient, make_offer: 
     assert "List-Unsubscribe: &lt;" in page
 
 
-def test_html_that_hides_the_unsubscribe_link_is_refused(staff: FlaskClient, make_offer: Callable[..., Offer]) -> None:
+def test_html_that_hides_the_unsubscribe_link_is_rejected(staff: FlaskClient, make_offer: Callable[..., Offer]) -> None:
     response = staff.post(f"/offers/{make_offer().id}/mail", data=make_form(html="<p>Hi</p><!-- never closed"))
     assert response.status_code == 422
     assert re.search(r'id="html-error".*?The unsubscribe link', response.text, re.DOTALL)

@@ -1,9 +1,10 @@
-"""Staff pages of customers, audiences, imports and exports."""
+"""Staff pages for customers, audiences, imports and exports."""
 
 from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
@@ -12,7 +13,8 @@ from flask.testing import FlaskClient
 from sqlalchemy import select, update
 from werkzeug.test import TestResponse
 
-from tests.support.imports import ImportFile
+from tests.support.factories import MakeCustomer
+from tests.support.imports import ImportFileFixture
 from webapp.accounts.models import AuditEntry, StaffUser
 from webapp.core.extensions import db
 from webapp.core.settings import Settings
@@ -20,13 +22,12 @@ from webapp.customers import actions as customer_actions
 from webapp.customers import audience_actions
 from webapp.customers import queries as customer_queries
 from webapp.customers.imports import queries as import_queries
-from webapp.customers.models import Customer, ImportChunk, RejectedRow
+from webapp.customers.models import ImportChunk, RejectedRow
 from webapp.customers.validation import CustomerValues
 from webapp.offers.models import Offer
 from webapp.redemptions import group_commit
 from webapp.redemptions.rules import RedemptionRequest
 
-Make = Callable[..., Customer]
 HTMX = {"HX-Request": "true"}
 
 
@@ -45,7 +46,7 @@ def test_an_empty_list_explains_the_first_step(staff: FlaskClient) -> None:
     assert 'href="/customers/import"' in page
 
 
-def test_the_list_can_be_searched_and_escapes_names(staff: FlaskClient, make_customer: Make) -> None:
+def test_the_list_can_be_searched_and_escapes_names(staff: FlaskClient, make_customer: MakeCustomer) -> None:
     make_customer("ada@example.com", name="<b>Ada</b>")
     make_customer("grace@example.com", name="Grace")
 
@@ -55,7 +56,7 @@ def test_the_list_can_be_searched_and_escapes_names(staff: FlaskClient, make_cus
     assert "grace@example.com" not in page
 
 
-def test_the_list_can_be_filtered_by_audience(staff: FlaskClient, make_customer: Make) -> None:
+def test_the_list_can_be_filtered_by_audience(staff: FlaskClient, make_customer: MakeCustomer) -> None:
     vip = audience_actions.create_audience("VIP", by="tests")
     customer_actions.create_customer(CustomerValues("vip@example.com"), [vip.id], by="tests")
     make_customer("other@example.com")
@@ -71,7 +72,9 @@ def test_invalid_list_parameters_are_ignored(staff: FlaskClient, query: str) -> 
     assert staff.get(f"/customers?{query}").status_code == 200
 
 
-def test_pages_are_linked_both_ways(staff: FlaskClient, make_customer: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pages_are_linked_both_ways(
+    staff: FlaskClient, make_customer: MakeCustomer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("webapp.views.staff.customers.PAGE_SIZE", 2)
     ids = [make_customer(f"c{n}@example.com").id for n in range(3)]
 
@@ -83,7 +86,7 @@ def test_pages_are_linked_both_ways(staff: FlaskClient, make_customer: Make, mon
 
 
 def test_a_customers_page_shows_redemptions_and_available_offers(
-    staff: FlaskClient, make_customer: Make, make_offer: Callable[..., Offer]
+    staff: FlaskClient, make_customer: MakeCustomer, make_offer: Callable[..., Offer]
 ) -> None:
     ada = make_customer("ada@example.com", suppressed="unsubscribed")
     make_offer("SUMMER25", name="Summer")
@@ -102,7 +105,7 @@ def test_a_customers_page_shows_redemptions_and_available_offers(
 
 
 def test_a_customers_page_shows_the_offers_that_end_soonest(
-    staff: FlaskClient, make_customer: Make, make_offer: Callable[..., Offer], monkeypatch: pytest.MonkeyPatch
+    staff: FlaskClient, make_customer: MakeCustomer, make_offer: Callable[..., Offer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("webapp.views.staff.customers.MAX_USABLE_OFFERS_SHOWN", 1)
     now = datetime.now(UTC)
@@ -140,7 +143,7 @@ def test_invalid_input_is_reported_and_kept(staff: FlaskClient) -> None:
     assert "This email address is not valid." in response.text
 
 
-def test_a_customer_is_updated(staff: FlaskClient, make_customer: Make) -> None:
+def test_a_customer_is_updated(staff: FlaskClient, make_customer: MakeCustomer) -> None:
     ada = make_customer("ada@example.com", source_id="C1", locale="en")
     assert 'value="ada@example.com"' in staff.get(f"/customers/{ada.id}/edit").text
 
@@ -150,7 +153,9 @@ def test_a_customer_is_updated(staff: FlaskClient, make_customer: Make) -> None:
     assert (ada.email, ada.source_id, ada.locale) == ("countess@example.com", "C1", None)
 
 
-def test_viewers_can_only_read(sign_in: Callable[..., FlaskClient], make_customer: Make) -> None:
+def test_viewers_can_read_but_not_create_import_or_export(
+    sign_in: Callable[..., FlaskClient], make_customer: MakeCustomer
+) -> None:
     ada = make_customer("ada@example.com")
     viewer = sign_in("viewer")
 
@@ -173,7 +178,7 @@ def test_audiences_are_created_and_renamed(staff: FlaskClient) -> None:
     assert "Regulars" in staff.get("/customers/audiences").text
 
 
-def test_an_existing_audience_name_is_refused(staff: FlaskClient) -> None:
+def test_an_existing_audience_name_is_rejected(staff: FlaskClient) -> None:
     audience_actions.create_audience("VIP", by="tests")
 
     response = staff.post("/customers/audiences", data={"name": "VIP"})
@@ -185,7 +190,7 @@ def test_an_existing_audience_name_is_refused(staff: FlaskClient) -> None:
 # --- uploads -------------------------------------------------------------------------------------
 
 
-def test_an_upload_is_queued_and_leads_to_its_page(staff: FlaskClient) -> None:
+def test_an_upload_is_queued_and_redirects_to_its_import(staff: FlaskClient) -> None:
     response = upload(staff, b"email,name\nada@example.com,Ada\n", audience="VIP")
 
     row = import_queries.list_imports()[0]
@@ -215,7 +220,7 @@ def test_an_invalid_file_is_reported_and_the_rest_kept(
     assert import_queries.list_imports() == []
 
 
-def test_a_file_that_is_too_large_is_refused(staff: FlaskClient, with_settings: Callable[..., Settings]) -> None:
+def test_a_file_that_is_too_large_is_rejected(staff: FlaskClient, with_settings: Callable[..., Settings]) -> None:
     with_settings(max_upload_bytes=1024 * 1024)
 
     response = upload(staff, b"email\n" + b"ada@example.com\n" * 100_000)
@@ -244,7 +249,7 @@ def test_a_large_file_is_stored_unchanged_in_chunks(staff: FlaskClient) -> None:
     assert b"".join(chunks) == file
 
 
-def test_an_interrupted_upload_is_refused(staff: FlaskClient) -> None:
+def test_an_interrupted_upload_is_rejected(staff: FlaskClient) -> None:
     body = (
         b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.csv"\r\n\r\nemail\r\nada@example.com\r\n'
         b"bob@example"
@@ -258,7 +263,7 @@ def test_an_interrupted_upload_is_refused(staff: FlaskClient) -> None:
 
 
 @pytest.mark.parametrize("content_type", ["multipart/form-data", "text/csv", "application/x-www-form-urlencoded"])
-def test_a_request_without_a_file_is_refused(staff: FlaskClient, content_type: str) -> None:
+def test_a_request_without_a_file_is_rejected(staff: FlaskClient, content_type: str) -> None:
     assert staff.post("/customers/import", data=b"audience=x", content_type=content_type).status_code == 400
 
 
@@ -290,7 +295,7 @@ def test_an_upload_needs_the_csrf_token(csrf_client: FlaskClient, make_staff_use
     assert accepted.status_code == 302
 
 
-def test_the_sample_file_can_be_imported(staff: FlaskClient, import_file: ImportFile) -> None:
+def test_the_sample_file_can_be_imported(staff: FlaskClient, import_file: ImportFileFixture) -> None:
     row = import_file(staff.get("/customers/import/sample.csv").data)
 
     assert (row.created, row.rejected) == (2, 0)
@@ -299,7 +304,7 @@ def test_the_sample_file_can_be_imported(staff: FlaskClient, import_file: Import
 # --- import pages --------------------------------------------------------------------------------
 
 
-def test_the_page_of_a_running_import_polls(staff: FlaskClient, receive_file: Callable[..., int]) -> None:
+def test_the_page_of_an_unfinished_import_polls(staff: FlaskClient, receive_file: Callable[..., int]) -> None:
     import_id = receive_file("email\nada@example.com\n")
 
     fragment = staff.get(f"/customers/imports/{import_id}", headers=HTMX).text
@@ -308,7 +313,7 @@ def test_the_page_of_a_running_import_polls(staff: FlaskClient, receive_file: Ca
     assert "hx-trigger" in fragment
 
 
-def test_the_page_of_a_finished_import_lists_rejected_rows(staff: FlaskClient, import_file: ImportFile) -> None:
+def test_the_page_of_a_finished_import_lists_rejected_rows(staff: FlaskClient, import_file: ImportFileFixture) -> None:
     row = import_file("email,name\nada@example.com,Ada\nbad,<script>\n")
 
     fragment = staff.get(f"/customers/imports/{row.id}", headers=HTMX).text
@@ -319,19 +324,36 @@ def test_the_page_of_a_finished_import_lists_rejected_rows(staff: FlaskClient, i
 
 
 def test_rejected_rows_are_shown_in_pages(
-    staff: FlaskClient, import_file: ImportFile, monkeypatch: pytest.MonkeyPatch
+    staff: FlaskClient, import_file: ImportFileFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("webapp.views.staff.imports.PAGE_SIZE", 2)
     row = import_file("email\nbad1\nbad2\nbad3\n")
 
     first = staff.get(f"/customers/imports/{row.id}").text
     next_page = first.split('rel="next" href="', 1)[1].split('"', 1)[0]
+    second = staff.get(next_page).text
 
     assert "bad3" not in first
-    assert "bad3" in staff.get(next_page).text
+    assert "First page" not in first
+    assert "bad3" in second
+    assert "First page" in second
+    assert 'rel="prev"' not in second
 
 
-def test_rejected_rows_are_downloaded_with_their_reasons(staff: FlaskClient, import_file: ImportFile) -> None:
+def test_the_list_of_imports_links_to_its_first_page(
+    staff: FlaskClient, import_file: ImportFileFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("webapp.views.staff.imports.PAGE_SIZE", 1)
+    ids = [import_file("email\nada@example.com\n").id for _index in range(3)]
+
+    last_page = staff.get(f"/customers/imports?before={ids[1]}").text
+
+    assert f"/customers/imports/{ids[0]}" in last_page
+    assert re.search(r'href="/customers/imports">\s*<svg.*</svg>\s*First page', last_page, re.DOTALL)
+    assert 'rel="prev"' not in last_page
+
+
+def test_rejected_rows_are_downloaded_with_their_reasons(staff: FlaskClient, import_file: ImportFileFixture) -> None:
     row = import_file('email,name\n"=bad","x\ny"\n')
 
     rows = list(csv.reader(io.StringIO(staff.get(f"/customers/imports/{row.id}/rejected.csv").text)))
@@ -342,7 +364,9 @@ def test_rejected_rows_are_downloaded_with_their_reasons(staff: FlaskClient, imp
 
 
 @pytest.mark.parametrize("sign", list("=+-@\t\r"))
-def test_downloaded_rejected_rows_contain_no_formula(staff: FlaskClient, import_file: ImportFile, sign: str) -> None:
+def test_downloaded_rejected_rows_contain_no_formula(
+    staff: FlaskClient, import_file: ImportFileFixture, sign: str
+) -> None:
     row = import_file("email\nbad\n")
     db.session.execute(update(RejectedRow).values(row=f"{sign}1"))
     db.session.commit()
@@ -352,7 +376,9 @@ def test_downloaded_rejected_rows_contain_no_formula(staff: FlaskClient, import_
     assert next(csv.DictReader(io.StringIO(file, newline="")))["row"] == f"'{sign}1"
 
 
-def test_viewers_can_not_download_rejected_rows(sign_in: Callable[..., FlaskClient], import_file: ImportFile) -> None:
+def test_viewers_cannot_download_rejected_rows(
+    sign_in: Callable[..., FlaskClient], import_file: ImportFileFixture
+) -> None:
     row = import_file("email\nbad\n")
     viewer = sign_in("viewer")
 
@@ -360,7 +386,7 @@ def test_viewers_can_not_download_rejected_rows(sign_in: Callable[..., FlaskClie
     assert "rejected.csv" not in viewer.get(f"/customers/imports/{row.id}").text
 
 
-def test_imports_are_listed(staff: FlaskClient, import_file: ImportFile) -> None:
+def test_imports_are_listed(staff: FlaskClient, import_file: ImportFileFixture) -> None:
     assert "No imports yet" in staff.get("/customers/imports").text
 
     import_file("email\nada@example.com\n")
@@ -377,7 +403,7 @@ def test_an_unknown_import_is_not_found(staff: FlaskClient, path: str) -> None:
 
 
 def test_an_export_can_be_imported_and_contains_no_formula(
-    staff: FlaskClient, make_customer: Make, import_file: ImportFile
+    staff: FlaskClient, make_customer: MakeCustomer, import_file: ImportFileFixture
 ) -> None:
     make_customer("ada@example.com", name='=HYPERLINK("http://evil")', source_id="@C1", locale="en")
     make_customer("grace@example.com", name='-Grace, "G"', source_id="+2")
@@ -389,7 +415,9 @@ def test_an_export_can_be_imported_and_contains_no_formula(
     assert import_file(file).unchanged == 2
 
 
-def test_an_export_of_an_audience_lists_its_members_and_is_audited(staff: FlaskClient, make_customer: Make) -> None:
+def test_an_export_of_an_audience_lists_its_members_and_is_audited(
+    staff: FlaskClient, make_customer: MakeCustomer
+) -> None:
     vip = audience_actions.create_audience("VIP", by="tests")
     customer_actions.create_customer(CustomerValues("vip@example.com"), [vip.id], by="tests")
     make_customer("other@example.com")

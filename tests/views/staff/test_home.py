@@ -1,4 +1,4 @@
-"""The start page of staff: first steps, figures, attention list."""
+"""The staff home page: first steps, figures, attention list."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 from flask.testing import FlaskClient
 from sqlalchemy import update
 
+from tests.support.factories import MakeCustomer, MakeOffer
 from webapp.accounts.models import StaffUser
 from webapp.campaigns.models import Batch, Campaign, MailIssue
 from webapp.core.extensions import db
@@ -21,7 +22,6 @@ from webapp.overview import dashboard
 from webapp.redemptions.models import Redemption
 
 NOW = datetime.now(UTC)
-Make = Callable[..., Any]
 
 
 def save(*rows: object) -> None:
@@ -66,13 +66,13 @@ class TestFirstSteps:
         assert steps.count('class="btn btn-primary"') == 1
         assert "Import customers" in steps
 
-    def test_with_customers_the_next_step_is_an_offer(self, staff: FlaskClient, make_customer: Make) -> None:
+    def test_with_customers_the_next_step_is_an_offer(self, staff: FlaskClient, make_customer: MakeCustomer) -> None:
         make_customer()
         steps = section(staff.get("/").text, "first-steps")
         assert (steps.count("Done:"), "New offer" in steps) == (1, True)
 
     def test_with_an_offer_the_next_step_is_a_campaign(
-        self, staff: FlaskClient, make_customer: Make, make_offer: Make
+        self, staff: FlaskClient, make_customer: MakeCustomer, make_offer: MakeOffer
     ) -> None:
         make_customer()
         make_offer()
@@ -81,18 +81,18 @@ class TestFirstSteps:
 
     @pytest.mark.parametrize("start", [lambda offer: add_campaign(offer, 1), lambda offer: add_redemptions(offer, NOW)])
     def test_figures_replace_the_first_steps_after_sending_or_redeeming(
-        self, staff: FlaskClient, make_offer: Make, start: Callable[[Offer], object]
+        self, staff: FlaskClient, make_offer: MakeOffer, start: Callable[[Offer], object]
     ) -> None:
         start(make_offer())
         page = staff.get("/").text
         assert ("first-steps" in page, "Redemptions today" in page) == (False, True)
 
-    def test_a_viewer_sees_no_action_buttons(self, sign_in: Make) -> None:
+    def test_a_viewer_sees_no_action_buttons(self, sign_in: Callable[..., FlaskClient]) -> None:
         assert 'class="btn btn-primary"' not in section(sign_in("viewer").get("/").text, "first-steps")
 
 
 class TestFigures:
-    def test_only_live_offers_are_counted(self, staff: FlaskClient, make_offer: Make) -> None:
+    def test_only_live_offers_are_counted(self, staff: FlaskClient, make_offer: MakeOffer) -> None:
         make_offer("LIVE")
         make_offer("PAUSED", paused_at=NOW)
         make_offer("ENDED", starts_at=NOW - timedelta(9), ends_at=NOW - timedelta(1))
@@ -101,21 +101,21 @@ class TestFigures:
         make_offer("FOREVER", ends_at=None)
         assert dashboard.get_dashboard_figures("UTC").live_offers == 2
 
-    def test_redemptions_are_counted_for_each_of_thirty_days(self, make_offer: Make) -> None:
+    def test_redemptions_are_counted_for_each_of_thirty_days(self, make_offer: MakeOffer) -> None:
         now = datetime.now(UTC)
         add_redemptions(make_offer(), now, now, now - timedelta(1), now - timedelta(29), now - timedelta(31))
         figures = dashboard.get_dashboard_figures("UTC")
         assert [n for _, n in figures.redemptions_per_day] == [1, *[0] * 27, 1, 2]
         assert (figures.redemptions_today, figures.redemptions_yesterday) == (2, 1)
 
-    def test_the_chart_contains_the_daily_counts(self, staff: FlaskClient, make_offer: Make) -> None:
+    def test_the_chart_contains_the_daily_counts(self, staff: FlaskClient, make_offer: MakeOffer) -> None:
         add_redemptions(make_offer(), NOW)
         data = re.search(r'<script type="application/json">(.*?)</script>', staff.get("/").text, re.S)
         assert data
         values = json.loads(data[1])["series"][0]["values"]
         assert (len(values), sum(values)) == (30, 1)
 
-    def test_the_conversion_rate_counts_recipients_of_announcements(self, make_offer: Make) -> None:
+    def test_the_conversion_rate_counts_recipients_of_announcements(self, make_offer: MakeOffer) -> None:
         summer = make_offer()
         add_campaign(summer, sent=8)
         add_campaign(summer, sent=6, kind="reminder")
@@ -124,20 +124,20 @@ class TestFigures:
         figures = dashboard.get_dashboard_figures("UTC")
         assert (figures.emails_sent, figures.conversion_rate) == (14, 0.25)
 
-    def test_a_small_conversion_rate_is_not_shown_as_zero(self, staff: FlaskClient, make_offer: Make) -> None:
+    def test_a_small_conversion_rate_is_not_shown_as_zero(self, staff: FlaskClient, make_offer: MakeOffer) -> None:
         summer = make_offer()
         add_campaign(summer, sent=5000)
         add_redemptions(summer, NOW)
         assert "&lt;0.1%" in staff.get("/").text
 
-    def test_without_recent_emails_there_is_no_conversion_rate(self, make_offer: Make) -> None:
+    def test_without_recent_emails_there_is_no_conversion_rate(self, make_offer: MakeOffer) -> None:
         add_campaign(make_offer(), sent=5, launched_at=NOW - timedelta(40))
         figures = dashboard.get_dashboard_figures("UTC")
         assert (figures.emails_sent, figures.conversion_rate) == (0, None)
 
 
 class TestAttention:
-    def test_the_attention_list_is_hidden_when_empty(self, staff: FlaskClient, make_offer: Make) -> None:
+    def test_the_attention_list_is_hidden_when_empty(self, staff: FlaskClient, make_offer: MakeOffer) -> None:
         add_campaign(make_offer(max_redemptions=10, redeemed=1), 1)
         save(CustomerImport(filename="good.csv", media_type="text/csv", status="done"))
         assert 'id="attention"' not in staff.get("/").text
@@ -154,13 +154,13 @@ class TestAttention:
         ],
     )
     def test_a_campaign_with_a_problem_is_listed_with_its_reason(
-        self, staff: FlaskClient, make_offer: Make, values: dict[str, str], message: str
+        self, staff: FlaskClient, make_offer: MakeOffer, values: dict[str, str], message: str
     ) -> None:
         add_campaign(make_offer(), 1, **values)
         assert message in section(staff.get("/").text, "attention")
 
     def test_a_user_is_shown_by_name_unless_it_is_ambiguous(
-        self, staff: FlaskClient, make_offer: Make, make_staff_user: Callable[..., StaffUser]
+        self, staff: FlaskClient, make_offer: MakeOffer, make_staff_user: Callable[..., StaffUser]
     ) -> None:
         ann = make_staff_user("viewer", "ann@example.com")
         add_campaign(make_offer(), 1, status="paused", pause_reason="paused by ann@example.com")
@@ -179,7 +179,7 @@ class TestAttention:
         ],
     )
     def test_an_offer_that_ends_or_runs_out_soon_is_listed(
-        self, staff: FlaskClient, make_offer: Make, values: dict[str, Any], message: str
+        self, staff: FlaskClient, make_offer: MakeOffer, values: dict[str, Any], message: str
     ) -> None:
         make_offer(name="Hot days", **values)
         page = section(staff.get("/").text, "attention")
@@ -195,7 +195,7 @@ class TestAttention:
             {"starts_at": NOW - timedelta(9), "ends_at": NOW - timedelta(1)},
         ],
     )
-    def test_other_offers_are_not_listed(self, make_offer: Make, values: dict[str, Any]) -> None:
+    def test_other_offers_are_not_listed(self, make_offer: MakeOffer, values: dict[str, Any]) -> None:
         make_offer(**values)
         assert not dashboard.get_attention_list()
 
@@ -213,8 +213,8 @@ class TestLinks:
         content = client.get("/").text.partition('<main id="content"')[2]
         return set(re.findall(r'<a [^>]*?href="(/[^"]*)"', content))
 
-    def test_every_link_of_the_first_steps_works(
-        self, staff: FlaskClient, make_customer: Make, make_offer: Make
+    def test_every_link_of_the_first_steps_leads_to_a_page(
+        self, staff: FlaskClient, make_customer: MakeCustomer, make_offer: MakeOffer
     ) -> None:
         links = self.links(staff)
         make_customer()
@@ -223,7 +223,7 @@ class TestLinks:
         links |= self.links(staff)
         assert {link: staff.get(link).status_code for link in links} == dict.fromkeys(links, 200)
 
-    def test_every_link_of_the_attention_list_works(self, staff: FlaskClient, make_offer: Make) -> None:
+    def test_every_link_of_the_attention_list_leads_to_a_page(self, staff: FlaskClient, make_offer: MakeOffer) -> None:
         add_campaign(make_offer(max_redemptions=1, redeemed=1), 1, status="paused")
         save(CustomerImport(filename="bad.csv", media_type="text/csv", status="failed", error="It is a picture."))
         links = self.links(staff)
@@ -232,7 +232,7 @@ class TestLinks:
 
 
 class TestDuringSending:
-    def test_the_figures_poll_until_the_campaign_is_done(self, staff: FlaskClient, make_offer: Make) -> None:
+    def test_the_figures_poll_until_the_campaign_is_done(self, staff: FlaskClient, make_offer: MakeOffer) -> None:
         row = add_campaign(make_offer(), 3, status="sending")
         during = staff.get("/now").text
         row.status = "done"
@@ -242,7 +242,7 @@ class TestDuringSending:
         assert "hx-get" not in afterwards
         assert during.lstrip().startswith('<div id="now"')
 
-    def test_uncertain_deliveries_are_listed(self, staff: FlaskClient, make_offer: Make) -> None:
+    def test_uncertain_deliveries_are_listed(self, staff: FlaskClient, make_offer: MakeOffer) -> None:
         row = add_campaign(make_offer(), 3)
         save(MailIssue(campaign_id=row.id, customer_id=1, state="uncertain"))
         page = section(staff.get("/").text, "attention")

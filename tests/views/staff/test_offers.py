@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from flask.testing import FlaskClient
 
+from tests.support.factories import MakeOffer
 from webapp.core.extensions import db
 from webapp.core.money import Discount
 from webapp.customers.models import Audience, Customer
@@ -17,7 +18,6 @@ from webapp.offers.models import Offer
 from webapp.redemptions import group_commit
 from webapp.redemptions.rules import RedemptionRequest
 
-MakeOffer = Callable[..., Offer]
 SUMMER = {
     "name": "Summer",
     "code": "Summer-25",
@@ -118,7 +118,7 @@ def test_invalid_input_is_reported_at_its_field_and_kept(staff: FlaskClient, for
     assert not offer_queries.has_offers()
 
 
-def test_an_existing_code_is_refused(staff: FlaskClient, make_offer: MakeOffer) -> None:
+def test_an_existing_code_is_rejected(staff: FlaskClient, make_offer: MakeOffer) -> None:
     make_offer("SUMMER25")
 
     response = staff.post("/offers/new", data=SUMMER)

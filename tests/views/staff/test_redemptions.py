@@ -11,6 +11,7 @@ import pytest
 from flask.testing import FlaskClient
 from sqlalchemy import select, text
 
+from tests.support.factories import MakeCustomer, MakeOffer
 from webapp.accounts.models import AuditEntry
 from webapp.core.extensions import db
 from webapp.customers.models import Customer
@@ -21,8 +22,6 @@ from webapp.redemptions import queries as redemption_queries
 from webapp.redemptions.queries import RedemptionRecord
 from webapp.redemptions.rules import Order, RedemptionRequest
 
-MakeOffer = Callable[..., Offer]
-MakeCustomer = Callable[..., Customer]
 ADA = RedemptionRequest(channel="form", code="SUMMER25", email="ada@example.com")
 FORM = {"code": "summer 25", "email": "ADA@example.com"}
 
@@ -136,7 +135,7 @@ def test_a_redemption_is_undone_with_a_reason(staff: FlaskClient, redemption: Re
     assert count_redemptions() == 0
 
 
-def test_undoing_without_a_reason_is_refused(staff: FlaskClient, redemption: RedemptionRecord) -> None:
+def test_undoing_without_a_reason_is_rejected(staff: FlaskClient, redemption: RedemptionRecord) -> None:
     response = staff.post(f"/redemptions/{redemption.public_id}/undo", data={"reason": " "})
 
     assert response.status_code == 422

@@ -11,6 +11,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 from sqlalchemy import select
 
+from tests.support.factories import MakeCustomer
 from tests.support.imports import import_counts, rejected_rows
 from tests.support.suppressions import add_suppression, suppression_reasons
 from webapp.accounts.models import AuditEntry
@@ -22,11 +23,10 @@ from webapp.customers import queries as customer_queries
 from webapp.customers.imports import processing as import_processing
 from webapp.customers.imports import queries as import_queries
 from webapp.customers.imports import suppression_staging
-from webapp.customers.models import Customer, CustomerImport, Suppression
+from webapp.customers.models import CustomerImport, Suppression
 from webapp.customers.queries import AudienceTotals
 from webapp.customers.suppressions import queries as suppression_queries
 
-Make = Callable[..., Customer]
 LIST = "/customers/do-not-mail"
 
 
@@ -60,9 +60,11 @@ def test_a_long_list_is_paginated(staff: FlaskClient) -> None:
         next_url = page.partition('rel="next" href="')[2].partition('"')[0]
         url = next_url.replace("&amp;", "&")
     assert listed == list(range(120))
+    assert "First page" in page
+    assert 'rel="prev"' not in page
 
 
-def test_an_address_is_added(staff: FlaskClient, make_customer: Make) -> None:
+def test_an_address_is_added(staff: FlaskClient, make_customer: MakeCustomer) -> None:
     ada = make_customer("ada@example.com")
     response = staff.post(
         f"{LIST}/new", data={"email": " ADA@example.com", "reason": "unsubscribed", "words": "by phone"}
@@ -113,7 +115,7 @@ def test_an_invalid_entry_is_reported_at_its_field(staff: FlaskClient, form: dic
     assert suppression_reasons() == {}
 
 
-def test_a_manager_removes_a_customer_after_a_warning(staff: FlaskClient, make_customer: Make) -> None:
+def test_a_manager_removes_a_customer_after_a_warning(staff: FlaskClient, make_customer: MakeCustomer) -> None:
     ada = make_customer("ada@example.com", suppressed="complained")
     page = staff.get(f"{LIST}/lift?email=ada@example.com").text
     assert "marked an email as spam" in page
@@ -138,7 +140,7 @@ def test_only_an_admin_removes_addresses_without_customers(sign_in: Callable[...
     assert suppression_reasons() == {}
 
 
-def test_a_viewer_can_only_read(sign_in: Callable[..., FlaskClient], make_customer: Make) -> None:
+def test_a_viewer_can_only_read(sign_in: Callable[..., FlaskClient], make_customer: MakeCustomer) -> None:
     make_customer("ada@example.com", suppressed="bounced")
     viewer = sign_in("viewer")
     assert viewer.get(LIST).status_code == 200
@@ -160,7 +162,7 @@ def upload(client: FlaskClient, file: str | bytes) -> CustomerImport:
     return row
 
 
-def test_a_list_of_another_mailing_tool_is_imported(staff: FlaskClient, make_customer: Make) -> None:
+def test_a_list_of_another_mailing_tool_is_imported(staff: FlaskClient, make_customer: MakeCustomer) -> None:
     ada = make_customer("ada@example.com")
     make_customer("bob@example.com", suppressed="complained")
     row = upload(
@@ -204,14 +206,14 @@ def test_a_list_of_another_mailing_tool_is_imported(staff: FlaskClient, make_cus
     assert customer_queries.count_customers().value == 2
 
 
-def test_a_list_without_an_email_column_is_refused(staff: FlaskClient) -> None:
+def test_a_list_without_an_email_column_is_rejected(staff: FlaskClient) -> None:
     response = staff.post(f"{LIST}/import", data={"file": (io.BytesIO(b"name\nx\n"), "list.csv")})
     assert (response.status_code, "no column named email" in response.text) == (422, True)
     response = staff.post(f"{LIST}/import", data={"file": (io.BytesIO(b""), "")}, content_type="multipart/form-data")
     assert (response.status_code, "Choose a file." in response.text) == (422, True)
 
 
-def test_an_upload_without_the_csrf_token_is_refused(csrf_client: FlaskClient, staff: FlaskClient) -> None:
+def test_an_upload_without_the_csrf_token_is_rejected(csrf_client: FlaskClient, staff: FlaskClient) -> None:
     staff.application.config["WTF_CSRF_ENABLED"] = True
     response = staff.post(f"{LIST}/import", data={"file": (io.BytesIO(b"email\na@example.com\n"), "list.csv")})
     assert response.status_code == 400
@@ -239,7 +241,9 @@ def test_an_export_can_be_imported_unchanged(staff: FlaskClient, app: Flask) -> 
     assert ("suppressions.exported", "suppression list") in audit_entries()
 
 
-def test_an_imported_hash_suppresses_the_customer_with_that_address(staff: FlaskClient, make_customer: Make) -> None:
+def test_an_imported_hash_suppresses_the_customer_with_that_address(
+    staff: FlaskClient, make_customer: MakeCustomer
+) -> None:
     ada, bob = make_customer("ada@example.com"), make_customer("bob@example.com", suppressed="bounced")
     unknown_hash = hash_email("nobody@example.com")
     rows = {
@@ -262,7 +266,7 @@ def test_an_imported_hash_suppresses_the_customer_with_that_address(staff: Flask
 
 
 def test_a_customer_erased_during_an_import_stays_hashed(
-    staff: FlaskClient, make_customer: Make, monkeypatch: pytest.MonkeyPatch
+    staff: FlaskClient, make_customer: MakeCustomer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ada = make_customer("ada@example.com")
     hashed, merge = hash_email("ada@example.com"), suppression_staging.merge_rows

@@ -257,7 +257,7 @@ def _to_non_recipient_status(campaign: Campaign, customer: Customer, row: Row[An
     launched_at = campaign.launched_at
     if launched_at is None:
         if campaign.status == "cancelled":
-            note = _("The campaign was cancelled before it started, so no emails were sent.")
+            note = _("The campaign was cancelled before its launch, so no emails were sent.")
             return replace(delivery, note=note)
         return replace(
             delivery, note=_("The campaign has not been launched yet. Its recipients are selected at the launch.")

@@ -49,15 +49,15 @@ class LaunchResult:
 
 
 def launch_campaign(
-    campaign_id: int, by: str, include_already_sent: bool | None = None, expected_status: str | None = None
+    campaign_id: int, by: str, include_earlier_recipients: bool | None = None, expected_status: str | None = None
 ) -> LaunchResult:
     """Launch a draft or a scheduled campaign now. Commits.
 
     Idempotent: `LaunchResult.changed` is False for a launched campaign. The cost does not depend on the size of the
     audience. Enqueues the task that prepares the campaign; when that task is lost, the sweep enqueues it again.
 
-    :param include_already_sent: whether it also goes to recipients of a cancelled campaign of this kind; None keeps
-        the stored choice.
+    :param include_earlier_recipients: whether it also goes to recipients of a cancelled campaign of this kind; None
+        keeps the stored choice.
     :param expected_status: `draft` or `scheduled`, as shown to the user; None accepts both.
     :raises NotFound: when there is no such campaign.
     :raises DomainError: `audience_empty` when it would have no recipients; `offer_expired`, `offer_paused` or
@@ -75,7 +75,7 @@ def launch_campaign(
         db.session.rollback()
         return LaunchResult(get_campaign(campaign_id), False)
     values: dict[str, Any] = {"scheduled_at": None} | (
-        {} if include_already_sent is None else {"mails_again": include_already_sent}
+        {} if include_earlier_recipients is None else {"mails_again": include_earlier_recipients}
     )
     statuses = (expected_status,) if expected_status else ("draft", "scheduled")
     changed = set_launched(campaign, Campaign.status.in_(statuses), by, **values)
@@ -86,7 +86,7 @@ def schedule_campaign(
     campaign_id: int,
     at: datetime,
     by: str,
-    include_already_sent: bool | None = None,
+    include_earlier_recipients: bool | None = None,
     expected_status: str | None = None,
 ) -> LaunchResult:
     """Schedule a draft, or reschedule a scheduled campaign. Commits.
@@ -94,7 +94,7 @@ def schedule_campaign(
     Idempotent. The offer can be edited until then: the campaign uses the offer as it is at the launch.
 
     :param at: the time of the launch, with a time zone.
-    :param include_already_sent: see `launch_campaign`.
+    :param include_earlier_recipients: see `launch_campaign`.
     :param expected_status: see `launch_campaign`.
     :raises NotFound: when there is no such campaign.
     :raises InvalidInput: at `at`, when the time is in the past, out of range, or not before the offer's end.
@@ -107,9 +107,9 @@ def schedule_campaign(
     validate_launch_time(at, offer)
     unchanged = [Campaign.status == "scheduled", Campaign.scheduled_at == at]
     values: dict[str, Any] = {"status": "scheduled", "scheduled_at": at, "launched_by": by}
-    if include_already_sent is not None:
-        unchanged.append(Campaign.mails_again == include_already_sent)
-        values["mails_again"] = include_already_sent
+    if include_earlier_recipients is not None:
+        unchanged.append(Campaign.mails_again == include_earlier_recipients)
+        values["mails_again"] = include_earlier_recipients
     statuses = (expected_status,) if expected_status else ("draft", "scheduled")
     changed = _update_campaign_if(campaign_id, and_(Campaign.status.in_(statuses), ~and_(*unchanged)), values)
     if changed:
@@ -162,7 +162,7 @@ def _launch_due_campaign(campaign_id: int) -> bool:
     try:
         return set_launched(campaign, is_due, campaign.launched_by or "")
     except DomainError as refusal:
-        reason = _("it could not start at the scheduled time. %(cause)s", cause=refusal.message).rstrip(".")
+        reason = _("it could not be launched at the scheduled time. %(cause)s", cause=refusal.message).rstrip(".")
         if _update_campaign_if(campaign_id, is_due, {"status": "paused", "pause_reason": reason}):
             record_audit_entry(campaign.launched_by or "", "campaign.not_started", str(campaign_id), reason=refusal.key)
         db.session.commit()

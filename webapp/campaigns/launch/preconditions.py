@@ -105,13 +105,13 @@ def validate_launch_time(at: datetime, offer: Offer) -> None:
     :raises InvalidInput: with the error of the field `at`.
     """
     error = None
-    if at.year not in offer_actions.VALID_YEARS:
+    if at.year not in offer_actions.OFFER_YEARS:
         error = (
             "time_out_of_range",
             _(
                 "Choose a year from %(first)s to %(last)s.",
-                first=offer_actions.VALID_YEARS[0],
-                last=offer_actions.VALID_YEARS[-1],
+                first=offer_actions.OFFER_YEARS[0],
+                last=offer_actions.OFFER_YEARS[-1],
             ),
         )
     elif at <= database_clock.get_database_time():

@@ -11,10 +11,7 @@ from webapp.core.extensions import db
 
 
 def find_announcement_in_progress(offer_id: int) -> Campaign | None:
-    """Return the launched announcement of an offer that is not finished.
-
-    That is one that is neither done nor cancelled.
-    """
+    """Return the launched announcement of an offer unless it is done or cancelled."""
     return db.session.scalar(
         select(Campaign).where(
             Campaign.offer_id == offer_id,

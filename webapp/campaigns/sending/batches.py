@@ -60,10 +60,7 @@ def lease_duration() -> timedelta:
 
 
 def retry_while_database_unavailable(write: Callable[P, R]) -> Callable[P, R]:
-    """Retry an idempotent write while the database is unavailable.
-
-    It is retried for as long as a lease lasts.
-    """
+    """Retry an idempotent write during an outage, no longer than a lease."""
 
     @functools.wraps(write)
     def retrying(*args: P.args, **kwargs: P.kwargs) -> R:

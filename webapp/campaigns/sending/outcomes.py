@@ -76,9 +76,9 @@ def suppress_bounced_address(customer: Customer, campaign_id: int, outcome: Smtp
 
 
 def compute_retry_delay(attempts: int) -> timedelta:
-    """Return the delay until the next attempt.
+    """Return the delay until the next attempt, with a jitter of ±10 %.
 
-    It has a jitter of ±10 %, so that retries do not coincide.
+    The jitter prevents retries from coinciding.
     """
     seconds = timing.RETRY_BACKOFF[min(attempts, len(timing.RETRY_BACKOFF) - 1)]
     return timedelta(seconds=seconds * random.uniform(0.9, 1.1))  # noqa: S311

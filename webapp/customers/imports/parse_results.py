@@ -59,7 +59,7 @@ ParsedRow = tuple[str, str]
 
 
 class Rejection(NamedTuple):
-    """A row of which all values or some were rejected.
+    """A problem of a row, which is rejected or loses the invalid value (`is_warning`).
 
     It has the line number, an error code, a message and the original text.
     """

@@ -16,49 +16,49 @@ from webapp.core.errors import DomainError
 from webapp.core.extensions import csrf
 
 API_PREFIX = "/api/v1"
-View = TypeVar("View", bound=Callable[..., Any])
+ApiView = TypeVar("ApiView", bound=Callable[..., Any])
 
 
-def require_scope(scope: str) -> Callable[[View], View]:
+def require_scope(scope: str) -> Callable[[ApiView], ApiView]:
     """Set the scope that a view requires: read, redeem or manage.
 
     A view without a scope is forbidden for every key.
     """
 
-    def decorate(view: View) -> View:
+    def decorate(view: ApiView) -> ApiView:
         view.required_scope = scope  # type: ignore[attr-defined]
         return view
 
     return decorate
 
 
-def accept_media_types(*media_types: str, json_model: type[BaseModel] | None = None) -> Callable[[View], View]:
+def accept_media_types(*media_types: str, json_model: type[BaseModel] | None = None) -> Callable[[ApiView], ApiView]:
     """Set the media types that a view accepts.
 
     :param json_model: the model of the JSON body, if the view accepts JSON as well.
     """
 
-    def decorate(view: View) -> View:
+    def decorate(view: ApiView) -> ApiView:
         view.accepted_media_types, view.accepted_json_model = media_types, json_model  # type: ignore[attr-defined]
         return view
 
     return decorate
 
 
-def document_header(header: str, description: str, **schema: Any) -> Callable[[View], View]:
+def document_header(header: str, description: str, **schema: Any) -> Callable[[ApiView], ApiView]:
     """Describe a request header of a view in the OpenAPI document.
 
     :param schema: keywords of the JSON schema of the value, which is a string.
     """
 
-    def decorate(view: View) -> View:
+    def decorate(view: ApiView) -> ApiView:
         view.documented_headers = {header: (description, {"type": "string"} | schema)}  # type: ignore[attr-defined]
         return view
 
     return decorate
 
 
-def api_key_exempt(view: View) -> View:
+def api_key_exempt(view: ApiView) -> ApiView:
     """Mark a view as accessible without an API key."""
     view.is_api_key_exempt = True  # type: ignore[attr-defined]
     return view

@@ -16,10 +16,10 @@ from webapp.core.extensions import csrf
 from webapp.core.settings import Settings
 from webapp.views.rendering import add_privacy_headers
 
-View = TypeVar("View", bound=Callable[..., Any])
+PublicView = TypeVar("PublicView", bound=Callable[..., Any])
 
 
-def allow_cross_origin(view: View) -> View:
+def allow_cross_origin(view: PublicView) -> PublicView:
     """Allow cross-origin writes to a view.
 
     Mail providers need them for one-click unsubscription (RFC 8058).

@@ -1,6 +1,7 @@
 """The staff blueprint.
 
-Every view requires a signed-in user with a sufficient role, and every write a CSRF token.
+Every view requires a signed-in user with a sufficient role, except those marked `login_exempt`. Every write requires a
+CSRF token; uploads check it themselves.
 """
 
 from __future__ import annotations
@@ -15,42 +16,43 @@ from flask_wtf.csrf import CSRFError
 
 from webapp.accounts.models import Role
 
-View = TypeVar("View", bound=Callable[..., Any])
+StaffView = TypeVar("StaffView", bound=Callable[..., Any])
 
 
-def login_exempt(view: View) -> View:
+def login_exempt(view: StaffView) -> StaffView:
     """Mark a view as accessible without signing in."""
     view.is_login_exempt = True  # type: ignore[attr-defined]
     return view
 
 
-def require_role(role: Role) -> Callable[[View], View]:
+def require_role(role: Role) -> Callable[[StaffView], StaffView]:
     """Set the role that a view requires.
 
     By default, reading requires the role viewer and writing the role manager.
     """
 
-    def decorate(view: View) -> View:
+    def decorate(view: StaffView) -> StaffView:
         view.required_role = role  # type: ignore[attr-defined]
         return view
 
     return decorate
 
 
-def allow_form_size(max_bytes: int) -> Callable[[View], View]:
-    """Allow a view a larger form than others.
+def allow_form_size(max_bytes: int) -> Callable[[StaffView], StaffView]:
+    """Set the maximum form size of a view, in bytes.
 
-    A text that is too long then results in an error at its field, and the form keeps the input.
+    A larger form is rejected with 413, without the input. Below this limit, a text that is too long is reported as an
+    error at its field, and the form keeps the input.
     """
 
-    def decorate(view: View) -> View:
+    def decorate(view: StaffView) -> StaffView:
         view.max_form_bytes = max_bytes  # type: ignore[attr-defined]
         return view
 
     return decorate
 
 
-def preserve_form_data(**labels: str) -> Callable[[View], View]:
+def preserve_form_data(**labels: str) -> Callable[[StaffView], StaffView]:
     """Preserve long texts when the session has ended.
 
     The error page then shows these fields, so that users can copy the texts.
@@ -58,7 +60,7 @@ def preserve_form_data(**labels: str) -> Callable[[View], View]:
     :param labels: the label of each field to preserve, by field name.
     """
 
-    def decorate(view: View) -> View:
+    def decorate(view: StaffView) -> StaffView:
         view.preserved_fields = labels  # type: ignore[attr-defined]
         return view
 
@@ -66,7 +68,7 @@ def preserve_form_data(**labels: str) -> Callable[[View], View]:
 
 
 def abort_insufficient_role() -> NoReturn:
-    """Abort the request with 403."""
+    """Abort with 403: the role of the user is not sufficient."""
     abort(403, _("Your role does not allow this. Ask an administrator."))
 
 
@@ -74,7 +76,7 @@ class SessionExpired(CSRFError):
     """A form was sent after the session had ended."""
 
 
-def raise_body_limit() -> None:
+def apply_form_size_limit() -> None:
     """Apply the form size limit of the view before the form is parsed.
 
     It applies only to requests with the session of a user.

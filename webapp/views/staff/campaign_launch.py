@@ -38,7 +38,7 @@ __all__ = ["blueprint"]
 
 @blueprint.get("/offers/<int:offer_id>/launch")
 @require_role("manager")
-def review_announcement(offer_id: int) -> BaseResponse:
+def redirect_to_announcement(offer_id: int) -> BaseResponse:
     """Redirect the former URL of the launch page to that of the offer's announcement."""
     get_offer_or_404(offer_id)
     announcement = campaign_queries.find_announcement(offer_id)
@@ -48,7 +48,7 @@ def review_announcement(offer_id: int) -> BaseResponse:
 
 
 @blueprint.post("/offers/<int:offer_id>/launch")
-def launch_announcement(offer_id: int) -> BaseResponse:
+def launch_announcement_from_old_page(offer_id: int) -> BaseResponse:
     """Launch an offer's announcement now.
 
     Kept for pages that an earlier version of Onecode rendered.
@@ -70,7 +70,7 @@ def launch_announcement(offer_id: int) -> BaseResponse:
 @blueprint.get("/campaigns/<int:campaign_id>/launch")
 @require_role("manager")
 def review(campaign_id: int) -> BaseResponse:
-    """Show the number of recipients, and the launch time if scheduled."""
+    """Show the launch page: preview, number of recipients, and the launch time if scheduled."""
     campaign = get_campaign_or_404(campaign_id)
     if campaign.status not in ("draft", "scheduled"):
         return redirect(campaign_url(campaign), 303)
@@ -92,11 +92,11 @@ def launch(campaign_id: int) -> BaseResponse:
         at = form.parse_launch_time(offer.time_zone)
         if at is None:
             launched = launch_actions.launch_campaign(
-                campaign_id, current_user.email, form.includes_already_sent(), form.expected_status()
+                campaign_id, current_user.email, form.includes_earlier_recipients(), form.expected_status()
             )
         else:
             launched = launch_actions.schedule_campaign(
-                campaign_id, at, current_user.email, form.includes_already_sent(), form.expected_status()
+                campaign_id, at, current_user.email, form.includes_earlier_recipients(), form.expected_status()
             )
     except DomainError as error:
         campaign = get_campaign_or_404(campaign_id)
@@ -106,7 +106,7 @@ def launch(campaign_id: int) -> BaseResponse:
             return redirect(campaign_url(campaign), 303)
         rendering.add_form_errors(form, error)
         # The page now shows the current status, so the next submission refers to it.
-        form.submitted_status.data = campaign.status
+        form.rendered_status.data = campaign.status
         return _render_review(get_offer_or_404(campaign.offer_id), campaign, form, error.status)
     return _redirect_after_launch(launched)
 
@@ -117,19 +117,19 @@ def unschedule(campaign_id: int) -> BaseResponse:
     try:
         campaign = launch_actions.unschedule_campaign(campaign_id, by=current_user.email)
     except NotFound:
-        # The error handler renders it.
+        # NotFound is a DomainError too, but the error handler renders it as a page.
         raise
     except DomainError as error:
         flash(error.message, "error")
         return redirect(campaign_url(get_campaign_or_404(campaign_id)), 303)
-    flash(_("The campaign is a draft again and will not start automatically."), "success")
+    flash(_("The campaign is a draft again and will not be launched automatically."), "success")
     return redirect(url_for("staff.campaign_editor.edit", campaign_id=campaign.id), 303)
 
 
 @blueprint.get("/campaigns/<int:campaign_id>/waits")
 @require_role("manager")
-def launch_status(campaign_id: int) -> Response:
-    """Redirect the polling page of a scheduled campaign once it was launched."""
+def redirect_if_launched(campaign_id: int) -> Response:
+    """Redirect the polling launch page once the campaign was launched or cancelled; 204 before."""
     campaign = get_campaign_or_404(campaign_id)
     response = Response(status=204)
     if campaign.status not in ("draft", "scheduled"):
@@ -142,7 +142,7 @@ def _redirect_after_launch(launched: launch_actions.LaunchResult) -> BaseRespons
     if campaign.status == "scheduled":
         offer = get_offer_or_404(campaign.offer_id)
         launch_time = formatting.format_datetime(campaign.scheduled_at, offer.time_zone)
-        flash(_("The campaign will start automatically on %(time)s.", time=launch_time), "success")
+        flash(_("The campaign will be launched automatically on %(time)s.", time=launch_time), "success")
     elif launched.changed:
         flash(_("Launched. You can leave this page: the emails are sent in the background."), "success")
     else:
@@ -166,7 +166,7 @@ def _render_review(offer: Offer, campaign: Campaign, form: LaunchForm, status: i
         sender=addresses.format_sender(),
         audience_count=launch_audience.count_campaign_recipients(campaign, offer),
         audience=audience_name(offer.audience_id),
-        other_zones=_format_launch_time_in_other_zones(campaign, offer),
+        launch_times_in_other_zones=_format_launch_time_in_other_zones(campaign, offer),
         now=database_clock.get_database_time(),
     )
 

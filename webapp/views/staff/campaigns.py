@@ -73,7 +73,7 @@ def index() -> Response:
         offers=offer_queries.find_offers([campaign.offer_id for campaign in campaigns]),
         form=form,
         is_filtered=bool(status),
-        newest_url=url_for("staff.campaigns.index", **url_args) if "before" in request.args else None,
+        first_url=url_for("staff.campaigns.index", **url_args) if "before" in request.args else None,
         next_url=next_url,
     )
 
@@ -336,5 +336,5 @@ def _progress_values(campaign: Campaign) -> dict[str, Any]:
             for cause, example in zip(shown_causes, examples, strict=True)
         ],
         "more_causes_count": len(causes) - len(shown_causes),
-        "is_refreshed": campaign.status in IN_PROGRESS_STATUSES or stats.has_active_worker,
+        "is_refreshing": campaign.status in IN_PROGRESS_STATUSES or stats.has_active_worker,
     }

@@ -19,7 +19,7 @@ blueprint = Blueprint("home", __name__)
 
 @blueprint.get("/")
 def index() -> Response:
-    """Show the home page. While emails are being sent, a section of it is refreshed."""
+    """Show the home page. While a campaign is prepared or sent, a section of it is refreshed."""
     figures = dashboard.get_dashboard_figures(current_user.time_zone)
     chart = {
         "x": [day.isoformat() for day, _count in figures.redemptions_per_day],
@@ -31,20 +31,20 @@ def index() -> Response:
         "home.html",
         chart=chart,
         steps=dashboard.get_onboarding_steps(),
-        **_refreshed_values(figures),
+        **_figures_context(figures),
     )
 
 
 @blueprint.get("/now")
-def refreshed_section() -> Response:
-    """Render the section that is refreshed while emails are being sent."""
-    return render("_now.html", steps=None, **_refreshed_values(dashboard.get_dashboard_figures(current_user.time_zone)))
+def figures_section() -> Response:
+    """Render the section that is refreshed while a campaign is prepared or sent."""
+    return render("_now.html", steps=None, **_figures_context(dashboard.get_dashboard_figures(current_user.time_zone)))
 
 
-def _refreshed_values(figures: dashboard.DashboardFigures) -> dict[str, Any]:
+def _figures_context(figures: dashboard.DashboardFigures) -> dict[str, Any]:
     return {
         "figures": figures,
         "attention": dashboard.get_attention_list(),
         "days": dashboard.DASHBOARD_DAYS,
-        "is_refreshed": campaign_queries.has_campaign_in_progress(),
+        "is_refreshing": campaign_queries.has_campaign_in_progress(),
     }

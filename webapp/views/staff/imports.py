@@ -45,11 +45,15 @@ def import_form() -> Response:
 @blueprint.post("/customers/import")
 @csrf.exempt
 def receive_upload() -> BaseResponse:
-    """Receive an uploaded file as a stream."""
+    """Receive a customer file as a stream and queue its import.
+
+    The CSRF check of the app would parse the whole form, so `uploads.receive_file` checks the token.
+    """
     form = ImportForm()
 
     def store(received: Upload) -> int:
-        audience = form.audience.data = received.fields.get("audience", "")
+        audience = received.fields.get("audience", "")
+        form.audience.data = audience  # The page keeps the input when there is an error.
         uploads.require_file(received)
         media_type = NDJSON if received.filename.lower().endswith((".ndjson", ".jsonl")) else CSV
         return import_actions.store_import_file(
@@ -77,7 +81,7 @@ def download_sample() -> Response:
 
 
 @blueprint.get("/customers/imports")
-def imports() -> Response:
+def list_imports() -> Response:
     """List imports, newest first."""
     before = request.args.get("before", type=rendering.parse_row_id)
     rows = import_queries.list_imports(before, PAGE_SIZE)
@@ -85,8 +89,8 @@ def imports() -> Response:
     return rendering.render(
         "customers/imports.html",
         imports=page,
-        prev_url=url_for("staff.customers.imports") if before is not None else None,
-        next_url=url_for("staff.customers.imports", before=page[-1].id) if len(rows) > PAGE_SIZE else None,
+        first_url=url_for("staff.customers.list_imports") if before is not None else None,
+        next_url=url_for("staff.customers.list_imports", before=page[-1].id) if len(rows) > PAGE_SIZE else None,
     )
 
 
@@ -94,7 +98,7 @@ def imports() -> Response:
 def show_import(import_id: int) -> Response:
     """Show the progress and result of an import.
 
-    The card polls until the import has ended.
+    htmx refreshes the block `card` until the import has finished or failed.
     """
     row = _get_import_or_404(import_id)
     cursor = pagination.decode_cursor(request.args.get("cursor"), 2)

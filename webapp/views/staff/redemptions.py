@@ -40,10 +40,9 @@ PAGE_SIZE = 50
 
 @blueprint.get("/redemptions")
 def index() -> BaseResponse:
-    """List redemptions, newest first, without rolled-back ones.
+    """List redemptions, newest first.
 
-    The first page refreshes itself.
-
+    Rolled-back ones are not listed; a search for the reference of one redirects to it. htmx refreshes the first page.
     With a channel, a page may be empty and still link to older redemptions.
     """
     form = RedemptionSearchForm(request.args)

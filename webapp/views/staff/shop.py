@@ -83,7 +83,7 @@ def frame() -> Response:
 
 @blueprint.post("/relay")
 def check_relay() -> BaseResponse:
-    """Check whether the relay accepts emails. Nothing is sent."""
+    """Check the connection to the relay without sending an email."""
     result = relay_check.check_relay_connection()
     if rendering.is_htmx():
         return rendering.render("shop/_relay.html", settings=current_app.config["SETTINGS"], relay_result=result)
@@ -105,7 +105,7 @@ def _render_page(form: ShopForm, status: int = 200, relay_result: RelayCheckResu
 
 
 def _sample_context(form: ShopForm) -> dict[str, Any]:
-    """Return the form and the URL of the sample; None while the form has errors."""
+    """Return the form, and the URL of its sample email; the URL is None while the form has errors."""
     try:
         validate_shop(form.to_values())
     except InvalidInput:
@@ -116,7 +116,7 @@ def _sample_context(form: ShopForm) -> dict[str, Any]:
 
 def _sample_offer() -> Offer:
     return Offer(
-        id=personal_links.PREVIEW_CUSTOMER_ID,
+        id=0,  # No offer has this id.
         code="WELCOME25",
         code_as_written="WELCOME25",
         name=_("Welcome"),

@@ -91,18 +91,18 @@ class LaunchForm(FlaskForm):
     """
 
     launch_time_choice = RadioField(
-        _l("Start"),
+        _l("Launch time"),
         name="when",
         # No default: a form without this field must not launch the campaign.
         choices=[SelectChoice("now", _l("Now")), SelectChoice("later", _l("At a scheduled time"))],
-        validators=[InputRequired(_l("Choose when the campaign starts."))],
+        validators=[InputRequired(_l("Choose when the campaign is launched."))],
     )
     # The status of the campaign when the page was opened.
-    submitted_status = HiddenField(name="seen")
+    rendered_status = HiddenField(name="seen")
     at = DateField(_l("Date"), validators=[Optional()])
     at_time = TimeOfDayField(_l("Time"))
     at_fold = RadioField(_l("Which of the two times?"), choices=FOLD_CHOICES, validators=[Optional()])
-    include_already_sent = RadioField(
+    include_earlier_recipients = RadioField(
         _l("Recipients of the cancelled campaign"),
         name="to_all",
         choices=[
@@ -116,8 +116,8 @@ class LaunchForm(FlaskForm):
     def fill_from_campaign(self, campaign: Campaign, time_zone: str) -> None:
         """Fill the form with the launch time and the recipients of a campaign."""
         self.launch_time_choice.data = "now"
-        self.submitted_status.data = campaign.status
-        self.include_already_sent.data = "yes" if campaign.mails_again else "no"
+        self.rendered_status.data = campaign.status
+        self.include_earlier_recipients.data = "yes" if campaign.mails_again else "no"
         if campaign.status == "scheduled" and campaign.scheduled_at is not None:
             local = campaign.scheduled_at.astimezone(ZoneInfo(time_zone))
             self.launch_time_choice.data, self.at.data, self.at_time.data = "later", local.date(), local.time()
@@ -133,20 +133,22 @@ class LaunchForm(FlaskForm):
             return None
         local = parse_local_datetime(self, "at")
         if local is None:
-            raise InvalidInput(FieldError("at", "day_missing", _("Choose the day on which the campaign starts.")))
+            raise InvalidInput(FieldError("at", "day_missing", _("Choose the day on which the campaign is launched.")))
         if local.time is None:
             raise InvalidInput(
-                FieldError("at_time", "time_missing", _("Enter the time at which the campaign starts, such as 9:00."))
+                FieldError(
+                    "at_time", "time_missing", _("Enter the time at which the campaign is launched, such as 9:00.")
+                )
             )
         return local_time.local_to_utc(local, ZoneInfo(time_zone), "at")
 
-    def includes_already_sent(self) -> bool | None:
+    def includes_earlier_recipients(self) -> bool | None:
         """Return whether to include recipients of a cancelled campaign; None if not asked."""
-        return None if self.include_already_sent.data is None else self.include_already_sent.data == "yes"
+        return None if self.include_earlier_recipients.data is None else self.include_earlier_recipients.data == "yes"
 
     def expected_status(self) -> str | None:
         """Return the campaign's status when the page was opened; None if unknown."""
-        return self.submitted_status.data if self.submitted_status.data in ("draft", "scheduled") else None
+        return self.rendered_status.data if self.rendered_status.data in ("draft", "scheduled") else None
 
     def is_launch_time_ambiguous(self) -> bool:
         """Return whether the launch time occurs twice (end of daylight saving time)."""
