@@ -9,8 +9,8 @@ PORT ?=
 # Where PYTHONDONTWRITEBYTECODE is set, each test process would otherwise compile all modules again.
 PYTEST := env -u PYTHONDONTWRITEBYTECODE PYTHONPYCACHEPREFIX="$(CURDIR)/.venv/pycache" $(VENV) -m pytest
 # Tests often wait for servers, so that four processes are faster than two on two cores, and enough on more of them.
-# Tests of one group share expensive fixtures.
-TEST_ARGS ?= --quiet --numprocesses 4 --dist loadgroup
+# The tests of a module run in one process and share its expensive fixtures.
+TEST_ARGS ?= --quiet --numprocesses 4 --dist loadfile --no-loadscope-reorder
 ifneq ($(PORT),)
 export PORT
 endif

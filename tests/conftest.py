@@ -36,6 +36,9 @@ from webapp.offers.models import Offer, OfferCode, normalise_code
 # Folders whose tests are all slow: `make run-test` skips them and `make run-test-all` runs them. Slow modules and tests
 # in other folders have the marker themselves.
 SLOW_FOLDERS = ("benchmarks", "local/demo", "operations", "setup")
+# Folders with modules that run for a minute or longer. They start first, so that at the end of a run no process is left
+# alone with one of them: a module is the unit that pytest-xdist distributes.
+LONG_FOLDERS = ("setup", "operations", "browser", "chaos", "customers/imports", "tasks")
 
 # Fixtures that more than one folder uses; those of a single folder are in its conftest.py.
 pytest_plugins = [
@@ -78,11 +81,16 @@ def _start_server(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    tests = Path(__file__).parent
-    folders = tuple(tests / folder for folder in SLOW_FOLDERS)
     for item in items:
-        if any(item.path.is_relative_to(folder) for folder in folders):
+        if _find_folder(item, SLOW_FOLDERS) < len(SLOW_FOLDERS):
             item.add_marker(pytest.mark.slow)
+    items.sort(key=lambda item: _find_folder(item, LONG_FOLDERS))
+
+
+def _find_folder(item: pytest.Item, folders: tuple[str, ...]) -> int:
+    """Return the index of the folder that contains a test, and the number of folders if none does."""
+    tests = Path(__file__).parent
+    return next((n for n, folder in enumerate(folders) if item.path.is_relative_to(tests / folder)), len(folders))
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

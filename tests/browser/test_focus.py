@@ -11,7 +11,7 @@ from tests.support.browser import OpenPage, RunningShop, accept_invitation, call
 from webapp.customers.models import Customer
 from webapp.offers.models import Offer
 
-pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]
+pytestmark = pytest.mark.browser
 
 FOCUSED = "document.activeElement.innerText.trim()"
 

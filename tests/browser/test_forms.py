@@ -17,7 +17,7 @@ from playwright.sync_api import Page, Route, expect
 from tests.support.browser import OpenPage
 from webapp.offers.models import Offer
 
-pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]
+pytestmark = pytest.mark.browser
 
 PAGE = "http://localhost/offers/1"
 

@@ -22,7 +22,7 @@ from tests.support.browser import (
 from webapp.customers.models import Customer
 from webapp.offers.models import Offer
 
-pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]
+pytestmark = pytest.mark.browser
 
 
 def test_staff_import_customers_create_an_offer_and_launch_it(

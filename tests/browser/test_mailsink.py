@@ -17,7 +17,7 @@ from local.mailsink.index import MailIndex
 from local.mailsink.web_app import create_sink_app
 from tests.support.browser import APPEARANCES, page_problems
 
-pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]
+pytestmark = pytest.mark.browser
 NAME = "1700000000000000000-1-0.eml"
 
 

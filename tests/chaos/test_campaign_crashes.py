@@ -12,8 +12,6 @@ import pytest
 from tests.support.chaos import durable_database, scenarios
 from tests.support.chaos.durable_database import DurableDatabase
 
-pytestmark = pytest.mark.xdist_group("campaign crashes")
-
 CUSTOMERS = 600
 
 

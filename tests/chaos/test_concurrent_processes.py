@@ -37,8 +37,6 @@ from webapp.redemptions import actions as redemption_actions
 from webapp.redemptions import queries as redemption_queries
 from webapp.redemptions.rules import RedemptionRequest
 
-pytestmark = pytest.mark.xdist_group("concurrent processes")
-
 PROCESSES = 4
 CAP = 20
 

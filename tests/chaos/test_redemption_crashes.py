@@ -16,8 +16,6 @@ from tests.support.chaos import durable_database
 from tests.support.chaos.durable_database import DurableDatabase
 from tests.support.chaos.redemption_load import CLIENTS, ENOUGH, check_redemptions, redemption_load
 
-pytestmark = pytest.mark.xdist_group("redemption crashes")
-
 ROUNDS = 3
 
 

@@ -251,9 +251,9 @@ def test_an_outage_ends_when_any_connection_works(
             psycopg.OperationalError("server closed the connection unexpectedly")
         ), "found late"
     assert not database_health.is_database_unavailable()
-    assert [line.split("webapp.core.database_health ")[1][:24] for line in stream.getvalue().splitlines()] == [
-        "the database is unavaila",
-        "the database has recover",
+    assert [line.split("webapp.core.database_health ")[1][:20] for line in stream.getvalue().splitlines()] == [
+        "database unavailable",
+        "the database has rec",
     ]
 
 

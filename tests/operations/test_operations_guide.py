@@ -28,7 +28,7 @@ from tests.support.operations_docs import block
 from tests.support.smtp_relay import Relay
 
 # All tests share one site, so they run in one process, one after the other.
-pytestmark = [pytest.mark.lifecycle, pytest.mark.xdist_group("operations")]
+pytestmark = pytest.mark.lifecycle
 
 
 @pytest.fixture(scope="module")

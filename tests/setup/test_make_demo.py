@@ -20,7 +20,7 @@ from tests.support.local_copy import LocalCopy, local_copies
 from webapp.core import settings as app_settings
 from webapp.core.extensions import db
 
-pytestmark = [pytest.mark.lifecycle, pytest.mark.xdist_group("make demo")]
+pytestmark = pytest.mark.lifecycle
 
 # Tables that running processes write without user activity.
 NOT_DATA = {"worker", "mail_pace", "redemption_tally"}

@@ -12,8 +12,6 @@ from local.demo import scenario, seed
 from webapp.accounts.models import StaffUser
 from webapp.core.extensions import db
 
-pytestmark = pytest.mark.xdist_group("demo")
-
 SELECT_REDEMPTIONS = (
     "select o.code, c.email, r.redeemed_at, channel, order_id, order_amount, discount_amount, order_metadata"
     " from redemption r join offer o on o.id = r.offer_id join customer c on c.id = r.customer_id"

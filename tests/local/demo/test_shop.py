@@ -24,7 +24,6 @@ from webapp.redemptions import guessing
 Query = Callable[[str], list[tuple[Any, ...]]]
 
 # One worker process seeds the database for all of them.
-pytestmark = pytest.mark.xdist_group("demo")
 
 SUMMED = ("sent", "failed", "deferred", "uncertain", "skipped", "left")
 
