@@ -215,7 +215,7 @@ def _raise_if_invalid(values: OfferValues) -> None:
         *_name_errors(values),
         *code_errors(values.code),
         *_discount_errors(values.discount),
-        *_window_errors(values),
+        *_period_errors(values),
         *_cap_errors(values),
     ]
     if errors:
@@ -251,7 +251,7 @@ def _discount_errors(discount: Discount) -> Iterator[FieldError]:
         yield FieldError("discount.currency", "currency_unknown", message)
 
 
-def _window_errors(values: OfferValues) -> Iterator[FieldError]:
+def _period_errors(values: OfferValues) -> Iterator[FieldError]:
     try:
         local_time.parse_time_zone(values.time_zone)
     except InvalidInput as error:

@@ -220,7 +220,7 @@ def build_discount(discount_type: str, percent: Any, amount: int | None, currenc
 
 
 def load_current_offer_facts(customer_id: int) -> list[RedemptionFacts]:
-    """Load the facts about a customer and every offer within its time window.
+    """Load the facts about a customer and every offer within its validity period.
 
     Paused offers are left out. The facts are sorted by the end of the offer, earliest first.
     """
