@@ -178,7 +178,7 @@ def _print_addresses(settings: Settings, first: str) -> None:
     if settings.uses_mail_sink:
         click.echo(f"  Emails      {settings.sink_url}   (stored here, not delivered)")
     if needs_admin:
-        link = account_actions.create_invitation("admin", None, by="set-up")
+        link = account_actions.create_first_admin_invitation(by="set-up")
         click.echo("\nNext: open this one-time link and choose your name and password:\n")
         click.echo(f"  {link}\n")
         click.echo("Then import customers. To explore a shop with sample data first: `make demo`.")

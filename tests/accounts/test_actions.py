@@ -108,6 +108,19 @@ class TestInvitations:
         with pytest.raises(NotFound):
             account_actions.accept_invitation(token, "Ann", "ann@example.com", PASSWORD, "UTC")
 
+    def test_an_invitation_of_the_first_administrator_replaces_earlier_ones(self, app: Flask) -> None:
+        kept = [
+            account_actions.create_invitation("admin", "ann@example.com", by="tests"),
+            account_actions.create_invitation("manager", None, by="tests"),
+        ]
+        replaced = account_actions.create_first_admin_invitation(by="tests")
+        kept.append(account_actions.create_first_admin_invitation(by="tests"))
+        tokens = {link.rpartition("/")[2] for link in kept}
+        unused = {invitation.token_hash for invitation in account_queries.list_unused_invitations()}
+        assert unused == {account_actions.hash_token(token) for token in tokens}
+        with pytest.raises(NotFound):
+            account_actions.accept_invitation(replaced.rpartition("/")[2], "Ann", "ann@example.com", PASSWORD, "UTC")
+
     def test_an_accepted_invitation_cannot_be_withdrawn(self, make_invitation_token: Token) -> None:
         token = make_invitation_token("viewer")
         account_actions.accept_invitation(token, "Ann", "ann@example.com", PASSWORD, "UTC")

@@ -106,7 +106,7 @@ def test_the_preview_follows_the_input_and_only_save_stores_it(
     page.locator("[name=version]").evaluate("field => field.value = 'other'")
     page.get_by_label("Text", exact=True).fill("Mine for {{ customer.name }}\n{{ link }}")
     page.get_by_role("button", name="Save", exact=True).click()
-    expect(page.get_by_text("Another user has changed this email")).to_be_visible()
+    expect(page.get_by_text("This email was changed after you opened it")).to_be_visible()
     expect(preview.locator(".text", has_text="Mine for Ada Lovelace").first).to_be_visible()
 
 

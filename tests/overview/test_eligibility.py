@@ -281,6 +281,25 @@ def test_an_explanation_only_reads_and_runs_few_statements(make_offer: MakeOffer
 # --- the page ------------------------------------------------------------------------------------
 
 
+def test_the_page_shows_the_times_of_redemptions_in_the_readers_time_zone(
+    staff: FlaskClient, make_offer: MakeOffer, make_customer: MakeCustomer
+) -> None:
+    make_offer(time_zone="Europe/Berlin"), make_customer()
+    group_commit.redeem(ADA)
+    db.session.execute(text("update redemption set redeemed_at = '2026-05-03 10:00Z'"))
+    db.session.commit()
+    url = "/why-not?who=ada@example.com&code=SUMMER25"
+
+    redeemed = staff.get(url).text
+    redemption_rollback.roll_back_redemption(explain_eligibility(ADA).redemptions[0].public_id, "returned", by="tests")
+    rolled_back = staff.get(url).text
+
+    assert redeemed.count("3 May 2026, 10:00 UTC") == 3
+    assert "Unused: the redemption on 3 May 2026, 10:00 UTC was undone." in rolled_back
+    assert "CEST." not in redeemed + rolled_back
+    assert "3 May 2026, 12:00" not in redeemed + rolled_back
+
+
 def test_the_page_starts_with_two_fields(staff: FlaskClient) -> None:
     page = staff.get("/why-not")
 

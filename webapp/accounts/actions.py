@@ -48,6 +48,22 @@ def create_invitation(role: str, email: str | None, by: str) -> str:
     return link
 
 
+def create_first_admin_invitation(by: str) -> str:
+    """Create the invitation of the first administrator; return its link.
+
+    Earlier unused invitations of an administrator without an email address stop working.
+    """
+    db.session.execute(
+        delete(Invitation).where(
+            Invitation.role == "admin",
+            Invitation.email.is_(None),
+            Invitation.staff_user_id.is_(None),
+            Invitation.used_at.is_(None),
+        )
+    )
+    return create_invitation("admin", None, by)
+
+
 def create_password_reset_link(user_id: int, by: str) -> str:
     """Create a password reset link, which works once.
 

@@ -119,7 +119,7 @@ def check_version(offer: Offer, version: int | None) -> None:
         raise DomainError(
             "conflict",
             _(
-                "Another user has changed this offer since you opened it. "
+                "This offer was changed after you opened it. "
                 "Review the current values, then save again if yours should replace them."
             ),
             409,

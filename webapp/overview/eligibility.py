@@ -65,10 +65,13 @@ class Explanation:
         return next((explained.detail for explained in self.checks if explained.check.passed is False), self.detail)
 
 
-def explain_eligibility(request: RedemptionRequest) -> Explanation:
+def explain_eligibility(request: RedemptionRequest, time_zone: str | None = None) -> Explanation:
     """Explain the result that a redemption would have now, check by check.
 
     Does not write.
+
+    :param time_zone: of the times of redemptions and closed codes; None means that of the offer. The offer period is
+        always in the time zone of the offer.
     """
     facts = redemption_facts.load_facts([request])[0]
     if facts.is_code_closed:
@@ -93,8 +96,9 @@ def explain_eligibility(request: RedemptionRequest) -> Explanation:
         request,
         facts,
         audience.name if audience else None,
-        _describe_closed_code(request) if offer is None else None,
+        _describe_closed_code(request, time_zone) if offer is None else None,
         redemptions,
+        time_zone or (offer.time_zone if offer else "UTC"),
     )
     if evaluation.reason:
         detail = refusals.format_staff_message(evaluation.reason, offer)
@@ -112,7 +116,7 @@ def explain_eligibility(request: RedemptionRequest) -> Explanation:
     )
 
 
-def _describe_closed_code(request: RedemptionRequest) -> str | None:
+def _describe_closed_code(request: RedemptionRequest, time_zone: str | None) -> str | None:
     """Describe a code that was closed; None when no offer had it."""
     shared_code = personal_codes.split_personal_code(request.code or "")[0]
     code = offer_queries.find_closed_code([code for code in (request.code, shared_code) if code])
@@ -123,7 +127,7 @@ def _describe_closed_code(request: RedemptionRequest) -> str | None:
         "%(code)s was a code of “%(offer)s” and was closed on %(time)s. The current code is %(current)s.",
         code=code.code_as_written,
         offer=offer.name,
-        time=formatting.format_datetime(code.closed_at, offer.time_zone),
+        time=formatting.format_datetime(code.closed_at, time_zone or offer.time_zone),
         current=offer.code_as_written,
     )
 
@@ -137,6 +141,7 @@ class _CheckDescriber:
     audience_name: str | None
     closed_code_detail: str | None
     redemptions: tuple[RedemptionRecord, ...]
+    time_zone: str
 
     @property
     def customer_label(self) -> str:
@@ -201,10 +206,10 @@ class _CheckDescriber:
     def _describe_unused(self) -> str:
         redemption = self.facts.redemption
         if redemption is not None:
-            return _describe_redemption(redemption, self.facts.offer)
+            return _describe_redemption(redemption, self.time_zone)
         rolled_back_row = next((record.row for record in self.redemptions if record.row.rolled_back_at), None)
         if rolled_back_row is not None:
-            time = _format_time(rolled_back_row.redeemed_at, self.facts.offer)
+            time = formatting.format_datetime(rolled_back_row.redeemed_at, self.time_zone)
             return _("Unused: the redemption on %(time)s was undone.", time=time)
         return _("Not redeemed by this customer yet.")
 
@@ -226,8 +231,8 @@ class _CheckDescriber:
         return _("The offer accepts the shared code.")
 
 
-def _describe_redemption(row: RedemptionRow, offer: OfferFacts | None) -> str:
-    time = _format_time(row.redeemed_at, offer)
+def _describe_redemption(row: RedemptionRow, time_zone: str) -> str:
+    time = formatting.format_datetime(row.redeemed_at, time_zone)
     match row.channel:
         case "form":
             return _("Redeemed on %(time)s with the form.", time=time)
@@ -272,7 +277,3 @@ def _format_boundary(at: datetime, offer: OfferFacts, *, is_end: bool) -> str:
         return _("the end of %(day)s (%(time_zone)s)", day=day, time_zone=offer.time_zone)
     day, time = formatting.format_day(at, offer.time_zone), f"{local:%H:%M}"
     return _("%(day)s at %(time)s (%(time_zone)s)", day=day, time=time, time_zone=offer.time_zone)
-
-
-def _format_time(at: datetime, offer: OfferFacts | None) -> str:
-    return formatting.format_datetime(at, offer.time_zone if offer else "UTC")

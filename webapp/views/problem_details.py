@@ -10,6 +10,9 @@ from pydantic import BaseModel, ValidationError
 
 from webapp.core.errors import FieldError
 
+# The other titles are derived from the error code.
+_TITLES = {"broken_json": "Malformed JSON"}  # no translation
+
 
 def problem_response(status: int, key: str, detail: str, errors: list[FieldError] | None = None) -> Response:
     """Return an RFC 9457 response.
@@ -18,7 +21,7 @@ def problem_response(status: int, key: str, detail: str, errors: list[FieldError
     """
     body: dict[str, Any] = {
         "type": f"urn:onecode:problem:{key}",
-        "title": key.replace("_", " ").capitalize(),
+        "title": _TITLES.get(key) or key.replace("_", " ").capitalize(),
         "status": status,
         "code": key,
         "detail": detail,

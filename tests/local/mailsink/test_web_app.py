@@ -43,8 +43,15 @@ def test_an_empty_sink_explains_the_next_step(client: FlaskClient) -> None:
 def test_the_list_shows_recipient_subject_time_and_size(client: FlaskClient, write_email: WriteEmail) -> None:
     write_email("x" * 5000, To="=?utf-8?q?J=C3=BCrgen?= <j@example.com>", Subject="Hello")
     page = get_page(client, "/")
-    for part in ("Jürgen <j@example.com>", ">Hello<", "14 Nov 2023, 22:13", "5 kB", "1 email stored here"):
+    for part in ("<bdi>Jürgen</bdi> <j@example.com>", ">Hello<", "14 Nov 2023, 22:13", "5 kB", "1 email stored here"):
         assert part in page
+
+
+def test_a_right_to_left_name_is_isolated_from_its_address(client: FlaskClient, write_email: WriteEmail) -> None:
+    name = write_email("x", From="a@example.com", To="=?utf-8?b?2YXYrdmF2K8=?= <j@example.com>")
+    for path in ("/", f"/{name}"):
+        assert '<bdi dir="ltr"><bdi>محمد</bdi> <j@example.com></bdi>' in get_page(client, path)
+    assert '<bdi dir="ltr">a@example.com</bdi>' in get_page(client, f"/{name}")
 
 
 def test_attachments_are_counted_and_named(client: FlaskClient, write_email: WriteEmail) -> None:

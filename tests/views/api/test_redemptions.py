@@ -270,6 +270,7 @@ def test_numbers_that_are_not_json_are_rejected(api: Any, number: str, status: i
     response = api.post("/api/v1/redemptions", data=body, content_type="application/json")
 
     assert (response.status_code, response.json["code"]) == (status, code)
+    assert response.json["title"] == {"broken_json": "Malformed JSON", "invalid_payload": "Invalid payload"}[code]
     assert count_redemptions() == 0
 
 

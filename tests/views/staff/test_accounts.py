@@ -181,10 +181,10 @@ class TestInvitationPages:
         client.post(url, data=JOIN)
         for response in (client.get(url), client.post(url, data=JOIN)):
             assert response.status_code == 404
-            assert "flask --app wsgi invite" in response.text
+            assert ".venv/bin/flask --app wsgi invite" in response.text
 
     def test_an_unknown_invitation_explains_how_to_get_one(self, client: FlaskClient) -> None:
-        assert "flask --app wsgi invite" in client.get("/invitations/nonsense").text
+        assert ".venv/bin/flask --app wsgi invite" in client.get("/invitations/nonsense").text
 
     def test_the_invitation_page_is_neither_cached_nor_sent_as_referrer(
         self, client: FlaskClient, make_invitation_token: Callable[..., str]

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
-from sqlalchemy import event, text
+from sqlalchemy import event, text, update
 
 from tests.support.campaigns import create_customers
 from tests.support.smtp_relay import Relay
@@ -25,6 +25,7 @@ from webapp.core.extensions import db
 from webapp.customers import queries as customer_queries
 from webapp.customers.models import Customer
 from webapp.customers.suppressions import actions as suppression_actions
+from webapp.offers import code_actions
 from webapp.offers.models import Offer
 
 HTMX = {"HX-Request": "true"}
@@ -128,6 +129,7 @@ def test_a_concurrent_edit_is_shown_before_it_is_overwritten(
     response = staff.post("/campaigns/1/mail", data=my_form)
     assert response.status_code == 409
     page = " ".join(response.text.split())
+    assert "This email was changed after you opened it." in page
     assert "mia@example.com saved it on" in page
     assert "Changed: Subject." in page
     assert "Mine</textarea>" in response.text
@@ -425,6 +427,20 @@ def test_failed_emails_can_be_resent(staff: FlaskClient, sending: Campaign, rela
     assert "1 email is being resent." in response.text
     sender.send_pending_emails()
     assert stats_queries.get_campaign_stats(sending.id).sent == 3
+
+
+def test_the_email_of_a_campaign_is_described(staff: FlaskClient, sending: Campaign) -> None:
+    page = f"/campaigns/{sending.id}"
+    assert "This is the email that is being sent." in staff.get(page).text
+
+    db.session.execute(update(Campaign).values(status="done"))
+    db.session.commit()
+    assert "This is the email that was sent." in staff.get(page).text
+
+    code_actions.renew_code(sending.offer_id, "WINTER26", by="tests")
+    renewed = staff.get(page).text
+    assert "This is the email with the current code." in renewed
+    assert "Emails sent before the code was replaced contain the earlier code." in renewed
 
 
 def test_a_delivery_warning_is_shown_on_the_card(staff: FlaskClient, sending: Campaign) -> None:

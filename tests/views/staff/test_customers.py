@@ -321,6 +321,16 @@ def test_the_page_of_a_finished_import_lists_rejected_rows(staff: FlaskClient, i
     assert "hx-trigger" not in fragment
     assert "bad,&lt;script&gt;" in fragment
     assert "Check it for typing errors" in fragment
+    assert "arnings" not in fragment
+
+
+def test_the_page_of_an_import_with_warnings_explains_them(staff: FlaskClient, import_file: ImportFileFixture) -> None:
+    row = import_file("email,locale\nada@example.com,klingon\n")
+
+    fragment = staff.get(f"/customers/imports/{row.id}", headers=HTMX).text
+
+    assert "Rejected rows and warnings" in fragment
+    assert "Rows with warnings were imported." in fragment
 
 
 def test_rejected_rows_are_shown_in_pages(

@@ -58,7 +58,7 @@ class EditConflict(DomainError):
     """
 
     def __init__(self, campaign: Campaign, fields: list[str]) -> None:
-        super().__init__("conflict", _("Another user has changed this email since you opened it. Nothing was saved."))
+        super().__init__("conflict", _("This email was changed after you opened it. Nothing was saved."))
         self.campaign, self.fields = campaign, fields
 
 

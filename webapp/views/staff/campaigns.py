@@ -93,6 +93,7 @@ def show(campaign_id: int) -> BaseResponse:
         # The audience is fixed at launch. A campaign that was cancelled before has none of its own.
         audience=audience_name(campaign.audience_id if campaign.launched_at else offer.audience_id),
         preview=preview_email(campaign_content(campaign), offer, customer_email=""),
+        has_earlier_codes=len(offer_queries.list_codes_by_offer([offer.id])[offer.id]) > 1,
         **_progress_values(campaign),
         **_recipient_lookup_values(campaign),
     )

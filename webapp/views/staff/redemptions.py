@@ -119,7 +119,9 @@ def check_eligibility() -> Response:
     if not any(request.args.get(name) for name in ("who", "code")):
         return _render_eligibility_page(form)
     try:
-        explanation = explain_eligibility(form.to_request()) if {"who", "code"} <= request.args.keys() else None
+        explanation = None
+        if {"who", "code"} <= request.args.keys():
+            explanation = explain_eligibility(form.to_request(), current_user.time_zone)
     except InvalidInput as error:
         rendering.add_form_errors(form, error)
         return _render_eligibility_page(form, status=422)
