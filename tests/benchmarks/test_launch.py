@@ -90,7 +90,7 @@ def test_a_small_run_measures_all_designs_and_steps() -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=900,
     )
     assert process.returncode == 0, process.stderr
     rows_written = {tuple(row[1:3]): row[5] for row in map(split_cells, process.stdout.splitlines()) if len(row) == 11}

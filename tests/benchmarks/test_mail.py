@@ -259,7 +259,7 @@ def test_every_round_has_all_cases(number: int) -> None:
 def test_a_small_run_sends_a_launched_campaign() -> None:
     # In a separate process: it starts a server and a second app, and a process has one task queue.
     process = subprocess.run(
-        [sys.executable, "-c", SMALL], cwd=ROOT, capture_output=True, text=True, check=False, timeout=300
+        [sys.executable, "-c", SMALL], cwd=ROOT, capture_output=True, text=True, check=False, timeout=900
     )
     assert process.returncode == 0, process.stderr
     figures = json.loads(process.stdout.splitlines()[-1])

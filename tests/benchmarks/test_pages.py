@@ -62,7 +62,7 @@ def test_the_plan_is_chosen_by_the_environment() -> None:
 def test_a_small_run_requests_every_page_and_ends_with_its_figures() -> None:
     # In a separate process, since the benchmark starts a server and creates apps.
     process = subprocess.run(
-        [sys.executable, "-c", SMALL], cwd=ROOT, capture_output=True, text=True, check=False, timeout=300
+        [sys.executable, "-c", SMALL], cwd=ROOT, capture_output=True, text=True, check=False, timeout=900
     )
     assert process.returncode == 0, process.stderr
     assert all(f"| {name} |" in process.stdout for name in pages.PAGES)

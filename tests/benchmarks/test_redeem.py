@@ -131,7 +131,7 @@ def run_in_process(script: str) -> str:
     The script starts a server and a second app, and a process has one task queue.
     """
     process = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False, timeout=300
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False, timeout=900
     )
     assert process.returncode == 0, process.stderr
     return process.stdout.splitlines()[-1]
