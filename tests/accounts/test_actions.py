@@ -15,7 +15,7 @@ from sqlalchemy import event, func, select, update
 from tests.support.accounts import PASSWORD
 from tests.support.sql_statements import recorded_statements
 from webapp.accounts import actions as account_actions
-from webapp.accounts import api_key_actions, passwords
+from webapp.accounts import api_key_actions, links, passwords
 from webapp.accounts import queries as account_queries
 from webapp.accounts.models import ApiKey, AuditEntry, Invitation, StaffUser
 from webapp.core.errors import DomainError, InvalidInput, NotFound
@@ -117,7 +117,7 @@ class TestInvitations:
         kept.append(account_actions.create_first_admin_invitation(by="tests"))
         tokens = {link.rpartition("/")[2] for link in kept}
         unused = {invitation.token_hash for invitation in account_queries.list_unused_invitations()}
-        assert unused == {account_actions.hash_token(token) for token in tokens}
+        assert unused == {links.hash_token(token) for token in tokens}
         with pytest.raises(NotFound):
             account_actions.accept_invitation(replaced.rpartition("/")[2], "Ann", "ann@example.com", PASSWORD, "UTC")
 

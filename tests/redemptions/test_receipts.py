@@ -58,7 +58,7 @@ def test_entering_a_redeemed_code_again_emails_the_receipt(
     run_queued_tasks()
 
     assert response.status_code == 409
-    assert "We email the receipt to it" in response.text
+    assert "We will email you the receipt again" in response.text
     mail = relay.message_to("ada@example.com").message
     body = mail.get_content()
     assert mail["Subject"] == "Your receipt: Summer"

@@ -462,7 +462,7 @@ FIELDS: dict[str, tuple[dict[str, str], str]] = {
     "last of all days": ({"ends_at": "9999-12-31"}, "Choose a day"),
     "amount negative": (FIXED | {"discount_amount": "-5"}, "Enter a number"),
     "amount huge": (FIXED | {"discount_amount": "9" * 40}, "Enter a number"),
-    "amount in fractions of a cent": (FIXED | {"discount_amount": "5.005"}, "has 2 decimals"),
+    "amount in fractions of a cent": (FIXED | {"discount_amount": "5.005"}, "Use at most 2 decimal places"),
     "amount in digits of another script": (FIXED | {"discount_amount": "٥"}, "Enter a number"),
     "currency": (FIXED | {"discount_currency": "QQQ"}, "three-letter"),
     "percent": ({"discount_percent": "1e1"}, "Enter a number"),

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-import secrets
-from datetime import UTC, datetime, timedelta
-from typing import NamedTuple, NoReturn
+from datetime import UTC, datetime
+from typing import NoReturn
 
-from flask import current_app
 from flask_babel import gettext as _
-from flask_babel import lazy_gettext as _l
 from sqlalchemy import delete, func, update
 from sqlalchemy.dialects.postgresql import insert
 
-from webapp.accounts import passwords
+from webapp.accounts import links, passwords
 from webapp.accounts import queries as account_queries
 from webapp.accounts.audit import record_audit_entry
 from webapp.accounts.models import ROLES, Invitation, Role, StaffUser
@@ -21,17 +17,13 @@ from webapp.core.email_addresses import normalise_email
 from webapp.core.errors import DomainError, FieldError, InvalidInput, NotFound
 from webapp.core.extensions import db
 
-INVITATION_DAYS = 7
-LINK_EXPIRED_MESSAGE = _l("This link has already been used or has expired. Ask an administrator for a new one.")
-
-
 # --- invitations and password reset links --------------------------------------------------------
 
 
 def create_invitation(role: str, email: str | None, by: str) -> str:
     """Create an invitation; return its link.
 
-    The link is not stored. It works once, within `INVITATION_DAYS`.
+    The link is not stored. It works once, within `links.LINK_DAYS`.
 
     :raises InvalidInput: when the role is unknown, the email address is invalid, or a user with it exists.
     """
@@ -42,7 +34,7 @@ def create_invitation(role: str, email: str | None, by: str) -> str:
     if email and account_queries.find_staff_user_by_email(email):
         message = _("A user with this email address already exists. Create a password reset link instead.")
         raise InvalidInput(FieldError("email", "email_taken", message))
-    link = _create_link(role, email)
+    link = links.create_link(role, email)
     record_audit_entry(by, "invitation.created", email or "", role=role)
     db.session.commit()
     return link
@@ -75,8 +67,8 @@ def create_password_reset_link(user_id: int, by: str) -> str:
     user = _lock_staff_user(user_id)
     if not user.is_active:
         raise DomainError("disabled", _("The account of %(name)s is disabled. Enable it first.", name=user.name))
-    _delete_reset_links(user.id)
-    link = _create_link(user.role, user.email, user.id)
+    links.delete_reset_links(user.id)
+    link = links.create_link(user.role, user.email, user.id)
     record_audit_entry(by, "password.link_created", user.email)
     db.session.commit()
     return link
@@ -94,11 +86,6 @@ def withdraw_invitation(invitation_id: int, by: str) -> None:
     db.session.commit()
 
 
-def hash_token(token: str) -> bytes:
-    """Return the hash under which a link's token is stored."""
-    return hashlib.sha256(token.encode()).digest()
-
-
 def accept_invitation(token: str, name: str, email: str, password: str, time_zone: str) -> StaffUser:
     """Accept an invitation: create the user.
 
@@ -108,12 +95,12 @@ def accept_invitation(token: str, name: str, email: str, password: str, time_zon
     :raises NotFound: when the link is used, expired or unknown, or resets a password.
     :raises InvalidInput: when the email address is invalid or taken; the link then still works.
     """
-    if account_queries.find_unused_invitation(hash_token(token)) is None:
-        raise NotFound(LINK_EXPIRED_MESSAGE)
+    if account_queries.find_unused_invitation(links.hash_token(token)) is None:
+        raise NotFound(links.LINK_EXPIRED_MESSAGE)
     email = normalise_email(email)
     # The password is hashed before any row is locked, since hashing is slow.
     password_hash = passwords.hash_password(password)
-    invitation = _consume_invitation(token, is_reset=False)
+    invitation = links.consume_link(token, is_reset=False)
     user_id = db.session.scalar(
         insert(StaffUser)
         .values(
@@ -144,10 +131,10 @@ def reset_password(token: str, password: str) -> StaffUser:
 
     :raises NotFound: when the link is used, expired or unknown, or its user is disabled.
     """
-    if account_queries.find_unused_invitation(hash_token(token)) is None:
-        raise NotFound(LINK_EXPIRED_MESSAGE)
+    if account_queries.find_unused_invitation(links.hash_token(token)) is None:
+        raise NotFound(links.LINK_EXPIRED_MESSAGE)
     password_hash = passwords.hash_password(password)
-    invitation = _consume_invitation(token, is_reset=True)
+    invitation = links.consume_link(token, is_reset=True)
     user: StaffUser | None = db.session.scalar(
         update(StaffUser)
         .where(StaffUser.id == invitation.staff_user_id, StaffUser.disabled_at.is_(None))
@@ -159,7 +146,7 @@ def reset_password(token: str, password: str) -> StaffUser:
         .returning(StaffUser)
     )
     if user is None:
-        _roll_back_and_raise(NotFound(LINK_EXPIRED_MESSAGE))
+        _roll_back_and_raise(NotFound(links.LINK_EXPIRED_MESSAGE))
     record_audit_entry(user.email, "password.reset", user.email)
     db.session.commit()
     return user
@@ -204,7 +191,7 @@ def change_own_password(user_id: int, current_password: str, new_password: str) 
         raise InvalidInput(FieldError("current", "password_wrong", _("This is not your current password.")))
     user.password_hash = passwords.hash_password(new_password)
     user.session_version += 1
-    _delete_reset_links(user.id)
+    links.delete_reset_links(user.id)
     record_audit_entry(user.email, "password.changed", user.email)
     db.session.commit()
     return user
@@ -250,7 +237,7 @@ def disable_staff_user(user_id: int, by: str) -> StaffUser:
     if user.is_active:
         user.disabled_at = datetime.now(UTC)
         user.session_version += 1
-        _delete_reset_links(user.id)
+        links.delete_reset_links(user.id)
         record_audit_entry(by, "staff.disabled", user.email)
     db.session.commit()
     return user
@@ -282,53 +269,6 @@ def end_staff_sessions(user_id: int, by: str) -> StaffUser:
 
 
 # --- helpers -------------------------------------------------------------------------------------
-
-
-def _create_link(role: str, email: str | None, staff_user_id: int | None = None) -> str:
-    token = secrets.token_urlsafe(24)
-    db.session.add(
-        Invitation(
-            token_hash=hash_token(token),
-            role=role,
-            email=email,
-            staff_user_id=staff_user_id,
-            expires_at=datetime.now(UTC) + timedelta(days=INVITATION_DAYS),
-        )
-    )
-    return f"{current_app.config['SETTINGS'].public_url}/invitations/{token}"
-
-
-class _ConsumedInvitation(NamedTuple):
-    role: str
-    staff_user_id: int | None
-
-
-def _consume_invitation(token: str, is_reset: bool) -> _ConsumedInvitation:
-    """Mark an invitation (or a password reset link) as used.
-
-    Only one of several concurrent calls succeeds.
-
-    :raises NotFound: when it is used, expired or unknown.
-    """
-    owner = Invitation.staff_user_id
-    consumed_invitation = db.session.execute(
-        update(Invitation)
-        .where(
-            Invitation.token_hash == hash_token(token),
-            Invitation.used_at.is_(None),
-            Invitation.expires_at > func.now(),
-            owner.is_not(None) if is_reset else owner.is_(None),
-        )
-        .values(used_at=func.now())
-        .returning(Invitation.role, Invitation.staff_user_id)
-    ).one_or_none()
-    if consumed_invitation is None:
-        _roll_back_and_raise(NotFound(LINK_EXPIRED_MESSAGE))
-    return _ConsumedInvitation(consumed_invitation.role, consumed_invitation.staff_user_id)
-
-
-def _delete_reset_links(user_id: int) -> None:
-    db.session.execute(delete(Invitation).where(Invitation.staff_user_id == user_id, Invitation.used_at.is_(None)))
 
 
 def _check_admin_remains(user_id: int) -> None:

@@ -8,6 +8,7 @@ from flask_login import current_user, login_user, logout_user
 from werkzeug.wrappers import Response as BaseResponse
 
 from webapp.accounts import actions as account_actions
+from webapp.accounts import links
 from webapp.accounts import queries as account_queries
 from webapp.accounts.models import Invitation, StaffUser
 from webapp.core.email_addresses import normalise_email
@@ -87,7 +88,7 @@ def invitation(token: str) -> BaseResponse:
 
     Opening the link does not use it up.
     """
-    unused_invitation = account_queries.find_unused_invitation(account_actions.hash_token(token))
+    unused_invitation = account_queries.find_unused_invitation(links.hash_token(token))
     if unused_invitation is None:
         return add_privacy_headers(render("accounts/link_expired.html", status=404))
     try:

@@ -1,0 +1,79 @@
+"""Single-use links: invitations and password resets. Only a hash of the token in a link is stored."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
+
+from flask import current_app
+from flask_babel import lazy_gettext as _l
+from sqlalchemy import delete, func, update
+
+from webapp.accounts.models import Invitation
+from webapp.core.errors import NotFound
+from webapp.core.extensions import db
+
+LINK_DAYS = 7
+LINK_EXPIRED_MESSAGE = _l("This link has already been used or has expired. Ask an administrator for a new one.")
+
+
+def hash_token(token: str) -> bytes:
+    """Return the hash under which a link's token is stored."""
+    return hashlib.sha256(token.encode()).digest()
+
+
+def create_link(role: str, email: str | None, staff_user_id: int | None = None) -> str:
+    """Create a link that works once, within `LINK_DAYS`; return it. Does not commit.
+
+    :param staff_user_id: the user whose password it resets; without one it is an invitation.
+    """
+    token = secrets.token_urlsafe(24)
+    db.session.add(
+        Invitation(
+            token_hash=hash_token(token),
+            role=role,
+            email=email,
+            staff_user_id=staff_user_id,
+            expires_at=datetime.now(UTC) + timedelta(days=LINK_DAYS),
+        )
+    )
+    return f"{current_app.config['SETTINGS'].public_url}/invitations/{token}"
+
+
+class UsedLink(NamedTuple):
+    """What a link was created for."""
+
+    role: str
+    staff_user_id: int | None
+
+
+def consume_link(token: str, is_reset: bool) -> UsedLink:
+    """Mark an invitation (or a password reset link) as used. Does not commit.
+
+    Only one of several concurrent calls succeeds.
+
+    :raises NotFound: when it is used, expired or unknown.
+    """
+    owner = Invitation.staff_user_id
+    used_link = db.session.execute(
+        update(Invitation)
+        .where(
+            Invitation.token_hash == hash_token(token),
+            Invitation.used_at.is_(None),
+            Invitation.expires_at > func.now(),
+            owner.is_not(None) if is_reset else owner.is_(None),
+        )
+        .values(used_at=func.now())
+        .returning(Invitation.role, Invitation.staff_user_id)
+    ).one_or_none()
+    if used_link is None:
+        db.session.rollback()
+        raise NotFound(LINK_EXPIRED_MESSAGE)
+    return UsedLink(used_link.role, used_link.staff_user_id)
+
+
+def delete_reset_links(user_id: int) -> None:
+    """Delete the unused password reset links of a user. Does not commit."""
+    db.session.execute(delete(Invitation).where(Invitation.staff_user_id == user_id, Invitation.used_at.is_(None)))
