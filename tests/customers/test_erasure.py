@@ -353,6 +353,16 @@ def test_concurrent_erasures_and_redemptions_leave_consistent_rows(
     assert db.session.scalars(select(Offer.redeemed)).one() == stored[0]
 
 
+@pytest.mark.parametrize("table", ["redemption", "rollback"])
+def test_erasing_keeps_nothing_of_the_request_of_a_redemption(ada: Customer, table: str) -> None:
+    stored = f"select order_metadata, idempotency_key, body_hash from {table}"
+    assert None not in db.session.execute(text(stored)).one()
+
+    customer_actions.erase_customer(ada.id, by="tests")
+
+    assert db.session.execute(text(stored)).one() == (None, None, None)
+
+
 def test_the_sweep_deletes_data_written_during_an_erasure(ada: Customer) -> None:
     customer_actions.erase_customer(ada.id, by="tests")
     parameters = {"id": ada.id}
