@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -246,17 +247,18 @@ def _process_environment(settings: Settings) -> dict[str, str]:
 
 
 def wait_until_ready(settings: Settings, seconds: float = 60) -> None:
-    """Wait until `/readyz` succeeds.
+    """Wait until `/readyz` succeeds and the mail sink, if there is one, accepts connections.
 
-    :raises ServiceError: when it does not within `seconds`, with the last line of the log.
+    :raises ServiceError: when the web server is not ready within `seconds`, with the last line of its log.
     """
     deadline = time.monotonic() + seconds
     last = "no response"
     while time.monotonic() < deadline:
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{settings.port}/readyz", timeout=2) as response:
-                if response.status == 200:
+                if response.status == 200 and (not settings.uses_mail_sink or _accepts(settings.sink_page_port)):
                     return
+                last = "no response of the mail sink"
         except urllib.error.HTTPError as error:
             last = error.read().decode(errors="replace")
         except OSError:
@@ -265,6 +267,14 @@ def wait_until_ready(settings: Settings, seconds: float = 60) -> None:
     log = settings.instance_path / "log" / "web.log"
     lines = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
     raise ServiceError(f"the web server did not become ready ({lines[-1] if lines else last}); see its log, {log}")
+
+
+def _accepts(port: int) -> bool:
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=2):
+            return True
+    except OSError:
+        return False
 
 
 def _find_supervisor(settings: Settings) -> psutil.Process | None:
