@@ -32,7 +32,7 @@ IDLE = CampaignStats(total=3, sent=2, idle_seconds=STALLED_AFTER_SECONDS)
         (replace(IDLE, idle_seconds=None), False),
         (replace(IDLE, has_active_worker=True), False),
         (replace(IDLE, resumes_by=datetime.now(UTC)), False),
-        # Nobody is waiting for the first attempt.
+        # No delivery waits for its first attempt.
         (replace(IDLE, sent=3), False),
         (replace(IDLE, deferred=1), False),
         (replace(IDLE, left=1), False),
