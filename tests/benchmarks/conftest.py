@@ -11,6 +11,7 @@ from benchmarks import customers
 from benchmarks.bank import Bank
 from benchmarks.eager import Eager
 from benchmarks.pool import VoucherPool
+from tests.support import watchdog
 from tests.support.benchmark_clients import CUSTOMERS
 from webapp.core.settings import Settings
 
@@ -22,6 +23,13 @@ def restore_logging() -> Iterator[None]:
     """Enable logging again, since a benchmark disables warnings in its process."""
     yield
     logging.disable(logging.NOTSET)
+
+
+@pytest.fixture(autouse=True, scope="package")
+def benchmark_servers_end_with_the_run() -> Iterator[None]:
+    """Create benchmark servers where the watchdog ends them, even when a time limit kills the benchmark."""
+    with watchdog.temporary_files_in_run():
+        yield
 
 
 @pytest.fixture

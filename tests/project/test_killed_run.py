@@ -32,7 +32,7 @@ def test_a_killed_run_leaves_no_process_and_no_folder(tmp_path: Path, number: si
         wait_until(run_file.exists, 180)
         wait_until(run_file.read_text)
         started = psutil.Process(run.pid).children(recursive=True)
-        # PostgreSQL with its processes, the watchdog, the test process, web server and worker.
+        # Two PostgreSQL servers with their processes, the watchdog, the test process, web server and worker.
         assert {"postgres"} < {process.name() for process in started}
         assert len(started) > 8
     finally:

@@ -13,7 +13,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -43,6 +45,24 @@ def add_folder(folder: Path) -> None:
     if run := os.environ.get(RUN_VARIABLE):
         with (Path(run) / "folders").open("a") as file:
             file.write(f"{folder}\n")
+
+
+@contextlib.contextmanager
+def temporary_files_in_run() -> Iterator[None]:
+    """Create temporary files and folders in the folder of the run, so that the watchdog removes what is left in them.
+
+    For servers that create their own temporary folder. Applies to this process and to those it starts.
+    """
+    before = os.environ.get("TMPDIR")
+    os.environ["TMPDIR"] = tempfile.tempdir = os.environ[RUN_VARIABLE]
+    try:
+        yield
+    finally:
+        tempfile.tempdir = None
+        if before is None:
+            del os.environ["TMPDIR"]
+        else:
+            os.environ["TMPDIR"] = before
 
 
 def processes(run: Path) -> set[psutil.Process]:
