@@ -133,9 +133,22 @@ FIND_CLIPPED_TABLES = """() => [...document.querySelectorAll(".table-responsive"
     .map(box => `the table ${box.ariaLabel} is cut off: ${box.scrollWidth} of ${box.clientWidth} pixels`)"""
 
 
+def problems_by_appearance(page: Page) -> dict[str, list[str]]:
+    """Return the problems of an open page in each of the appearances; leave it light and wide."""
+    problems = {}
+    for name, look in APPEARANCES.items():
+        page.emulate_media(color_scheme="dark" if look.get("dark") else "light")
+        page.set_viewport_size({"width": look.get("width", 1280), "height": look.get("height", 900)})
+        # The dark pages are the light ones in other colours.
+        problems[name] = page_problems(page, COLOUR_RULES if name == "dark" else STANDARD)
+    page.set_viewport_size({"width": 1280, "height": 900})
+    return problems
+
+
 def page_problems(page: Page, rules: Sequence[str] = STANDARD) -> list[str]:
     """Return the violations of axe's rules, and tables and pages that are cut off."""
-    page.evaluate(AXE)
+    if not page.evaluate("'axe' in window"):
+        page.evaluate(AXE)
     problems: list[str] = page.evaluate(
         "standard => axe.run(document, {runOnly: standard}).then(found => found.violations.map("
         "rule => rule.id + ' at ' + rule.nodes.map(node => node.target).join(', ')))",

@@ -90,15 +90,31 @@ def _execute(statement: str, *names: str) -> None:
 
 
 def empty_tables(keep: Collection[str] = ()) -> None:
-    """Truncate the tables that hold rows.
+    """Delete all rows and restart the sequences.
 
-    A TRUNCATE of an empty table costs more than a query.
+    A table of a few pages is emptied with DELETE, which takes 2 ms for all tables together; TRUNCATE takes 50 ms,
+    since it replaces every file of a table and of those that refer to it.
     """
-    names = [t.name for t in db.metadata.sorted_tables if t.name not in {"redemption_tally", "signing_key", *keep}]
+    kept = {"redemption_tally", "signing_key", *keep}
+    # A table comes before those that it refers to.
+    names = [table.name for table in reversed(db.metadata.sorted_tables) if table.name not in kept]
     names += ["huey_task", "huey_schedule", "huey_kv"]
-    probe = " union all ".join(f"select '{name}' where exists (select from {name})" for name in names)
-    filled = [row[0] for row in db.session.execute(text(probe))]
-    if filled:
-        db.session.execute(text(f"truncate {', '.join(filled)} restart identity cascade"))
+    probe = " union all ".join(
+        f"select '{name}' as name, pg_relation_size('{name}') > 500000 as is_large where exists (select from {name})"
+        for name in names
+    )
+    filled = {row.name: row.is_large for row in db.session.execute(text(probe))}
+    if large := [name for name, is_large in filled.items() if is_large]:
+        db.session.execute(text(f"truncate {', '.join(large)} cascade"))
+    for name in filled:
+        db.session.execute(text(f"delete from {name}"))
+    db.session.execute(
+        text(
+            "select setval(objid::regclass, 1, false) from pg_depend where classid = 'pg_class'::regclass"
+            " and deptype in ('a', 'i') and refobjid = any (cast(:tables as regclass[]))"
+            " and objid in (select oid from pg_class where relkind = 'S')"
+        ),
+        {"tables": names},
+    )
     db.session.execute(text("update redemption_tally set counted_until = '-infinity'"))
     db.session.commit()
