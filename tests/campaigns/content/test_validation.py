@@ -92,6 +92,7 @@ def test_a_body_of_five_megabytes_is_rejected_with_its_size() -> None:
         ("<template>{{ offer.code }}</template><p>Hi</p>", "{{ offer.code }}"),
         ('<p title="{{ unsubscribe }}">Hi</p>', "The unsubscribe link can't be clicked"),
         ('<img src="{{ unsubscribe }}">', "The unsubscribe link can't be clicked"),
+        ("<title>{{ unsubscribe }}</title><p>Hi</p>", "The unsubscribe link can't be clicked"),
         ("</p {{ offer.code }}>Hi", "{{ offer.code }}"),
     ],
 )
