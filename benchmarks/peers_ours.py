@@ -10,7 +10,7 @@ from flask import Flask
 from sqlalchemy import text
 
 from benchmarks import onecode, textbook
-from benchmarks.peers_crowd import Work
+from benchmarks.concurrent_clients import Work
 from webapp.core.errors import DomainError
 from webapp.core.extensions import db
 from webapp.redemptions.group_commit import redeem
