@@ -32,7 +32,6 @@ from benchmarks.concurrent_clients import ClientResult, Concurrency, SystemUnder
 from benchmarks.load import Target
 from benchmarks.measure import DATABASE
 from benchmarks.peers_environment import NotInstalled, Oscar
-from benchmarks.peers_ours import Action, Textbook
 from benchmarks.peers_report import (
     ACTION,
     HTTP,
@@ -46,6 +45,8 @@ from benchmarks.peers_report import (
     PeersSample,
 )
 from benchmarks.server import DatabaseServer
+from benchmarks.systems_under_test import ActionSystem, TextbookSystem
+from benchmarks.textbook import ImplementationType
 from benchmarks.web import Web
 from webapp.accounts.api_key_actions import create_api_key
 from webapp.core.settings import ROOT
@@ -127,8 +128,8 @@ class PeersBench:
             OSCAR_STEP: partial(self._measure_oscar, OSCAR_STEP),
             ACTION: partial(self._measure_rate, self._action_system),
             **{
-                implementation.name: partial(self._measure_rate, partial(self._textbook_system, k))
-                for k, implementation in enumerate(textbook.IMPLEMENTATIONS)
+                implementation.name: partial(self._measure_rate, partial(self._textbook_system, implementation))
+                for implementation in textbook.IMPLEMENTATIONS
             },
             OSCAR_ORDER: partial(self._measure_oscar, OSCAR_ORDER),
             HTTP: self._measure_http,
@@ -147,10 +148,10 @@ class PeersBench:
         return sample
 
     def _action_system(self, offer: int) -> SystemUnderTest:
-        return Action(self.url, self.folder, self.ours.codes[offer])
+        return ActionSystem(self.url, self.folder, self.ours.codes[offer], has_order=True)
 
-    def _textbook_system(self, number: int, offer: int) -> SystemUnderTest:
-        return Textbook(number, self.url, offer, self.ours.codes[offer])
+    def _textbook_system(self, implementation: ImplementationType, offer: int) -> SystemUnderTest:
+        return TextbookSystem(implementation, self.url, offer, self.ours.codes[offer])
 
     def _measure_rate(self, system: Callable[[int], SystemUnderTest]) -> PeersSample:
         """Measure with an offer whose cap is never reached, since oscar always counts."""
@@ -209,8 +210,8 @@ class PeersBench:
             OSCAR_CAP: partial(self._measure_oscar_cap, ONCE, CAP),
             OSCAR_SINGLE: partial(self._measure_oscar_cap, SINGLE, None),
             **{
-                implementation.name: partial(self._measure_cap, partial(self._textbook_system, k))
-                for k, implementation in enumerate(textbook.IMPLEMENTATIONS)
+                implementation.name: partial(self._measure_cap, partial(self._textbook_system, implementation))
+                for implementation in textbook.IMPLEMENTATIONS
                 if implementation is not textbook.PlainInsert
             },
             ACTION: partial(self._measure_cap, self._action_system),

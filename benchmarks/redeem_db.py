@@ -5,16 +5,15 @@ Three other implementations are measured as well.
 
 from __future__ import annotations
 
-import logging
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from flask import Flask
 
 from benchmarks import command, concurrent_clients, customers, onecode, redeem_db_report, server
-from benchmarks.concurrent_clients import ClientResult, Concurrency, SystemUnderTest, Work
+from benchmarks.concurrent_clients import ClientResult, Concurrency, SystemUnderTest
 from benchmarks.measure import DATABASE
 from benchmarks.redeem_db_report import (
     CAP,
@@ -28,11 +27,8 @@ from benchmarks.redeem_db_report import (
     RedeemDbSample,
 )
 from benchmarks.server import DatabaseServer
-from benchmarks.textbook import ForUpdate, ImplementationType, OneStatement, OrmHabit, PlainInsert, make_request
-from webapp.core.extensions import db
-from webapp.redemptions.errors import RedemptionRefused
-from webapp.redemptions.group_commit import redeem
-from webapp.redemptions.rules import RedemptionRequest
+from benchmarks.systems_under_test import ActionSystem, TextbookSystem
+from benchmarks.textbook import ForUpdate, ImplementationType, OneStatement, OrmHabit, PlainInsert
 
 PROCESSES = 2
 IMPLEMENTATIONS: dict[str, ImplementationType] = {
@@ -57,57 +53,6 @@ USUAL = RedeemDbPlan()
 QUICK = RedeemDbPlan(rounds=1, seconds=2, threads=(64,))
 FULL = RedeemDbPlan(rounds=5, seconds=10, customers=1_000_000)
 PLANS = command.Plans("redeem_db", USUAL, QUICK, FULL)
-
-
-@dataclass
-class OnecodeSystem(SystemUnderTest):
-    """Onecode's action; `code` is the offer's."""
-
-    url: str
-    folder: str
-    code: str
-    app: Flask = field(init=False)
-
-    def open(self, threads: int) -> None:
-        logging.disable(logging.WARNING)
-        self.app = onecode.build(self.url, self.folder)
-
-    @contextmanager
-    def client(self) -> Iterator[Work]:
-        def work(customer: int) -> bool:
-            try:
-                redeem(RedemptionRequest(channel="api", code=self.code, email=f"customer.{customer}@example.com"))
-            except RedemptionRefused:
-                return False
-            return True
-
-        with self.app.app_context():
-            yield work
-
-    def close(self) -> None:
-        with self.app.app_context():
-            db.engine.dispose()
-
-
-@dataclass
-class TextbookSystem(SystemUnderTest):
-    """A textbook implementation, with one connection per thread."""
-
-    url: str
-    name: str
-    offer_id: int
-    code: str
-    implementation: PlainInsert | OneStatement | OrmHabit | ForUpdate = field(init=False)
-
-    def open(self, threads: int) -> None:
-        self.implementation = IMPLEMENTATIONS[self.name](self.url, threads)
-
-    @contextmanager
-    def client(self) -> Iterator[Work]:
-        yield lambda customer: self.implementation.redeem(make_request(self.offer_id, self.code, customer))
-
-    def close(self) -> None:
-        self.implementation.close()
 
 
 class RedeemDbBench:
@@ -166,8 +111,8 @@ class RedeemDbBench:
     def _system(self, name: str, offer_id: int) -> SystemUnderTest:
         url, code = self.database_server.url(DATABASE), self.ours.codes[offer_id]
         if name == OURS:
-            return OnecodeSystem(url, str(self.database_server.embedded.socket_folder.parent), code)
-        return TextbookSystem(url, name, offer_id, code)
+            return ActionSystem(url, str(self.database_server.embedded.socket_folder.parent), code)
+        return TextbookSystem(IMPLEMENTATIONS[name], url, offer_id, code)
 
 
 def rotate_variants(number: int) -> list[tuple[str, bool]]:

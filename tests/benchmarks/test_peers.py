@@ -13,7 +13,6 @@ import pytest
 from benchmarks import concurrent_clients, customers, peers, peers_environment, peers_report
 from benchmarks.concurrent_clients import Concurrency
 from benchmarks.peers_environment import NotInstalled
-from benchmarks.peers_ours import Action, Textbook
 from benchmarks.peers_report import (
     ACTION,
     HTTP,
@@ -24,7 +23,8 @@ from benchmarks.peers_report import (
     PeersResults,
     PeersSample,
 )
-from benchmarks.textbook import IMPLEMENTATIONS, ForUpdate
+from benchmarks.systems_under_test import ActionSystem, TextbookSystem
+from benchmarks.textbook import ForUpdate
 from tests.support.benchmark_clients import CUSTOMERS, CrashingRecorder, FileRecorder
 from webapp.core.settings import Settings
 from webapp.offers.models import Offer
@@ -66,7 +66,7 @@ def test_clients_of_the_action_never_exceed_a_cap(
 ) -> None:
     customers.fill(connection, CUSTOMERS)
     capped = make_offer(max_redemptions=20)
-    system = Action(test_settings.libpq_url, str(test_settings.instance_path), capped.code)
+    system = ActionSystem(test_settings.libpq_url, str(test_settings.instance_path), capped.code, has_order=True)
     result = concurrent_clients.run(system, range(1, CUSTOMERS + 1), Concurrency(2, 4))
     assert (result.redeemed, result.refused, result.failed) == (20, CUSTOMERS - 20, 0), result.first_error
 
@@ -76,7 +76,7 @@ def test_clients_can_use_a_textbook_implementation(
 ) -> None:
     customers.fill(connection, CUSTOMERS)
     capped = make_offer(max_redemptions=20)
-    system = Textbook(IMPLEMENTATIONS.index(ForUpdate), test_settings.libpq_url, capped.id, capped.code)
+    system = TextbookSystem(ForUpdate, test_settings.libpq_url, capped.id, capped.code)
     result = concurrent_clients.run(system, range(1, CUSTOMERS + 1), Concurrency(1, 4))
     assert (result.redeemed, result.refused, result.failed) == (20, CUSTOMERS - 20, 0), result.first_error
 

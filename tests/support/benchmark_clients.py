@@ -17,7 +17,7 @@ from benchmarks.concurrent_clients import Work
 
 @dataclass
 class FileRecorder:
-    """A side whose clients create a file for each item."""
+    """A system whose clients create a file for each item."""
 
     folder: str
 
