@@ -53,7 +53,7 @@ class Bank(VoucherPool):
 
     def fill(self, n: int) -> None:
         """Add n new codes to the bank. Codes that exist already are replaced by others."""
-        with self.connections.one() as connection:
+        with self.connections.acquire() as connection:
             while n > 0:
                 n -= sum(self._add(connection, part) for part in jobs.slices(codes.generate(n), BLOCK))
 
@@ -63,7 +63,7 @@ class Bank(VoucherPool):
             "insert into voucher_bank (voucher_code) select unnest(%s::text[]) on conflict do nothing", [new]
         ).rowcount
 
-    def give(self, connection: psycopg.Connection, offer_id: int, customers: Sequence[int]) -> None:
+    def assign_vouchers(self, connection: psycopg.Connection, offer_id: int, customers: Sequence[int]) -> None:
         """Assign an available code to each customer.
 
         :raises OutOfCodes: when the bank has too few codes; then none is assigned.

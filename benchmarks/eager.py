@@ -35,7 +35,7 @@ class Eager(VoucherPool):
     create index voucher_redeemed on voucher (offer_id, redeemed_at) where redeemed_at is not null;
     """
 
-    def give(self, connection: psycopg.Connection, offer_id: int, customers: Sequence[int]) -> None:
+    def assign_vouchers(self, connection: psycopg.Connection, offer_id: int, customers: Sequence[int]) -> None:
         """Insert by COPY, which writes the least WAL.
 
         If a code exists already (once in many millions), all codes are generated again.

@@ -13,7 +13,7 @@ from benchmarks import command, growth_report, growth_tables, onecode, server
 from benchmarks.growth_report import REDEEM, USABLE, GrowthResults, Sizes
 from benchmarks.measure import DATABASE
 from benchmarks.meter import Cost, Meter
-from benchmarks.server import Machine
+from benchmarks.server import DatabaseServer
 from webapp.customers import queries as customer_queries
 from webapp.redemptions import facts as redemption_facts
 from webapp.redemptions.group_commit import redeem
@@ -41,15 +41,17 @@ PLANS = command.Plans("growth", USUAL, QUICK, FULL)
 class Level:
     """The application on a database with a given number of redemptions."""
 
-    def __init__(self, machine: Machine, plan: GrowthPlan, rows: int) -> None:
+    def __init__(self, database_server: DatabaseServer, plan: GrowthPlan, rows: int) -> None:
         name = f"redeemed_{rows}"
-        machine.create(name, like=DATABASE)
+        database_server.create(name, like=DATABASE)
         if rows:
-            with machine.connect(name) as connection:
+            with database_server.connect(name) as connection:
                 growth_tables.redeem(connection, plan.customers, rows)
-        self.sizes = _sizes(machine, name, rows)
-        self.meter = Meter(machine, name)
-        self.ours = onecode.Onecode(onecode.build(machine.url(name), str(machine.server.socket_folder.parent)))
+        self.sizes = _sizes(database_server, name, rows)
+        self.meter = Meter(database_server, name)
+        self.ours = onecode.Onecode(
+            onecode.build(database_server.url(name), str(database_server.embedded.socket_folder.parent))
+        )
         self.ours.set_up()
         self.offer = self.ours.new_offer()
 
@@ -64,8 +66,8 @@ class Level:
         with self.ours.app.app_context():
             for request in requests[:WARM_UP]:
                 redeem(request)
-            return _each(
-                self.meter.of(lambda: [redeem(request) for request in requests[WARM_UP:]]), len(requests) - WARM_UP
+            return _per_operation(
+                self.meter.measure(lambda: [redeem(request) for request in requests[WARM_UP:]]), len(requests) - WARM_UP
             )
 
     def cost_of_listing(self, customers: Sequence[int]) -> Cost:
@@ -73,8 +75,9 @@ class Level:
         with self.ours.app.app_context():
             for n in customers[:WARM_UP]:
                 _count_usable_offers(n)
-            return _each(
-                self.meter.of(lambda: [_count_usable_offers(n) for n in customers[WARM_UP:]]), len(customers) - WARM_UP
+            return _per_operation(
+                self.meter.measure(lambda: [_count_usable_offers(n) for n in customers[WARM_UP:]]),
+                len(customers) - WARM_UP,
             )
 
 
@@ -92,15 +95,15 @@ def _email(n: int) -> str:
     return f"customer.{n}@example.com"
 
 
-def _each(cost: Cost, n: int) -> Cost:
+def _per_operation(cost: Cost, n: int) -> Cost:
     return Cost(cost.seconds / n, cost.cpu / n, cost.wal // n, cost.images // n)
 
 
-def _sizes(machine: Machine, database: str, rows: int) -> Sizes | None:
+def _sizes(database_server: DatabaseServer, database: str, rows: int) -> Sizes | None:
     """The bytes of the table of redemptions and of its indexes."""
     if not rows:
         return None
-    with machine.connect(database) as connection:
+    with database_server.connect(database) as connection:
         table, key, total = connection.execute(
             "select pg_table_size('redemption'), pg_relation_size('pk_redemption'), "
             "pg_total_relation_size('redemption')"
@@ -111,13 +114,13 @@ def _sizes(machine: Machine, database: str, rows: int) -> Sizes | None:
 def measure(plan: GrowthPlan) -> GrowthResults:
     """Run the benchmark on a separate server."""
     results = GrowthResults(plan.customers)
-    with server.running() as machine:
-        _prepare(machine, plan)
-        levels = {rows: Level(machine, plan, rows) for rows in plan.levels}
+    with server.running() as database_server:
+        _prepare(database_server, plan)
+        levels = {rows: Level(database_server, plan, rows) for rows in plan.levels}
         results.bare = levels[plan.levels[-1]].sizes
-        results.full = _with_orders(machine, plan)
+        results.full = _with_orders(database_server, plan)
         customers = random.Random(1).sample(range(1, plan.customers + 1), plan.rounds * plan.redeemed)
-        with machine.connect() as connection:
+        with database_server.connect() as connection:
             connection.execute("checkpoint")
         for number in range(plan.rounds):
             part = customers[number * plan.redeemed : (number + 1) * plan.redeemed]
@@ -135,23 +138,23 @@ def measure(plan: GrowthPlan) -> GrowthResults:
     return results
 
 
-def _prepare(machine: Machine, plan: GrowthPlan) -> None:
-    machine.create(DATABASE)
-    app = onecode.build(machine.url(DATABASE), str(machine.server.socket_folder.parent))
+def _prepare(database_server: DatabaseServer, plan: GrowthPlan) -> None:
+    database_server.create(DATABASE)
+    app = onecode.build(database_server.url(DATABASE), str(database_server.embedded.socket_folder.parent))
     onecode.migrate(app)
     onecode.Onecode(app).disconnect()
-    with machine.connect(DATABASE) as connection:
+    with database_server.connect(DATABASE) as connection:
         growth_tables.fill(connection, plan.customers)
 
 
-def _with_orders(machine: Machine, plan: GrowthPlan) -> Sizes | None:
+def _with_orders(database_server: DatabaseServer, plan: GrowthPlan) -> Sizes | None:
     """The table size when each redemption has an order and an Idempotency-Key."""
     rows = plan.levels[1]
-    machine.create("with_orders", like=DATABASE)
-    with machine.connect("with_orders") as connection:
+    database_server.create("with_orders", like=DATABASE)
+    with database_server.connect("with_orders") as connection:
         growth_tables.redeem(connection, plan.customers, rows, full=True)
-    sizes = _sizes(machine, "with_orders", rows)
-    machine.drop("with_orders")
+    sizes = _sizes(database_server, "with_orders", rows)
+    database_server.drop("with_orders")
     return sizes
 
 

@@ -84,7 +84,7 @@ def _targets(results: GrowthResults) -> Iterator[str]:
     yield "## Targets\n"
     yield f"With {results.customers:,} customers and up to {results.levels[-1]:,} redemptions.\n"
     cpu, bare, full = found["cpu_ratio"], found["bytes_per_row"], found["bytes_per_row_full"]
-    yield from report.goals(
+    yield from report.target_table(
         [
             ("CPU relative to an empty table", f"≤ {CPU} ×", f"{cpu:.2f} ×", cpu <= CPU),
             ("bytes for a bare redemption with its primary key", f"≤ {BARE}", f"{bare:.0f}", bare <= BARE),

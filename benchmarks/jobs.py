@@ -20,7 +20,7 @@ A = TypeVar("A")
 B = TypeVar("B")
 
 
-class Connections:
+class ConnectionPool:
     """A pool of connections in autocommit mode."""
 
     def __init__(self, url: str, async_commit: bool = False) -> None:
@@ -29,7 +29,7 @@ class Connections:
         self.free: deque[psycopg.Connection] = deque()
 
     @contextmanager
-    def one(self) -> Iterator[psycopg.Connection]:
+    def acquire(self) -> Iterator[psycopg.Connection]:
         try:
             connection = self.free.pop()
         except IndexError:

@@ -12,8 +12,8 @@ from benchmarks import customers, launch_report, onecode, server
 from benchmarks.bank import Bank
 from benchmarks.eager import Eager
 from benchmarks.launch_report import LaunchResults
-from benchmarks.measure import DATABASE, Bench, Design
-from benchmarks.server import Machine
+from benchmarks.measure import DATABASE, Design, LaunchBench
+from benchmarks.server import DatabaseServer
 from webapp.core.settings import ROOT
 
 # Number of customers: number of runs.
@@ -26,9 +26,9 @@ REQUESTS = 15
 def measure_all(sizes: Mapping[int, int], request_sizes: Sequence[int], requests: int) -> LaunchResults:
     """Measure complete runs of some sizes, and single launch requests of others."""
     results = LaunchResults()
-    with server.running() as machine:
-        designs = prepare(machine, sorted({*sizes, *request_sizes}))
-        bench = Bench(machine)
+    with server.running() as database_server:
+        designs = prepare(database_server, sorted({*sizes, *request_sizes}))
+        bench = LaunchBench(database_server)
         for n in request_sizes:
             for design in designs:
                 results.requests[n, design.name] = bench.requests(design, _customers(n), requests)
@@ -42,18 +42,18 @@ def measure_all(sizes: Mapping[int, int], request_sizes: Sequence[int], requests
     return results
 
 
-def prepare(machine: Machine, sizes: Sequence[int]) -> list[Design]:
+def prepare(database_server: DatabaseServer, sizes: Sequence[int]) -> list[Design]:
     """Create a database for each number of customers, and the three designs."""
-    machine.create(DATABASE)
-    app = onecode.build(machine.url(DATABASE), str(machine.server.socket_folder.parent))
+    database_server.create(DATABASE)
+    app = onecode.build(database_server.url(DATABASE), str(database_server.embedded.socket_folder.parent))
     ours = onecode.Onecode(app)
     onecode.migrate(app)
     ours.disconnect()
     for n in sizes:
-        machine.create(_customers(n), like=DATABASE)
-        with machine.connect(_customers(n)) as connection:
+        database_server.create(_customers(n), like=DATABASE)
+        with database_server.connect(_customers(n)) as connection:
             customers.fill(connection, n)
-    return [Eager(machine.url(DATABASE)), Bank(machine.url(DATABASE)), ours]
+    return [Eager(database_server.url(DATABASE)), Bank(database_server.url(DATABASE)), ours]
 
 
 def _customers(n: int) -> str:

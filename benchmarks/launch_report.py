@@ -10,7 +10,7 @@ from statistics import median
 from benchmarks import report
 from benchmarks.bank import Bank
 from benchmarks.eager import Eager
-from benchmarks.measure import PERCENT, Run
+from benchmarks.measure import PERCENT, DesignRun
 from benchmarks.meter import Cost
 from benchmarks.onecode import Onecode
 
@@ -37,7 +37,7 @@ class LaunchResults:
     """
 
     requests: dict[tuple[int, str], list[Cost]] = field(default_factory=dict)
-    runs: dict[tuple[int, str], list[Run]] = field(default_factory=dict)
+    runs: dict[tuple[int, str], list[DesignRun]] = field(default_factory=dict)
 
     @property
     def sizes(self) -> list[int]:
@@ -78,7 +78,7 @@ def targets(found: Mapping[str, float]) -> Iterator[str]:
         ratio = found[f"{name}_vs_eager_20"]
         label = f"{title} of launch, sending, 20 % redeemed"
         lines.append((label, f"≤ 1/{part} of eager", _ratio_text(ratio, 1), ratio <= 1 / part))
-    yield from report.goals(lines)
+    yield from report.target_table(lines)
     yield ""
 
 
@@ -113,11 +113,11 @@ def _steps(results: LaunchResults, n: int) -> Iterator[str]:
         yield _line("**total**", name, totals, sum(s.written for s in runs[name][0].steps.values()), runs[name], "")
 
 
-def _step(step: str, name: str, costs: list[Cost], runs: list[Run]) -> str:
+def _step(step: str, name: str, costs: list[Cost], runs: list[DesignRun]) -> str:
     return _line(step, name, costs, runs[0].steps[step].written, runs, step)
 
 
-def _line(title: str, name: str, costs: Sequence[Cost], written: int, runs: list[Run], step: str) -> str:
+def _line(title: str, name: str, costs: Sequence[Cost], written: int, runs: list[DesignRun], step: str) -> str:
     last = step or list(runs[0].steps)[-1]
     wal, images = (median(getattr(cost, part) for cost in costs) / 1000 for part in ("wal", "images"))
     disk = median(run.steps[last].disk for run in runs) / 1000
@@ -133,8 +133,8 @@ def _ratios(results: LaunchResults, n: int) -> Iterator[str]:
     yield "| until | measure | eager pool | voucher bank | Onecode | Onecode / eager | Onecode / bank |"
     yield "|---|---|---:|---:|---:|---:|---:|"
     for last in list(results.runs[n, OURS][0].steps)[2:]:
-        for title, of in MEASURES.items():
-            values = [_median(results, n, name, of, last) for name in DESIGNS]
+        for title, value in MEASURES.items():
+            values = [_median(results, n, name, value, last) for name in DESIGNS]
             if title in TIMES:
                 values = [value * 1e6 for value in values]
             yield (
@@ -154,7 +154,7 @@ TIMES = {
     "time, µs": lambda run: run.total().seconds,
     "CPU, µs": lambda run: run.total().cpu,
 }
-MEASURES: dict[str, Callable[[Run], float]] = {
+MEASURES: dict[str, Callable[[DesignRun], float]] = {
     "WAL, bytes": lambda run: run.total().wal,
     "WAL without images, bytes": lambda run: run.total().records,
     "disk, bytes": lambda run: run.disk,
@@ -163,8 +163,8 @@ MEASURES: dict[str, Callable[[Run], float]] = {
 }
 
 
-def _median(results: LaunchResults, n: int, name: str, of: Callable[[Run], float], last: str) -> float:
-    return median(of(run.until(last)) for run in results.runs[n, name])
+def _median(results: LaunchResults, n: int, name: str, value: Callable[[DesignRun], float], last: str) -> float:
+    return median(value(run.until(last)) for run in results.runs[n, name])
 
 
 def _steady(results: LaunchResults, n: int, name: str) -> Cost:

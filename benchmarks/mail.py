@@ -22,20 +22,20 @@ from benchmarks.mail_report import (
     MailResults,
     MailSample,
 )
-from benchmarks.mail_sink import Manner, Sink
+from benchmarks.mail_sink import Sink, SinkOptions
 from benchmarks.mail_worker import SITE, CampaignRunner
-from benchmarks.server import Machine
+from benchmarks.server import DatabaseServer
 from webapp.campaigns.models import BATCH_SIZE
 
-MANNERS = {
-    FAST: Manner(),
-    PLAIN: Manner(pipelining=False),
-    SLOW: Manner(after=0.010),
-    FAR: Manner(round_trip=0.005),
-    FAR_PLAIN: Manner(round_trip=0.005, pipelining=False),
+SINK_OPTIONS = {
+    FAST: SinkOptions(),
+    PLAIN: SinkOptions(pipelining=False),
+    SLOW: SinkOptions(acceptance_delay=0.010),
+    FAR: SinkOptions(round_trip=0.005),
+    FAR_PLAIN: SinkOptions(round_trip=0.005, pipelining=False),
 }
 LOOPS = {RAW: mail_loops.RAW, FLASK_MAIL: mail_loops.FLASK_MAIL, CEILING: mail_loops.CEILING}
-MANY = 8
+MANY_CONNECTIONS = 8
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class MailPlan:
     loops: int = 10_000
     flask_mail: int = 2_000
     slow: int = 500
-    slow_eight: int = MANY * BATCH_SIZE
+    slow_eight: int = MANY_CONNECTIONS * BATCH_SIZE
 
 
 USUAL = MailPlan()
@@ -64,16 +64,16 @@ PLANS = command.Plans("mail", USUAL, QUICK, FULL)
 class MailBench:
     """All relays, listening, and the senders."""
 
-    def __init__(self, machine: Machine, sinks: dict[str, Sink], plan: MailPlan) -> None:
-        self.machine = machine
+    def __init__(self, database_server: DatabaseServer, sinks: dict[str, Sink], plan: MailPlan) -> None:
+        self.database_server = database_server
         self.sinks = sinks
         self.plan = plan
-        self.folder = Path(machine.server.socket_folder.parent)
-        self.runner = CampaignRunner(machine)
+        self.folder = Path(database_server.embedded.socket_folder.parent)
+        self.runner = CampaignRunner(database_server)
         self.rows: dict[str, int] = {}
         # The loops send an email that Onecode has built.
         self.runner.run(sinks[FAST], 20, 1)
-        mail_loops.save_email(self.folder, sinks[FAST].last(), SITE)
+        mail_loops.save_email(self.folder, sinks[FAST].last_email(), SITE)
 
     def sample(self, case: Case, n: int) -> MailSample:
         """Measure one run.
@@ -89,31 +89,31 @@ class MailBench:
         return sample
 
     def _ours(self, case: Case, sink: Sink, n: int) -> MailSample:
-        before = sink.seen().cpu
-        mailed = self.runner.run(sink, n, case.connections)
-        seen = mailed.seen
-        self.rows = mailed.rows
+        before = sink.totals().cpu
+        measurement = self.runner.run(sink, n, case.connections)
+        totals = measurement.totals
+        self.rows = measurement.rows
         return MailSample(
             n,
-            seen.rate,
-            mailed.worker / n,
-            mailed.postgres / n,
-            (seen.cpu - before) / n,
-            seen.size / n,
-            n / mailed.seconds,
-            mailed.wal.records / n,
-            mailed.peak,
+            totals.rate,
+            measurement.worker / n,
+            measurement.postgres / n,
+            (totals.cpu - before) / n,
+            totals.size / n,
+            n / measurement.seconds,
+            measurement.wal.records / n,
+            measurement.peak,
         )
 
     def _loop(self, case: Case, sink: Sink, n: int) -> MailSample:
-        sink.forget()
-        before, postgres = sink.seen().cpu, self.machine.cpu_seconds()
-        url = self.machine.url(self.runner.customers(self.plan.ours))
+        sink.reset()
+        before, postgres = sink.totals().cpu, self.database_server.cpu_seconds()
+        url = self.database_server.url(self.runner.customers(self.plan.ours))
         cpu = mail_loops.run(LOOPS[case.implementation], sink.port, n, self.folder, url)
-        seen, postgres = sink.seen(), self.machine.cpu_seconds() - postgres
-        if (seen.mails, seen.recipients) != (n, n):
-            raise RuntimeError(f"{case.implementation}: {seen.mails} emails to {seen.recipients} of {n} customers")
-        return MailSample(n, seen.rate, cpu / n, postgres / n, (seen.cpu - before) / n, seen.size / n)
+        totals, postgres = sink.totals(), self.database_server.cpu_seconds() - postgres
+        if (totals.mails, totals.recipients) != (n, n):
+            raise RuntimeError(f"{case.implementation}: {totals.mails} emails to {totals.recipients} of {n} customers")
+        return MailSample(n, totals.rate, cpu / n, postgres / n, (totals.cpu - before) / n, totals.size / n)
 
 
 def cases(plan: MailPlan, number: int) -> list[tuple[Case, int]]:
@@ -122,11 +122,11 @@ def cases(plan: MailPlan, number: int) -> list[tuple[Case, int]]:
     Every second round runs in reverse order, so that none is always first and compared cases stay close in time.
     """
     all_cases = [
-        (mail_report.ONE, plan.ours),
-        (mail_report.LIMIT, plan.loops),
+        (mail_report.ONE_CONNECTION, plan.ours),
+        (mail_report.RAW_LOOP, plan.loops),
         (Case(PLAIN, OURS), plan.ours // 4),
-        (mail_report.LOOP, plan.flask_mail),
-        (mail_report.EIGHT, plan.eight),
+        (mail_report.FLASK_MAIL_LOOP, plan.flask_mail),
+        (mail_report.EIGHT_CONNECTIONS, plan.eight),
         (Case(FAST, CEILING), plan.loops),
         (mail_report.SLOW_ONE, plan.slow),
         (mail_report.SLOW_EIGHT, plan.slow_eight),
@@ -134,7 +134,7 @@ def cases(plan: MailPlan, number: int) -> list[tuple[Case, int]]:
     return all_cases[::-1] if number % 2 else all_cases
 
 
-def once(plan: MailPlan) -> list[tuple[Case, int]]:
+def single_run_cases(plan: MailPlan) -> list[tuple[Case, int]]:
     """The slow cases, which are run only once."""
     return [
         (Case(relay, implementation), plan.slow)
@@ -145,9 +145,9 @@ def once(plan: MailPlan) -> list[tuple[Case, int]]:
 @contextmanager
 def prepared(plan: MailPlan) -> Iterator[MailBench]:
     """Start a separate server with the application's tables, and all relays."""
-    with server.running() as machine, ExitStack() as stack:
-        sinks = {name: stack.enter_context(mail_sink.running(manner)) for name, manner in MANNERS.items()}
-        bench = MailBench(machine, sinks, plan)
+    with server.running() as database_server, ExitStack() as stack:
+        sinks = {name: stack.enter_context(mail_sink.running(options)) for name, options in SINK_OPTIONS.items()}
+        bench = MailBench(database_server, sinks, plan)
         try:
             yield bench
         finally:
@@ -162,10 +162,10 @@ def measure(plan: MailPlan) -> MailResults:
             print(f"round {number + 1} of {plan.rounds}")
             for case, n in cases(plan, number):
                 results.samples.setdefault(case, []).append(bench.sample(case, n))
-                if case == mail_report.ONE:
+                if case == mail_report.ONE_CONNECTION:
                     results.rows = bench.rows
-            results.few.append(bench.sample(mail_report.ONE, plan.ours // 4))
-        for case, n in once(plan):
+            results.quarter_runs.append(bench.sample(mail_report.ONE_CONNECTION, plan.ours // 4))
+        for case, n in single_run_cases(plan):
             results.samples[case] = [bench.sample(case, n)]
     return results
 

@@ -27,8 +27,8 @@ class Case:
     connections: int = 1
 
 
-ONE, EIGHT = Case(FAST, OURS), Case(FAST, OURS, 8)
-LIMIT, LOOP = Case(FAST, RAW), Case(FAST, FLASK_MAIL)
+ONE_CONNECTION, EIGHT_CONNECTIONS = Case(FAST, OURS), Case(FAST, OURS, 8)
+RAW_LOOP, FLASK_MAIL_LOOP = Case(FAST, RAW), Case(FAST, FLASK_MAIL)
 SLOW_ONE, SLOW_EIGHT = Case(SLOW, OURS), Case(SLOW, OURS, 8)
 
 
@@ -37,7 +37,7 @@ class MailSample:
     """One run of `mails` emails.
 
     `rate` is in emails per second from the first to the last; CPU seconds, `size` and `wal` in bytes are per email.
-    For Onecode, `whole` is the rate from the launch on, and `peak` the worker's peak memory in bytes.
+    For Onecode, `rate_from_launch` is the rate from the launch on, and `peak` the worker's peak memory in bytes.
     """
 
     mails: int
@@ -46,7 +46,7 @@ class MailSample:
     postgres: float
     sink: float
     size: float
-    whole: float = 0
+    rate_from_launch: float = 0
     wal: float = 0
     peak: int = 0
 
@@ -60,27 +60,31 @@ class MailSample:
 class MailResults:
     """Samples in the order of the rounds.
 
-    `few` are runs with a quarter of the emails; `rows` are the rows that a run of `mails` emails added, by table.
+    `quarter_runs` are runs with a quarter of the emails; `rows` are the rows that a run of `mails` emails added, by
+    table.
     """
 
     samples: dict[Case, list[MailSample]] = field(default_factory=dict)
-    few: list[MailSample] = field(default_factory=list)
+    quarter_runs: list[MailSample] = field(default_factory=list)
     rows: dict[str, int] = field(default_factory=dict)
     mails: int = 0
 
     def ratios(
-        self, case: Case, other: Case, of: Callable[[MailSample], float] = lambda sample: sample.rate
+        self, case: Case, other: Case, value: Callable[[MailSample], float] = lambda sample: sample.rate
     ) -> list[float]:
         """The ratios of one case to another, round by round."""
-        return [of(a) / of(b) for a, b in zip(self.samples[case], self.samples[other], strict=True)]
+        return [value(a) / value(b) for a, b in zip(self.samples[case], self.samples[other], strict=True)]
 
     def memory(self) -> list[float]:
         """The peak memory relative to that with a quarter of the emails, round by round."""
-        return [a.peak / b.peak for a, b in zip(self.samples[ONE], self.few, strict=True)]
+        return [a.peak / b.peak for a, b in zip(self.samples[ONE_CONNECTION], self.quarter_runs, strict=True)]
 
     def wal(self) -> list[float]:
         """The WAL per email over one or several connections, the larger, per round."""
-        return [max(a.wal, b.wal) for a, b in zip(self.samples[ONE], self.samples[EIGHT], strict=True)]
+        return [
+            max(a.wal, b.wal)
+            for a, b in zip(self.samples[ONE_CONNECTION], self.samples[EIGHT_CONNECTIONS], strict=True)
+        ]
 
     def batches_are_all(self) -> bool:
         """Whether there is one row per batch and none about single emails."""
@@ -92,16 +96,16 @@ class MailResults:
 def figures(results: MailResults) -> dict[str, float]:
     """The figures of the JSON line."""
     return {
-        "raw_ratio": _median(results.ratios(ONE, LIMIT)),
-        "flask_mail_ratio": _median(results.ratios(ONE, LOOP)),
+        "raw_ratio": _median(results.ratios(ONE_CONNECTION, RAW_LOOP)),
+        "flask_mail_ratio": _median(results.ratios(ONE_CONNECTION, FLASK_MAIL_LOOP)),
         "connections_ratio": _median(results.ratios(SLOW_EIGHT, SLOW_ONE)),
         "wal_per_mail": round(median(results.wal()), 1),
         "memory_ratio": _median(results.memory()),
         "rows": sum(results.rows.values()),
         "mails": results.mails,
-        "raw_ratio_without_pipelining": _median(results.ratios(Case(PLAIN, OURS), LIMIT)),
-        "raw_cpu_ratio": _median(results.ratios(ONE, LIMIT, lambda sample: sample.cpu)),
-        "flask_mail_cpu_ratio": _median(results.ratios(ONE, LOOP, lambda sample: sample.cpu)),
+        "raw_ratio_without_pipelining": _median(results.ratios(Case(PLAIN, OURS), RAW_LOOP)),
+        "raw_cpu_ratio": _median(results.ratios(ONE_CONNECTION, RAW_LOOP, lambda sample: sample.cpu)),
+        "flask_mail_cpu_ratio": _median(results.ratios(ONE_CONNECTION, FLASK_MAIL_LOOP, lambda sample: sample.cpu)),
     }
 
 
@@ -115,11 +119,14 @@ def page(results: MailResults) -> str:
 def _targets(results: MailResults) -> Iterator[str]:
     yield "## Targets\n"
     yield "Medians of the ratios within a round, and their spread.\n"
-    relative_to_raw, relative_to_loop = results.ratios(ONE, LIMIT), results.ratios(ONE, LOOP)
+    relative_to_raw, relative_to_loop = (
+        results.ratios(ONE_CONNECTION, RAW_LOOP),
+        results.ratios(ONE_CONNECTION, FLASK_MAIL_LOOP),
+    )
     relative_to_one, wal, memory = results.ratios(SLOW_EIGHT, SLOW_ONE), results.wal(), results.memory()
     rows = ", ".join(f"{n} {table}" for table, n in results.rows.items())
     batches = -(-results.mails // BATCH_SIZE)
-    yield from report.goals(
+    yield from report.target_table(
         [
             (
                 "emails/s relative to a raw smtplib loop, one connection",
@@ -169,12 +176,14 @@ def _runs(results: MailResults) -> Iterator[str]:
     for case, samples in results.samples.items():
         raw = Case(case.relay, RAW)
         if raw not in results.samples and case.relay == PLAIN:
-            raw = LIMIT
+            raw = RAW_LOOP
         relative_to_raw = f"{_relative_rate(results, case, raw):.2f}" if raw in results.samples else "–"
-        whole = f"{median(sample.whole for sample in samples):,.0f}" if case.implementation == OURS else "–"
+        rate_from_launch = (
+            f"{median(sample.rate_from_launch for sample in samples):,.0f}" if case.implementation == OURS else "–"
+        )
         rate = report.spread([sample.rate for sample in samples], 0)
         case_cells = f"{case.relay} | {case.implementation} | {case.connections} | {samples[0].mails:,}"
-        yield f"| {case_cells} | {rate} | {whole} | {relative_to_raw} |"
+        yield f"| {case_cells} | {rate} | {rate_from_launch} | {relative_to_raw} |"
     yield ""
 
 
@@ -205,7 +214,7 @@ def _memory(results: MailResults) -> Iterator[str]:
     yield "Peak memory of the worker with one connection.\n"
     yield "| emails | MB (spread) |"
     yield "|---:|---:|"
-    for samples in (results.few, results.samples[ONE]):
+    for samples in (results.quarter_runs, results.samples[ONE_CONNECTION]):
         yield f"| {samples[0].mails:,} | {report.spread([one.peak / 1e6 for one in samples], 1)} |"
 
 

@@ -1,7 +1,7 @@
 """A relay for measuring: accepts everything, counts, and replies with a delay.
 
 A separate process, `python -m benchmarks.mail_sink`, which prints its port. It implements the minimum of RFC 5321, and
-RFC 2920 unless disabled. `XSEEN` returns the counts, `XLAST` the last email; `XFORGET` resets the counts.
+RFC 2920 unless disabled. `XTOTALS` returns the counts, `XLAST` the last email; `XRESET` resets the counts.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 @dataclass(frozen=True)
-class Manner:
+class SinkOptions:
     """How the sink replies.
 
-    `after` is the delay in seconds after an email's final dot, `round_trip` that of every reply; `pipelining` says
-    whether PIPELINING is offered.
+    `acceptance_delay` is the delay in seconds after an email's final dot, `round_trip` that of every reply;
+    `pipelining` says whether PIPELINING is offered.
     """
 
-    after: float = 0
+    acceptance_delay: float = 0
     round_trip: float = 0
     pipelining: bool = True
 
 
 @dataclass(frozen=True)
-class Seen:
+class SinkTotals:
     """The numbers of emails, distinct recipients and bytes that the sink has accepted.
 
     `first` and `last` are the times of acceptance (`time.monotonic`, shared by all processes); `cpu` is in seconds.
@@ -60,10 +60,10 @@ class Seen:
 
 
 @dataclass
-class Counts:
+class SinkRecorder:
     """The counts of what the sink has accepted."""
 
-    manner: Manner
+    options: SinkOptions
     recipients: list[bytes] = field(default_factory=list)
     mails: int = 0
     size: int = 0
@@ -71,7 +71,7 @@ class Counts:
     last: float = 0
     mail: bytes = b""
 
-    def keep(self, recipients: list[bytes], mail: bytes) -> None:
+    def record(self, recipients: list[bytes], mail: bytes) -> None:
         self.last = time.monotonic()
         self.first = self.first or self.last
         self.recipients += recipients
@@ -79,10 +79,10 @@ class Counts:
         self.size += len(mail)
         self.mail = mail
 
-    def forget(self) -> None:
-        self.__init__(self.manner)  # type: ignore[misc]
+    def reset(self) -> None:
+        self.__init__(self.options)  # type: ignore[misc]
 
-    def seen(self) -> dict[str, float]:
+    def totals(self) -> dict[str, float]:
         return {
             "mails": self.mails,
             "recipients": len(set(self.recipients)),
@@ -93,20 +93,20 @@ class Counts:
         }
 
 
-class Session(asyncio.Protocol):
+class SinkSession(asyncio.Protocol):
     """One connection, which does as little as possible, not to be the bottleneck."""
 
-    def __init__(self, book: Counts) -> None:
-        self.book = book
-        self.manner = book.manner
-        self.rest = b""
+    def __init__(self, recorder: SinkRecorder) -> None:
+        self.recorder = recorder
+        self.options = recorder.options
+        self.buffer = b""
         self.recipients: list[bytes] = []
-        self.in_mail = False
+        self.in_data = False
         # While the reply to an email is delayed, later commands wait, since replies keep the order of the commands.
         self.is_delayed = False
         self.in_transit: deque[bytes] = deque()
         extensions = b"250-sink\r\n250-8BITMIME\r\n250-SMTPUTF8\r\n"
-        self.hello = extensions + (b"250 PIPELINING\r\n" if self.manner.pipelining else b"250 HELP\r\n")
+        self.hello = extensions + (b"250 PIPELINING\r\n" if self.options.pipelining else b"250 HELP\r\n")
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -114,58 +114,58 @@ class Session(asyncio.Protocol):
         transport.write(b"220 sink ESMTP\r\n")
 
     def data_received(self, data: bytes) -> None:
-        if self.manner.round_trip:
+        if self.options.round_trip:
             self.in_transit.append(data)
-            asyncio.get_running_loop().call_later(self.manner.round_trip, self._arrived)
+            asyncio.get_running_loop().call_later(self.options.round_trip, self._receive_delayed)
         else:
-            self._take(data)
+            self._receive(data)
 
-    def _arrived(self) -> None:
-        self._take(self.in_transit.popleft())
+    def _receive_delayed(self) -> None:
+        self._receive(self.in_transit.popleft())
 
-    def _take(self, data: bytes) -> None:
-        self.rest = self.rest + data if self.rest else data
+    def _receive(self, data: bytes) -> None:
+        self.buffer = self.buffer + data if self.buffer else data
         if not self.is_delayed:
-            self._answer()
+            self._reply_to_commands()
 
-    def _answer(self) -> None:
+    def _reply_to_commands(self) -> None:
         """Reply to all complete commands, in one write."""
         replies = []
         while True:
-            if self.in_mail:
-                mail = self._mail()
+            if self.in_data:
+                mail = self._next_email()
                 if mail is None:
                     break
-                self.in_mail = False
-                self.book.keep(self.recipients, mail)
-                if self.manner.after:
+                self.in_data = False
+                self.recorder.record(self.recipients, mail)
+                if self.options.acceptance_delay:
                     self.is_delayed = True
-                    asyncio.get_running_loop().call_later(self.manner.after, self._taken)
+                    asyncio.get_running_loop().call_later(self.options.acceptance_delay, self._reply_after_delay)
                     break
-                replies.append(b"250 taken\r\n")
+                replies.append(b"250 accepted\r\n")
             else:
-                line, end, rest = self.rest.partition(b"\r\n")
+                line, end, remaining = self.buffer.partition(b"\r\n")
                 if not end:
                     break
-                self.rest = rest
+                self.buffer = remaining
                 replies.append(self._reply(line))
         if replies:
             self.transport.write(b"".join(replies))
 
-    def _taken(self) -> None:
+    def _reply_after_delay(self) -> None:
         self.is_delayed = False
-        self.transport.write(b"250 taken\r\n")
-        self._answer()
+        self.transport.write(b"250 accepted\r\n")
+        self._reply_to_commands()
 
-    def _mail(self) -> bytes | None:
+    def _next_email(self) -> bytes | None:
         """Return the email up to its final dot, or None while it is incomplete."""
-        if self.rest.startswith(b".\r\n"):
-            self.rest = self.rest[3:]
+        if self.buffer.startswith(b".\r\n"):
+            self.buffer = self.buffer[3:]
             return b""
-        mail, end, rest = self.rest.partition(b"\r\n.\r\n")
+        mail, end, remaining = self.buffer.partition(b"\r\n.\r\n")
         if not end:
             return None
-        self.rest = rest
+        self.buffer = remaining
         return mail + b"\r\n"
 
     def _reply(self, line: bytes) -> bytes:
@@ -177,7 +177,7 @@ class Session(asyncio.Protocol):
             self.recipients = []
             return b"250 ok\r\n"
         if verb == b"DATA":
-            self.in_mail = True
+            self.in_data = True
             return b"354 go on\r\n"
         if verb in (b"EHLO", b"HELO"):
             return self.hello
@@ -187,12 +187,12 @@ class Session(asyncio.Protocol):
         return self._control_reply(line)
 
     def _control_reply(self, line: bytes) -> bytes:
-        if line == b"XSEEN":
-            return f"250 {json.dumps(self.book.seen())}\r\n".encode()
+        if line == b"XTOTALS":
+            return f"250 {json.dumps(self.recorder.totals())}\r\n".encode()
         if line == b"XLAST":
-            return b"250 " + base64.b64encode(self.book.mail) + b"\r\n"
-        if line == b"XFORGET":
-            self.book.forget()
+            return b"250 " + base64.b64encode(self.recorder.mail) + b"\r\n"
+        if line == b"XRESET":
+            self.recorder.reset()
             return b"250 ok\r\n"
         return b"250 ok\r\n" if line[:4].upper() == b"NOOP" else b"500 what?\r\n"
 
@@ -203,17 +203,17 @@ class Sink:
 
     port: int
 
-    def seen(self) -> Seen:
-        return Seen(**json.loads(self._ask(b"XSEEN")))
+    def totals(self) -> SinkTotals:
+        return SinkTotals(**json.loads(self._query(b"XTOTALS")))
 
-    def last(self) -> bytes:
+    def last_email(self) -> bytes:
         """The last email, as it was on the wire."""
-        return base64.b64decode(self._ask(b"XLAST"))
+        return base64.b64decode(self._query(b"XLAST"))
 
-    def forget(self) -> None:
-        self._ask(b"XFORGET")
+    def reset(self) -> None:
+        self._query(b"XRESET")
 
-    def _ask(self, command: bytes) -> bytes:
+    def _query(self, command: bytes) -> bytes:
         with socket.create_connection(("127.0.0.1", self.port), timeout=30) as connection:
             replies = connection.makefile("rb")
             replies.readline()
@@ -222,10 +222,10 @@ class Sink:
 
 
 @contextmanager
-def running(manner: Manner) -> Iterator[Sink]:
+def running(options: SinkOptions) -> Iterator[Sink]:
     """Run a sink on a free port; terminate it afterwards."""
-    command = [sys.executable, "-m", "benchmarks.mail_sink", str(manner.after), str(manner.round_trip)]
-    if not manner.pipelining:
+    command = [sys.executable, "-m", "benchmarks.mail_sink", str(options.acceptance_delay), str(options.round_trip)]
+    if not options.pipelining:
         command.append("--no-pipelining")
     with subprocess.Popen(command, cwd=ROOT, env=os.environ, stdout=subprocess.PIPE, text=True) as process:
         try:
@@ -235,20 +235,22 @@ def running(manner: Manner) -> Iterator[Sink]:
             process.terminate()
 
 
-async def _serve(book: Counts) -> None:
-    server = await asyncio.get_running_loop().create_server(lambda: Session(book), "127.0.0.1", 0)
+async def _serve(recorder: SinkRecorder) -> None:
+    server = await asyncio.get_running_loop().create_server(lambda: SinkSession(recorder), "127.0.0.1", 0)
     print(server.sockets[0].getsockname()[1], flush=True)
     await server.serve_forever()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.mail_sink")
-    parser.add_argument("after", type=float, help="delay of the reply to an email, in seconds")
+    parser.add_argument("acceptance_delay", type=float, help="delay of the reply to an email, in seconds")
     parser.add_argument("round_trip", type=float, help="delay of every reply, in seconds")
     parser.add_argument("--no-pipelining", action="store_true")
     arguments = parser.parse_args()
     gc.disable()
-    asyncio.run(_serve(Counts(Manner(arguments.after, arguments.round_trip, not arguments.no_pipelining))))
+    asyncio.run(
+        _serve(SinkRecorder(SinkOptions(arguments.acceptance_delay, arguments.round_trip, not arguments.no_pipelining)))
+    )
 
 
 if __name__ == "__main__":

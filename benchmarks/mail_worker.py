@@ -16,10 +16,10 @@ import psycopg
 from psycopg import sql
 
 from benchmarks import customers, onecode
-from benchmarks.mail_sink import Seen, Sink
+from benchmarks.mail_sink import Sink, SinkTotals
 from benchmarks.measure import DATABASE
 from benchmarks.meter import Cost, Meter
-from benchmarks.server import Machine
+from benchmarks.server import DatabaseServer
 from webapp.campaigns.models import BATCH_SIZE
 from webapp.core.settings import ROOT
 
@@ -30,14 +30,14 @@ _UNSET = ("MAIL_USERNAME", "MAIL_PASSWORD", "MAIL_USE_TLS", "MAIL_USE_SSL", "MAI
 
 
 @dataclass(frozen=True)
-class Mailed:
+class CampaignMeasurement:
     """The measurements of a campaign.
 
-    `seen` are the relay's counts, `seconds` the time from the launch to the last email, `worker` and `postgres` CPU
+    `totals` are the relay's counts, `seconds` the time from the launch to the last email, `worker` and `postgres` CPU
     seconds, `rows` the rows added since the launch by table, `peak` the worker's peak memory in bytes.
     """
 
-    seen: Seen
+    totals: SinkTotals
     seconds: float
     worker: float
     postgres: float
@@ -49,65 +49,65 @@ class Mailed:
 class CampaignRunner:
     """Onecode on a database of customers; a worker sends the campaigns."""
 
-    def __init__(self, machine: Machine) -> None:
-        self.machine = machine
-        self.folder = machine.server.socket_folder.parent
-        machine.create(DATABASE)
-        self.ours = onecode.Onecode(onecode.build(machine.url(DATABASE), str(self.folder)))
+    def __init__(self, database_server: DatabaseServer) -> None:
+        self.database_server = database_server
+        self.folder = database_server.embedded.socket_folder.parent
+        database_server.create(DATABASE)
+        self.ours = onecode.Onecode(onecode.build(database_server.url(DATABASE), str(self.folder)))
         onecode.migrate(self.ours.app)
         self.ours.disconnect()
-        machine.create("empty", like=DATABASE)
+        database_server.create("empty", like=DATABASE)
         self.filled: set[int] = set()
 
     def customers(self, n: int) -> str:
         """The name of a template database with n customers, created on first use."""
         name = f"customers_{n}"
         if n not in self.filled:
-            self.machine.create(name, like="empty")
-            with self.machine.connect(name) as connection:
+            self.database_server.create(name, like="empty")
+            with self.database_server.connect(name) as connection:
                 customers.fill(connection, n)
             self.filled.add(n)
         return name
 
-    def run(self, sink: Sink, n: int, connections: int) -> Mailed:
+    def run(self, sink: Sink, n: int, connections: int) -> CampaignMeasurement:
         """Launch to n customers and wait until the campaign is done.
 
         :raises RuntimeError: when the worker dies, a customer did not get exactly one email, or the rows are not as
             expected.
         """
         self.ours.disconnect()
-        self.machine.drop(DATABASE)
-        self.machine.create(DATABASE, like=self.customers(n))
+        self.database_server.drop(DATABASE)
+        self.database_server.create(DATABASE, like=self.customers(n))
         self.ours.set_up()
         offer = self.ours.new_offer()
-        sink.forget()
-        with self.machine.connect(DATABASE) as connection, self._worker(sink, connections) as worker:
+        sink.reset()
+        with self.database_server.connect(DATABASE) as connection, self._worker(sink, connections) as worker:
             before = _rows(connection)
-            meter = Meter(self.machine, DATABASE)
+            meter = Meter(self.database_server, DATABASE)
             meter.checkpoint()
-            cpu, postgres = _cpu(worker.pid), self.machine.cpu_seconds()
+            cpu, postgres = _cpu(worker.pid), self.database_server.cpu_seconds()
             with meter.measured():
                 launched = time.monotonic()
                 if not self.ours.launch(offer):
                     raise RuntimeError("nothing was launched")
-                self._wait(connection, worker)
-            seen = sink.seen()
-            mailed = Mailed(
-                seen,
-                seen.last - launched,
+                self._wait_for_campaign(connection, worker)
+            totals = sink.totals()
+            measurement = CampaignMeasurement(
+                totals,
+                totals.last - launched,
                 _cpu(worker.pid) - cpu,
-                self.machine.cpu_seconds() - postgres,
+                self.database_server.cpu_seconds() - postgres,
                 meter.cost,
                 _difference(_rows(connection), before),
                 _peak(worker.pid),
             )
-        _expect(mailed, n)
-        return mailed
+        _check_measurement(measurement, n)
+        return measurement
 
     @contextmanager
     def _worker(self, sink: Sink, connections: int) -> Iterator[subprocess.Popen[bytes]]:
         environment = os.environ | dict.fromkeys(_UNSET, "") | {
-            "DATABASE_URL": self.machine.url(DATABASE),
+            "DATABASE_URL": self.database_server.url(DATABASE),
             "SECRET_KEY": "only-for-measuring",
             "INSTANCE_PATH": str(self.folder),
             "PUBLIC_URL": SITE,
@@ -121,7 +121,7 @@ class CampaignRunner:
                 [sys.executable, "-m", "webapp.worker"], cwd=ROOT, env=environment, stdout=log, stderr=log
             )
         try:
-            self._until("worker started", process)
+            self._wait_for_log("worker started", process)
             yield process
         finally:
             # The campaign is done, so the worker may be killed.
@@ -132,19 +132,19 @@ class CampaignRunner:
     def _log(self) -> Path:
         return self.folder / "worker.log"
 
-    def _until(self, text: str, process: subprocess.Popen[bytes]) -> None:
+    def _wait_for_log(self, text: str, process: subprocess.Popen[bytes]) -> None:
         deadline = time.monotonic() + 60
         while text not in self._log.read_text(errors="replace"):
-            self._alive(process, deadline)
+            self._check_alive(process, deadline)
             time.sleep(0.02)
 
-    def _wait(self, connection: psycopg.Connection, process: subprocess.Popen[bytes]) -> None:
+    def _wait_for_campaign(self, connection: psycopg.Connection, process: subprocess.Popen[bytes]) -> None:
         deadline = time.monotonic() + TIMEOUT
         while connection.execute("select 1 from campaign where status = 'done'").fetchone() is None:
-            self._alive(process, deadline)
+            self._check_alive(process, deadline)
             time.sleep(0.05)
 
-    def _alive(self, process: subprocess.Popen[bytes], deadline: float) -> None:
+    def _check_alive(self, process: subprocess.Popen[bytes], deadline: float) -> None:
         if process.poll() is not None or time.monotonic() > deadline:
             raise RuntimeError(f"the worker does not continue: {self._log.read_text(errors='replace')[-3000:]}")
 
@@ -164,13 +164,17 @@ def _difference(now: dict[str, int], before: dict[str, int]) -> dict[str, int]:
     return {table: n - before[table] for table, n in now.items() if n != before[table]}
 
 
-def _expect(mailed: Mailed, n: int) -> None:
+def _check_measurement(measurement: CampaignMeasurement, n: int) -> None:
     """Check that each customer got one email and that only batches have rows."""
-    if (mailed.seen.mails, mailed.seen.recipients) != (n, n):
-        raise RuntimeError(f"{n} customers, {mailed.seen.mails} emails to {mailed.seen.recipients}")
+    if (measurement.totals.mails, measurement.totals.recipients) != (n, n):
+        raise RuntimeError(f"{n} customers, {measurement.totals.mails} emails to {measurement.totals.recipients}")
     batches = -(-n // BATCH_SIZE)
-    if mailed.rows.get("batch") != batches or "mail_issue" in mailed.rows or "batch_cursor" in mailed.rows:
-        raise RuntimeError(f"{batches} batches and no rows about single emails were expected: {mailed.rows}")
+    if (
+        measurement.rows.get("batch") != batches
+        or "mail_issue" in measurement.rows
+        or "batch_cursor" in measurement.rows
+    ):
+        raise RuntimeError(f"{batches} batches and no rows about single emails were expected: {measurement.rows}")
 
 
 def _cpu(pid: int) -> float:

@@ -11,10 +11,10 @@ from typing import Protocol
 from benchmarks import jobs
 from benchmarks.bank import Bank
 from benchmarks.meter import Cost, Meter
-from benchmarks.server import Machine
+from benchmarks.server import DatabaseServer
 
 DATABASE = "measured"
-FILL, REQUEST, JOB, MAILING = "fill the bank", "launch: request", "launch: job", "sending"
+FILL, REQUEST, JOB, SENDING = "fill the bank", "launch: request", "launch: job", "sending"
 PERCENT = (1, 5, 20)
 # Dequeuing from a table that is not vacuumed becomes slower and slower.
 JOBS_AT_ONCE = 10_000
@@ -29,9 +29,9 @@ class Design(Protocol):
     def set_up(self) -> None: ...
     def new_offer(self) -> int: ...
     def launch(self, offer_id: int) -> bool: ...
-    def work(self, at_most: int) -> int: ...
-    def mailed(self, offer_id: int) -> int: ...
-    def typed(self, offer_id: int, customers: Sequence[int]) -> list[tuple[str, str]]: ...
+    def run_jobs(self, at_most: int) -> int: ...
+    def count_mailed(self, offer_id: int) -> int: ...
+    def redeem_requests(self, offer_id: int, customers: Sequence[int]) -> list[tuple[str, str]]: ...
     def redeem_each(self, requests: Sequence[tuple[str, str]]) -> int: ...
     def connect(self) -> None: ...
     def disconnect(self) -> None: ...
@@ -53,7 +53,7 @@ class Step:
 
 
 @dataclass
-class Run:
+class DesignRun:
     """One run of a design through all steps."""
 
     steps: dict[str, Step] = field(default_factory=dict)
@@ -61,10 +61,10 @@ class Run:
     def total(self) -> Cost:
         return sum((step.cost for step in self.steps.values()), Cost())
 
-    def until(self, last: str) -> Run:
+    def until(self, last: str) -> DesignRun:
         """The run up to and including a step."""
         names = list(self.steps)
-        return Run({name: self.steps[name] for name in names[: names.index(last) + 1]})
+        return DesignRun({name: self.steps[name] for name in names[: names.index(last) + 1]})
 
     @property
     def disk(self) -> int:
@@ -76,18 +76,18 @@ class Run:
         return max(step.disk for step in self.steps.values())
 
 
-class Bench:
-    def __init__(self, machine: Machine) -> None:
-        self.machine = machine
+class LaunchBench:
+    def __init__(self, database_server: DatabaseServer) -> None:
+        self.database_server = database_server
 
     @contextmanager
-    def fresh(self, design: Design, customers: str) -> Iterator[Meter]:
+    def fresh_database(self, design: Design, customers: str) -> Iterator[Meter]:
         """Set up the design in a fresh copy of a database of customers."""
-        self.machine.drop(DATABASE)
-        self.machine.create(DATABASE, like=customers)
+        self.database_server.drop(DATABASE)
+        self.database_server.create(DATABASE, like=customers)
         design.set_up()
         try:
-            yield Meter(self.machine, DATABASE)
+            yield Meter(self.database_server, DATABASE)
         finally:
             design.disconnect()
 
@@ -96,33 +96,33 @@ class Bench:
 
         The first follows a checkpoint.
         """
-        with self.fresh(design, customers) as meter:
+        with self.fresh_database(design, customers) as meter:
             offers = [design.new_offer() for _ in range(times)]
             design.connect()
             meter.checkpoint()
-            return [meter.of(lambda offer=offer: design.launch(offer)) for offer in offers]  # type: ignore[misc]
+            return [meter.measure(lambda offer=offer: design.launch(offer)) for offer in offers]  # type: ignore[misc]
 
-    def run(self, design: Design, customers: str, n: int) -> Run:
+    def run(self, design: Design, customers: str, n: int) -> DesignRun:
         """Measure all steps, each right after a checkpoint.
 
         :raises RuntimeError: when the design has not done its work.
         """
-        with self.fresh(design, customers) as meter:
+        with self.fresh_database(design, customers) as meter:
             offer = design.new_offer()
             recorder = _StepRecorder(design, meter)
             if isinstance(design, Bank):
                 recorder.record(FILL, lambda: design.fill(n))
             recorder.record(REQUEST, lambda: design.launch(offer))
-            recorder.record(JOB, lambda: design.work(1))
-            recorder.record(MAILING, lambda: design.work(JOBS_AT_ONCE), again=True)
-            _expect(design.mailed(offer), n, "emails")
+            recorder.record(JOB, lambda: design.run_jobs(1))
+            recorder.record(SENDING, lambda: design.run_jobs(JOBS_AT_ONCE), repeat=True)
+            _check_count(design.count_mailed(offer), n, "emails")
             customers_in_order = random.Random(1).sample(range(1, n + 1), n * PERCENT[-1] // 100)
             before = 0
             for percent in PERCENT:
-                requests = design.typed(offer, customers_in_order[before : n * percent // 100])
+                requests = design.redeem_requests(offer, customers_in_order[before : n * percent // 100])
                 parts = [requests[k::CLIENTS] for k in range(CLIENTS)]
                 done = recorder.record(f"{percent} % redeemed", lambda parts=parts: _redeem(design, parts))  # type: ignore[misc]
-                _expect(done, len(requests), "redemptions")
+                _check_count(done, len(requests), "redemptions")
                 before = n * percent // 100
             return recorder.run
 
@@ -133,15 +133,15 @@ class _StepRecorder:
     def __init__(self, design: Design, meter: Meter) -> None:
         self.design = design
         self.meter = meter
-        self.run = Run()
+        self.run = DesignRun()
         design.disconnect()
         meter.vacuum()
         self.before = self.now = meter.table_totals()
 
-    def record(self, name: str, work: Callable[[], int | bool | None], again: bool = False) -> int:
+    def record(self, name: str, work: Callable[[], int | bool | None], repeat: bool = False) -> int:
         """Measure one step; return the summed results of `work`.
 
-        With `again`, the step is repeated until nothing is left.
+        With `repeat`, the step is repeated until nothing is left.
         """
         self.design.connect()
         self.meter.checkpoint()
@@ -151,7 +151,7 @@ class _StepRecorder:
             with self.meter.measured():
                 part = int(work() or 0)
             done += part
-            if not again or not part:
+            if not repeat or not part:
                 break
             self.meter.vacuum("huey_task")
         self.design.disconnect()
@@ -170,6 +170,6 @@ def _redeem(design: Design, parts: list[list[tuple[str, str]]]) -> int:
     return sum(jobs.run_in_threads(design.redeem_each, parts))
 
 
-def _expect(actual: int, expected: int, unit: str) -> None:
+def _check_count(actual: int, expected: int, unit: str) -> None:
     if actual != expected:
         raise RuntimeError(f"{actual} {unit} instead of {expected}")

@@ -14,7 +14,7 @@ import psycopg
 from psycopg import sql
 from psycopg.abc import Query
 
-from benchmarks.server import Machine
+from benchmarks.server import DatabaseServer
 from local import postgresql as embedded_postgresql
 
 
@@ -59,15 +59,15 @@ DISK = "select sum(pg_total_relation_size(relid))::bigint from pg_stat_user_tabl
 class Meter:
     """Measures work on one database; `cost` is the sum so far."""
 
-    def __init__(self, machine: Machine, database: str) -> None:
-        self.machine = machine
+    def __init__(self, database_server: DatabaseServer, database: str) -> None:
+        self.database_server = database_server
         self.database = database
         self.cost = Cost()
 
     @contextmanager
     def measured(self) -> Iterator[None]:
         """Add the cost of the block to `cost`."""
-        with self.machine.connect(self.database) as connection:
+        with self.database_server.connect(self.database) as connection:
             before = _lsn(connection)
             cpu, started = self._cpu(), time.perf_counter()
             yield
@@ -78,7 +78,7 @@ class Meter:
             connection.execute("select pg_logical_emit_message(true, '', '')")
         self.cost += Cost(seconds, cpu, _bytes(after) - _bytes(before), self._images(before, after))
 
-    def of(self, work: Callable[[], object]) -> Cost:
+    def measure(self, work: Callable[[], object]) -> Cost:
         """Measure a function call alone."""
         self.cost = Cost()
         with self.measured():
@@ -90,7 +90,7 @@ class Meter:
 
         Only then the statistics are complete.
         """
-        with self.machine.connect(self.database) as connection:
+        with self.database_server.connect(self.database) as connection:
             while _number(connection, OTHERS):
                 time.sleep(0.01)
             tables = [row[0] for row in connection.execute(TABLES)]
@@ -100,26 +100,26 @@ class Meter:
             return TableTotals(_number(connection, WRITTEN), rows, _number(connection, DISK))
 
     def checkpoint(self) -> None:
-        with self.machine.connect(self.database) as connection:
+        with self.database_server.connect(self.database) as connection:
             connection.execute("checkpoint")
 
     def vacuum(self, table: str | None = None) -> None:
         """Vacuum one table, or all except the customers, like autovacuum; not measured."""
-        with self.machine.connect(self.database) as connection:
+        with self.database_server.connect(self.database) as connection:
             tables = [table] if table else [row[0] for row in connection.execute(TABLES)]
             names = sql.SQL(", ").join(map(sql.Identifier, tables))
             connection.execute(sql.SQL("vacuum (analyze) {}").format(names))
 
     def _cpu(self) -> float:
         client_times = os.times()
-        return client_times.user + client_times.system + self.machine.cpu_seconds()
+        return client_times.user + client_times.system + self.database_server.cpu_seconds()
 
     def _images(self, start: str, end: str) -> int:
         if start == end:
             return 0
         command = [
             str(embedded_postgresql.wheel_folder() / "bin" / "pg_waldump"), "--stats", "--path",
-            str(self.machine.server.data_folder / "pg_wal"), "--start", start, "--end", end,
+            str(self.database_server.embedded.data_folder / "pg_wal"), "--start", start, "--end", end,
         ]  # fmt: skip
         result = subprocess.run(command, capture_output=True, text=True, check=False, env={"LC_ALL": "C"})
         if result.returncode:

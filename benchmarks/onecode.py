@@ -117,7 +117,7 @@ class Onecode:
         with self.app.app_context():
             return launch_actions.launch_announcement(offer_id, by="benchmark").changed
 
-    def work(self, at_most: int) -> int:
+    def run_jobs(self, at_most: int) -> int:
         """Run at most `at_most` tasks; return their number.
 
         One sending task sends for up to a minute.
@@ -125,7 +125,7 @@ class Onecode:
         with sink():
             return jobs.run([huey] * min(self.workers, at_most), at_most)
 
-    def mailed(self, offer_id: int) -> int:
+    def count_mailed(self, offer_id: int) -> int:
         with self.app.app_context():
             (campaign,) = campaign_queries.list_offer_campaigns(offer_id)
             return stats_queries.get_campaign_stats(campaign.id).sent
@@ -140,7 +140,7 @@ class Onecode:
         with self.app.app_context():
             return sum(self.redeem(code, email) is not None for code, email in requests)
 
-    def typed(self, offer_id: int, customers: Sequence[int]) -> list[tuple[str, str]]:
+    def redeem_requests(self, offer_id: int, customers: Sequence[int]) -> list[tuple[str, str]]:
         with self.app.app_context():
             emails = db.session.scalars(
                 text(

@@ -13,15 +13,15 @@ from sqlalchemy import event
 from benchmarks import command, onecode, pages_report, pages_tables, server
 from benchmarks.measure import DATABASE
 from benchmarks.pages_report import PagesResults, Visits
-from benchmarks.server import Machine
+from benchmarks.server import DatabaseServer
 from webapp.accounts.models import StaffUser
 from webapp.campaigns import queries as campaign_queries
 from webapp.core.extensions import db
 from webapp.redemptions import queries as redemption_queries
 
-EMPTY, LITTLE = "empty", "little"
+EMPTY_DATABASE, SMALL_DATABASE = "empty", "small"
 # The number of customers and redemptions that fill a page.
-PAGEFUL = 100
+ROWS_PER_PAGE = 100
 
 
 @dataclass(frozen=True)
@@ -64,11 +64,13 @@ PAGES = {
 }
 
 
-class Dashboard:
+class StaffPages:
     """The application on a database, with a signed-in client."""
 
-    def __init__(self, machine: Machine, database: str) -> None:
-        self.ours = onecode.Onecode(onecode.build(machine.url(database), str(machine.server.socket_folder.parent)))
+    def __init__(self, database_server: DatabaseServer, database: str) -> None:
+        self.ours = onecode.Onecode(
+            onecode.build(database_server.url(database), str(database_server.embedded.socket_folder.parent))
+        )
         self.ours.set_up()
         self.client = self._signed_in()
         self.urls = {name: path.format(**self._placeholder_values()) for name, path in PAGES.items()}
@@ -126,36 +128,39 @@ class Dashboard:
 def measure(plan: PagesPlan) -> PagesResults:
     """Measure every page on all three databases, on a separate server."""
     results = PagesResults(plan.customers, plan.redemptions)
-    with server.running() as machine:
-        _prepare(machine, plan)
-        dashboards = [Dashboard(machine, database) for database in (EMPTY, LITTLE, DATABASE)]
+    with server.running() as database_server:
+        _prepare(database_server, plan)
+        sites = [StaffPages(database_server, database) for database in (EMPTY_DATABASE, SMALL_DATABASE, DATABASE)]
         for name in PAGES:
             # The first visits warm the caches.
-            for dashboard in dashboards * 2:
-                dashboard.visit(name)
-            results.statements[name] = [dashboard.statements(name) for dashboard in dashboards]
+            for site in sites * 2:
+                site.visit(name)
+            results.statements[name] = [site.statements(name) for site in sites]
         for number in range(plan.rounds):
             for name in PAGES:
                 # In turn, so that all databases meet the same load.
-                durations = [[dashboard.visit(name) for dashboard in dashboards] for _ in range(plan.visits)]
+                durations = [[site.visit(name) for site in sites] for _ in range(plan.visits)]
                 visits = Visits(*(median(seconds) for seconds in zip(*durations, strict=True)))
                 results.visits.setdefault(name, []).append(visits)
             print(f"round {number + 1} of {plan.rounds}")
-        for dashboard in dashboards:
-            dashboard.ours.disconnect()
+        for site in sites:
+            site.ours.disconnect()
     return results
 
 
-def _prepare(machine: Machine, plan: PagesPlan) -> None:
-    machine.create(EMPTY)
-    app = onecode.build(machine.url(EMPTY), str(machine.server.socket_folder.parent))
+def _prepare(database_server: DatabaseServer, plan: PagesPlan) -> None:
+    database_server.create(EMPTY_DATABASE)
+    app = onecode.build(database_server.url(EMPTY_DATABASE), str(database_server.embedded.socket_folder.parent))
     onecode.migrate(app)
     onecode.Onecode(app).disconnect()
-    for database, customers, redemptions in ((LITTLE, PAGEFUL, PAGEFUL), (DATABASE, plan.customers, plan.redemptions)):
-        machine.create(database, like=EMPTY)
-        with machine.connect(database) as connection:
+    for database, customers, redemptions in (
+        (SMALL_DATABASE, ROWS_PER_PAGE, ROWS_PER_PAGE),
+        (DATABASE, plan.customers, plan.redemptions),
+    ):
+        database_server.create(database, like=EMPTY_DATABASE)
+        with database_server.connect(database) as connection:
             pages_tables.fill(connection, customers, redemptions)
-    with machine.connect(EMPTY) as connection:
+    with database_server.connect(EMPTY_DATABASE) as connection:
         pages_tables.fill_one_of_each(connection)
 
 

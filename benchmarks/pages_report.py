@@ -12,7 +12,7 @@ from benchmarks import report
 # Targets: time relative to an empty database, and statements per page.
 TIME, STATEMENTS = 2.0, 15
 # Pages that count rows exactly, here the recipients of a launch; they are not compared.
-COUNTS = ("launch page of a campaign",)
+COUNTING_PAGES = ("launch page of a campaign",)
 SET_UP = Path(__file__).with_name("pages.md")
 
 
@@ -21,7 +21,7 @@ class Visits:
     """The seconds that a page takes on the empty, the small and the full database."""
 
     empty: float
-    little: float
+    small: float
     full: float
 
 
@@ -34,36 +34,36 @@ class PagesResults:
     visits: dict[str, list[Visits]] = field(default_factory=dict)
     statements: dict[str, Sequence[int]] = field(default_factory=dict)
 
-    def to_empty(self, name: str) -> list[float]:
+    def ratios_to_empty(self, name: str) -> list[float]:
         return [visit.full / visit.empty for visit in self.visits[name]]
 
-    def to_little(self, name: str) -> list[float]:
-        return [visit.full / visit.little for visit in self.visits[name]]
+    def ratios_to_small(self, name: str) -> list[float]:
+        return [visit.full / visit.small for visit in self.visits[name]]
 
     @property
-    def lists(self) -> list[str]:
-        return [name for name in self.visits if name not in COUNTS]
+    def compared_pages(self) -> list[str]:
+        return [name for name in self.visits if name not in COUNTING_PAGES]
 
 
 def figures(results: PagesResults) -> dict[str, float | str]:
     """The figures of the JSON line; pages that count rows are not compared."""
-    empty, little = _slowest(results, results.to_empty), _slowest(results, results.to_little)
+    empty, small = _slowest(results, results.ratios_to_empty), _slowest(results, results.ratios_to_small)
     return {
-        "time_ratio": round(median(results.to_empty(empty)), 3),
+        "time_ratio": round(median(results.ratios_to_empty(empty)), 3),
         "slowest": empty,
-        "growth_ratio": round(median(results.to_little(little)), 3),
+        "growth_ratio": round(median(results.ratios_to_small(small)), 3),
         "all_pages_ratio": round(median(_all_pages(results)), 3),
         "statements": max(counts[-1] for counts in results.statements.values()),
     }
 
 
 def _slowest(results: PagesResults, ratios: Callable[[str], list[float]]) -> str:
-    return max(results.lists, key=lambda name: median(ratios(name)))
+    return max(results.compared_pages, key=lambda name: median(ratios(name)))
 
 
 def _all_pages(results: PagesResults) -> list[float]:
     """The ratio of full to empty over all pages together, round by round."""
-    rounds = zip(*(results.visits[name] for name in results.lists), strict=True)
+    rounds = zip(*(results.visits[name] for name in results.compared_pages), strict=True)
     return [sum(visit.full for visit in visits) / sum(visit.empty for visit in visits) for visits in rounds]
 
 
@@ -78,7 +78,7 @@ def _targets(results: PagesResults) -> Iterator[str]:
     yield f"With {results.customers:,} customers and {results.redemptions:,} redemptions of 200 offers.\n"
     time, growth, most = float(found["time_ratio"]), float(found["growth_ratio"]), int(found["statements"])
     all_pages = median(_all_pages(results))
-    yield from report.goals(
+    yield from report.target_table(
         [
             (
                 f"slowest page relative to an empty database ({found['slowest']})",
@@ -93,7 +93,7 @@ def _targets(results: PagesResults) -> Iterator[str]:
                 all_pages <= TIME,
             ),
             (
-                f"slowest page relative to a pageful ({_slowest(results, results.to_little)})",
+                f"slowest page relative to a pageful ({_slowest(results, results.ratios_to_small)})",
                 f"≤ {TIME:.0f} ×",
                 f"{growth:.2f} ×",
                 growth <= TIME,
@@ -110,8 +110,8 @@ def _pages(results: PagesResults) -> Iterator[str]:
     yield "| page | empty | a pageful | full | full to empty | full to a pageful | statements |"
     yield "|---|---:|---:|---:|---:|---:|---:|"
     for name, visits in results.visits.items():
-        empty, little, full = zip(*(astuple(visit) for visit in visits), strict=True)
+        empty, small, full = zip(*(astuple(visit) for visit in visits), strict=True)
         full_ms = report.spread([1e3 * seconds for seconds in full], 1)
-        ms = f"{1e3 * median(empty):.1f} | {1e3 * median(little):.1f} | {full_ms}"
-        ratios = f"{report.spread(results.to_empty(name))} | {median(results.to_little(name)):.2f}"
+        ms = f"{1e3 * median(empty):.1f} | {1e3 * median(small):.1f} | {full_ms}"
+        ratios = f"{report.spread(results.ratios_to_empty(name))} | {median(results.ratios_to_small(name)):.2f}"
         yield f"| {name} | {ms} | {ratios} | {results.statements[name][-1]} |"

@@ -17,25 +17,36 @@ from typing import TypeVar
 
 from flask import Flask
 
-from benchmarks import customers, load, onecode, peers_crowd, peers_environment, peers_report, server, textbook, web
+from benchmarks import (
+    concurrent_clients,
+    customers,
+    load,
+    onecode,
+    peers_environment,
+    peers_report,
+    server,
+    textbook,
+    web,
+)
+from benchmarks.concurrent_clients import ClientResult, Concurrency, SystemUnderTest
 from benchmarks.load import Target
 from benchmarks.measure import DATABASE
-from benchmarks.peers_crowd import Crowd, Done, Side
 from benchmarks.peers_environment import NotInstalled, Oscar
-from benchmarks.peers_ours import Action, Textbook
 from benchmarks.peers_report import (
     ACTION,
     HTTP,
-    OSCAR_ALONE,
-    OSCAR_LAST,
+    OSCAR_CAP,
+    OSCAR_ONE_CLIENT,
     OSCAR_ORDER,
     OSCAR_SINGLE,
     OSCAR_STEP,
-    Last,
+    CapResult,
     PeersResults,
     PeersSample,
 )
-from benchmarks.server import Machine
+from benchmarks.server import DatabaseServer
+from benchmarks.systems_under_test import ActionSystem, TextbookSystem
+from benchmarks.textbook import ImplementationType
 from benchmarks.web import Web
 from webapp.accounts.api_key_actions import create_api_key
 from webapp.core.settings import ROOT
@@ -45,7 +56,7 @@ CUSTOMERS = 100_000
 SHAPES = ((2, 8), (4, 4), (8, 2))
 OURS_SHAPE = (2, 8)
 # The last units of a cap: (processes, threads), clients over HTTP, customers, units.
-LAST_SHAPE, LAST_CLIENTS, LAST_CUSTOMERS, CAP = (4, 16), 64, 300, 100
+CAP_SHAPE, HTTP_CLIENTS, CAP_CUSTOMERS, CAP = (4, 16), 64, 300, 100
 ONCE, SINGLE = "Once per customer", "Single use"
 ROWS = "select count(*) from redemption where offer_id = %s"
 
@@ -73,12 +84,12 @@ class PeersBench:
 
     web: Web
 
-    def __init__(self, machine: Machine, oscar: Oscar, app: Flask, plan: PeersPlan) -> None:
-        self.machine = machine
+    def __init__(self, database_server: DatabaseServer, oscar: Oscar, app: Flask, plan: PeersPlan) -> None:
+        self.database_server = database_server
         self.oscar = oscar
         self.ours = onecode.Onecode(app)
         self.plan = plan
-        self.url = machine.url(DATABASE)
+        self.url = database_server.url(DATABASE)
         self.folder = str(app.config["SETTINGS"].instance_path)
         self.shapes: dict[str, tuple[int, int]] = {}
         self.key = ""
@@ -104,7 +115,9 @@ class PeersBench:
         for name in (OSCAR_STEP, OSCAR_ORDER):
             results[name] = {}
             for shape in self.plan.shapes:
-                results[name][shape] = self._oscar_rate(name, Crowd(*shape, seconds=self.plan.seconds)).rate
+                results[name][shape] = self._measure_oscar_concurrency(
+                    name, Concurrency(*shape, seconds=self.plan.seconds)
+                ).rate
                 print(f"{name}, {shape[0]} processes of {shape[1]}: {results[name][shape]:,.0f} a second", flush=True)
             self.shapes[name] = max(results[name], key=lambda shape: results[name][shape])
         return results
@@ -112,52 +125,54 @@ class PeersBench:
     def samples(self) -> dict[str, Callable[[], PeersSample]]:
         """All implementations whose speed is measured."""
         return {
-            OSCAR_STEP: partial(self._oscar, OSCAR_STEP),
-            ACTION: partial(self._crowd, self._action_side),
+            OSCAR_STEP: partial(self._measure_oscar, OSCAR_STEP),
+            ACTION: partial(self._measure_rate, self._action_system),
             **{
-                implementation.name: partial(self._crowd, partial(self._textbook_side, k))
-                for k, implementation in enumerate(textbook.IMPLEMENTATIONS)
+                implementation.name: partial(self._measure_rate, partial(self._textbook_system, implementation))
+                for implementation in textbook.IMPLEMENTATIONS
             },
-            OSCAR_ORDER: partial(self._oscar, OSCAR_ORDER),
-            HTTP: self._http,
+            OSCAR_ORDER: partial(self._measure_oscar, OSCAR_ORDER),
+            HTTP: self._measure_http,
         }
 
-    def _oscar(self, name: str) -> PeersSample:
-        return self._oscar_rate(name, Crowd(*self.shapes[name], seconds=self.plan.seconds))
+    def _measure_oscar(self, name: str) -> PeersSample:
+        return self._measure_oscar_concurrency(name, Concurrency(*self.shapes[name], seconds=self.plan.seconds))
 
-    def _oscar_rate(self, name: str, crowd: Crowd) -> PeersSample:
+    def _measure_oscar_concurrency(self, name: str, concurrency: Concurrency) -> PeersSample:
         implementation = {OSCAR_STEP: "step", OSCAR_ORDER: "order"}[name]
-        meter = _ServerCpu(self.machine)
-        results = self.oscar.run(implementation, self.plan.users, crowd, ONCE, None, meter.start)
-        sample = _sample(_done(results), meter.stop())
+        meter = _ServerCpu(self.database_server)
+        results = self.oscar.run(implementation, self.plan.users, concurrency, ONCE, None, meter.start)
+        sample = _sample(_client_result(results), meter.stop())
         if results["applications"] != results["redeemed"]:
             raise RuntimeError(f"oscar's records differ from its responses: {results}")
         return sample
 
-    def _action_side(self, offer: int) -> Side:
-        return Action(self.url, self.folder, self.ours.codes[offer])
+    def _action_system(self, offer: int) -> SystemUnderTest:
+        return ActionSystem(self.url, self.folder, self.ours.codes[offer], has_order=True)
 
-    def _textbook_side(self, number: int, offer: int) -> Side:
-        return Textbook(number, self.url, offer, self.ours.codes[offer])
+    def _textbook_system(self, implementation: ImplementationType, offer: int) -> SystemUnderTest:
+        return TextbookSystem(implementation, self.url, offer, self.ours.codes[offer])
 
-    def _crowd(self, side: Callable[[int], Side]) -> PeersSample:
+    def _measure_rate(self, system: Callable[[int], SystemUnderTest]) -> PeersSample:
         """Measure with an offer whose cap is never reached, since oscar always counts."""
-        offer, meter = self._new_offer(CUSTOMERS), _ServerCpu(self.machine)
-        crowd = Crowd(*OURS_SHAPE, seconds=self.plan.seconds)
-        sample = _sample(peers_crowd.run(side(offer), range(1, CUSTOMERS + 1), crowd, meter.start), meter.stop())
+        offer, meter = self._new_offer(CUSTOMERS), _ServerCpu(self.database_server)
+        concurrency = Concurrency(*OURS_SHAPE, seconds=self.plan.seconds)
+        sample = _sample(
+            concurrent_clients.run(system(offer), range(1, CUSTOMERS + 1), concurrency, meter.start), meter.stop()
+        )
         if self._rows(offer) != sample.redeemed:
             raise RuntimeError(f"{sample.redeemed} redeemed, but there are {self._rows(offer)} rows")
         return sample
 
-    def _http(self) -> PeersSample:
+    def _measure_http(self) -> PeersSample:
         offer = self._new_offer(CUSTOMERS)
         target = Target(self.web.port, 201, self.key, self.ours.codes[offer], CUSTOMERS)
-        load.load(target, LAST_CLIENTS, 1)
+        load.load(target, HTTP_CLIENTS, 1)
         offer = self._new_offer(CUSTOMERS)
         target = Target(self.web.port, 201, self.key, self.ours.codes[offer], CUSTOMERS)
-        meter, before = _ServerCpu(self.machine), self.web.cpu_seconds()
+        meter, before = _ServerCpu(self.database_server), self.web.cpu_seconds()
         meter.start()
-        load_result = load.load(target, LAST_CLIENTS, max(1, round(self.plan.seconds)))
+        load_result = load.load(target, HTTP_CLIENTS, max(1, round(self.plan.seconds)))
         if load_result.refused or load_result.broken:
             raise RuntimeError(f"not every HTTP response was 201: {load_result}")
         web_cpu = self.web.cpu_seconds() - before
@@ -170,7 +185,7 @@ class PeersBench:
 
     def _new_offer(self, cap: int) -> int:
         offer = self.ours.new_offer(cap=cap)
-        with self.machine.connect(DATABASE) as connection:
+        with self.database_server.connect(DATABASE) as connection:
             connection.execute("vacuum (analyze) redemption, offer")
             connection.execute("checkpoint")
         return offer
@@ -178,7 +193,7 @@ class PeersBench:
     def _rows(self, offer: int) -> int:
         """Count an offer's redemptions once no more are written."""
         rows = -1
-        with self.machine.connect(DATABASE) as connection:
+        with self.database_server.connect(DATABASE) as connection:
             while True:
                 (count,) = connection.execute(ROWS, [offer]).fetchone() or (0,)
                 if count == rows:
@@ -188,42 +203,49 @@ class PeersBench:
 
     # The last units of a cap
 
-    def lasts(self) -> dict[str, Callable[[], Last]]:
+    def cap_results(self) -> dict[str, Callable[[], CapResult]]:
         """All implementations with a cap, which a plain INSERT lacks."""
         return {
-            OSCAR_ALONE: partial(self._oscar_last, ONCE, CAP, (1, 1)),
-            OSCAR_LAST: partial(self._oscar_last, ONCE, CAP),
-            OSCAR_SINGLE: partial(self._oscar_last, SINGLE, None),
+            OSCAR_ONE_CLIENT: partial(self._measure_oscar_cap, ONCE, CAP, (1, 1)),
+            OSCAR_CAP: partial(self._measure_oscar_cap, ONCE, CAP),
+            OSCAR_SINGLE: partial(self._measure_oscar_cap, SINGLE, None),
             **{
-                implementation.name: partial(self._crowd_last, partial(self._textbook_side, k))
-                for k, implementation in enumerate(textbook.IMPLEMENTATIONS)
+                implementation.name: partial(self._measure_cap, partial(self._textbook_system, implementation))
+                for implementation in textbook.IMPLEMENTATIONS
                 if implementation is not textbook.PlainInsert
             },
-            ACTION: partial(self._crowd_last, self._action_side),
-            HTTP: self._http_last,
+            ACTION: partial(self._measure_cap, self._action_system),
+            HTTP: self._measure_http_cap,
         }
 
-    def _oscar_last(self, usage: str, cap: int | None, shape: tuple[int, int] = LAST_SHAPE) -> Last:
-        results = self.oscar.run("last", LAST_CUSTOMERS, Crowd(*shape), usage, cap, lambda: None)
-        return Last(
-            cap or 1, results["redeemed"], results["given"], results["counter"], results["failed"], results["why"]
+    def _measure_oscar_cap(self, usage: str, cap: int | None, shape: tuple[int, int] = CAP_SHAPE) -> CapResult:
+        results = self.oscar.run("last", CAP_CUSTOMERS, Concurrency(*shape), usage, cap, lambda: None)
+        return CapResult(
+            cap or 1,
+            results["redeemed"],
+            results["recorded"],
+            results["counter"],
+            results["failed"],
+            results["first_error"],
         )
 
-    def _crowd_last(self, side: Callable[[int], Side]) -> Last:
+    def _measure_cap(self, system: Callable[[int], SystemUnderTest]) -> CapResult:
         offer = self._new_offer(CAP)
-        done = peers_crowd.run(side(offer), range(1, LAST_CUSTOMERS + 1), Crowd(*LAST_SHAPE))
-        return Last(CAP, done.redeemed, self._rows(offer), self._counter(offer), done.failed, done.why)
+        result = concurrent_clients.run(system(offer), range(1, CAP_CUSTOMERS + 1), Concurrency(*CAP_SHAPE))
+        return CapResult(
+            CAP, result.redeemed, self._rows(offer), self._counter(offer), result.failed, result.first_error
+        )
 
-    def _http_last(self) -> Last:
+    def _measure_http_cap(self) -> CapResult:
         offer = self._new_offer(CAP)
-        target = Target(self.web.port, 201, self.key, self.ours.codes[offer], LAST_CUSTOMERS)
+        target = Target(self.web.port, 201, self.key, self.ours.codes[offer], CAP_CUSTOMERS)
         # The customers repeat, which must make no difference.
-        load_result = load.load(target, LAST_CLIENTS, 2)
+        load_result = load.load(target, HTTP_CLIENTS, 2)
         confirmed = load_result.responses - load_result.refused
-        return Last(CAP, confirmed, self._rows(offer), self._counter(offer), load_result.broken)
+        return CapResult(CAP, confirmed, self._rows(offer), self._counter(offer), load_result.broken)
 
     def _counter(self, offer: int) -> int:
-        with self.machine.connect(DATABASE) as connection:
+        with self.database_server.connect(DATABASE) as connection:
             (counter,) = connection.execute("select redeemed from offer where id = %s", [offer]).fetchone() or (0,)
             return int(counter)
 
@@ -231,29 +253,29 @@ class PeersBench:
 class _ServerCpu:
     """The CPU time of PostgreSQL from the moment when all clients are ready."""
 
-    def __init__(self, machine: Machine) -> None:
-        self.machine = machine
+    def __init__(self, database_server: DatabaseServer) -> None:
+        self.database_server = database_server
         self.before = 0.0
 
     def start(self) -> None:
-        self.before = self.machine.cpu_seconds()
+        self.before = self.database_server.cpu_seconds()
 
     def stop(self) -> float:
-        return self.machine.cpu_seconds() - self.before
+        return self.database_server.cpu_seconds() - self.before
 
 
-def _done(results: Mapping[str, object]) -> Done:
-    return Done(**{name: results[name] for name in Done.__dataclass_fields__})  # type: ignore[arg-type]
+def _client_result(results: Mapping[str, object]) -> ClientResult:
+    return ClientResult(**{name: results[name] for name in ClientResult.__dataclass_fields__})  # type: ignore[arg-type]
 
 
-def _sample(done: Done, server_cpu: float) -> PeersSample:
+def _sample(result: ClientResult, server_cpu: float) -> PeersSample:
     """Compute a sample.
 
     :raises RuntimeError: when a request was refused or failed although there was enough for all.
     """
-    if done.failed or done.refused or not done.redeemed:
-        raise RuntimeError(f"not every request succeeded: {done}")
-    return PeersSample(done.redeemed, done.rate, done.cpu / done.redeemed, server_cpu / done.redeemed)
+    if result.failed or result.refused or not result.redeemed:
+        raise RuntimeError(f"not every request succeeded: {result}")
+    return PeersSample(result.redeemed, result.rate, result.cpu / result.redeemed, server_cpu / result.redeemed)
 
 
 def measure(plan: PeersPlan) -> PeersResults:
@@ -265,15 +287,15 @@ def measure(plan: PeersPlan) -> PeersResults:
     """
     python = peers_environment.python()
     results = PeersResults(plan.seconds, peers_environment.versions())
-    with server.running() as machine:
-        oscar = Oscar(machine, python)
+    with server.running() as database_server:
+        oscar = Oscar(database_server, python)
         oscar.set_up(plan.users)
-        machine.create(DATABASE)
-        app = onecode.build(machine.url(DATABASE), str(machine.server.socket_folder.parent))
+        database_server.create(DATABASE)
+        app = onecode.build(database_server.url(DATABASE), str(database_server.embedded.socket_folder.parent))
         onecode.migrate(app)
-        with machine.connect(DATABASE) as connection:
+        with database_server.connect(DATABASE) as connection:
             customers.fill(connection, CUSTOMERS)
-        bench = PeersBench(machine, oscar, app, plan)
+        bench = PeersBench(database_server, oscar, app, plan)
         bench.ours.set_up()
         results.shapes = bench.find_shapes()
         with bench.serving():
@@ -281,9 +303,9 @@ def measure(plan: PeersPlan) -> PeersResults:
                 for name, sample in _rotated(bench.samples(), number):
                     results.samples.setdefault(name, []).append(sample())
                     print(f"run {number + 1}, {name}: {results.samples[name][-1]}", flush=True)
-                for name, last in _rotated(bench.lasts(), number):
-                    results.lasts.setdefault(name, []).append(last())
-                    print(f"run {number + 1}, the last units, {name}: {results.lasts[name][-1]}", flush=True)
+                for name, measure_cap in _rotated(bench.cap_results(), number):
+                    results.cap_results.setdefault(name, []).append(measure_cap())
+                    print(f"run {number + 1}, the last units, {name}: {results.cap_results[name][-1]}", flush=True)
         results.command = " ".join(web.command(app.config["SETTINGS"], web.PROGRAM))
         bench.ours.disconnect()
     return results

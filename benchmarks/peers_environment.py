@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.peers_crowd import Crowd
-from benchmarks.server import Machine
+from benchmarks.concurrent_clients import Concurrency
+from benchmarks.server import DatabaseServer
 from webapp.core.settings import ROOT
 
 REQUIREMENTS = Path(__file__).parent / "oscar" / "requirements.txt"
@@ -73,20 +73,26 @@ def explain_pip_error(output: str) -> str:
 class Oscar:
     """An oscar shop in a separate database of this server."""
 
-    machine: Machine
+    database_server: DatabaseServer
     python: Path
 
     def set_up(self, users: int) -> None:
         """Run oscar's migrations and create products and customers."""
-        self.machine.create(DATABASE)
+        self.database_server.create(DATABASE)
         process = subprocess.run(
-            self._command("set-up", str(users)), capture_output=True, text=True, check=False, **self._at
+            self._command("set-up", str(users)), capture_output=True, text=True, check=False, **self._process_options
         )
         if process.returncode:
             raise RuntimeError(f"oscar could not be set up: {process.stderr[-2000:]}")
 
     def run(
-        self, implementation: str, items: int, crowd: Crowd, usage: str, cap: int | None, ready: Callable[[], None]
+        self,
+        implementation: str,
+        items: int,
+        concurrency: Concurrency,
+        usage: str,
+        cap: int | None,
+        ready: Callable[[], None],
     ) -> dict[str, Any]:
         """Run an operation of `oscar/shop.py` with a new voucher.
 
@@ -97,12 +103,12 @@ class Oscar:
         :raises RuntimeError: when it fails.
         """
         parameters = {
-            "implementation": implementation, "items": items, "processes": crowd.processes, "threads": crowd.threads,
-            "seconds": crowd.seconds, "usage": usage, "cap": cap,
+            "implementation": implementation, "items": items, "processes": concurrency.processes,
+            "threads": concurrency.threads, "seconds": concurrency.seconds, "usage": usage, "cap": cap,
         }  # fmt: skip
         with subprocess.Popen(
             self._command("run", json.dumps(parameters)),
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **self._at,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **self._process_options,
         ) as process:  # fmt: skip
             if process.stdin is None or process.stdout is None:
                 raise RuntimeError("a pipe is missing")
@@ -121,8 +127,8 @@ class Oscar:
         return [str(self.python), "-m", "benchmarks.oscar.run", *arguments]
 
     @property
-    def _at(self) -> dict[str, Any]:
-        connection = {"NAME": DATABASE, "USER": "onecode", "HOST": str(self.machine.server.socket_folder)}
+    def _process_options(self) -> dict[str, Any]:
+        connection = {"NAME": DATABASE, "USER": "onecode", "HOST": str(self.database_server.embedded.socket_folder)}
         # Only basic variables of the environment are passed on.
         environment = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ}
         return {"cwd": ROOT, "env": environment | {"OSCAR_DATABASE": json.dumps(connection)}}

@@ -8,16 +8,16 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks import textbook
-from benchmarks.report import goals, spread
+from benchmarks.report import spread, target_table
 
 OSCAR_STEP, ACTION = "oscar's voucher step", "Onecode's action"
 OSCAR_ORDER, HTTP = "oscar's whole order", "Onecode's whole HTTP call"
-OSCAR_ALONE, OSCAR_LAST = "oscar, an offer with a cap, one client alone", "oscar, an offer with a cap"
+OSCAR_ONE_CLIENT, OSCAR_CAP = "oscar, an offer with a cap, one client alone", "oscar, an offer with a cap"
 OSCAR_SINGLE = "oscar, a voucher for single use"
 STEPS = (OSCAR_STEP, *(implementation.name for implementation in textbook.IMPLEMENTATIONS), ACTION)
 ORDERS = (OSCAR_ORDER, HTTP)
-STEP_GOAL, ORDER_GOAL = 15, 50
-COLUMNS = ("told", "given", "counter", "over", "failed")
+STEP_TARGET, ORDER_TARGET = 15, 50
+COLUMNS = ("confirmed", "recorded", "counter", "over_redeemed", "failed")
 SET_UP = Path(__file__).with_name("peers.md")
 
 
@@ -39,22 +39,22 @@ class PeersSample:
 
 
 @dataclass(frozen=True)
-class Last:
-    """The use of a cap: confirmed and recorded redemptions, and the counter.
+class CapResult:
+    """The redemptions when more customers redeem than a cap allows.
 
-    Confirmed ones are `told`, recorded ones `given`.
+    `confirmed` are counted by the responses, `recorded` by the rows; `counter` is what the cap is compared with.
     """
 
     cap: int
-    told: int
-    given: int
+    confirmed: int
+    recorded: int
     counter: int
     failed: int = 0
-    why: str = ""
+    first_error: str = ""
 
     @property
-    def over(self) -> int:
-        return max(0, self.given - self.cap)
+    def over_redeemed(self) -> int:
+        return max(0, self.recorded - self.cap)
 
 
 @dataclass
@@ -63,14 +63,14 @@ class PeersResults:
     versions: str
     shapes: dict[str, dict[tuple[int, int], float]] = field(default_factory=dict)
     samples: dict[str, list[PeersSample]] = field(default_factory=dict)
-    lasts: dict[str, list[Last]] = field(default_factory=dict)
+    cap_results: dict[str, list[CapResult]] = field(default_factory=dict)
     command: str = ""
 
     def ratios(
-        self, ours: str, theirs: str, of: Callable[[PeersSample], float] = lambda sample: sample.rate
+        self, ours: str, theirs: str, value: Callable[[PeersSample], float] = lambda sample: sample.rate
     ) -> list[float]:
         """The ratios of one to another, run by run."""
-        return [of(a) / of(b) for a, b in zip(self.samples[ours], self.samples[theirs], strict=True)]
+        return [value(a) / value(b) for a, b in zip(self.samples[ours], self.samples[theirs], strict=True)]
 
 
 def figures(results: PeersResults) -> dict[str, float]:
@@ -78,25 +78,30 @@ def figures(results: PeersResults) -> dict[str, float]:
     return {
         "oscar_step_ratio": round(median(results.ratios(ACTION, OSCAR_STEP)), 2),
         "oscar_order_ratio": round(median(results.ratios(HTTP, OSCAR_ORDER)), 2),
-        "oscar_over_redeemed": median(last.over for last in results.lasts[OSCAR_LAST]),
-        "over_redeemed": sum(last.over for name in (ACTION, HTTP) for last in results.lasts[name]),
+        "oscar_over_redeemed": median(result.over_redeemed for result in results.cap_results[OSCAR_CAP]),
+        "over_redeemed": sum(result.over_redeemed for name in (ACTION, HTTP) for result in results.cap_results[name]),
     }
 
 
 def page(results: PeersResults) -> str:
     """docs/benchmarks/peers.md."""
-    lines = [SET_UP.read_text(), *_targets(figures(results)), *_speed(results), *_lasts(results), *_setup(results)]
+    lines = [SET_UP.read_text(), *_targets(figures(results)), *_speed(results), *_cap_table(results), *_setup(results)]
     return "\n".join(lines) + "\n"
 
 
 def _targets(found: dict[str, float]) -> Iterator[str]:
-    step, order, over = found["oscar_step_ratio"], found["oscar_order_ratio"], found["over_redeemed"]
+    step, order, over_redeemed = found["oscar_step_ratio"], found["oscar_order_ratio"], found["over_redeemed"]
     yield "## Targets\n"
-    yield from goals(
+    yield from target_table(
         [
-            ("action relative to oscar's voucher step", f"≥ {STEP_GOAL} ×", f"{step:,.1f} ×", step >= STEP_GOAL),
-            ("HTTP call relative to oscar's whole order", f"≥ {ORDER_GOAL} ×", f"{order:,.1f} ×", order >= ORDER_GOAL),
-            ("over-redemptions by Onecode, all runs", "0", f"{over:,}", over == 0),
+            ("action relative to oscar's voucher step", f"≥ {STEP_TARGET} ×", f"{step:,.1f} ×", step >= STEP_TARGET),
+            (
+                "HTTP call relative to oscar's whole order",
+                f"≥ {ORDER_TARGET} ×",
+                f"{order:,.1f} ×",
+                order >= ORDER_TARGET,
+            ),
+            ("over-redemptions by Onecode, all runs", "0", f"{over_redeemed:,}", over_redeemed == 0),
         ]
     )
 
@@ -126,15 +131,15 @@ def _table(results: PeersResults, names: Sequence[str], baseline: str, program: 
             f"| {name} | {spread([sample.rate for sample in samples], 0)} "
             f"| {spread(results.ratios(name, baseline), 2)} × "
             f"| {1000 * median(sample.program for sample in samples):.3f} "
-            f"| {1000 * median(sample.postgres for sample in samples):.3f} | {_times(cpu)} |"
+            f"| {1000 * median(sample.postgres for sample in samples):.3f} | {_format_ratio(cpu)} |"
         )
 
 
-def _times(ratio: float) -> str:
+def _format_ratio(ratio: float) -> str:
     return f"1/{1 / ratio:,.1f}" if ratio < 0.995 else f"{ratio:,.2f} ×"
 
 
-def _lasts(results: PeersResults) -> Iterator[str]:
+def _cap_table(results: PeersResults) -> Iterator[str]:
     yield "\n## The last units of a cap\n"
     yield (
         "300 customers and 64 clients at once. Oscar's customers have the voucher in their baskets and send the last\n"
@@ -147,15 +152,23 @@ def _lasts(results: PeersResults) -> Iterator[str]:
     )
     yield "| | cap | confirmed | recorded | counter | **over** | errors |"
     yield "|---|---:|---:|---:|---:|---:|---:|"
-    for name, lasts in results.lasts.items():
-        each = [_each([getattr(last, column) for last in lasts]) for column in COLUMNS]
-        yield f"| {name} | {lasts[0].cap} | {each[0]} | {each[1]} | {each[2]} | **{each[3]}** | {each[4]} |"
-    why = next((last.why for lasts in results.lasts.values() for last in lasts if last.why), "")
-    if why:
-        yield f"\nThe first error: `{why.strip().splitlines()[0]}`"
+    for name, cap_results in results.cap_results.items():
+        each = [_join_values([getattr(result, column) for result in cap_results]) for column in COLUMNS]
+        yield f"| {name} | {cap_results[0].cap} | {each[0]} | {each[1]} | {each[2]} | **{each[3]}** | {each[4]} |"
+    first_error = next(
+        (
+            result.first_error
+            for cap_results in results.cap_results.values()
+            for result in cap_results
+            if result.first_error
+        ),
+        "",
+    )
+    if first_error:
+        yield f"\nThe first error: `{first_error.strip().splitlines()[0]}`"
 
 
-def _each(values: Sequence[int]) -> str:
+def _join_values(values: Sequence[int]) -> str:
     return str(values[0]) if len(set(values)) == 1 else ", ".join(map(str, values))
 
 

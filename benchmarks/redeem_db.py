@@ -5,24 +5,30 @@ Three other implementations are measured as well.
 
 from __future__ import annotations
 
-import logging
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from flask import Flask
 
-from benchmarks import command, customers, onecode, peers_crowd, redeem_db_report, server
+from benchmarks import command, concurrent_clients, customers, onecode, redeem_db_report, server
+from benchmarks.concurrent_clients import ClientResult, Concurrency, SystemUnderTest
 from benchmarks.measure import DATABASE
-from benchmarks.peers_crowd import Crowd, Done, Side, Work
-from benchmarks.redeem_db_report import FEW, INSERT, LOCK, ONE, ORM, OURS, RUSH, RedeemDbResults, RedeemDbSample
-from benchmarks.server import Machine
-from benchmarks.textbook import ForUpdate, ImplementationType, OneStatement, OrmHabit, PlainInsert, make_request
-from webapp.core.extensions import db
-from webapp.redemptions.errors import RedemptionRefused
-from webapp.redemptions.group_commit import redeem
-from webapp.redemptions.rules import RedemptionRequest
+from benchmarks.redeem_db_report import (
+    CAP,
+    CAP_CUSTOMERS,
+    INSERT,
+    LOCK,
+    ONE,
+    ORM,
+    OURS,
+    RedeemDbResults,
+    RedeemDbSample,
+)
+from benchmarks.server import DatabaseServer
+from benchmarks.systems_under_test import ActionSystem, TextbookSystem
+from benchmarks.textbook import ForUpdate, ImplementationType, OneStatement, OrmHabit, PlainInsert
 
 PROCESSES = 2
 IMPLEMENTATIONS: dict[str, ImplementationType] = {
@@ -49,60 +55,9 @@ FULL = RedeemDbPlan(rounds=5, seconds=10, customers=1_000_000)
 PLANS = command.Plans("redeem_db", USUAL, QUICK, FULL)
 
 
-@dataclass
-class Ours(Side):
-    """Onecode's action; `code` is the offer's."""
-
-    url: str
-    folder: str
-    code: str
-    app: Flask = field(init=False)
-
-    def open(self, threads: int) -> None:
-        logging.disable(logging.WARNING)
-        self.app = onecode.build(self.url, self.folder)
-
-    @contextmanager
-    def client(self) -> Iterator[Work]:
-        def work(customer: int) -> bool:
-            try:
-                redeem(RedemptionRequest(channel="api", code=self.code, email=f"customer.{customer}@example.com"))
-            except RedemptionRefused:
-                return False
-            return True
-
-        with self.app.app_context():
-            yield work
-
-    def close(self) -> None:
-        with self.app.app_context():
-            db.engine.dispose()
-
-
-@dataclass
-class TextbookSide(Side):
-    """A textbook implementation, with one connection per thread."""
-
-    url: str
-    name: str
-    offer_id: int
-    code: str
-    implementation: PlainInsert | OneStatement | OrmHabit | ForUpdate = field(init=False)
-
-    def open(self, threads: int) -> None:
-        self.implementation = IMPLEMENTATIONS[self.name](self.url, threads)
-
-    @contextmanager
-    def client(self) -> Iterator[Work]:
-        yield lambda customer: self.implementation.redeem(make_request(self.offer_id, self.code, customer))
-
-    def close(self) -> None:
-        self.implementation.close()
-
-
 class RedeemDbBench:
-    def __init__(self, machine: Machine, app: Flask, plan: RedeemDbPlan) -> None:
-        self.machine = machine
+    def __init__(self, database_server: DatabaseServer, app: Flask, plan: RedeemDbPlan) -> None:
+        self.database_server = database_server
         self.ours = onecode.Onecode(app)
         self.plan = plan
         # The same customers in the same random order for all implementations.
@@ -113,23 +68,27 @@ class RedeemDbBench:
 
         :raises RuntimeError: when a request was refused, or the rows differ from the results.
         """
-        crowd = Crowd(PROCESSES, threads // PROCESSES, self.plan.seconds)
-        done, rows, counter, postgres = self._run(name, self.plan.customers if capped else None, crowd, self.items)
-        if done.refused or done.failed or rows != done.redeemed:
-            raise RuntimeError(f"{name}: {rows} rows after {done}")
+        concurrency = Concurrency(PROCESSES, threads // PROCESSES, self.plan.seconds)
+        result, rows, counter, postgres = self._run(
+            name, self.plan.customers if capped else None, concurrency, self.items
+        )
+        if result.refused or result.failed or rows != result.redeemed:
+            raise RuntimeError(f"{name}: {rows} rows after {result}")
         if capped and counter not in ({rows} if name in (OURS, LOCK, ONE) else {0}):
             raise RuntimeError(f"{name}: the counter is {counter}, but there are {rows} rows")
-        return RedeemDbSample(done.rate, done.cpu / rows, postgres / rows, rows)
+        return RedeemDbSample(result.rate, result.cpu / rows, postgres / rows, rows)
 
-    def rush(self, name: str, threads: int) -> int:
+    def count_rows_at_cap(self, name: str, threads: int) -> int:
         """Let many more customers redeem than the cap allows; return the number of rows."""
-        crowd = Crowd(PROCESSES, threads // PROCESSES)
-        done, rows, _, _ = self._run(name, FEW, crowd, self.items[:RUSH])
-        if done.failed or rows != done.redeemed:
-            raise RuntimeError(f"{name}: {rows} rows after {done}")
+        concurrency = Concurrency(PROCESSES, threads // PROCESSES)
+        result, rows, _, _ = self._run(name, CAP, concurrency, self.items[:CAP_CUSTOMERS])
+        if result.failed or rows != result.redeemed:
+            raise RuntimeError(f"{name}: {rows} rows after {result}")
         return rows
 
-    def _run(self, name: str, cap: int | None, crowd: Crowd, items: Sequence[int]) -> tuple[Done, int, int, float]:
+    def _run(
+        self, name: str, cap: int | None, concurrency: Concurrency, items: Sequence[int]
+    ) -> tuple[ClientResult, int, int, float]:
         """Run the clients; return their result, rows, counter and server CPU seconds."""
         offer_id = self.ours.new_offer(cap)
         self.ours.disconnect()
@@ -137,23 +96,23 @@ class RedeemDbBench:
 
         def ready() -> None:
             nonlocal before
-            before = self.machine.cpu_seconds()
+            before = self.database_server.cpu_seconds()
 
-        with self.machine.connect(DATABASE) as connection:
+        with self.database_server.connect(DATABASE) as connection:
             connection.execute("truncate redemption")
             connection.execute("checkpoint")
-            done = peers_crowd.run(self._side(name, offer_id), items, crowd, ready)
-            cpu = self.machine.cpu_seconds() - before
+            result = concurrent_clients.run(self._system(name, offer_id), items, concurrency, ready)
+            cpu = self.database_server.cpu_seconds() - before
             rows, counter = connection.execute(
                 "select (select count(*) from redemption), redeemed from offer where id = %s", [offer_id]
             ).fetchone() or (0, 0)
-        return done, int(rows), int(counter), cpu
+        return result, int(rows), int(counter), cpu
 
-    def _side(self, name: str, offer_id: int) -> Side:
-        url, code = self.machine.url(DATABASE), self.ours.codes[offer_id]
+    def _system(self, name: str, offer_id: int) -> SystemUnderTest:
+        url, code = self.database_server.url(DATABASE), self.ours.codes[offer_id]
         if name == OURS:
-            return Ours(url, str(self.machine.server.socket_folder.parent), code)
-        return TextbookSide(url, name, offer_id, code)
+            return ActionSystem(url, str(self.database_server.embedded.socket_folder.parent), code)
+        return TextbookSystem(IMPLEMENTATIONS[name], url, offer_id, code)
 
 
 def rotate_variants(number: int) -> list[tuple[str, bool]]:
@@ -171,13 +130,13 @@ def rotate_variants(number: int) -> list[tuple[str, bool]]:
 @contextmanager
 def prepared(plan: RedeemDbPlan) -> Iterator[RedeemDbBench]:
     """Start a separate server with the application's tables and customers."""
-    with server.running() as machine:
-        machine.create(DATABASE)
-        app = onecode.build(machine.url(DATABASE), str(machine.server.socket_folder.parent))
+    with server.running() as database_server:
+        database_server.create(DATABASE)
+        app = onecode.build(database_server.url(DATABASE), str(database_server.embedded.socket_folder.parent))
         onecode.migrate(app)
-        with machine.connect(DATABASE) as connection:
+        with database_server.connect(DATABASE) as connection:
             customers.fill(connection, plan.customers)
-        bench = RedeemDbBench(machine, app, plan)
+        bench = RedeemDbBench(database_server, app, plan)
         bench.ours.set_up()
         yield bench
 
@@ -193,7 +152,7 @@ def measure(plan: RedeemDbPlan) -> RedeemDbResults:
                     results.samples.setdefault((name, capped, threads), []).append(sample)
                     print(f"round {number + 1}, {threads} threads, {redeem_db_report.title(name, capped)}: {sample}")
         for name in (OURS, ONE, LOCK, ORM):
-            results.sold[name] = [bench.rush(name, max(plan.threads)) for _ in range(plan.rounds)]
+            results.cap_rows[name] = [bench.count_rows_at_cap(name, max(plan.threads)) for _ in range(plan.rounds)]
     return results
 
 

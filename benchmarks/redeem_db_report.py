@@ -14,9 +14,9 @@ INSERT, ONE, ORM, LOCK = PlainInsert.name, OneStatement.name, OrmHabit.name, For
 OURS = "Onecode"
 VARIANTS = ((INSERT, False), *((name, capped) for name in (OURS, ONE, ORM, LOCK) for capped in (False, True)))
 # Targets relative to the rate of a plain INSERT, without and with a cap.
-WANTED = {False: 0.45, True: 0.40}
+TARGET_RATIOS = {False: 0.45, True: 0.40}
 # The last units of a cap: the units, and the customers who try to redeem one.
-FEW, RUSH = 100, 600
+CAP, CAP_CUSTOMERS = 100, 600
 SET_UP = Path(__file__).with_name("redeem_db.md")
 
 
@@ -37,13 +37,13 @@ class RedeemDbSample:
 class RedeemDbResults:
     """The samples by implementation, cap and number of threads, per round.
 
-    `sold` are the redemptions of each implementation for a cap of `FEW`.
+    `cap_rows` are the redemptions that each implementation recorded for a cap of `CAP`.
     """
 
     customers: int
     seconds: float
     samples: dict[tuple[str, bool, int], list[RedeemDbSample]] = field(default_factory=dict)
-    sold: dict[str, list[int]] = field(default_factory=dict)
+    cap_rows: dict[str, list[int]] = field(default_factory=dict)
 
     @property
     def threads(self) -> list[int]:
@@ -66,24 +66,24 @@ def figures(results: RedeemDbResults) -> dict[str, float]:
         by_threads = {n: round(median(results.ratios(OURS, capped, n)), 4) for n in results.threads}
         ratios_by_name[f"insert_ratio_{kind}"] = min(by_threads.values())
         ratios_by_name |= {f"insert_ratio_{kind}_{n}": ratio for n, ratio in by_threads.items()}
-    return ratios_by_name | {"sold": max(results.sold[OURS]), "sold_orm": max(results.sold[ORM])}
+    return ratios_by_name | {"sold": max(results.cap_rows[OURS]), "sold_orm": max(results.cap_rows[ORM])}
 
 
 def page(results: RedeemDbResults) -> str:
     """docs/benchmarks/redeem-db.md."""
-    return "\n".join([SET_UP.read_text(), *_targets(results), *_runs(results), *_sold(results)]) + "\n"
+    return "\n".join([SET_UP.read_text(), *_targets(results), *_runs(results), *_cap_table(results)]) + "\n"
 
 
 def _targets(results: RedeemDbResults) -> Iterator[str]:
     yield "## Targets\n"
     yield "Redemptions per second relative to plain INSERTs: medians of the ratios within a round, and their spread.\n"
     lines = []
-    for capped, wanted in WANTED.items():
+    for capped, wanted in TARGET_RATIOS.items():
         for threads in results.threads:
             ratios = results.ratios(OURS, capped, threads)
             label = f"{'capped' if capped else 'uncapped'}, {threads} threads"
             lines.append((label, f"≥ {wanted:.2f}", report.spread(ratios), median(ratios) >= wanted))
-    yield from report.goals(lines)
+    yield from report.target_table(lines)
     yield ""
 
 
@@ -111,11 +111,13 @@ def _runs(results: RedeemDbResults) -> Iterator[str]:
     yield ""
 
 
-def _sold(results: RedeemDbResults) -> Iterator[str]:
+def _cap_table(results: RedeemDbResults) -> Iterator[str]:
     yield "## The last units of a cap\n"
     threads = results.threads[-1]
-    yield f"{threads} threads redeem for {RUSH:,} customers with a cap of {FEW}. Rows afterwards, run by run:\n"
+    yield (
+        f"{threads} threads redeem for {CAP_CUSTOMERS:,} customers with a cap of {CAP}. Rows afterwards, run by run:\n"
+    )
     yield "| implementation | rows |"
     yield "|---|---:|"
-    for name, sold in results.sold.items():
-        yield f"| {name} | {', '.join(map(str, sold))} |"
+    for name, rows in results.cap_rows.items():
+        yield f"| {name} | {', '.join(map(str, rows))} |"

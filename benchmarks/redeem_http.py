@@ -14,7 +14,7 @@ from benchmarks import command, customers, load, naive, onecode, redeem_http_rep
 from benchmarks.load import LoadResult, Target
 from benchmarks.measure import DATABASE
 from benchmarks.redeem_http_report import HELLO, NAIVE, OURS, RedeemHttpResults, RedeemHttpSample
-from benchmarks.server import Machine
+from benchmarks.server import DatabaseServer
 from benchmarks.web import Web
 from webapp.accounts.api_key_actions import create_api_key
 from webapp.accounts.models import ApiKey
@@ -35,7 +35,7 @@ class RedeemHttpPlan:
     seconds: int = 3
     clients: Sequence[int] = (1, 16, 128)
     customers: int = 100_000
-    alone: int = 400
+    single_calls: int = 400
 
 
 USUAL = RedeemHttpPlan()
@@ -47,8 +47,8 @@ PLANS = command.Plans("redeem_http", USUAL, QUICK, FULL)
 class RedeemHttpBench:
     """The three servers, and offers for them on one database."""
 
-    def __init__(self, machine: Machine, app: Flask, plan: RedeemHttpPlan) -> None:
-        self.machine = machine
+    def __init__(self, database_server: DatabaseServer, app: Flask, plan: RedeemHttpPlan) -> None:
+        self.database_server = database_server
         self.ours = onecode.Onecode(app)
         self.plan = plan
         self.servers: dict[str, Web] = {}
@@ -59,7 +59,7 @@ class RedeemHttpBench:
         """Start all three servers and warm them up."""
         settings = self.ours.app.config["SETTINGS"]
         environment = {
-            "DATABASE_URL": self.machine.url(DATABASE),
+            "DATABASE_URL": self.database_server.url(DATABASE),
             "SECRET_KEY": settings.secret_key,
             "INSTANCE_PATH": str(settings.instance_path),
             "MAIL_SERVER": settings.mail_server,
@@ -97,7 +97,7 @@ class RedeemHttpBench:
         """
         target, offer_id = self._target(name, capped)
         serving = self.servers[name]
-        web_cpu, server_cpu = serving.cpu_seconds(), self.machine.cpu_seconds()
+        web_cpu, server_cpu = serving.cpu_seconds(), self.database_server.cpu_seconds()
         load_result = load.load(target, clients, seconds)
         if not load_result.responses or load_result.refused or load_result.broken:
             raise RuntimeError(f"{name}, {clients} clients: not every response was {target.status}: {load_result}")
@@ -107,7 +107,7 @@ class RedeemHttpBench:
             p50=load_result.p50,
             p99=load_result.p99,
             web=(serving.cpu_seconds() - web_cpu) / n,
-            postgres=(self.machine.cpu_seconds() - server_cpu) / n,
+            postgres=(self.database_server.cpu_seconds() - server_cpu) / n,
             client=load_result.cpu / n,
         )
 
@@ -123,7 +123,7 @@ class RedeemHttpBench:
 
         Every 201 is one row; additional ones belong to clients that did not wait for their last response.
         """
-        with self.machine.connect(DATABASE) as connection:
+        with self.database_server.connect(DATABASE) as connection:
             rows, counter = _read_counts(connection, offer_id)
             before = -1
             while rows != before:
@@ -136,10 +136,10 @@ class RedeemHttpBench:
             raise RuntimeError(f"the counter is {counter}, but there are {rows} rows")
         return rows
 
-    def alone(self, times: int) -> dict[str, list[float]]:
+    def time_single_client(self, times: int) -> dict[str, list[float]]:
         """Time single calls of the action: with group commit, and directly."""
         code = self.ours.codes[self.ours.new_offer()]
-        durations: dict[str, list[float]] = {"as shipped": [], "straight": []}
+        durations: dict[str, list[float]] = {"as shipped": [], "direct": []}
         with self.ours.app.app_context():
             for n in range(times + 20):
                 for k, name in enumerate(durations):
@@ -159,13 +159,13 @@ def _read_counts(connection: psycopg.Connection, offer_id: int) -> tuple[int, in
 def measure(plan: RedeemHttpPlan) -> RedeemHttpResults:
     """Run the benchmark on a separate server, with every number of clients."""
     results = RedeemHttpResults(plan.customers, plan.seconds)
-    with server.running() as machine:
-        machine.create(DATABASE)
-        app = onecode.build(machine.url(DATABASE), str(machine.server.socket_folder.parent))
+    with server.running() as database_server:
+        database_server.create(DATABASE)
+        app = onecode.build(database_server.url(DATABASE), str(database_server.embedded.socket_folder.parent))
         onecode.migrate(app)
-        with machine.connect(DATABASE) as connection:
+        with database_server.connect(DATABASE) as connection:
             customers.fill(connection, plan.customers)
-        bench = RedeemHttpBench(machine, app, plan)
+        bench = RedeemHttpBench(database_server, app, plan)
         bench.ours.set_up()
         with bench.running():
             for number in range(plan.rounds):
@@ -175,7 +175,7 @@ def measure(plan: RedeemHttpPlan) -> RedeemHttpResults:
                         results.samples.setdefault((name, capped, clients), []).append(sample)
                         title = redeem_http_report.title(name, capped)
                         print(f"round {number + 1}, {clients:3} clients, {title}: {sample}")
-            results.alone = bench.alone(plan.alone)
+            results.single_client_seconds = bench.time_single_client(plan.single_calls)
         results.command = " ".join(web.command(app.config["SETTINGS"], web.PROGRAM))
         bench.ours.disconnect()
     return results

@@ -38,7 +38,7 @@ class RedeemHttpResults:
     customers: int
     seconds: int
     samples: dict[tuple[str, bool, int], list[RedeemHttpSample]] = field(default_factory=dict)
-    alone: dict[str, list[float]] = field(default_factory=dict)
+    single_client_seconds: dict[str, list[float]] = field(default_factory=dict)
     command: str = ""
 
     @property
@@ -62,14 +62,14 @@ def figures(results: RedeemHttpResults) -> dict[str, float]:
     """
     ratios = {key: median(values) for key, values in _ratios(results).items()}
     most = results.clients[-1]
-    shipped, straight = (median(results.alone[name]) for name in ("as shipped", "straight"))
+    shipped, direct = (median(results.single_client_seconds[name]) for name in ("as shipped", "direct"))
     return {
         "clients": most,
         "hello_ratio_uncapped": round(ratios["uncapped"], 4),
         "hello_ratio_capped": round(ratios["capped"], 4),
         "capped_ratio": round(ratios["cap"], 4),
         "orm_ratio": round(min(ratios["naive uncapped"], ratios["naive capped"]), 3),
-        "alone_ratio": round(shipped / straight, 3),
+        "alone_ratio": round(shipped / direct, 3),
         "requests_per_second_uncapped": round(median(s.rate for s in results.samples[OURS, False, most])),
         "requests_per_second_capped": round(median(s.rate for s in results.samples[OURS, True, most])),
     }
@@ -109,7 +109,7 @@ def _targets(results: RedeemHttpResults) -> Iterator[str]:
         lines.append(
             (f"{kind} relative to the naive view", "≥ 5 ×", f"{report.spread(times, 1)} ×", median(times) >= 5)
         )
-    yield from report.goals(lines)
+    yield from report.target_table(lines)
     yield ""
 
 
@@ -134,12 +134,12 @@ def _times(samples: list[RedeemHttpSample], name: str, unit: float) -> str:
 
 
 def _single_client(results: RedeemHttpResults) -> Iterator[str]:
-    shipped, straight = (sorted(results.alone[name]) for name in ("as shipped", "straight"))
+    shipped, direct = (sorted(results.single_client_seconds[name]) for name in ("as shipped", "direct"))
     yield "## One client without other load\n"
     yield (
         f"The action called {len(shipped):,} times by one thread of one process, in turn. As shipped, with group "
-        f"commit: {_latencies(shipped)}. Directly, without group commit: {_latencies(straight)}. "
-        f"Shipped relative to direct: {median(shipped) / median(straight):.2f} ×."
+        f"commit: {_latencies(shipped)}. Directly, without group commit: {_latencies(direct)}. "
+        f"Shipped relative to direct: {median(shipped) / median(direct):.2f} ×."
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from statistics import median
 
 
-def met(reached: bool) -> str:
+def format_met(reached: bool) -> str:
     return "met" if reached else "**missed**"
 
 
@@ -17,9 +17,9 @@ def spread(values: Sequence[float], digits: int = 2) -> str:
     return f"{median(values):,.{digits}f} ({min(values):,.{digits}f}–{max(values):,.{digits}f})"
 
 
-def goals(lines: Sequence[tuple[str, str, str, bool]]) -> Iterator[str]:
+def target_table(lines: Sequence[tuple[str, str, str, bool]]) -> Iterator[str]:
     """Render a table of targets: label, target, measured value, whether it is met."""
     yield "| | target | measured | |"
     yield "|---|---:|---:|---|"
     for label, target, measured, is_met in lines:
-        yield f"| {label} | {target} | {measured} | {met(is_met)} |"
+        yield f"| {label} | {target} | {measured} | {format_met(is_met)} |"

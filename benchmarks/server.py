@@ -22,13 +22,13 @@ PARAMETERS = {"autovacuum": "off", "checkpoint_timeout": "1d", "max_wal_size": "
 
 
 @dataclass(frozen=True)
-class Machine:
+class DatabaseServer:
     """A running benchmark server."""
 
-    server: embedded_postgresql.EmbeddedServer
+    embedded: embedded_postgresql.EmbeddedServer
 
     def url(self, database: str = "postgres") -> str:
-        return f"postgresql://onecode@/{database}?host={quote(str(self.server.socket_folder), safe='')}"
+        return f"postgresql://onecode@/{database}?host={quote(str(self.embedded.socket_folder), safe='')}"
 
     def connect(self, database: str = "postgres") -> psycopg.Connection:
         return psycopg.connect(self.url(database), autocommit=True)
@@ -49,7 +49,7 @@ class Machine:
     def cpu_seconds(self) -> float:
         """The CPU seconds of the server so far; zero where there is no /proc."""
         try:
-            main = int((self.server.data_folder / "postmaster.pid").read_text().split()[0])
+            main = int((self.embedded.data_folder / "postmaster.pid").read_text().split()[0])
             ticks = sum(_stat(main)[:4]) + sum(sum(_stat(child)[:2]) for child in _children(main))
         except OSError:
             return 0
@@ -57,14 +57,14 @@ class Machine:
 
 
 @contextmanager
-def running() -> Iterator[Machine]:
+def running() -> Iterator[DatabaseServer]:
     """Start a server in a temporary folder; stop and remove it afterwards."""
     folder = Path(tempfile.mkdtemp(prefix="onecode-benchmark-"))
     folder.chmod(0o755)
     server = embedded_postgresql.locate_server(folder, folder / "s", PARAMETERS)
     try:
         server.start()
-        yield Machine(server)
+        yield DatabaseServer(server)
     finally:
         server.stop()
         shutil.rmtree(server.home, ignore_errors=True)

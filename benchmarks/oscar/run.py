@@ -9,24 +9,24 @@ import sys
 from django.core.management import call_command
 from django.db import connection
 
-from benchmarks import peers_crowd
+from benchmarks import concurrent_clients
 from benchmarks.oscar import shop
 
 
 def set_up(users):
     call_command("migrate", verbosity=0)
-    shop.stock(users)
+    shop.fill_shop(users)
 
 
 def measure(implementation, items, processes, threads, seconds, usage, cap):
     voucher = shop.new_voucher(usage, cap)
-    side = shop.IMPLEMENTATIONS[implementation](voucher, items)
+    operation = shop.IMPLEMENTATIONS[implementation](voucher, items)
     with connection.cursor() as cursor:
         # As autovacuum would do.
         cursor.execute("vacuum (analyze)")
         cursor.execute("checkpoint")
-    crowd = peers_crowd.Crowd(processes, threads, seconds)
-    result = peers_crowd.run(side, range(items), crowd, ready)
+    concurrency = concurrent_clients.Concurrency(processes, threads, seconds)
+    result = concurrent_clients.run(operation, range(items), concurrency, ready)
     print(json.dumps(result.asdict() | shop.voucher_counts(voucher)), flush=True)
 
 

@@ -34,15 +34,15 @@ User = get_user_model()
 
 # Many products, so that no order waits for the stock of another.
 PRODUCTS = 200
-PLENTY = 1_000_000
+STOCK = 1_000_000
 
 
 @transaction.atomic
-def stock(users):
+def fill_shop(users):
     """Fill an empty shop."""
     Site.objects.get_or_create(pk=1)
     for _ in range(PRODUCTS):
-        factories.ProductFactory(stockrecords__num_in_stock=PLENTY, stockrecords__price_currency="EUR")
+        factories.ProductFactory(stockrecords__num_in_stock=STOCK, stockrecords__price_currency="EUR")
     User.objects.bulk_create(
         [User(username=f"customer.{n}", email=f"customer.{n}@example.com", password="!") for n in range(1, users + 1)],
         batch_size=1000,
@@ -76,19 +76,19 @@ def new_voucher(usage, cap):
 def voucher_counts(voucher):
     """Oscar's own records about a voucher.
 
-    `given` are the discounts on orders, `counter` is the value that the cap is compared with.
+    `recorded` are the discounts on orders, `counter` is the value that the cap is compared with.
     """
     offer = voucher.offers.get()
     voucher.refresh_from_db()
     return {
-        "given": OrderDiscount.objects.filter(offer_id=offer.id, amount__gt=0).count(),
+        "recorded": OrderDiscount.objects.filter(offer_id=offer.id, amount__gt=0).count(),
         "counter": offer.num_applications,
         "applications": VoucherApplication.objects.filter(voucher=voucher).count(),
         "num_orders": voucher.num_orders,
     }
 
 
-class Side:
+class Operation:
     """One of the operations; prepares its baskets and orders without measuring."""
 
     def __init__(self, voucher, n):
@@ -115,7 +115,7 @@ class Side:
         raise NotImplementedError
 
 
-def _baskets(voucher, users):
+def _create_baskets(voucher, users):
     """Create a basket with the voucher for each user."""
     baskets = Basket.objects.bulk_create([Basket(owner=user) for user in users], batch_size=1000)
     through = Basket.vouchers.through
@@ -125,7 +125,7 @@ def _baskets(voucher, users):
     return baskets
 
 
-class Step(Side):
+class Step(Operation):
     """The voucher's part of an order that exists already."""
 
     def prepare(self, voucher, users):
@@ -135,7 +135,7 @@ class Step(Side):
                     number=str(100000 + basket.pk), basket=basket, user=basket.owner, site_id=1, currency="EUR",
                     total_incl_tax=Decimal("7.49"), total_excl_tax=Decimal("7.49"), date_placed=timezone.now(),
                 )
-                for basket in _baskets(voucher, users)
+                for basket in _create_baskets(voucher, users)
             ],
             batch_size=1000,
         )  # fmt: skip
@@ -157,7 +157,7 @@ class Step(Side):
         return True
 
 
-class WholeOrder(Side):
+class WholeOrder(Operation):
     """Three requests: add a product to the basket, add the voucher, place the order."""
 
     def prepare(self, voucher, users):
@@ -171,13 +171,13 @@ class WholeOrder(Side):
             basket.strategy = Default()
             basket.add_product(Product.objects.get(pk=product_id))
         with transaction.atomic():
-            basket = _basket(basket.pk, user)
+            basket = _load_basket(basket.pk, user)
             if not _add_voucher(basket, user, code):
                 return False
-        return _place(basket.pk, user)
+        return _place_order(basket.pk, user)
 
 
-class LastRequest(Side):
+class LastRequest(Operation):
     """Place an order by customers who have the voucher in the basket already."""
 
     @transaction.atomic
@@ -188,17 +188,17 @@ class LastRequest(Side):
             basket = Basket.open.create(owner=user)
             basket.strategy = Default()
             basket.add_product(products[n % len(products)])
-            if not _add_voucher(_basket(basket.pk, user), user, voucher.code):
+            if not _add_voucher(_load_basket(basket.pk, user), user, voucher.code):
                 raise RuntimeError("the voucher gives no discount")
             prepared.append((user, basket.pk))
         return prepared
 
     def work(self, item):
         user, basket_id = self.prepared[item]
-        return _place(basket_id, user)
+        return _place_order(basket_id, user)
 
 
-def _basket(basket_id, user):
+def _load_basket(basket_id, user):
     """Load the basket as oscar's middleware does for each request."""
     basket = Basket.open.get(pk=basket_id, owner=user)
     basket.owner = user
@@ -217,16 +217,16 @@ def _add_voucher(basket, user, code):
         return False
     basket.vouchers.add(voucher)
     Applicator().apply(basket, user)
-    return _discounted(basket, voucher.pk)
+    return _has_discount(basket, voucher.pk)
 
 
-def _discounted(basket, voucher_id):
+def _has_discount(basket, voucher_id):
     return any(
         application["voucher"] and application["voucher"].pk == voucher_id for application in basket.offer_applications
     )
 
 
-def _place(basket_id, user):
+def _place_order(basket_id, user):
     """Place the order as oscar's checkout does.
 
     Loads the basket with its current offers, freezes it and places the order.
@@ -235,7 +235,7 @@ def _place(basket_id, user):
     """
     try:
         with transaction.atomic():
-            basket = _basket(basket_id, user)
+            basket = _load_basket(basket_id, user)
             discounted = bool(basket.offer_applications.offers)
             shipping = Free()
             charge = shipping.calculate(basket)

@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks import launch, launch_report
 from benchmarks.launch_report import BANK, EAGER, OURS, LaunchResults
-from benchmarks.measure import Run, Step
+from benchmarks.measure import DesignRun, Step
 from benchmarks.meter import Cost, image_bytes
 from webapp.core.settings import ROOT
 
@@ -27,11 +27,11 @@ Total                                         24                          2200 [
 """
 
 
-def make_run(cost: Cost, disk: int) -> Run:
+def make_run(cost: Cost, disk: int) -> DesignRun:
     """Build a run in which only the last step has a cost."""
     names = ["launch: request", "launch: job", "sending", "1 % redeemed", "5 % redeemed"]
     steps = {name: Step(Cost(), 0, 0, 0) for name in names}
-    return Run(steps | {"20 % redeemed": Step(cost, 0, 0, disk)})
+    return DesignRun(steps | {"20 % redeemed": Step(cost, 0, 0, disk)})
 
 
 @pytest.fixture

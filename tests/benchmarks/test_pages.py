@@ -20,9 +20,9 @@ def results() -> PagesResults:
     results.visits = {
         "quick": [Visits(1, 2, 2), Visits(1, 2, 2), Visits(2, 2, 3)],
         "slow": [Visits(1, 3, 3), Visits(2, 2, 5), Visits(1, 3, 2)],
-        pages_report.COUNTS[0]: [Visits(1, 1, 9)] * 3,
+        pages_report.COUNTING_PAGES[0]: [Visits(1, 1, 9)] * 3,
     }
-    results.statements = {"quick": [2, 2, 2], "slow": [3, 4, 5], pages_report.COUNTS[0]: [9, 9, 9]}
+    results.statements = {"quick": [2, 2, 2], "slow": [3, 4, 5], pages_report.COUNTING_PAGES[0]: [9, 9, 9]}
     return results
 
 

@@ -10,12 +10,21 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from benchmarks import customers, peers, peers_crowd, peers_environment, peers_report
-from benchmarks.peers_crowd import Crowd
+from benchmarks import concurrent_clients, customers, peers, peers_environment, peers_report
+from benchmarks.concurrent_clients import Concurrency
 from benchmarks.peers_environment import NotInstalled
-from benchmarks.peers_ours import Action, Textbook
-from benchmarks.peers_report import ACTION, HTTP, OSCAR_LAST, OSCAR_ORDER, OSCAR_STEP, Last, PeersResults, PeersSample
-from benchmarks.textbook import IMPLEMENTATIONS, ForUpdate
+from benchmarks.peers_report import (
+    ACTION,
+    HTTP,
+    OSCAR_CAP,
+    OSCAR_ORDER,
+    OSCAR_STEP,
+    CapResult,
+    PeersResults,
+    PeersSample,
+)
+from benchmarks.systems_under_test import ActionSystem, TextbookSystem
+from benchmarks.textbook import ForUpdate
 from tests.support.benchmark_clients import CUSTOMERS, CrashingRecorder, FileRecorder
 from webapp.core.settings import Settings
 from webapp.offers.models import Offer
@@ -24,32 +33,32 @@ SCRIPTS = sorted((Path(peers.__file__).parent / "oscar").glob("*.py"))
 
 
 def test_clients_process_every_item_once_and_count_the_results(tmp_path: Path) -> None:
-    result = peers_crowd.run(FileRecorder(str(tmp_path)), range(12), Crowd(2, 3))
+    result = concurrent_clients.run(FileRecorder(str(tmp_path)), range(12), Concurrency(2, 3))
     assert (result.redeemed, result.refused, result.failed) == (6, 6, 0)
     assert len(list(tmp_path.glob("closed by *"))) == 2
 
 
 def test_clients_continue_after_an_error_and_report_the_first(tmp_path: Path) -> None:
-    result = peers_crowd.run(FileRecorder(str(tmp_path)), range(10, 16), Crowd(1, 2))
-    assert (result.redeemed, result.refused, result.failed, result.why) == (3, 2, 1, "ValueError: thirteen")
+    result = concurrent_clients.run(FileRecorder(str(tmp_path)), range(10, 16), Concurrency(1, 2))
+    assert (result.redeemed, result.refused, result.failed, result.first_error) == (3, 2, 1, "ValueError: thirteen")
 
 
 def test_clients_stop_when_the_time_is_over(tmp_path: Path) -> None:
-    result = peers_crowd.run(FileRecorder(str(tmp_path)), range(100, 1_100), Crowd(1, 2, seconds=0.1))
+    result = concurrent_clients.run(FileRecorder(str(tmp_path)), range(100, 1_100), Concurrency(1, 2, seconds=0.1))
     assert 0 < result.redeemed + result.refused < 1000
 
 
 def test_no_client_begins_before_all_are_ready(tmp_path: Path) -> None:
     counts: list[int] = []
-    peers_crowd.run(
-        FileRecorder(str(tmp_path)), range(4), Crowd(2, 1), lambda: counts.append(len(list(tmp_path.iterdir())))
+    concurrent_clients.run(
+        FileRecorder(str(tmp_path)), range(4), Concurrency(2, 1), lambda: counts.append(len(list(tmp_path.iterdir())))
     )
     assert counts == [0]
 
 
 def test_a_client_process_that_dies_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="ended too early"):
-        peers_crowd.run(CrashingRecorder(str(tmp_path)), range(4), Crowd(1, 1))
+        concurrent_clients.run(CrashingRecorder(str(tmp_path)), range(4), Concurrency(1, 1))
 
 
 def test_clients_of_the_action_never_exceed_a_cap(
@@ -57,9 +66,9 @@ def test_clients_of_the_action_never_exceed_a_cap(
 ) -> None:
     customers.fill(connection, CUSTOMERS)
     capped = make_offer(max_redemptions=20)
-    side = Action(test_settings.libpq_url, str(test_settings.instance_path), capped.code)
-    result = peers_crowd.run(side, range(1, CUSTOMERS + 1), Crowd(2, 4))
-    assert (result.redeemed, result.refused, result.failed) == (20, CUSTOMERS - 20, 0), result.why
+    system = ActionSystem(test_settings.libpq_url, str(test_settings.instance_path), capped.code, has_order=True)
+    result = concurrent_clients.run(system, range(1, CUSTOMERS + 1), Concurrency(2, 4))
+    assert (result.redeemed, result.refused, result.failed) == (20, CUSTOMERS - 20, 0), result.first_error
 
 
 def test_clients_can_use_a_textbook_implementation(
@@ -67,9 +76,9 @@ def test_clients_can_use_a_textbook_implementation(
 ) -> None:
     customers.fill(connection, CUSTOMERS)
     capped = make_offer(max_redemptions=20)
-    side = Textbook(IMPLEMENTATIONS.index(ForUpdate), test_settings.libpq_url, capped.id, capped.code)
-    result = peers_crowd.run(side, range(1, CUSTOMERS + 1), Crowd(1, 4))
-    assert (result.redeemed, result.refused, result.failed) == (20, CUSTOMERS - 20, 0), result.why
+    system = TextbookSystem(ForUpdate, test_settings.libpq_url, capped.id, capped.code)
+    result = concurrent_clients.run(system, range(1, CUSTOMERS + 1), Concurrency(1, 4))
+    assert (result.redeemed, result.refused, result.failed) == (20, CUSTOMERS - 20, 0), result.first_error
 
 
 # --- the environment of oscar ---
@@ -140,10 +149,10 @@ def results() -> PeersResults:
     results.samples = {
         name: [PeersSample(100, rate, 0.001, 0.002) for rate in run_rates] for name, run_rates in rates.items()
     }
-    results.lasts = {
-        OSCAR_LAST: [Last(100, 300, 300, 2), Last(100, 290, 290, 3), Last(100, 299, 299, 2)],
-        ACTION: [Last(100, 100, 100, 100)] * 3,
-        HTTP: [Last(100, 100, 100, 100)] * 3,
+    results.cap_results = {
+        OSCAR_CAP: [CapResult(100, 300, 300, 2), CapResult(100, 290, 290, 3), CapResult(100, 299, 299, 2)],
+        ACTION: [CapResult(100, 100, 100, 100)] * 3,
+        HTTP: [CapResult(100, 100, 100, 100)] * 3,
     }
     return results
 
@@ -155,7 +164,11 @@ def test_ratios_are_medians_of_ratios_within_a_run(results: PeersResults) -> Non
 
 
 def test_a_single_over_redemption_of_onecode_misses_the_target(results: PeersResults) -> None:
-    results.lasts[HTTP] = [Last(100, 100, 100, 100), Last(100, 101, 101, 100), Last(100, 100, 100, 100)]
+    results.cap_results[HTTP] = [
+        CapResult(100, 100, 100, 100),
+        CapResult(100, 101, 101, 100),
+        CapResult(100, 100, 100, 100),
+    ]
     assert peers_report.figures(results)["over_redeemed"] == 1
     assert "| over-redemptions by Onecode, all runs | 0 | 1 | **missed** |" in peers_report.page(results)
 
@@ -164,7 +177,7 @@ def test_the_page_marks_missed_targets_and_names_every_implementation(results: P
     page = peers_report.page(results)
     assert "| action relative to oscar's voucher step | ≥ 15 × | 20.0 × | met |" in page
     assert "| HTTP call relative to oscar's whole order | ≥ 50 × | 45.0 × | **missed** |" in page
-    assert f"| {OSCAR_LAST} | 100 | 300, 290, 299 | 300, 290, 299 | 2, 3, 2 | **200, 190, 199** | 0 |" in page
+    assert f"| {OSCAR_CAP} | 100 | 300, 290, 299 | 300, 290, 299 | 2, 3, 2 | **200, 190, 199** | 0 |" in page
     assert [name for name in (*peers_report.STEPS, OSCAR_ORDER, HTTP) if f"\n| {name} | " not in page] == []
 
 

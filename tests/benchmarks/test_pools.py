@@ -36,7 +36,7 @@ def launch(pool: VoucherPool) -> int:
     """Launch an offer and create its vouchers, without sending emails; return its id."""
     offer = pool.new_offer()
     pool.launch(offer)
-    pool.work(1)
+    pool.run_jobs(1)
     return offer
 
 
@@ -56,7 +56,7 @@ def test_every_customer_gets_one_voucher_with_a_unique_code(pool: VoucherPool, c
 def test_every_customer_gets_one_queued_job(pool: VoucherPool, connection: psycopg.Connection) -> None:
     offer = launch(pool)
     assert count_queued(connection) == CUSTOMERS
-    assert (pool.work(1000), pool.mailed(offer), count_queued(connection)) == (CUSTOMERS, CUSTOMERS, 0)
+    assert (pool.run_jobs(1000), pool.count_mailed(offer), count_queued(connection)) == (CUSTOMERS, CUSTOMERS, 0)
 
 
 def test_unsubscribed_customers_get_no_voucher(pool: VoucherPool, connection: psycopg.Connection) -> None:
@@ -83,14 +83,14 @@ def test_the_launch_job_continues_after_a_crash(
 ) -> None:
     monkeypatch.setattr("benchmarks.pool.BLOCK", 25)
     offer = pool.new_offer()
-    give, calls = pool.give, iter(range(10))
+    assign_vouchers, calls = pool.assign_vouchers, iter(range(10))
 
     def die_in_the_second_block(*arguments: object) -> None:
-        give(*arguments)  # type: ignore[arg-type]
+        assign_vouchers(*arguments)  # type: ignore[arg-type]
         if next(calls) == 1:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(pool, "give", die_in_the_second_block)
+    monkeypatch.setattr(pool, "assign_vouchers", die_in_the_second_block)
     with pytest.raises(KeyboardInterrupt):
         pool.make_vouchers(offer)
     assert len(list_vouchers(pool, connection)) == count_queued(connection) == 25
@@ -104,13 +104,13 @@ def test_a_failing_mail_job_does_not_affect_the_others(pool: VoucherPool, connec
     connection.execute(
         sql.SQL("alter table {} add check (customer_id <> 7 or mailed_at is null)").format(sql.Identifier(pool.table))
     )
-    pool.work(1000)
-    assert pool.mailed(offer) == CUSTOMERS - 1
+    pool.run_jobs(1000)
+    assert pool.count_mailed(offer) == CUSTOMERS - 1
 
 
 def test_concurrent_threads_redeem_a_voucher_once(pool: VoucherPool) -> None:
     offer = launch(pool)
-    ((code, email),) = pool.typed(offer, [5])
+    ((code, email),) = pool.redeem_requests(offer, [5])
     results = jobs.run_in_threads(lambda _: pool.redeem(code, email), range(16))
     assert Counter(results) == {Decimal("25.00"): 1, None: 15}
 
@@ -118,12 +118,15 @@ def test_concurrent_threads_redeem_a_voucher_once(pool: VoucherPool) -> None:
 def test_each_customer_types_their_own_code(pool: VoucherPool, connection: psycopg.Connection) -> None:
     offer = launch(pool)
     codes = dict(list_vouchers(pool, connection))
-    assert pool.typed(offer, [9, 3]) == [(codes[9], "customer.9@example.com"), (codes[3], "customer.3@example.com")]
+    assert pool.redeem_requests(offer, [9, 3]) == [
+        (codes[9], "customer.9@example.com"),
+        (codes[3], "customer.3@example.com"),
+    ]
 
 
 def test_a_voucher_cannot_be_redeemed_by_another_customer(pool: VoucherPool) -> None:
     offer = launch(pool)
-    (first, second) = pool.typed(offer, [1, 2])
+    (first, second) = pool.redeem_requests(offer, [1, 2])
     assert pool.redeem(first[0], second[1]) is None
     assert pool.redeem("NOSUCHCODE", first[1]) is None
     assert pool.redeem_each([first, second]) == 2
@@ -132,7 +135,7 @@ def test_a_voucher_cannot_be_redeemed_by_another_customer(pool: VoucherPool) -> 
 def test_a_voucher_of_an_offer_that_has_ended_is_refused(pool: VoucherPool, connection: psycopg.Connection) -> None:
     offer = launch(pool)
     connection.execute("update special_offer set ends_at = now()")
-    assert pool.redeem_each(pool.typed(offer, [1])) == 0
+    assert pool.redeem_each(pool.redeem_requests(offer, [1])) == 0
 
 
 def test_concurrent_assignment_gives_no_code_twice(bank: Bank, connection: psycopg.Connection) -> None:
@@ -142,7 +145,7 @@ def test_concurrent_assignment_gives_no_code_twice(bank: Bank, connection: psyco
     def pick_up(offer: int) -> None:
         for part in jobs.slices(ALL_CUSTOMERS, 7):
             with psycopg.connect(bank.connections.url) as connection:
-                bank.give(connection, offer, part)
+                bank.assign_vouchers(connection, offer, part)
 
     jobs.run_in_threads(pick_up, offers)
     rows = connection.execute(

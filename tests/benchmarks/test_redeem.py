@@ -23,7 +23,9 @@ from webapp.offers.models import Offer
 
 
 def http_results(rates: dict[tuple[str, bool], list[float]]) -> redeem_http_report.RedeemHttpResults:
-    results = redeem_http_report.RedeemHttpResults(1000, 3, alone={"as shipped": [0.002] * 9, "straight": [0.001] * 9})
+    results = redeem_http_report.RedeemHttpResults(
+        1000, 3, single_client_seconds={"as shipped": [0.002] * 9, "direct": [0.001] * 9}
+    )
     for (name, capped), values in rates.items():
         results.samples[name, capped, 1] = [redeem_http_report.RedeemHttpSample(1, 0, 0, 0, 0, 0) for _ in values]
         results.samples[name, capped, 128] = [
@@ -62,7 +64,7 @@ def test_the_http_page_marks_missed_targets(http: redeem_http_report.RedeemHttpR
 
 
 def test_database_ratios_are_those_of_the_worst_number_of_threads() -> None:
-    results = redeem_db_report.RedeemDbResults(1000, 3, sold={OURS: [100], ORM: [104], LOCK: [100]})
+    results = redeem_db_report.RedeemDbResults(1000, 3, cap_rows={OURS: [100], ORM: [104], LOCK: [100]})
     for threads, ours in ((16, 50), (64, 40)):
         for name, capped in redeem_db_report.VARIANTS:
             rate = 100 if name == INSERT else ours if name == OURS else 10
@@ -138,7 +140,7 @@ def run_in_process(script: str) -> str:
 
 
 def test_a_small_http_run_is_exact() -> None:
-    plan = "rounds=1, seconds=1, clients=(2,), customers=20_000, alone=5"
+    plan = "rounds=1, seconds=1, clients=(2,), customers=20_000, single_calls=5"
     last_line = run_in_process(
         "import benchmarks.redeem_http as it\n"
         f"it.PLANS = it.command.Plans('redeem_http', it.USUAL, it.RedeemHttpPlan({plan}), it.FULL)\n"
@@ -152,6 +154,6 @@ def test_a_small_database_run_is_exact_and_uses_up_the_cap() -> None:
         "import benchmarks.redeem_db as it\n"
         "with it.prepared(it.RedeemDbPlan(seconds=0.3, customers=3_000)) as bench:\n"
         "    bench.sample(it.OURS, True, 4)\n"
-        "    print(bench.rush(it.OURS, 4))"
+        "    print(bench.count_rows_at_cap(it.OURS, 4))"
     )
-    assert redeemed == str(redeem_db_report.FEW)
+    assert redeemed == str(redeem_db_report.CAP)

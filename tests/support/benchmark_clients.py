@@ -1,6 +1,6 @@
-"""Sides for tests of crowds.
+"""Systems under test for tests of concurrent clients.
 
-Each process of a crowd imports this module, so it imports little.
+Each client process imports this module, so it imports little.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.peers_crowd import Work
+from benchmarks.concurrent_clients import Work
 
 
 @dataclass
 class FileRecorder:
-    """A side whose clients create a file for each item."""
+    """A system whose clients create a file for each item."""
 
     folder: str
 

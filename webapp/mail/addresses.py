@@ -11,7 +11,7 @@ from webapp.core.email_addresses import normalise_email
 from webapp.core.errors import InvalidInput
 from webapp.customers.models import Customer
 from webapp.mail.headers import reject_line_breaks
-from webapp.shop import queries as shop_queries
+from webapp.shop.models import ShopValues
 
 
 def sender_address(configured: str) -> str:
@@ -41,10 +41,7 @@ def recipient_address(customer: Customer) -> str:
     return to
 
 
-def format_sender() -> str:
+def format_sender(shop: ShopValues) -> str:
     """Return the From header as shown to recipients: the sender name and address."""
-    name, address = (
-        shop_queries.get_shop().sender_name,
-        sender_address(current_app.config["SETTINGS"].mail_default_sender),
-    )
-    return f"{name} <{address}>" if name else address  # no translation
+    address = sender_address(current_app.config["SETTINGS"].mail_default_sender)
+    return f"{shop.sender_name} <{address}>" if shop.sender_name else address  # no translation

@@ -8,10 +8,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from html.parser import HTMLParser
 from unicodedata import bidirectional
 
-from webapp.mail.template import MARKER_CLOSE, MARKER_OPEN, Placeholder, TemplateParts
+from webapp.mail.marker_locations import locate_markers
+from webapp.mail.template import Placeholder, TemplateParts, insert_markers, restore_placeholders
 
 _RIGHT_TO_LEFT_CLASSES = frozenset(("R", "AL", "AN"))
 # Embeddings, overrides and isolates: a value that contains one changes the direction of the text after it.
@@ -20,7 +20,6 @@ BIDI_CONTROLS = re.compile("[\u202a-\u202e\u2066-\u2069]")
 ISOLATED_PLACEHOLDERS = frozenset(
     ("customer.name", "customer.email", "offer.name", "offer.discount", "offer.ends", "shop.name")
 )
-_MARKER = re.compile(f"{MARKER_OPEN}([0-9]+){MARKER_CLOSE}")
 
 
 @dataclass(frozen=True)
@@ -74,46 +73,14 @@ def isolate_html_placeholders(parts: TemplateParts) -> TemplateParts:
 
     These are the placeholders in text, not those in tags, titles or style sheets.
     """
-    placeholders = [part for part in parts if isinstance(part, Placeholder)]
-    numbers = iter(range(len(placeholders)))
-    finder = _TextMarkerFinder()
-    finder.feed(
-        "".join(part if isinstance(part, str) else f"{MARKER_OPEN}{next(numbers)}{MARKER_CLOSE}" for part in parts)
-    )
-    finder.close()
-    numbers = iter(range(len(placeholders)))
-    isolated_parts: list[str | Placeholder] = []
-    for part in parts:
-        if isinstance(part, Placeholder) and next(numbers) in finder.markers:
-            part = _isolate_placeholder(part)
-        isolated_parts.append(part)
-    return tuple(isolated_parts)
+    placeholders: list[Placeholder] = []
+    html_with_markers = insert_markers(parts, placeholders)
+    for number in locate_markers(html_with_markers).text:
+        placeholders[number] = _isolate_placeholder(placeholders[number])
+    return restore_placeholders(html_with_markers, placeholders)
 
 
 def _isolate_placeholder(placeholder: Placeholder) -> Placeholder:
     if placeholder.name not in ISOLATED_PLACEHOLDERS:
         return placeholder
     return Placeholder(placeholder.name, placeholder.fallback, True)
-
-
-class _TextMarkerFinder(HTMLParser):
-    """Finds the markers that are in text."""
-
-    NON_TEXT_ELEMENTS = frozenset(("title", "style", "script", "textarea", "option"))
-
-    def __init__(self) -> None:
-        super().__init__(convert_charrefs=True)
-        self.markers: set[int] = set()
-        self.skipped_tag = ""
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if not self.skipped_tag and tag in self.NON_TEXT_ELEMENTS:
-            self.skipped_tag = tag
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag == self.skipped_tag:
-            self.skipped_tag = ""
-
-    def handle_data(self, data: str) -> None:
-        if not self.skipped_tag:
-            self.markers |= {int(number) for number in _MARKER.findall(data)}

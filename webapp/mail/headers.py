@@ -6,12 +6,14 @@ They are folded (RFC 5322, 2.2.3) and, if necessary, encoded (RFC 2047).
 from __future__ import annotations
 
 import base64
+import unicodedata
 
 # The recommended line length (RFC 5322, 2.1.1), and the maximum for lines with encoded words (RFC 2047, 2).
 LINE_LENGTH, ENCODED_LINE_LENGTH = 78, 76
 # A longer word would not fit on the line of the header's name, and is encoded.
 _MAX_WORD_LENGTH = 60
 _ENCODED_WORD_OVERHEAD = len("=?utf-8?b??=")
+_FORBIDDEN_CATEGORIES = ("Cc", "Cs", "Co", "Zl", "Zp")
 _UNQUOTED_CHARACTERS = frozenset(
     "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789 !#$%&'*+-/=?^_`{|}~"  # no translation
 )
@@ -49,6 +51,18 @@ def format_address_header(name: str, display_name: str, address: str) -> bytes:
         separator = " " if len(name) + len(display_name) + len(address) + 5 <= LINE_LENGTH else "\r\n "
         return f"{name}: {display_name}{separator}<{address}>\r\n".encode()
     return f"{name}: {_encode_words(display_name, len(name) + 2)}\r\n <{address}>\r\n".encode()
+
+
+def to_single_line(value: str) -> str:
+    """Put a value on one line, as headers require.
+
+    Emoji joiners and bidi controls stay.
+    """
+    if not value.isprintable():
+        value = "".join(
+            " " if unicodedata.category(character) in _FORBIDDEN_CATEGORIES else character for character in value
+        )
+    return " ".join(value.split())
 
 
 def reject_line_breaks(value: str) -> None:

@@ -122,7 +122,8 @@ def check_html_depth(source: str) -> None:
 class _DepthParser(HTMLParser):
     """Counts open elements.
 
-    It may overcount: an element left open in a wrong place stays open.
+    It may overcount: an element left open in a wrong place stays open. It parses separately from the other parsers of
+    emails, because it runs before the CSS inliner and parses style sheets as elements.
     """
 
     # A style sheet within SVG is parsed as elements; here all style sheets are.

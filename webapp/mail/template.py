@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 # Enclose the number of a placeholder in HTML; private-use characters, which are not allowed in templates.
 MARKER_OPEN, MARKER_CLOSE = "\ue000", "\ue001"
-_MARKER = re.compile(f"{MARKER_OPEN}([0-9]+){MARKER_CLOSE}")
+MARKER = re.compile(f"{MARKER_OPEN}([0-9]+){MARKER_CLOSE}")
 
 
 @dataclass(frozen=True)
@@ -34,22 +34,23 @@ def fill_template(parts: TemplateParts, values: Mapping[str, str], escape: Calla
     return "".join(part if isinstance(part, str) else escape(values[part.name] or part.fallback) for part in parts)
 
 
-def insert_markers(parts: TemplateParts) -> tuple[str, list[Placeholder]]:
-    """Replace placeholders by markers; return the string and the placeholders.
+def insert_markers(parts: TemplateParts, placeholders: list[Placeholder]) -> str:
+    """Replace placeholders by markers, which HTML tools do not change.
 
-    HTML tools do not change markers.
+    :param placeholders: the placeholders are appended to it; a marker is the index of its placeholder.
     """
-    placeholders = [part for part in parts if isinstance(part, Placeholder)]
-    numbers = iter(range(len(placeholders)))
-    html_with_markers = "".join(
-        part if isinstance(part, str) else f"{MARKER_OPEN}{next(numbers)}{MARKER_CLOSE}" for part in parts
-    )
-    return html_with_markers, placeholders
+    pieces = []
+    for part in parts:
+        if isinstance(part, Placeholder):
+            placeholders.append(part)
+            part = f"{MARKER_OPEN}{len(placeholders) - 1}{MARKER_CLOSE}"
+        pieces.append(part)
+    return "".join(pieces)
 
 
 def restore_placeholders(html_with_markers: str, placeholders: list[Placeholder]) -> TemplateParts:
     """Parse a string with markers into template parts; inverse of `insert_markers`."""
-    pieces = _MARKER.split(html_with_markers)
+    pieces = MARKER.split(html_with_markers)
     parts: list[str | Placeholder] = [
         placeholders[int(piece)] if index % 2 else piece for index, piece in enumerate(pieces)
     ]

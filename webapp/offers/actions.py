@@ -277,51 +277,44 @@ def _cap_errors(values: OfferValues) -> Iterator[FieldError]:
 def _raise_if_change_not_allowed(offer: Offer, values: OfferValues) -> None:
     if offer.frozen_at is None:
         return
-    errors = []
-    if values.discount != offer.discount:
-        field = "discount.percent" if values.discount.type == "percent" else "discount.amount"
-        errors.append(
-            FieldError(
-                field,
-                "frozen",
-                _(
-                    "The discount can't be changed after the launch or the first redemption. "
-                    "Create a new offer instead."
-                ),
-            )
-        )
-    if normalise_code(values.code or "") != offer.code:
-        errors.append(
-            FieldError(
-                "code",
-                "frozen",
-                _(
-                    "The code can't be changed after the launch or the first redemption. "
-                    "Replace it on the offer page instead: the current code then stays valid."
-                ),
-            )
-        )
-    if (values.max_redemptions is None) != (offer.max_redemptions is None):
-        errors.append(
-            FieldError(
-                "max_redemptions",
-                "frozen",
-                _(
-                    "After the launch or the first redemption, the redemption limit can be raised or lowered, "
-                    "but not added or removed."
-                ),
-            )
-        )
-    elif values.max_redemptions is not None and values.max_redemptions < offer.redeemed:
-        errors.append(
-            FieldError(
-                "max_redemptions",
-                "cap_below_redeemed",
-                _(
-                    "There are already %(count)s redemptions. The redemption limit can't be lower than that.",
-                    count=f"{offer.redeemed:,}",
-                ),
-            )
-        )
+    errors = [
+        *_frozen_discount_errors(offer, values),
+        *_frozen_code_errors(offer, values),
+        *_frozen_cap_errors(offer, values),
+    ]
     if errors:
         raise InvalidInput(*errors)
+
+
+def _frozen_discount_errors(offer: Offer, values: OfferValues) -> Iterator[FieldError]:
+    if values.discount != offer.discount:
+        field = "discount.percent" if values.discount.type == "percent" else "discount.amount"
+        message = _(
+            "The discount can't be changed after the launch or the first redemption. Create a new offer instead."
+        )
+        yield FieldError(field, "frozen", message)
+
+
+def _frozen_code_errors(offer: Offer, values: OfferValues) -> Iterator[FieldError]:
+    if normalise_code(values.code or "") != offer.code:
+        message = _(
+            "The code can't be changed after the launch or the first redemption. "
+            "Replace it on the offer page instead: the current code then stays valid."
+        )
+        yield FieldError("code", "frozen", message)
+
+
+def _frozen_cap_errors(offer: Offer, values: OfferValues) -> Iterator[FieldError]:
+    cap = values.max_redemptions
+    if (cap is None) != (offer.max_redemptions is None):
+        message = _(
+            "After the launch or the first redemption, the redemption limit can be raised or lowered, "
+            "but not added or removed."
+        )
+        yield FieldError("max_redemptions", "frozen", message)
+    elif cap is not None and cap < offer.redeemed:
+        message = _(
+            "There are already %(count)s redemptions. The redemption limit can't be lower than that.",
+            count=f"{offer.redeemed:,}",
+        )
+        yield FieldError("max_redemptions", "cap_below_redeemed", message)

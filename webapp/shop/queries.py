@@ -23,11 +23,6 @@ def get_shop() -> ShopValues:
     return default_shop() if row is None else ShopValues(*row)
 
 
-def get_shop_name() -> str:
-    """Return the name of the shop."""
-    return get_shop().name
-
-
 def default_shop() -> ShopValues:
     """Return the details before any were saved.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from functools import lru_cache
 from typing import TypeVar
 from zoneinfo import ZoneInfo
 
@@ -256,17 +255,28 @@ def init_app(app: Flask) -> None:
 
     @app.context_processor
     def shop_context() -> dict[str, object]:
-        # Loaded at most once per page, and only if the page uses it.
-        load_shop = lru_cache(1)(_get_shop_or_default)
+        # Loaded only if the page uses it.
         return {
-            "shop_name": LocalProxy(lambda: load_shop().name),
-            "shop_colour": LocalProxy(lambda: load_shop().colour),
+            "shop_name": LocalProxy(lambda: _load_shop_or_default().name),
+            "shop_colour": LocalProxy(lambda: _load_shop_or_default().colour),
         }
 
 
-def _get_shop_or_default() -> shop_models.ShopValues:
+def load_shop() -> shop_models.ShopValues:
+    """Return the details of the shop; the first call in a request loads them.
+
+    A view that changes them uses `webapp.shop.queries` instead.
+    """
+    if "shop" not in g:
+        g.shop = shop_queries.get_shop()
+    shop: shop_models.ShopValues = g.shop
+    return shop
+
+
+def _load_shop_or_default() -> shop_models.ShopValues:
     try:
-        return shop_queries.get_shop()
+        return load_shop()
     except SQLAlchemyError:
         # The error page for an unavailable database cannot use the database.
-        return shop_models.ShopValues("")
+        g.shop = shop_models.ShopValues("")
+        return load_shop()

@@ -7,12 +7,14 @@ from collections.abc import Callable
 import pytest
 from flask import Flask
 
+from webapp.campaigns.content import design
 from webapp.campaigns.content.mail_merge import MailMerge
-from webapp.campaigns.content.placeholders import DEFAULT_SUBJECT, DEFAULT_TEXT, EmailContent
+from webapp.campaigns.content.placeholders import DEFAULT_SUBJECT, DEFAULT_TEXT, EmailContent, parse_template
 from webapp.campaigns.content.validation import validate_content
 from webapp.core.errors import InvalidInput
 from webapp.customers.models import Customer
 from webapp.offers.models import Offer
+from webapp.shop import queries as shop_queries
 
 pytestmark = pytest.mark.usefixtures("app")
 
@@ -92,6 +94,7 @@ def test_a_body_of_five_megabytes_is_rejected_with_its_size() -> None:
         ("<template>{{ offer.code }}</template><p>Hi</p>", "{{ offer.code }}"),
         ('<p title="{{ unsubscribe }}">Hi</p>', "The unsubscribe link can't be clicked"),
         ('<img src="{{ unsubscribe }}">', "The unsubscribe link can't be clicked"),
+        ("<title>{{ unsubscribe }}</title><p>Hi</p>", "The unsubscribe link can't be clicked"),
         ("</p {{ offer.code }}>Hi", "{{ offer.code }}"),
     ],
 )
@@ -124,13 +127,13 @@ def test_html_that_mail_clients_can_repair_is_accepted(source: str) -> None:
     assert find_error("html", source) is None
 
 
-def test_repaired_html_keeps_every_placeholder(make_offer: Callable[..., Offer]) -> None:
+def test_repaired_html_keeps_every_placeholder() -> None:
     source = (
         "<b>{{ customer.name }}<i>{{ offer.code }}</b>{{ link }}<table>{{ offer.ends }}<tr><td>{{ offer.discount }}"
     )
-    html = MailMerge(EmailContent(html=source), make_offer(), 3).html
+    html = design.finish_custom_html(parse_template(source), shop_queries.default_shop())
     names = {part.name for part in html if not isinstance(part, str)}
-    assert names >= {"customer.name", "link", "offer.ends", "offer.discount", "unsubscribe"}
+    assert names >= {"customer.name", "offer.code", "link", "offer.ends", "offer.discount", "unsubscribe"}
 
 
 def test_the_default_email_is_valid() -> None:

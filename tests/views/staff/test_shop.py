@@ -5,19 +5,15 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 from sqlalchemy import select, text
 
-from tests.support.sql_statements import recorded_statements
 from webapp.accounts.models import AuditEntry
 from webapp.core.errors import InvalidInput
 from webapp.core.extensions import db
-from webapp.customers.models import Customer
-from webapp.offers.models import Offer
 from webapp.shop import actions as shop_actions
 from webapp.shop import queries as shop_queries
 from webapp.shop.models import ShopValues
@@ -169,22 +165,3 @@ def test_customer_pages_show_the_shop_name(client: FlaskClient) -> None:
     page = client.get("/redeem").text
     assert "Blumen &amp; Co" in page
     assert "Test shop" not in page
-
-
-def test_a_page_queries_the_shop_once(client: FlaskClient) -> None:
-    client.get("/redeem")
-    with recorded_statements() as executed:
-        client.get("/redeem")
-    assert sum("FROM shop" in sql for sql, _ in executed) == 1
-
-
-def test_the_redemption_api_does_not_query_the_shop(
-    api: Any, make_offer: Callable[..., Offer], make_customer: Callable[..., Customer]
-) -> None:
-    make_offer(), make_customer()
-    with recorded_statements() as executed:
-        for path in ("validations", "redemptions"):
-            body = {"code": "SUMMER25", "customer": {"email": "ada@example.com"}}
-            assert api.post(f"/api/v1/{path}", json=body).status_code in (200, 201)
-    assert executed
-    assert not [sql for sql, _ in executed if "shop" in sql]

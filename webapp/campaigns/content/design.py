@@ -19,7 +19,7 @@ from markupsafe import Markup, escape
 
 from webapp.mail import html_depth, locales
 from webapp.mail.template import (
-    MARKER_CLOSE,
+    MARKER,
     MARKER_OPEN,
     Placeholder,
     TemplateParts,
@@ -34,7 +34,6 @@ LONG_CODE_LENGTH = 22
 # Figure spaces, each with a combining mark so that mail clients do not collapse them.
 PREHEADER_PADDING = "\u2007\u034f" * 40
 _URL = re.compile(r"https?://[^\s<>\"']*[^\s<>\"'.,;:!?)]")
-_MARKER = re.compile(f"{MARKER_OPEN}([0-9]+){MARKER_CLOSE}")
 # Remote style sheets are not loaded: that would be a request to any URL in the HTML (SSRF).
 _CSS_INLINER = css_inline.CSSInliner(keep_at_rules=True, load_remote_stylesheets=False)
 
@@ -57,8 +56,7 @@ def render_designed_html(
         stays on one line.
     """
     placeholders: list[Placeholder] = []
-    text_html, subject_html = _append_markers(text, placeholders), _append_markers(subject, placeholders)
-    placeholders.append(Placeholder("unsubscribe"))
+    text_html, subject_html = insert_markers(text, placeholders), insert_markers(subject, placeholders)
     blocks = _split_into_blocks(text_html, placeholders)
     body = current_app.jinja_env.get_template("email/designed.html").render(
         blocks=blocks,
@@ -71,7 +69,7 @@ def render_designed_html(
         dark=build_palette(shop.colour, DARK_BACKGROUND),
         dark_sheet=DARK_BACKGROUND,
         is_right_to_left=locales.is_locale_right_to_left(shop.locale),
-        unsubscribe=f"{MARKER_OPEN}{len(placeholders) - 1}{MARKER_CLOSE}",
+        unsubscribe=insert_markers((Placeholder("unsubscribe"),), placeholders),
     )
     return restore_placeholders(_strip_indentation(_inline_css(body)), placeholders)
 
@@ -87,11 +85,11 @@ def finish_html_with_markers(source: TemplateParts, shop: ShopValues) -> tuple[s
 
     Returns the HTML with markers, and the placeholder of each marker number.
     """
-    html_with_markers, placeholders = insert_markers(source)
+    placeholders: list[Placeholder] = []
+    html_with_markers = insert_markers(source, placeholders)
     if not any(placeholder.name == "unsubscribe" for placeholder in placeholders):
-        placeholders.append(Placeholder("unsubscribe"))
         footer = current_app.jinja_env.get_template("email/footer.html").render(
-            unsubscribe=f"{MARKER_OPEN}{len(placeholders) - 1}{MARKER_CLOSE}", shop=shop
+            unsubscribe=insert_markers((Placeholder("unsubscribe"),), placeholders), shop=shop
         )
         body_end = html_with_markers.lower().rfind("</body>")
         position = body_end if body_end >= 0 else len(html_with_markers)
@@ -113,26 +111,11 @@ def add_text_footer(text: TemplateParts, shop: ShopValues) -> TemplateParts:
 
 def convert_html_to_text(source: TemplateParts) -> TemplateParts:
     """Convert an HTML body to plain text."""
-    html_with_markers, placeholders = insert_markers(source)
+    placeholders: list[Placeholder] = []
     extractor = _TextExtractor()
-    extractor.feed(html_with_markers)
+    extractor.feed(insert_markers(source, placeholders))
     extractor.close()
     return restore_placeholders(extractor.get_text(), placeholders)
-
-
-def _append_markers(parts: TemplateParts, placeholders: list[Placeholder]) -> str:
-    """Replace placeholders by markers and append them to `placeholders`.
-
-    The numbers continue from its current length.
-    """
-    pieces = []
-    for part in parts:
-        if isinstance(part, str):
-            pieces.append(part)
-        else:
-            placeholders.append(part)
-            pieces.append(f"{MARKER_OPEN}{len(placeholders) - 1}{MARKER_CLOSE}")
-    return "".join(pieces)
 
 
 def _split_into_blocks(text: str, placeholders: Sequence[Placeholder]) -> list[DesignBlock]:
@@ -153,8 +136,8 @@ def _find_preheader(text: str, placeholders: Sequence[Placeholder]) -> str:
     """
     for paragraph in re.split(r"\n[ \t]*\n", text.replace("\r\n", "\n").strip()):
         line = " ".join(paragraph.split())
-        names = {placeholders[int(number)].name for number in _MARKER.findall(line)}
-        has_text = _MARKER.sub("", line).strip() and _classify_block(line, placeholders) == "text"
+        names = {placeholders[int(number)].name for number in MARKER.findall(line)}
+        has_text = MARKER.sub("", line).strip() and _classify_block(line, placeholders) == "text"
         if has_text and not line.endswith((",", "،", "、")) and not names & {"link", "unsubscribe"}:
             return line
     return ""
@@ -166,10 +149,10 @@ def _strip_indentation(source: str) -> str:
 
 
 def _classify_block(line: str, placeholders: Sequence[Placeholder]) -> str:
-    marker = _MARKER.search(line)
+    marker = MARKER.search(line)
     if marker is None or "\n" in line:
         return "text"
-    name, rest = placeholders[int(marker[1])].name, _MARKER.sub("", line, count=1).strip()
+    name, rest = placeholders[int(marker[1])].name, MARKER.sub("", line, count=1).strip()
     if not rest:
         return {"offer.code": "code", "link": "button", "offer.discount": "discount"}.get(name, "text")
     return "discount" if name == "offer.discount" and len(rest) <= 12 and line.startswith(MARKER_OPEN) else "text"
@@ -201,7 +184,10 @@ def _inline_css(source: str) -> str:
 
 
 class _TextExtractor(HTMLParser):
-    """Extract text from HTML, with links as URLs and without styles and scripts."""
+    """Extract text from HTML, with links as URLs and without styles and scripts.
+
+    It parses the HTML as it was written: finished HTML contains the footer, and the text gets its own.
+    """
 
     BLOCK_ELEMENTS = re.compile(
         "address|article|blockquote|body|center|d[dlt]|div|footer|form|h[1-6r]|header|li|main|[ou]l|p|pre|"

@@ -115,7 +115,10 @@ def _join_content(content: EmailContent) -> str:
 
 
 class _LintParser(HTMLParser):
-    """Collects the elements that mail clients treat differently from browsers."""
+    """Collects the elements that mail clients treat differently from browsers.
+
+    It parses the HTML as it was written, only for a preview: in finished HTML, all elements are closed.
+    """
 
     def __init__(self) -> None:
         super().__init__()

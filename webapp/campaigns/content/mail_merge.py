@@ -12,30 +12,27 @@ import email
 import email.policy
 import html
 import secrets
-import time
-import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from email.message import EmailMessage
-from email.utils import format_datetime
-from functools import lru_cache, partial
+from functools import partial
+from itertools import chain
+from typing import NamedTuple
 
-from flask import current_app
 from flask_babel import lazy_gettext as _l
 
 from webapp.campaigns import tokens as campaign_tokens
 from webapp.campaigns.content import design, lint
+from webapp.campaigns.content.campaign_headers import CampaignHeaders
 from webapp.campaigns.content.placeholders import DEFAULT_SUBJECT, DEFAULT_TEXT, EmailContent, parse_template
 from webapp.campaigns.models import Campaign
 from webapp.core import formatting
 from webapp.core.errors import FieldError, InvalidInput
-from webapp.core.settings import Settings
 from webapp.customers.models import Customer
 from webapp.mail import bidi, html_depth, locales, quoted_printable
-from webapp.mail.addresses import recipient_address, sender_address
+from webapp.mail.addresses import recipient_address
 from webapp.mail.bidi import PlaceholderRenderer
-from webapp.mail.headers import format_address_header, format_header, reject_line_breaks
+from webapp.mail.headers import format_header, to_single_line
 from webapp.mail.outgoing_message import OutgoingMessage
 from webapp.mail.template import Placeholder, TemplateParts
 from webapp.offers.models import Offer
@@ -46,7 +43,6 @@ from webapp.shop.models import ShopValues
 
 # Replaces the placeholder of the last day in emails of offers without an end.
 NO_END_FALLBACK = _l("further notice")
-_FORBIDDEN_CATEGORIES = ("Cc", "Cs", "Co", "Zl", "Zp")
 
 
 @dataclass(frozen=True)
@@ -64,6 +60,25 @@ class Preview:
     headers: str
     html_size: int
     warnings: tuple[str, ...]
+
+
+class _EmailParts(NamedTuple):
+    subject: TemplateParts
+    text: TemplateParts
+    html: TemplateParts
+
+
+class _Renderers(NamedTuple):
+    """Renders the values of the placeholders of each part."""
+
+    subject: PlaceholderRenderer
+    text: PlaceholderRenderer
+    html: PlaceholderRenderer
+
+    def substitute(self, parts: _EmailParts, values: Mapping[str, str]) -> _EmailParts:
+        return _EmailParts(
+            *(_substitute_values(part, values, render) for part, render in zip(parts, self, strict=True))
+        )
 
 
 @dataclass(frozen=True)
@@ -94,57 +109,18 @@ class MailMerge:
         token: str | None = None,
         shop: ShopValues | None = None,
     ) -> None:
-        settings: Settings = current_app.config["SETTINGS"]
         self.shop = shop or shop_queries.get_shop()
-        self.offer_id = offer.id
-        self.campaign_id = campaign_id
-        self._is_test = token is not None
-        self.sender = sender_address(settings.mail_default_sender)
-        domain = self.sender.rpartition("@")[2]
-        self.supports_one_click = settings.public_url.startswith("https://")
-        self._personal_url, self._unsubscribe_url = (
-            create_personal_url_builder(offer.id),
-            campaign_tokens.create_unsubscribe_url_builder(campaign_id),
-        )
-        self._message_id_for = (
-            (lambda _: f"<{token}@{domain}>")
-            if token
-            else campaign_tokens.create_message_id_builder(campaign_id, domain)
-        )
-        code = offer.code_as_written
-        self._personal_code: Callable[[int], str] | None = None
-        if offer.personal_code_required:
-            self._personal_code = partial(personal_codes.derive_personal_code, code, offer.id)
+        self._headers = CampaignHeaders(self.shop, offer.id, campaign_id, token)
+        self._personal_url = create_personal_url_builder(offer.id)
+        self._unsubscribe_url = campaign_tokens.create_unsubscribe_url_builder(campaign_id)
+        self._personal_code = _create_personal_code_builder(offer)
         # Plain values: the session of the row may be closed when the first message is built.
         self._discount, self._ends_at, self._time_zone = offer.discount, offer.ends_at, offer.time_zone
-        common_values = {"offer.name": _clean_value(offer.name), "shop.name": _clean_value(self.shop.name)}
-        if self._personal_code is None:
-            common_values["offer.code"] = code
-        code_length = len(code) + (personal_codes.SUFFIX_LENGTH + 1 if self._personal_code else 0)
-        # Emails stored before this check existed may contain such HTML; each of their messages fails with this error.
-        self._html_error: html_depth.HtmlTooDeep | None = None
-        try:
-            subject, text, body = _build_parts(content, self.shop, code_length)
-        except html_depth.HtmlTooDeep as error:
-            self._html_error = error
-            subject, text, body = _build_parts(EmailContent(content.subject, content.text), self.shop, code_length)
-        self._lint = partial(lint.lint_content, content, subject, text, body, code, self._ends_at is not None)
-        is_right_to_left = bidi.is_text_right_to_left(text, locales.is_locale_right_to_left(self.shop.locale))
-        self._subject_renderer = PlaceholderRenderer(str, bidi.is_text_right_to_left(subject, is_right_to_left))
-        self._text_renderer = PlaceholderRenderer(str, is_right_to_left)
-        self._html_renderer = PlaceholderRenderer(html.escape, is_right_to_left, "<bdi>", "</bdi>")
-        subject, text, body = (
-            bidi.isolate_placeholders(subject),
-            bidi.isolate_placeholders(text),
-            bidi.isolate_html_placeholders(body),
-        )
-        self.subject = _substitute_values(subject, common_values, self._subject_renderer)
-        self.text = _substitute_values(text, common_values, self._text_renderer)
-        self.html = _substitute_values(body, common_values, self._html_renderer)
-        self._used_placeholders = {
-            part.name for parts in (subject, text, body) for part in parts if isinstance(part, Placeholder)
-        }
-        self._common_headers = self._build_common_headers(domain)
+        parts, self._html_error = _build_valid_parts(content, self.shop, _max_code_length(offer))
+        self._lint = partial(lint.lint_content, content, *parts, offer.code_as_written, offer.ends_at is not None)
+        self._renderers = _create_renderers(parts, self.shop.locale)
+        self._used_placeholders = {part.name for part in chain(*parts) if isinstance(part, Placeholder)}
+        self._parts = self._renderers.substitute(_isolate_placeholders(parts), _common_values(offer, self.shop))
         self._boundary = f"=_{secrets.token_hex(12)}"
         self._content_type = f'Content-Type: multipart/alternative;\r\n boundary="{self._boundary}"\r\n\r\n'.encode()
         self._messages_by_tag: dict[str | None, _LocalisedMessage] = {}
@@ -176,22 +152,17 @@ class MailMerge:
             raise ValueError(str(self._html_error))
         address = recipient_address(customer)
         return OutgoingMessage(
-            self._return_path(customer.id), address, self._build_bytes(customer, customer.id, address)
+            self._headers.return_path(customer.id), address, self._build_bytes(customer, customer.id, address)
         )
 
     def _build_bytes(self, customer: Customer, link_customer_id: int, address: str) -> bytes:
         message = self._messages_by_tag.get(customer.locale) or self._localise(customer.locale)
         values = self._recipient_values(customer, link_customer_id)
-        headers = (
-            self._common_headers,
-            message.subject_header or format_header("Subject", self._render_subject(message.subject, values)),
-            format_address_header("To", values["customer.name"], address),
-            _date_header(int(time.time())),
-            f"Message-ID: {self._message_id_for(link_customer_id)}\r\n".encode(),
-            self._unsubscribe_headers(values["unsubscribe"], self._return_path(link_customer_id)),
-            self._content_type,
+        subject_header = message.subject_header or self._subject_header(message.subject, values)
+        headers = self._headers.build(
+            subject_header, values["customer.name"], address, link_customer_id, values["unsubscribe"]
         )
-        return b"".join((*headers, *message.body.render(values)))
+        return b"".join((headers, self._content_type, *message.body.render(values)))
 
     def _recipient_values(self, customer: Customer, link_customer_id: int) -> dict[str, str]:
         values = {
@@ -216,51 +187,18 @@ class MailMerge:
         return message
 
     def _localise_with_values(self, values: Mapping[str, str]) -> _LocalisedMessage:
-        subject = _substitute_values(self.subject, values, self._subject_renderer)
+        subject, text, body = self._renderers.substitute(self._parts, values)
         subject_header = None
         if not any(isinstance(part, Placeholder) for part in subject):
-            subject_header = format_header("Subject", self._render_subject(subject, {}))
-        text, body = (
-            _substitute_values(self.text, values, self._text_renderer),
-            _substitute_values(self.html, values, self._html_renderer),
-        )
-        bodies = ("plain", text, self._text_renderer), ("html", body, self._html_renderer)
+            subject_header = self._subject_header(subject, {})
+        bodies = ("plain", text, self._renderers.text), ("html", body, self._renderers.html)
         return _LocalisedMessage(subject, subject_header, _build_multipart(self._boundary, *bodies))
 
-    def _render_subject(self, subject: TemplateParts, values: Mapping[str, str]) -> str:
+    def _subject_header(self, subject: TemplateParts, values: Mapping[str, str]) -> bytes:
         rendered = (
-            part if isinstance(part, str) else self._subject_renderer(part, values[part.name]) for part in subject
+            part if isinstance(part, str) else self._renderers.subject(part, values[part.name]) for part in subject
         )
-        return _to_single_line("".join(rendered))
-
-    def _build_common_headers(self, domain: str) -> bytes:
-        name, reply_to = _to_single_line(self.shop.name), self.shop.reply_to
-        return b"".join(
-            (
-                format_address_header("From", _to_single_line(self.shop.sender_name), self.sender),
-                format_address_header("Reply-To", "", sender_address(reply_to)) if reply_to else b"",
-                format_address_header("List-Id", name, f"offers.{domain}"),
-                format_header("Feedback-ID", f"{self.campaign_id}:{self.offer_id}:mailing:onecode"),
-                b"Precedence: bulk\r\nAuto-Submitted: auto-generated\r\nMIME-Version: 1.0\r\n",
-                format_header("X-Campaign-Id", str(self.campaign_id)),
-            )
-        )
-
-    def _return_path(self, link_customer_id: int) -> str:
-        if self._is_test:
-            return self.sender
-        return campaign_tokens.build_return_path(self.campaign_id, link_customer_id, self.sender)
-
-    def _unsubscribe_headers(self, url: str, mailbox: str) -> bytes:
-        """Build the headers of RFC 2369 and, with HTTPS, those of RFC 8058.
-
-        URLs and addresses are folded, never encoded.
-        """
-        reject_line_breaks(url)
-        lines = f"List-Unsubscribe: <{url}>,\r\n <mailto:{mailbox}?subject=unsubscribe>\r\n"
-        if self.supports_one_click:
-            lines += "List-Unsubscribe-Post: List-Unsubscribe=One-Click\r\n"
-        return lines.encode("ascii")
+        return format_header("Subject", to_single_line("".join(rendered)))
 
 
 def create_mail_merge(campaign: Campaign, offer: Offer) -> MailMerge:
@@ -268,9 +206,20 @@ def create_mail_merge(campaign: Campaign, offer: Offer) -> MailMerge:
     return MailMerge(EmailContent(campaign.subject, campaign.text, campaign.html), offer, campaign.id)
 
 
-def _build_parts(
+def _build_valid_parts(
     content: EmailContent, shop: ShopValues, code_length: int
-) -> tuple[TemplateParts, TemplateParts, TemplateParts]:
+) -> tuple[_EmailParts, html_depth.HtmlTooDeep | None]:
+    """Build the parts, without custom HTML that is nested too deep; return that error too.
+
+    Emails stored before this check existed may contain such HTML; each of their messages fails with this error.
+    """
+    try:
+        return _build_parts(content, shop, code_length), None
+    except html_depth.HtmlTooDeep as error:
+        return _build_parts(EmailContent(content.subject, content.text), shop, code_length), error
+
+
+def _build_parts(content: EmailContent, shop: ShopValues, code_length: int) -> _EmailParts:
     """Build subject, text and HTML.
 
     Empty fields are derived from the others or from the default content.
@@ -279,9 +228,47 @@ def _build_parts(
     if content.html.strip():
         body = parse_template(content.html)
         text = parse_template(content.text) if content.text.strip() else design.convert_html_to_text(body)
-        return subject, design.add_text_footer(text, shop), design.finish_custom_html(body, shop)
+        return _EmailParts(subject, design.add_text_footer(text, shop), design.finish_custom_html(body, shop))
     text = parse_template(content.text if content.text.strip() else str(DEFAULT_TEXT))
-    return subject, design.add_text_footer(text, shop), design.render_designed_html(text, subject, shop, code_length)
+    return _EmailParts(
+        subject,
+        design.add_text_footer(text, shop),
+        design.render_designed_html(text, subject, shop, code_length),
+    )
+
+
+def _create_renderers(parts: _EmailParts, locale: str) -> _Renderers:
+    """Create the renderers for the direction of the text; by default, that of the locale."""
+    is_right_to_left = bidi.is_text_right_to_left(parts.text, locales.is_locale_right_to_left(locale))
+    return _Renderers(
+        PlaceholderRenderer(str, bidi.is_text_right_to_left(parts.subject, is_right_to_left)),
+        PlaceholderRenderer(str, is_right_to_left),
+        PlaceholderRenderer(html.escape, is_right_to_left, "<bdi>", "</bdi>"),
+    )
+
+
+def _isolate_placeholders(parts: _EmailParts) -> _EmailParts:
+    return _EmailParts(
+        bidi.isolate_placeholders(parts.subject),
+        bidi.isolate_placeholders(parts.text),
+        bidi.isolate_html_placeholders(parts.html),
+    )
+
+
+def _common_values(offer: Offer, shop: ShopValues) -> dict[str, str]:
+    """Return the values that all recipients share in each language."""
+    values = {"offer.name": _clean_value(offer.name), "shop.name": _clean_value(shop.name)}
+    return values if offer.personal_code_required else values | {"offer.code": offer.code_as_written}
+
+
+def _create_personal_code_builder(offer: Offer) -> Callable[[int], str] | None:
+    if not offer.personal_code_required:
+        return None
+    return partial(personal_codes.derive_personal_code, offer.code_as_written, offer.id)
+
+
+def _max_code_length(offer: Offer) -> int:
+    return len(offer.code_as_written) + (personal_codes.SUFFIX_LENGTH + 1 if offer.personal_code_required else 0)
 
 
 def _substitute_values(parts: TemplateParts, values: Mapping[str, str], renderer: PlaceholderRenderer) -> TemplateParts:
@@ -321,26 +308,9 @@ def _get_body_content(message: EmailMessage, subtype: str) -> str:
     return str(part.get_content()) if part is not None else ""
 
 
-@lru_cache(2)
-def _date_header(second: int) -> bytes:
-    return f"Date: {format_datetime(datetime.fromtimestamp(second, UTC))}\r\n".encode()
-
-
 def _clean_value(value: str) -> str:
     """Put a value on one line, without bidi controls.
 
     Such characters would affect the text after the value.
     """
-    return _to_single_line(value) if value.isprintable() else bidi.BIDI_CONTROLS.sub("", _to_single_line(value))
-
-
-def _to_single_line(value: str) -> str:
-    """Put a value on one line, as headers require.
-
-    Emoji joiners and bidi controls stay.
-    """
-    if not value.isprintable():
-        value = "".join(
-            " " if unicodedata.category(character) in _FORBIDDEN_CATEGORIES else character for character in value
-        )
-    return " ".join(value.split())
+    return to_single_line(value) if value.isprintable() else bidi.BIDI_CONTROLS.sub("", to_single_line(value))

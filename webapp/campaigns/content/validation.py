@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from html.parser import HTMLParser
 
 from flask_babel import gettext as _
-from flask_babel import lazy_gettext as _l
 
 from webapp.campaigns.content import design
 from webapp.campaigns.content.placeholders import (
@@ -24,29 +22,11 @@ from webapp.campaigns.content.placeholders import (
 from webapp.core import formatting
 from webapp.core.errors import FieldError, InvalidInput
 from webapp.mail import html_depth
-from webapp.mail.template import MARKER_CLOSE, MARKER_OPEN, Placeholder
+from webapp.mail.marker_locations import locate_markers
+from webapp.mail.template import Placeholder
 from webapp.shop import queries as shop_queries
 
-_MARKER = re.compile(f"{MARKER_OPEN}([0-9]+){MARKER_CLOSE}")
 _STYLE_TAG = re.compile(r"(?i)<style\b|</style\s*>")
-# The text of these elements is not displayed, except for a title that some mail clients show.
-_HIDDEN_ELEMENTS = {
-    "script": _l("a script"),
-    "style": _l("a style sheet"),
-    "template": _l("a template that is never shown"),
-    "textarea": _l("a text field"),
-    "select": _l("a selection list"),
-    "option": _l("a selection list"),
-    "iframe": _l("a frame"),
-    "noscript": _l("an element that is never shown"),
-    "object": _l("an element that is never shown"),
-}
-# Other places in which a placeholder has no effect. Lazy, because there may be one for each tag of the HTML.
-_IN_TAG_NAME = _l("the name of a tag")
-_IN_ATTRIBUTE_NAME = _l("the name of an attribute")
-_IN_COMMENT = _l("a comment")
-_IN_DECLARATION = _l("a declaration")
-
 ContentError = tuple[str, str]
 
 
@@ -128,18 +108,16 @@ def _find_html_error(value: str) -> ContentError | None:
         html_with_markers, placeholders = design.finish_html_with_markers(source, shop_queries.default_shop())
     except html_depth.HtmlTooDeep as error:
         return "html_broken", str(error)
-    locator = _MarkerLocator()
-    locator.feed(html_with_markers)
-    locator.close()
+    locations = locate_markers(html_with_markers)
     content_count = sum(isinstance(part, Placeholder) for part in source)
     for number, placeholder in enumerate(placeholders):
-        location = locator.hidden_markers.get(number)
-        if number in locator.found_markers and location is None:
+        location = locations.hidden.get(number)
+        if number in locations.found and location is None:
             continue
         name = placeholder.name if number < content_count else None
         return "html_broken", _lost_placeholder_message(name, location)
     unsubscribe_links = {number for number, placeholder in enumerate(placeholders) if placeholder.name == "unsubscribe"}
-    if not unsubscribe_links & locator.visible_markers:
+    if not unsubscribe_links & (locations.text | locations.links):
         return "html_broken", _("The unsubscribe link can't be clicked: put {{ unsubscribe }} into an <a href>.")
     return None
 
@@ -176,70 +154,3 @@ def _lost_placeholder_message(name: str | None, location: str | None) -> str:
             name=name,
         )
     return message
-
-
-class _MarkerLocator(HTMLParser):
-    """Finds the locations of the markers of placeholders in finished HTML."""
-
-    def __init__(self) -> None:
-        super().__init__(convert_charrefs=True)
-        self.found_markers: set[int] = set()
-        # The locations of markers where they have no effect or do harm.
-        self.hidden_markers: dict[int, str] = {}
-        # Markers that a reader can see or click.
-        self.visible_markers: set[int] = set()
-        self.open_hidden_elements: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self._record_hidden(tag, _IN_TAG_NAME)
-        for name, value in attrs:
-            self._record_hidden(name, _IN_ATTRIBUTE_NAME)
-            self.found_markers |= _marker_numbers(value or "")
-            if tag in ("a", "area") and name == "href" and not self.open_hidden_elements:
-                if (value or "").strip().startswith(MARKER_OPEN):
-                    self.visible_markers |= _marker_numbers(value or "")
-            elif name.startswith("on"):
-                self._record_hidden(value or "", _HIDDEN_ELEMENTS["script"])
-        if tag in _HIDDEN_ELEMENTS:
-            self.open_hidden_elements.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.handle_starttag(tag, attrs)
-        self.handle_endtag(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        self._record_hidden(tag, _IN_TAG_NAME)
-        if tag in self.open_hidden_elements:
-            del self.open_hidden_elements[self.open_hidden_elements.index(tag) :]
-
-    def handle_data(self, data: str) -> None:
-        if self.open_hidden_elements:
-            self._record_hidden(data, _HIDDEN_ELEMENTS[self.open_hidden_elements[-1]])
-        else:
-            numbers = _marker_numbers(data)
-            self.found_markers |= numbers
-            self.visible_markers |= numbers
-
-    def handle_comment(self, data: str) -> None:
-        # Outlook interprets such conditional comments.
-        if data.startswith("[if "):
-            self.found_markers |= _marker_numbers(data)
-        else:
-            self._record_hidden(data, _IN_COMMENT)
-
-    def handle_decl(self, decl: str) -> None:
-        self._record_hidden(decl, _IN_DECLARATION)
-
-    def handle_pi(self, data: str) -> None:
-        self._record_hidden(data, _IN_DECLARATION)
-
-    def unknown_decl(self, data: str) -> None:
-        self._record_hidden(data, _IN_DECLARATION)
-
-    def _record_hidden(self, text: str, location: str) -> None:
-        for number in _marker_numbers(text):
-            self.hidden_markers[number] = location
-
-
-def _marker_numbers(text: str) -> set[int]:
-    return {int(number) for number in _MARKER.findall(text)}

@@ -17,19 +17,22 @@ from webapp.mail import smtp
 from webapp.mail.smtp import RelayRejected, RelayUnavailable
 from webapp.offers.models import Offer
 from webapp.redemptions import personal_links
+from webapp.shop.models import ShopValues
 
 
-def send_test_email(content: EmailContent, offer: Offer, to: str, name: str) -> None:
+def send_test_email(content: EmailContent, offer: Offer, to: str, name: str, shop: ShopValues | None = None) -> None:
     """Send a test email to a staff member now.
 
     Its links belong to no customer, so opening them has no effect.
 
     :param to: the address of the staff member.
+    :param shop: settings of the shop, by default the stored ones.
     :raises DomainError: `relay_down` or `relay_refuses`, with the relay's reply.
     """
     preview_customer = Customer(id=personal_links.PREVIEW_CUSTOMER_ID, email=to.lower(), email_as_given=to, name=name)
     settings: Settings = current_app.config["SETTINGS"]
-    message = MailMerge(content, offer, 0, token=f"test.{secrets.token_hex(8)}").build_message(preview_customer)
+    merge = MailMerge(content, offer, 0, token=f"test.{secrets.token_hex(8)}", shop=shop)
+    message = merge.build_message(preview_customer)
     # Keep no transaction open while waiting for the relay.
     db.session.rollback()
     try:

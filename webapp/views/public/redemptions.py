@@ -17,7 +17,6 @@ from webapp.redemptions import queries as redemption_queries
 from webapp.redemptions.errors import RedemptionRefused
 from webapp.redemptions.queries import RedemptionRecord
 from webapp.redemptions.rules import RedemptionRequest, evaluate
-from webapp.shop import queries as shop_queries
 from webapp.views import rendering
 from webapp.views.public.forms import RedeemForm
 
@@ -167,7 +166,7 @@ def _render_receipt(record: RedemptionRecord, already_redeemed: bool = False) ->
 def _get_locale(customer_id: int | None) -> str:
     """Return the locale of the customer if it is supported, else that of the shop."""
     customer = customer_queries.find_customer(customer_id) if customer_id is not None else None
-    return locales.resolve_locale(customer.locale if customer is not None else None, shop_queries.get_shop().locale)
+    return locales.resolve_locale(customer.locale if customer is not None else None, rendering.load_shop().locale)
 
 
 def _render_page(template: str, status: int = 200, **values: object) -> Response:

@@ -153,8 +153,9 @@ def _save_form(offer: Offer, kind: str, campaign: Campaign | None) -> BaseRespon
         if "test" in request.form:
             form.version.data = draft_versions.draft_version(campaign)
             suppression_actions.check_not_suppressed(current_user.email)
+            content = with_default_content(form.to_content(), kind)
             test_emails.send_test_email(
-                with_default_content(form.to_content(), kind), offer, current_user.email, current_user.name
+                content, offer, current_user.email, current_user.name, shop=rendering.load_shop()
             )
             flash(_("A test email was sent to %(email)s.", email=current_user.email), "success")
     except EditConflict as error:

@@ -16,6 +16,7 @@ from webapp.customers.models import Customer
 from webapp.offers import queries as offer_queries
 from webapp.offers.models import Offer
 from webapp.redemptions import personal_links
+from webapp.views import rendering
 
 
 def preview_email(content: EmailContent, offer: Offer, customer_email: str) -> Preview:
@@ -24,7 +25,9 @@ def preview_email(content: EmailContent, offer: Offer, customer_email: str) -> P
     :param customer_email: address of the customer whose email to render; empty for the first customer of the audience.
     :raises InvalidInput: when there is no customer with this address.
     """
-    return MailMerge(content, offer, 0).preview(_find_preview_customer(offer, customer_email))
+    return MailMerge(content, offer, 0, shop=rendering.load_shop()).preview(
+        _find_preview_customer(offer, customer_email)
+    )
 
 
 def _find_preview_customer(offer: Offer, customer_email: str) -> Customer:

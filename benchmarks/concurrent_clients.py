@@ -20,7 +20,7 @@ PROCESSES = multiprocessing.get_context("spawn")
 Work = Callable[[int], bool]
 
 
-class Side(Protocol):
+class SystemUnderTest(Protocol):
     """The system under test.
 
     It is sent to each process, where `open` is called first and `close` last.
@@ -35,7 +35,7 @@ class Side(Protocol):
 
 
 @dataclass(frozen=True)
-class Crowd:
+class Concurrency:
     """The number of clients; they stop after `seconds`, even if items are left."""
 
     processes: int
@@ -48,15 +48,15 @@ class Crowd:
 
 
 @dataclass(frozen=True)
-class Done:
-    """The result of all clients: `cpu` is in seconds, `why` is the first error."""
+class ClientResult:
+    """The result of all clients: `cpu` is in seconds, `first_error` its message."""
 
     redeemed: int
     refused: int
     failed: int
     seconds: float
     cpu: float
-    why: str = ""
+    first_error: str = ""
 
     @property
     def rate(self) -> float:
@@ -66,7 +66,9 @@ class Done:
         return asdict(self)
 
 
-def run(side: Side, items: Sequence[int], crowd: Crowd, ready: Callable[[], None] = lambda: None) -> Done:
+def run(
+    system: SystemUnderTest, items: Sequence[int], concurrency: Concurrency, ready: Callable[[], None] = lambda: None
+) -> ClientResult:
     """Process each item once.
 
     `ready` is called when all clients are connected and wait for the start.
@@ -74,20 +76,22 @@ def run(side: Side, items: Sequence[int], crowd: Crowd, ready: Callable[[], None
     :raises RuntimeError: when a process ends early.
     """
     pipes, processes = [], []
-    for k in range(crowd.processes):
+    for k in range(concurrency.processes):
         ours, theirs = PROCESSES.Pipe()
-        process = PROCESSES.Process(target=_work, args=(side, list(items[k :: crowd.processes]), crowd, theirs))
+        process = PROCESSES.Process(
+            target=_run_process, args=(system, list(items[k :: concurrency.processes]), concurrency, theirs)
+        )
         process.start()
         theirs.close()
         pipes.append(ours)
         processes.append(process)
     try:
         for pipe in pipes:
-            _next(pipe)
+            _receive(pipe)
         ready()
         for pipe in pipes:
             pipe.send("go")
-        return _sum([_next(pipe) for pipe in pipes])
+        return _combine([_receive(pipe) for pipe in pipes])
     finally:
         for pipe in pipes:
             pipe.close()
@@ -95,7 +99,7 @@ def run(side: Side, items: Sequence[int], crowd: Crowd, ready: Callable[[], None
             process.join()
 
 
-def _next(pipe: Connection) -> Any:
+def _receive(pipe: Connection) -> Any:
     try:
         return pipe.recv()
     except EOFError:
@@ -103,35 +107,35 @@ def _next(pipe: Connection) -> Any:
 
 
 @dataclass(frozen=True)
-class _Part:
+class _ProcessResult:
     redeemed: int
     refused: int
     failed: int
     started: float
     ended: float
     cpu: float
-    why: str
+    first_error: str
 
 
-def _sum(parts: Sequence[_Part]) -> Done:
+def _combine(results: Sequence[_ProcessResult]) -> ClientResult:
     # The monotonic clock is the same in all processes.
-    seconds = max(part.ended for part in parts) - min(part.started for part in parts)
-    return Done(
-        sum(part.redeemed for part in parts),
-        sum(part.refused for part in parts),
-        sum(part.failed for part in parts),
+    seconds = max(result.ended for result in results) - min(result.started for result in results)
+    return ClientResult(
+        sum(result.redeemed for result in results),
+        sum(result.refused for result in results),
+        sum(result.failed for result in results),
         seconds,
-        sum(part.cpu for part in parts),
-        next((part.why for part in parts if part.why), ""),
+        sum(result.cpu for result in results),
+        next((result.first_error for result in results if result.first_error), ""),
     )
 
 
-def _work(side: Side, items: Sequence[int], crowd: Crowd, pipe: Connection) -> None:
+def _run_process(system: SystemUnderTest, items: Sequence[int], concurrency: Concurrency, pipe: Connection) -> None:
     """Run one process: its threads connect, wait for the start, then share its items."""
-    side.open(crowd.threads)
+    system.open(concurrency.threads)
     try:
-        connected, go, shared = threading.Barrier(crowd.threads + 1), threading.Event(), _Shared(items)
-        clients = [_Client(side, shared, connected, go) for _ in range(crowd.threads)]
+        connected, go, shared = threading.Barrier(concurrency.threads + 1), threading.Event(), _SharedItems(items)
+        clients = [_Client(system, shared, connected, go) for _ in range(concurrency.threads)]
         for client in clients:
             client.start()
         connected.wait()
@@ -143,40 +147,42 @@ def _work(side: Side, items: Sequence[int], crowd: Crowd, pipe: Connection) -> N
             return
         cpu, started = _cpu(), time.monotonic()
         for client in clients:
-            client.until = started + crowd.seconds
+            client.until = started + concurrency.seconds
         go.set()
         for client in clients:
             client.join()
         pipe.send(
-            _Part(
+            _ProcessResult(
                 sum(client.redeemed for client in clients),
                 sum(client.refused for client in clients),
                 sum(client.failed for client in clients),
                 started,
                 time.monotonic(),
                 _cpu() - cpu,
-                next((client.why for client in clients if client.why), ""),
+                next((client.first_error for client in clients if client.first_error), ""),
             )
         )
     finally:
-        side.close()
+        system.close()
 
 
 class _Client(threading.Thread):
-    def __init__(self, side: Side, items: _Shared, connected: threading.Barrier, go: threading.Event) -> None:
+    def __init__(
+        self, system: SystemUnderTest, items: _SharedItems, connected: threading.Barrier, go: threading.Event
+    ) -> None:
         super().__init__(daemon=True)
-        self.side, self.items, self.connected, self.go = side, items, connected, go
+        self.system, self.items, self.connected, self.go = system, items, connected, go
         self.redeemed = self.refused = self.failed = 0
-        self.why = ""
+        self.first_error = ""
         self.until = 0.0
 
     def run(self) -> None:
         try:
-            with self.side.client() as work:
+            with self.system.client() as work:
                 self.connected.wait()
                 self.go.wait()
                 for item in self.items:
-                    self._do(work, item)
+                    self._process(work, item)
                     if time.monotonic() > self.until:
                         return
         finally:
@@ -184,7 +190,7 @@ class _Client(threading.Thread):
             if not self.go.is_set():
                 self.connected.abort()
 
-    def _do(self, work: Work, item: int) -> None:
+    def _process(self, work: Work, item: int) -> None:
         try:
             if work(item):
                 self.redeemed += 1
@@ -192,10 +198,10 @@ class _Client(threading.Thread):
                 self.refused += 1
         except Exception as error:
             self.failed += 1
-            self.why = self.why or f"{type(error).__name__}: {error}"
+            self.first_error = self.first_error or f"{type(error).__name__}: {error}"
 
 
-class _Shared:
+class _SharedItems:
     """An iterator that threads can share."""
 
     def __init__(self, items: Sequence[int]) -> None:
