@@ -342,3 +342,20 @@ def test_creating_an_offer_needs_the_csrf_token(
 
     assert csrf_client.post("/offers/new", data=SUMMER).status_code == 400
     assert not offer_queries.has_offers()
+
+
+@pytest.mark.parametrize("ended", ["session expired", "signed out elsewhere"])
+def test_saving_after_the_session_ended_shows_the_input(csrf_client: FlaskClient, ended: str) -> None:
+    # With the CSRF token of a session that has ended, or without any.
+    csrf_client.application.config["WTF_CSRF_ENABLED"] = ended == "session expired"
+    response = csrf_client.post("/offers/new", data={**SUMMER, "csrf_token": "spent"})
+
+    assert response.status_code == 400
+    assert "Nothing was saved: your session has ended." in response.text
+    assert all(f">{value}</textarea>" in response.text for value in ("Summer", "Summer-25", "25", "2026-08-31"))
+    assert 'href="/sign-in?next=/offers/new"' in response.text
+    assert offer_queries.list_offers() == []
+
+
+def test_opening_the_form_without_a_session_leads_to_the_sign_in_page(client: FlaskClient) -> None:
+    assert client.get("/offers/new").location == "/sign-in?next=/offers/new"
