@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -116,6 +117,39 @@ def test_invalid_input_is_reported_at_its_field_and_kept(staff: FlaskClient, for
     assert 'value="Summer-25"' in response.text or "code" in form
     assert "&lt;b&gt;My offer&lt;/b&gt;" in response.text or "name" in form
     assert not offer_queries.has_offers()
+
+
+@pytest.mark.parametrize(
+    ("form", "message"),
+    [
+        ({"discount_percent": "9" * 23}, "Enter a percentage above 0 and up to 100."),
+        ({"discount_type": "amount", "discount_amount": "9" * 23}, "The amount is too large."),
+        ({"max_redemptions": "9" * 21}, "The redemption limit can be at most 1,000,000,000,000."),
+    ],
+)
+def test_a_number_that_is_too_large_is_reported_with_the_limit(
+    staff: FlaskClient, form: dict[str, str], message: str
+) -> None:
+    assert message in staff.post("/offers/new", data=SUMMER | form).text
+
+
+@pytest.mark.parametrize(
+    ("form", "fields"),
+    [
+        ({"name": "", "discount_percent": "a quarter"}, {"name", "discount_percent"}),
+        ({"name": "", "starts_at": "", "ends_at": "2026-05-01"}, {"name", "starts_at"}),
+        ({"ends_at": "2026-05-01", "code": "TAKEN"}, {"ends_at", "code"}),
+        ({"max_redemptions": "many", "code": "TAKEN", "name": ""}, {"max_redemptions", "code", "name"}),
+    ],
+)
+def test_all_invalid_fields_are_reported_at_once(
+    staff: FlaskClient, make_offer: MakeOffer, form: dict[str, str], fields: set[str]
+) -> None:
+    make_offer("TAKEN")
+
+    page = staff.post("/offers/new", data=SUMMER | form).text
+
+    assert set(re.findall(r'id="(\w+)-error"', page)) == fields
 
 
 def test_an_existing_code_is_rejected(staff: FlaskClient, make_offer: MakeOffer) -> None:
