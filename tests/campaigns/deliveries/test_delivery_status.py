@@ -97,6 +97,7 @@ def test_the_state_of_every_recipient_agrees_with_the_relay(
         assert delivery_status(campaign, customer_id) == statuses[customer_id]
     assert (statuses[ids[1]].code, statuses[ids[1]].text) == (550, "5.1.1 no such user")
     assert (statuses[ids[2]].code, statuses[ids[2]].text, statuses[ids[2]].attempts) == (450, "4.2.2 mailbox full", 2)
+    assert [statuses[ids[n]].attempts for n in (1, 3, 5, 8)] == [1, 2, 0, 1]
     assert statuses[ids[2]].next_at is not None
     assert statuses[ids[4]].needs_resolution
     assert [statuses[ids[n]].text for n in (5, 6)] == ["unsubscribed", "has already redeemed"]
