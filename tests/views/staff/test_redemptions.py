@@ -188,6 +188,7 @@ def test_the_export_lists_every_redemption_without_formulas(
     assert response.headers["Content-Disposition"] == 'attachment; filename="redemptions.csv"'
     assert len(lines) == 3
     assert len(exported) == 1
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", exported[0]["redeemed_at"])
     assert (exported[0]["offer"], exported[0]["name"], exported[0]["order_id"]) == (
         "'=SUM(A1)",
         "'+Ada, the first",
