@@ -197,6 +197,10 @@ def test_the_export_lists_every_redemption_without_formulas(
     assert (exported[0]["email"], exported[0]["discount_amount"]) == ("ada@example.com", "1250")
 
 
+def test_the_list_says_where_undone_redemptions_are(staff: FlaskClient) -> None:
+    assert "Undone redemptions are not listed. They are on the page of their customer" in staff.get("/redemptions").text
+
+
 def test_an_empty_export_has_its_header(staff: FlaskClient) -> None:
     assert staff.get("/redemptions.csv?who=nobody@example.com").text.startswith("reference,offer,code,email")
 
