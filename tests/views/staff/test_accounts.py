@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
+from flask_wtf import FlaskForm
 from sqlalchemy import func, select
 from werkzeug.test import TestResponse
 
@@ -17,6 +18,7 @@ from webapp.accounts import actions as account_actions
 from webapp.accounts import api_key_actions, audit
 from webapp.accounts.models import ApiKey, AuditEntry, Invitation, StaffUser
 from webapp.core.extensions import db
+from webapp.views.form_base import PostForm
 from webapp.views.staff.accounts import safe_redirect_path
 
 MakeUser = Callable[..., StaffUser]
@@ -61,6 +63,23 @@ def invitation_link_in(response: TestResponse) -> str:
 
 def is_signed_in(client: FlaskClient) -> bool:
     return client.get("/settings/profile").status_code == 200
+
+
+def test_forms_are_not_read_from_json(client: FlaskClient, make_user_with_password: MakeUser) -> None:
+    make_user_with_password()
+
+    responses = [
+        client.post("/sign-in", json={"email": "admin@example.com", "password": PASSWORD}),
+        client.post("/sign-in", json=["email"]),
+        client.post("/sign-in", data="{", content_type="application/json"),
+    ]
+
+    assert [response.status_code for response in responses] == [422, 422, 422]
+    assert not is_signed_in(client)
+
+
+def test_every_form_with_post_is_read_from_form_bodies_only() -> None:
+    assert FlaskForm.__subclasses__() == [PostForm]
 
 
 class TestSignInPage:

@@ -9,7 +9,6 @@ from zoneinfo import ZoneInfo
 
 from flask_babel import gettext as _
 from flask_babel import lazy_gettext as _l
-from flask_wtf import FlaskForm
 from wtforms import (
     DateField,
     EmailField,
@@ -27,6 +26,7 @@ from wtforms.validators import EqualTo, InputRequired, Length, Optional
 
 from webapp.accounts.passwords import MAX_PASSWORD_LENGTH, MIN_PASSWORD_LENGTH
 from webapp.core.rate_limit import TableStorage
+from webapp.views.form_base import PostForm
 
 # How long a submitted form is recognised when it is submitted again.
 FORM_TOKEN_SECONDS = 7 * 86400
@@ -67,14 +67,14 @@ def _confirmation_validators(field: str) -> list[object]:
     return [EqualTo(field, _l("The passwords do not match."))]
 
 
-class SignInForm(FlaskForm):
+class SignInForm(PostForm):
     """The email address and the password of a user."""
 
     email = EmailField(_l("Email address"), [InputRequired(_l("Enter your email address."))])
     password = PasswordField(_l("Password"), [InputRequired(_l("Enter your password."))])
 
 
-class _NameAndTimeZoneForm(FlaskForm):
+class _NameAndTimeZoneForm(PostForm):
     name = StringField(
         _l("Name"),
         [InputRequired(_l("Enter a name.")), Length(max=100, message=_l("Use at most %(max)d characters."))],
@@ -96,14 +96,14 @@ class AcceptInvitationForm(_NameAndTimeZoneForm):
     confirm = PasswordField(_l("Repeat password"), _confirmation_validators("password"))
 
 
-class FirstPasswordForm(FlaskForm):
+class FirstPasswordForm(PostForm):
     """The password of a user who has none yet."""
 
     password = PasswordField(_l("Password"), _new_password_validators())
     confirm = PasswordField(_l("Repeat password"), _confirmation_validators("password"))
 
 
-class NewPasswordForm(FlaskForm):
+class NewPasswordForm(PostForm):
     """The new password of a user who opened a password reset link."""
 
     password = PasswordField(_l("New password"), _new_password_validators())
@@ -114,7 +114,7 @@ class ProfileForm(_NameAndTimeZoneForm):
     """The profile of the signed-in user."""
 
 
-class ChangePasswordForm(FlaskForm):
+class ChangePasswordForm(PostForm):
     """The current and the new password of the signed-in user."""
 
     current = PasswordField(_l("Current password"), [InputRequired(_l("Enter your current password."))])
@@ -122,7 +122,7 @@ class ChangePasswordForm(FlaskForm):
     confirm = PasswordField(_l("Repeat new password"), _confirmation_validators("password"))
 
 
-class OneTimeForm(FlaskForm):
+class OneTimeForm(PostForm):
     """A form that creates a secret, which the response to its POST shows once.
 
     A token prevents that reloading this response creates another one.
@@ -152,7 +152,7 @@ class InviteForm(OneTimeForm):
     email = EmailField(_l("Email address"), filters=[lambda text: (text or "").strip()])
 
 
-class RoleForm(FlaskForm):
+class RoleForm(PostForm):
     """The role of a user."""
 
     role = SelectField(_l("Role"), choices=_build_choices(ROLE_DESCRIPTIONS))

@@ -13,7 +13,6 @@ from babel.numbers import get_currency_precision, is_currency
 from flask_babel import gettext as _
 from flask_babel import lazy_gettext as _l
 from flask_babel import ngettext
-from flask_wtf import FlaskForm
 from wtforms import (
     BooleanField,
     DateField,
@@ -33,6 +32,7 @@ from webapp.core.money import Discount
 from webapp.customers.models import Audience
 from webapp.offers import actions as offer_actions
 from webapp.offers.models import Offer, OfferState, OfferValues
+from webapp.views.form_base import PostForm
 from webapp.views.staff.forms.local_times import FOLD_CHOICES, TimeOfDayField, needs_fold_choice, parse_local_datetime
 
 T = TypeVar("T")
@@ -70,13 +70,13 @@ class OfferSearchForm(Form):
         return self.state.data if self.state.data and self.state.data in _STATE_LABELS else None
 
 
-class RenewCodeForm(FlaskForm):
+class RenewCodeForm(PostForm):
     """The new code of an offer; generated if empty."""
 
     code = StringField(_l("New code"))
 
 
-class OfferForm(FlaskForm):
+class OfferForm(PostForm):
     """The form to create or edit an offer.
 
     After the first launch or redemption the offer is frozen: fields that are then hidden keep their values.
