@@ -546,6 +546,20 @@ def test_no_page_fails_on_hostile_urls(app: Flask, sign_in: Callable[..., FlaskC
     assert not failures
 
 
+def test_a_nul_in_the_address_is_rejected(app: Flask, sign_in: Callable[..., FlaskClient]) -> None:
+    client = sign_in("admin")
+
+    accepted = {
+        url: response.status_code
+        for url in page_urls(app, "GET", "x")
+        if not url.startswith(("/colour", "/healthz", "/metrics", "/readyz"))
+        for response in [client.get(f"{url}?after=%00")]
+        if response.status_code != 400
+    }
+
+    assert not accepted
+
+
 @cases(HOSTILE)
 def test_no_form_fails_on_hostile_input(app: Flask, sign_in: Callable[..., FlaskClient], value: str) -> None:
     client = sign_in("admin")
