@@ -49,7 +49,7 @@ def api_key_group() -> None:
 
 @api_key_group.command("create")
 @click.option("--name", required=True, help="What uses the key, such as “Web shop”.")
-@click.option("--scopes", default="read", show_default=True, help=f"Comma separated: {', '.join(SCOPES)}.")
+@click.option("--scopes", default="read", show_default=True, help=f"Comma-separated: {', '.join(SCOPES)}.")
 def create_api_key_command(name: str, scopes: str) -> None:
     """Create an API key and print only the key.
 

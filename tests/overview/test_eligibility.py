@@ -100,7 +100,7 @@ def test_the_check_of_the_validity_period(
         ({}, "code", True, "SUMMER25 is the code of “Summer”."),
         ({}, "customer", True, "ada@example.com is a customer."),
         ({}, "unused", True, "Not redeemed by this customer yet."),
-        ({}, "status", True, "The offer is active."),
+        ({}, "status", True, "The offer is not paused."),
         ({"paused_at": IN_THE_PAST}, "status", False, "The offer is paused."),
         ({}, "audience", True, "The offer is for all customers."),
         ({}, "personal_code", True, "The offer accepts the shared code."),

@@ -149,7 +149,7 @@ def test_undoing_twice_is_refused(staff: FlaskClient, redemption: RedemptionReco
     response = staff.post(f"/redemptions/{redemption.public_id}/undo", data={"reason": "wrong customer"})
 
     assert response.status_code == 409
-    assert "was already undone" in response.text
+    assert "has already been undone" in response.text
 
 
 def test_a_viewer_can_only_read(sign_in: Callable[..., FlaskClient], redemption: RedemptionRecord) -> None:
