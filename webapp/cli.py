@@ -135,7 +135,8 @@ def bounces_command(file: str) -> None:
 
     FILE is an mbox file, a single message, a maildir, or - for standard input.
 
-    Addresses that do not exist and recipients who complained are suppressed. Processing a file again changes nothing.
+    Addresses that do not exist, and recipients who complained or unsubscribed, are suppressed. Processing a file again
+    changes nothing.
     """
     try:
         messages = mailbox.iter_messages(sys.stdin.buffer) if file == "-" else mailbox.iter_messages_in_path(Path(file))
