@@ -111,6 +111,7 @@ def test_the_check_of_the_validity_period(
             "The offer requires the personal code from the customer's email; this is the shared code.",
         ),
         ({}, "room", True, "There is no limit on redemptions."),
+        ({"max_redemptions": 1, "redeemed": 1}, "room", False, "The limit of 1 redemption has been reached."),
         ({"max_redemptions": 1000, "redeemed": 12}, "room", True, "12 of 1,000 redemptions used."),
         (
             {"max_redemptions": 1000, "redeemed": 1000},
