@@ -40,7 +40,7 @@ SIGNING_KEY_PURPOSES = {
         SigningKeyPurpose(
             "personal_code",
             _l("Personal codes"),
-            _l("The ending that makes a shared code personal. Emails that were sent contain it."),
+            _l("The suffix that makes a shared code personal. Emails that were sent contain it."),
             revocation_effect=_l(
                 "Personal codes signed with this version stop working immediately, in sent emails and in the records "
                 "of shops. Personal links keep working, and future emails contain new codes."
