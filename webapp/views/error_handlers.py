@@ -157,11 +157,10 @@ def _session_ended_response() -> Response:
     if "_user_id" in session:
         title = _("Please open the page again")
         detail = _(
-            "Your session has changed since you opened this page, so nothing was saved. Open it again and repeat the "
-            "step."
+            "Nothing was saved: your session has changed since you opened this page. Open it again and repeat the step."
         )
     else:
-        detail = _("Your session has ended, so nothing was saved. Sign in again and repeat the step.")
+        detail = _("Nothing was saved: your session has ended. Sign in again and repeat the step.")
         next_url = url_for("staff.accounts.sign_in", next=next_url)
     if request.headers.get("HX-Request"):
         # A fragment shows only the message; the page that sent the request still has the input.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import secrets
 from datetime import UTC, datetime, time, timedelta
 from zoneinfo import ZoneInfo
 
@@ -12,6 +14,7 @@ from wtforms import (
     DateField,
     EmailField,
     Field,
+    HiddenField,
     PasswordField,
     SelectChoice,
     SelectField,
@@ -23,6 +26,10 @@ from wtforms import (
 from wtforms.validators import EqualTo, InputRequired, Length, Optional
 
 from webapp.accounts.passwords import MAX_PASSWORD_LENGTH, MIN_PASSWORD_LENGTH
+from webapp.core.rate_limit import TableStorage
+
+# How long a submitted form is recognised when it is submitted again.
+FORM_TOKEN_SECONDS = 7 * 86400
 
 ROLE_DESCRIPTIONS = {
     "admin": _l("Administrator: full access, including users, keys and the audit log"),
@@ -115,7 +122,30 @@ class ChangePasswordForm(FlaskForm):
     confirm = PasswordField(_l("Repeat new password"), _confirmation_validators("password"))
 
 
-class InviteForm(FlaskForm):
+class OneTimeForm(FlaskForm):
+    """A form that creates a secret, which the response to its POST shows once.
+
+    A token prevents that reloading this response creates another one.
+    """
+
+    form_token = HiddenField(default=secrets.token_urlsafe)
+
+    def mark_submitted(self) -> bool:
+        """Mark the form as submitted; return False if it was submitted before.
+
+        Returns True for a request without a token.
+        """
+        return not self.form_token.data or TableStorage().incr(self._token_key(), FORM_TOKEN_SECONDS) == 1
+
+    def mark_rejected(self) -> None:
+        """Revert `mark_submitted`, because nothing was created."""
+        TableStorage().clear(self._token_key())
+
+    def _token_key(self) -> str:
+        return f"form:{hashlib.sha256((self.form_token.data or '').encode()).hexdigest()}"
+
+
+class InviteForm(OneTimeForm):
     """An invitation; the email address is optional."""
 
     role = SelectField(_l("Role"), choices=_build_choices(ROLE_DESCRIPTIONS), default="manager")
@@ -128,7 +158,7 @@ class RoleForm(FlaskForm):
     role = SelectField(_l("Role"), choices=_build_choices(ROLE_DESCRIPTIONS))
 
 
-class ApiKeyForm(FlaskForm):
+class ApiKeyForm(OneTimeForm):
     """A new API key."""
 
     name = StringField(
