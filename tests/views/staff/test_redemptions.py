@@ -198,7 +198,7 @@ def test_the_export_lists_every_redemption_without_formulas(
 
 
 def test_the_list_says_where_undone_redemptions_are(staff: FlaskClient) -> None:
-    assert "Undone redemptions are not listed. They are on the page of their customer" in staff.get("/redemptions").text
+    assert "Undone redemptions are not listed here. See the customer's page" in staff.get("/redemptions").text
 
 
 def test_an_empty_export_has_its_header(staff: FlaskClient) -> None:
