@@ -49,7 +49,7 @@ def api_key_group() -> None:
 
 @api_key_group.command("create")
 @click.option("--name", required=True, help="What uses the key, such as “Web shop”.")
-@click.option("--scopes", default="read", show_default=True, help=f"Comma separated: {', '.join(SCOPES)}.")
+@click.option("--scopes", default="read", show_default=True, help=f"Comma-separated: {', '.join(SCOPES)}.")
 def create_api_key_command(name: str, scopes: str) -> None:
     """Create an API key and print only the key.
 
@@ -135,7 +135,8 @@ def bounces_command(file: str) -> None:
 
     FILE is an mbox file, a single message, a maildir, or - for standard input.
 
-    Addresses that do not exist and recipients who complained are suppressed. Processing a file again changes nothing.
+    Addresses that do not exist, and recipients who complained or unsubscribed, are suppressed. Processing a file again
+    changes nothing.
     """
     try:
         messages = mailbox.iter_messages(sys.stdin.buffer) if file == "-" else mailbox.iter_messages_in_path(Path(file))

@@ -161,7 +161,7 @@ def _insert_invalid_rows(data: bytes) -> bytes:
 
 
 def _build_suppression_file(existing: list[CustomerRecord]) -> bytes:
-    """Return the suppression list of an earlier mailer.
+    """Return the suppression list of an earlier email service.
 
     It has some customers, some other addresses and one invalid row.
     """

@@ -243,7 +243,7 @@ def _resolve_uncertain(campaign: CampaignPlan, sent: SentCampaign) -> None:
     """Dismiss the uncertain deliveries of a reminder, as staff would do."""
     for delivery in sent.deliveries.values():
         if delivery["state"] == "uncertain" and campaign.kind == "reminder":
-            text = f"{delivery['text']}; left as it is by {MANAGER.email}"
+            text = f"{delivery['text']}; dismissed by {MANAGER.email}"
             delivery |= {"state": "left", "text": text, "at": delivery["at"] + timedelta(hours=2)}
 
 

@@ -153,7 +153,7 @@ class RedemptionSimulation:
         is_api = row["channel"] == "api"
         delay = timedelta(seconds=self.rng.randrange(600, 3 * 86400))
         at = min(row["redeemed_at"] + delay, self.today - timedelta(minutes=1))
-        by = f"key {API_KEY_NAMES[0]}" if is_api else MANAGER.email
+        by = f"API key {API_KEY_NAMES[0]}" if is_api else MANAGER.email
         reason = self.rng.choice(API_ROLLBACK_REASONS if is_api else STAFF_ROLLBACK_REASONS)
         return {**row, "rolled_back_at": at, "rolled_back_by": by, "reason": reason}
 

@@ -153,7 +153,7 @@ def _handle_http_error(error: HTTPException) -> tuple[str, int]:
 
 def _handle_storage_error(error: Exception) -> tuple[str, int]:
     message = (
-        f"The emails can’t be listed: {error}. New emails are still received. Fix the problem and reload the page."
+        f"The emails can't be listed: {error}. New emails are still received. Fix the problem and reload the page."
     )
     return render_template("error.html", message=message), 503
 

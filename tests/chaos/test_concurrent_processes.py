@@ -134,7 +134,7 @@ def test_rolled_back_units_of_a_cap_are_redeemed_again(
     assert len(set(ids_with_outcome(results, "undone"))) == len(ids_with_outcome(results, "undone")) == len(rolled_back)
     assert set(ids_with_outcome(results, "undone")) < set(ids_with_outcome(results, "redeemed"))
     assert {row.reason for row in rolled_back} == {"order cancelled"}
-    assert {row.rolled_back_by for row in rolled_back} > {"key tests"}
+    assert {row.rolled_back_by for row in rolled_back} > {"API key tests"}
     outcomes = Counter(result.result for result in results)
     assert outcomes.keys() <= {"redeemed", "undone", "already_redeemed", "offer_exhausted", "already_rolled_back"}
 

@@ -100,7 +100,7 @@ def test_the_check_of_the_validity_period(
         ({}, "code", True, "SUMMER25 is the code of “Summer”."),
         ({}, "customer", True, "ada@example.com is a customer."),
         ({}, "unused", True, "Not redeemed by this customer yet."),
-        ({}, "status", True, "The offer is active."),
+        ({}, "status", True, "The offer is not paused."),
         ({"paused_at": IN_THE_PAST}, "status", False, "The offer is paused."),
         ({}, "audience", True, "The offer is for all customers."),
         ({}, "personal_code", True, "The offer accepts the shared code."),
@@ -111,6 +111,7 @@ def test_the_check_of_the_validity_period(
             "The offer requires the personal code from the customer's email; this is the shared code.",
         ),
         ({}, "room", True, "There is no limit on redemptions."),
+        ({"max_redemptions": 1, "redeemed": 1}, "room", False, "The limit of 1 redemption has been reached."),
         ({"max_redemptions": 1000, "redeemed": 12}, "room", True, "12 of 1,000 redemptions used."),
         (
             {"max_redemptions": 1000, "redeemed": 1000},

@@ -190,7 +190,7 @@ def test_a_rollback_by_the_api_stores_the_name_of_the_key(
 
     roll_back(api, post(api, "k1").json["id"])
 
-    assert db.session.execute(text("select rolled_back_by from rollback")).scalar_one() == "key tests"
+    assert db.session.execute(text("select rolled_back_by from rollback")).scalar_one() == "API key tests"
 
 
 def test_another_customer_may_redeem_after_a_rollback(make_offer: MakeOffer, make_customer: MakeCustomer) -> None:

@@ -14,6 +14,7 @@ from webapp.views.public import redemptions
     ("method", "path", "status", "message"),
     [
         ("GET", "/nothing", 404, "There is no page at this address."),
+        ("GET", "/redeem/nothing", 404, "Check the address, or open the link in our email again."),
         ("GET", "/api/v1/nothing", 404, "No endpoint has this path."),
         ("DELETE", "/redeem", 405, "This page can&#39;t be opened directly."),
         ("DELETE", "/api/v1/offers", 405, "This endpoint does not accept this method; see the header `Allow`."),

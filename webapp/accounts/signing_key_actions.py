@@ -10,6 +10,7 @@ from datetime import timedelta
 
 from flask_babel import gettext as _
 from flask_babel import lazy_gettext as _l
+from flask_babel import ngettext
 
 from webapp.accounts.audit import record_audit_entry
 from webapp.core import database_clock, signing_keys
@@ -39,7 +40,7 @@ SIGNING_KEY_PURPOSES = {
         SigningKeyPurpose(
             "personal_code",
             _l("Personal codes"),
-            _l("The ending that makes a shared code personal. Emails that were sent contain it."),
+            _l("The suffix that makes a shared code personal. Emails that were sent contain it."),
             revocation_effect=_l(
                 "Personal codes signed with this version stop working immediately, in sent emails and in the records "
                 "of shops. Personal links keep working, and future emails contain new codes."
@@ -126,11 +127,13 @@ def _check_revocable(versions: dict[int, KeyVersion], version: int) -> None:
         raise DomainError("conflict", message, 409)
     remaining = versions[min(newer_versions)].created_at + REVOCATION_DELAY - database_clock.get_database_time()
     if remaining > timedelta():
-        message = _(
+        message = ngettext(
             "The key was rotated a moment ago, and emails may still be signed with version %(version)s. "
-            "Revoke it in %(seconds)s seconds.",
+            "Revoke it in %(num)s second.",
+            "The key was rotated a moment ago, and emails may still be signed with version %(version)s. "
+            "Revoke it in %(num)s seconds.",
+            int(remaining.total_seconds()) + 1,
             version=version,
-            seconds=int(remaining.total_seconds()) + 1,
         )
         raise DomainError("conflict", message, 409)
 

@@ -318,7 +318,7 @@ def _frozen_code_errors(offer: Offer, values: OfferValues) -> Iterator[FieldErro
     if normalise_code(values.code or "") != offer.code:
         message = _(
             "The code can't be changed after the launch or the first redemption. "
-            "Replace it on the offer page instead: the current code then stays valid."
+            "Replace it instead: the current code then stays valid."
         )
         yield FieldError("code", "frozen", message)
 

@@ -12,6 +12,7 @@ from datetime import datetime, timedelta
 from zoneinfo import ZoneInfo
 
 from flask_babel import gettext as _
+from flask_babel import ngettext
 
 from webapp.campaigns.deliveries import queries as delivery_queries
 from webapp.campaigns.deliveries.queries import CampaignDelivery
@@ -173,7 +174,7 @@ class _CheckDescriber:
             case "window":
                 return _describe_window(offer, check)
             case "status":
-                return _("The offer is paused.") if offer.is_paused else _("The offer is active.")
+                return _("The offer is paused.") if offer.is_paused else _("The offer is not paused.")
             case "audience":
                 return self._describe_audience()
             case "personal_code":
@@ -261,7 +262,12 @@ def _describe_cap(offer: OfferFacts) -> str:
         return _("There is no limit on redemptions.")
     limit = formatting.format_number(offer.max_redemptions)
     if offer.redeemed >= offer.max_redemptions:
-        return _("The limit of %(limit)s redemptions has been reached.", limit=limit)
+        return ngettext(
+            "The limit of %(limit)s redemption has been reached.",
+            "The limit of %(limit)s redemptions has been reached.",
+            offer.max_redemptions,
+            limit=limit,
+        )
     count = formatting.format_number(offer.redeemed)
     return _("%(count)s of %(limit)s redemptions used.", count=count, limit=limit)
 

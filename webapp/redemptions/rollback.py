@@ -76,7 +76,7 @@ def roll_back_redemption(public_id: str, reason: str, by: str) -> RedemptionReco
     moved_count = db.session.connection().execute(_MOVE_TO_ROLLBACK, key | {"by": by, "reason": reason}).rowcount
     if not moved_count:
         db.session.rollback()
-        raise DomainError("already_rolled_back", _("This redemption was already undone."), 409)
+        raise DomainError("already_rolled_back", _("This redemption has already been undone."), 409)
     db.session.execute(_DECREMENT_REDEEMED, {"offer_id": record.offer_id})
     db.session.execute(_DECREMENT_HOURLY_COUNTS, {"offer_id": record.offer_id, "redeemed_at": record.row.redeemed_at})
     record_audit_entry(by, "redemption.undone", record.code, customer=record.customer_id, reference=public_id)

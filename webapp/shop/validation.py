@@ -72,7 +72,7 @@ def _validate_reply_to(value: str) -> str:
             if not local.isascii():
                 raise _invalid_field(
                     "email_invalid",
-                    _("Use an address without accents before the @: some mail providers reject them."),
+                    _("Use an address without accents before the @: some mail providers reject accented addresses."),
                 )
             address = f"{local}@{domain}"
     return address

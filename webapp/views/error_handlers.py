@@ -37,12 +37,20 @@ MESSAGES = {
     405: _l("This page can't be opened directly. Start from the home page."),
     413: _l("This is too large. Choose a smaller file or shorten the text."),
     429: _l("Please wait a minute and try again."),
-    500: _l("The error was logged. Please try again. If it happens again, tell us the reference below."),
+    500: _l(
+        "The error was logged. Please try again. If it happens again, send the error reference below to the server "
+        "administrator."
+    ),
     503: _l("The database is currently unavailable. Please try again in a moment."),
 }
 # These replace the titles and messages above on pages for customers, and the messages in API responses.
 PUBLIC_TITLES = {400: _l("This did not work")}
-PUBLIC_MESSAGES = {503: _l("This page is temporarily unavailable. Please try again in a moment.")}
+PUBLIC_MESSAGES = {
+    404: _l("There is no page at this address. Check the address, or open the link in our email again."),
+    405: _l("This page can't be opened directly. Open the link in our email again."),
+    500: _l("Please try again. If it happens again, tell us the error reference below."),
+    503: _l("This page is temporarily unavailable. Please try again in a moment."),
+}
 API_MESSAGES = {
     404: _l("No endpoint has this path. Check the path."),
     405: _l("This endpoint does not accept this method; see the header `Allow`."),

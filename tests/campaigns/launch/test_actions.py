@@ -417,7 +417,7 @@ def test_a_cancelled_campaign_cannot_continue(sending: Campaign) -> None:
 def test_the_api_cannot_launch_a_cancelled_announcement_again(sending: Campaign) -> None:
     transitions.cancel_campaign(sending.id, "mia")
     with pytest.raises(DomainError, match="Create a new announcement"):
-        launch_actions.launch_announcement(sending.offer_id, "key shop")
+        launch_actions.launch_announcement(sending.offer_id, "API key shop")
 
 
 def test_a_new_campaign_can_be_launched_after_a_cancellation(sending: Campaign) -> None:

@@ -400,8 +400,8 @@ def test_a_typed_time_is_in_the_offers_time_zone(staff: FlaskClient, draft: Camp
     assert "10 Jan 2199, 09:00 EST" in response.text
     assert "10 Jan 2199, 14:00 UTC for you" in response.text
     assert reload(draft).scheduled_at == datetime(2199, 1, 10, 14, tzinfo=UTC)
-    assert "Starts on 10 Jan 2199" in staff.get("/campaigns").text
-    assert "Starts on 10 Jan 2199" in staff.get(f"/offers/{draft.offer_id}").text
+    assert "Will be launched on 10 Jan 2199" in staff.get("/campaigns").text
+    assert "Will be launched on 10 Jan 2199" in staff.get(f"/offers/{draft.offer_id}").text
 
 
 @pytest.mark.parametrize(

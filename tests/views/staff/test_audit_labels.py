@@ -36,6 +36,9 @@ def test_the_page_shows_the_label_and_the_action(sign_in: Callable[..., FlaskCli
     client = sign_in("admin")
     audit.record_audit_entry("ann", "offer.code_renewed", "WINTER26", before="SUMMER25")
     audit.record_audit_entry("ann", "earlier.action", "thing")
+    audit.record_audit_entry("ann", "mail.saved", "11", offer=7)
+    audit.record_audit_entry("ann", "campaign.paused", "11")
+    audit.record_audit_entry("ann", "campaign.launched", "2026", campaign=11)
     db.session.commit()
 
     page = " ".join(client.get("/settings/audit").text.split())
@@ -43,6 +46,9 @@ def test_the_page_shows_the_label_and_the_action(sign_in: Callable[..., FlaskCli
     assert '<div class="fw-medium">Code replaced</div> <code>offer.code_renewed</code>' in page
     assert "previously: SUMMER25" in page
     assert '<div class="fw-medium">earlier.action</div>' in page
+    # The subject of a launch is a code, which may consist of digits.
+    assert page.count('href="/campaigns/11">campaign 11</a>') == 2
+    assert "<code>campaign.launched</code> 2026 " in page
 
 
 def test_entries_of_a_customer_link_to_the_customer(sign_in: Callable[..., FlaskClient]) -> None:

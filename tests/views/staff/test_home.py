@@ -149,7 +149,7 @@ class TestAttention:
             ({"status": "paused", "pause_reason": "paused by ann@example.com"}, "was paused by ann@example.com."),
             (
                 {"status": "sending", "delivery_warning": "The relay does not answer."},
-                "has a problem: The relay does not answer.",
+                "(announcement)</a> has a problem: The relay does not answer.",
             ),
         ],
     )
@@ -174,6 +174,7 @@ class TestAttention:
         ("values", "message"),
         [
             ({"max_redemptions": 1000, "redeemed": 900}, "has 100 of 1,000 redemptions left."),
+            ({"max_redemptions": 1, "redeemed": 1}, "has reached its limit of 1 redemption."),
             ({"max_redemptions": 2, "redeemed": 2}, "has reached its limit of 2 redemptions."),
             ({"ends_at": NOW + timedelta(2)}, "ends soon"),
         ],

@@ -149,7 +149,7 @@ def test_undoing_twice_is_refused(staff: FlaskClient, redemption: RedemptionReco
     response = staff.post(f"/redemptions/{redemption.public_id}/undo", data={"reason": "wrong customer"})
 
     assert response.status_code == 409
-    assert "was already undone" in response.text
+    assert "has already been undone" in response.text
 
 
 def test_a_viewer_can_only_read(sign_in: Callable[..., FlaskClient], redemption: RedemptionRecord) -> None:
@@ -198,7 +198,7 @@ def test_the_export_lists_every_redemption_without_formulas(
 
 
 def test_the_list_says_where_undone_redemptions_are(staff: FlaskClient) -> None:
-    assert "Undone redemptions are not listed. They are on the page of their customer" in staff.get("/redemptions").text
+    assert "Undone redemptions are not listed here. See the customer's page" in staff.get("/redemptions").text
 
 
 def test_an_empty_export_has_its_header(staff: FlaskClient) -> None:

@@ -254,6 +254,7 @@ def test_an_imported_hash_suppresses_the_customer_with_that_address(
     }
     row = upload(staff, "email,reason\n" + "".join(f"{email},{reason}\n" for email, reason in rows.items()))
     assert import_counts(row) == {"rows": 4, "created": 2, "updated": 1, "duplicates": 1}
+    assert "the strongest reason counts" in staff.get(f"/customers/imports/{row.id}").text
     assert suppression_reasons() == {
         "ada@example.com": "unsubscribed",
         "bob@example.com": "complained",

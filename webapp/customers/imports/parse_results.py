@@ -17,10 +17,11 @@ _ROW_MESSAGES = {
         "This row contains characters that are not UTF-8. Save the file as “CSV UTF-8” and import it again."
     ),
     "cells_missing": _l(
-        "The header has %(width)s columns, but this row has %(found)s. Check for a missing quotation mark."
+        "This row has fewer cells than the header: %(found)s instead of %(width)s. Check for a missing quotation mark."
     ),
     "cells_too_many": _l(
-        "The header has %(width)s columns, but this row has %(found)s. Quote cells that contain commas."
+        "This row has more cells than the header: %(found)s instead of %(width)s. "
+        "Quote cells that contain the separator."
     ),
     "quote_unclosed": _l("A quotation mark in this row is never closed. Close or remove it."),
     "quote_invalid": _l("A quoted cell contains a single quotation mark. Double it."),
@@ -32,7 +33,8 @@ _ROW_MESSAGES = {
         "The reason is not unsubscribed, bounced or complained; the address was imported as unsubscribed."
     ),
     "cells_odd": _l(
-        "The header has %(width)s columns, but this row has %(found)s; the address was imported as %(reason)s."
+        "This row and the header have different numbers of cells (%(found)s and %(width)s); the address was "
+        "imported as %(reason)s."
     ),
     "locale_unknown": _l(
         "“%(locale)s” is not a language tag such as de or fr-CH; the customer was imported without a language."

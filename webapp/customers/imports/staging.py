@@ -241,7 +241,7 @@ def merge_rows(connection: Connection, import_id: int, start: int, end: int, str
     if strategy is MergeStrategy.UPSERT_CHECKING_SOURCE_IDS:
         # Partitions take turns, so that each sees the source ids that the other one has merged.
         connection.execute("select pg_advisory_xact_lock(%(import_id)s)", params)
-        message = _("Another customer has this source ID. Correct the file or that customer.")
+        message = _("Another customer has this source ID. Correct the file, or edit that customer.")
         rejected = fetch_one(connection, _REJECT_TAKEN_SOURCE_IDS, params | {"source_id_taken": message})[0]
     created, updated, staged = fetch_one(connection, _UPSERT, params)
     return MergeCounts(created, updated, staged - created - updated, rejected)

@@ -100,7 +100,7 @@ def authenticate(scope: str | None) -> None:
 
 def get_actor() -> str:
     """Return the API key of the request as the actor of an audit entry."""
-    return f"key {g.api_key.name}"
+    return f"API key {g.api_key.name}"  # no translation
 
 
 def _check_body(media_types: tuple[str, ...]) -> None:

@@ -43,7 +43,7 @@ def bounces() -> Response:
     or `multipart/report`: it counts only if it contains a token of this installation. Sending the same report twice
     changes nothing. `results` contains the outcome of each report, in order: suppressed (added to the suppression
     list), known (already on the list), soft (not a failure of the address), ignored (an automatic reply, or about a
-    former address), unproven (no valid token), unknown_customer (a valid token, but the customer is erased),
+    former address), unproven (no valid token), unknown_customer (a valid token of a customer who has been erased),
     own_address (an address of the shop), email_invalid, broken.
     """
     by = get_actor()
@@ -63,7 +63,7 @@ def _parse_json() -> Any:
     try:
         return request.get_json()
     except (BadRequest, RecursionError) as error:
-        raise DomainError("broken_json", _("The request body is not valid JSON."), 400) from error
+        raise DomainError("broken_json", _("The body is not valid JSON."), 400) from error
 
 
 def _read_message() -> bytes:

@@ -143,12 +143,16 @@ def reopen_code(path: CodePath) -> Response:
 
 @contextmanager
 def _raise_conflicts_as_412() -> Iterator[None]:
-    """Turn a version conflict into 412, as `If-Match` requires."""
+    """Turn a version conflict into 412, as `If-Match` requires, with a message for programs."""
     try:
         yield
     except DomainError as error:
         if error.key == "conflict":
             error.status = 412
+            error.message = _(
+                "This offer was changed since the version in `If-Match`. Fetch it again, then repeat the request with "
+                "the new `ETag` if your changes should replace the current values."
+            )
         raise
 
 

@@ -22,7 +22,7 @@ PublicView = TypeVar("PublicView", bound=Callable[..., Any])
 def allow_cross_origin(view: PublicView) -> PublicView:
     """Allow cross-origin writes to a view.
 
-    Mail providers need them for one-click unsubscription (RFC 8058).
+    Mail providers need them for one-click unsubscribe (RFC 8058).
     """
     view.allows_cross_origin = True  # type: ignore[attr-defined]
     return view

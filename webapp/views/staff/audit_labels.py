@@ -14,7 +14,7 @@ ACTION_LABELS = {
     "campaign.exported": _l("Recipients exported"),
     "campaign.launched": _l("Campaign launched"),
     "campaign.left_uncertain": _l("Uncertain emails dismissed"),
-    "campaign.not_started": _l("Scheduled campaign not started"),
+    "campaign.not_started": _l("Scheduled campaign not launched"),
     "campaign.paused": _l("Campaign paused"),
     "campaign.resumed": _l("Campaign resumed"),
     "campaign.scheduled": _l("Campaign scheduled"),
@@ -59,7 +59,7 @@ ACTION_LABELS = {
     "suppressions.import": _l("Suppression list import started"),
 }
 _DETAIL_LABELS = {
-    "at": _l("start"),
+    "at": _l("launch time"),
     "before": _l("previously"),
     "left_out": _l("not resent"),
     "mails": _l("emails"),

@@ -109,16 +109,16 @@ class RecipientOut(BaseModel):
     campaign: int
     email: str
     state: DeliveryState = Field(
-        description="`sent`: sent at about `at`; `sent_later`: after a retry, and `note` says whether it may have been "
-        "sent twice; `left`: uncertain and dismissed; `sending`: being sent now; `waiting`: not sent yet; "
-        "`cancelled`: not sent, because the campaign was cancelled."
+        description="`sent`: sent at about `at`; `sent_later`: sent by a retry, and `note` says whether it may have "
+        "been sent twice; `left`: uncertain and dismissed; `sending`: being sent now; `waiting`: not sent yet; "
+        "`cancelled`: not sent, because the campaign was cancelled; `not_recipient`: `note` gives the reason."
     )
     at: datetime | None = Field(
         description="The time of the state; null if nothing has happened yet, or an earlier version sent it."
     )
     code: int | None = Field(description="The mail server's reply code (RFC 5321).")
     text: str = Field(description="The server's reply, or why the recipient was skipped.")
-    note: str = Field(description="What happens next, or who has to resolve it.")
+    note: str = Field(description="An explanation of the state, or what happens next; may be empty.")
     next_at: datetime | None = Field(description="When a deferred email is retried.")
     attempts: int = Field(
         description="The number of attempts to send the email; a decision to resend it resets the number to 0."
@@ -141,9 +141,9 @@ class DecisionIn(BaseModel):
 
 
 class DecisionOut(BaseModel):
-    """The numbers of emails that were resolved and that were not."""
+    """The numbers of emails that are resent or dismissed, and that are not."""
 
-    mails: int = Field(description="The number of resolved emails.")
+    mails: int = Field(description="The number of emails that are resent or were dismissed.")
     left_out: int = Field(description="The number of emails that are not resent because their address is suppressed.")
 
 

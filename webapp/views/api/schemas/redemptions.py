@@ -116,7 +116,7 @@ class NewRedemption(NewValidation):
 
 
 class NewExplanation(RequestBody):
-    """The customer and the shared or personal code to explain the eligibility for."""
+    """A customer and a shared or personal code, to explain whether the customer can redeem it."""
 
     code: Annotated[StrictStr, Field(max_length=200, examples=["summer25"])]
     customer: CustomerReference

@@ -23,7 +23,7 @@ CHECK_LABELS = {
     "customer": _l("Customer exists"),
     "unused": _l("Unused"),
     "window": _l("Within the offer period"),
-    "status": _l("Offer active"),
+    "status": _l("Offer status"),
     "audience": _l("In the audience"),
     "personal_code": _l("Shared or personal code accepted"),
     "room": _l("Redemptions left"),
