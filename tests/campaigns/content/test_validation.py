@@ -223,3 +223,4 @@ def test_valid_html_causes_no_warning(warnings: Callable[..., str]) -> None:
     <ul><li>Three<li>Four</ul><img src="https://example.com/a.png" alt="A"><a href="{{ link }}">Here</a></table>
     {{ offer.ends }}"""
     assert warnings(html=document) == ""
+    assert warnings(html=document.replace("</head>", "")) == ""

@@ -117,7 +117,9 @@ class MailMerge:
         # Plain values: the session of the row may be closed when the first message is built.
         self._discount, self._ends_at, self._time_zone = offer.discount, offer.ends_at, offer.time_zone
         parts, self._html_error = _build_valid_parts(content, self.shop, _max_code_length(offer))
-        self._lint = partial(lint.lint_content, content, *parts, offer.code_as_written, offer.ends_at is not None)
+        self._lint = partial(
+            lint.lint_content, content, parts.text, parts.html, offer.code_as_written, offer.ends_at is not None
+        )
         self._renderers = _create_renderers(parts, self.shop.locale)
         self._used_placeholders = {part.name for part in chain(*parts) if isinstance(part, Placeholder)}
         self._parts = self._renderers.substitute(_isolate_placeholders(parts), _common_values(offer, self.shop))
