@@ -146,9 +146,9 @@ def test_the_default_email_is_valid() -> None:
 @pytest.fixture
 def warnings(app: Flask, make_offer: Callable[..., Offer]) -> Callable[..., str]:
     """Render an email; return its warnings as one text."""
+    offer = make_offer()
 
     def warn(**content: str) -> str:
-        offer = make_offer()
         return "\n".join(MailMerge(EmailContent(**content), offer, 3).preview(_ada()).warnings)
 
     return warn
