@@ -46,10 +46,10 @@ def test_a_customer_is_created_with_audiences(app: Flask) -> None:
 
 
 def test_every_invalid_field_has_an_error(app: Flask) -> None:
-    with pytest.raises(InvalidInput) as refusal:
+    with pytest.raises(InvalidInput) as raised:
         customer_actions.create_customer(CustomerValues("nobody", "x" * 201, "german!", "a\x01"), [], by="tests")
 
-    assert [error.field for error in refusal.value.errors] == ["email", "name", "locale", "source_id"]
+    assert [error.field for error in raised.value.errors] == ["email", "name", "locale", "source_id"]
 
 
 @pytest.mark.parametrize(
@@ -61,10 +61,10 @@ def test_a_value_of_another_customer_is_a_conflict_at_its_field(
 ) -> None:
     make_customer("ada@example.com", source_id="C1")
 
-    with pytest.raises(DomainError) as refusal:
+    with pytest.raises(DomainError) as raised:
         customer_actions.create_customer(values, [], by="tests")
 
-    assert (refusal.value.key, refusal.value.errors[0].field) == ("conflict", field)
+    assert (raised.value.key, raised.value.errors[0].field) == ("conflict", field)
 
 
 def test_a_new_email_keeps_the_customer(make_customer: MakeCustomer) -> None:
@@ -213,10 +213,10 @@ def test_an_audience_is_created_and_renamed(app: Flask) -> None:
 def test_an_audience_needs_an_unused_name(app: Flask, name: str) -> None:
     make_audience("VIP")
 
-    with pytest.raises(InvalidInput) as refusal:
+    with pytest.raises(InvalidInput) as raised:
         audience_actions.create_audience(name, by="tests")
 
-    assert refusal.value.errors[0].field == "name"
+    assert raised.value.errors[0].field == "name"
 
 
 def test_an_audience_may_keep_its_own_name(app: Flask) -> None:
