@@ -18,7 +18,7 @@ MARKER = re.compile(f"{MARKER_OPEN}([0-9]+){MARKER_CLOSE}")
 class Placeholder:
     """A placeholder, with the text that replaces an empty value.
 
-    :param is_isolated: whether a value in the opposite writing direction is isolated: see `bidi`.
+    :param is_isolated: whether a value with characters of the opposite writing direction is isolated; see `bidi`.
     """
 
     name: str
