@@ -1,4 +1,4 @@
-"""Reading an uploaded file from the body of a request."""
+"""Parse an uploaded file from the body of a request."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ def test_a_file_is_read_completely_in_equal_chunks(size: int) -> None:
 
     assert b"".join(chunks) == file
     assert all(len(chunk) == upload.CHUNK_SIZE for chunk in chunks[:-1])
+    assert all(len(chunk) <= upload.CHUNK_SIZE for chunk in chunks)
 
 
 def test_a_file_above_the_limit_is_rejected() -> None:
