@@ -188,7 +188,7 @@ def _write_configuration(settings: Settings, foreground: bool = False) -> Path:
     folder = settings.instance_path
     _make_private_folder(folder / "mails")
     _make_private_folder(folder / "log")
-    programs = {"web": _web_command(settings), "worker": "-m webapp.worker"}
+    programs = {"web": " ".join(web_arguments(settings.port)), "worker": "-m webapp.worker"}
     if settings.uses_mail_sink:
         programs["mail"] = "-m flask --app wsgi mail-sink"
     lines = [
@@ -228,10 +228,6 @@ def _make_private_folder(folder: Path) -> None:
     Logs and emails contain personal data.
     """
     folder.mkdir(mode=0o700, exist_ok=True)
-
-
-def _web_command(settings: Settings) -> str:
-    return " ".join(web_arguments(settings.port))
 
 
 def _process_environment(settings: Settings) -> dict[str, str]:

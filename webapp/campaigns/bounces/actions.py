@@ -27,6 +27,7 @@ from webapp.customers import queries as customer_queries
 from webapp.customers.models import Customer
 from webapp.customers.suppressions import actions as suppression_actions
 
+# These values are part of the API; docs/api.md explains them.
 BounceOutcome = Literal[
     "suppressed", "known", "soft", "ignored", "broken", "unproven", "unknown_customer", "own_address", "email_invalid"
 ]
@@ -222,7 +223,7 @@ _RECORD_BOUNCE = text(
 )
 
 
-def _record_bounce(campaign_id: int, customer_id: int, reply: str) -> None:
-    """Record that an email bounced, unless its row already has a final state."""
+def _record_bounce(campaign_id: int, customer_id: int, reason: str) -> None:
+    """Record that an email bounced, unless it is already recorded as not sent."""
     db.session.execute(_LOCK_CAMPAIGN, {"campaign": campaign_id})
-    db.session.execute(_RECORD_BOUNCE, {"campaign": campaign_id, "customer": customer_id, "text": reply})
+    db.session.execute(_RECORD_BOUNCE, {"campaign": campaign_id, "customer": customer_id, "text": reason})

@@ -96,6 +96,7 @@ class MailMerge:
 
     It accesses the database only when it is created.
 
+    :param campaign_id: 0 for an email without a stored campaign: a sample, a preview or a test email.
     :param token: identifies the email in its Message-ID; each test email has its own, so that mail clients do not
         treat the real email as a duplicate.
     :param shop: settings of the shop, by default the stored ones.
