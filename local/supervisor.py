@@ -34,7 +34,7 @@ INSTANCE_VARIABLE = "ONECODE_INSTANCE"
 
 
 class ServiceError(Exception):
-    """The services can't be started or stopped; the message explains what to do."""
+    """The services can't be started or stopped; the message says what to do."""
 
 
 @contextmanager
