@@ -110,7 +110,7 @@ def is_supervisor_running(settings: Settings) -> bool:
 def start_services(settings: Settings, environment: Mapping[str, str] | None = None) -> None:
     """Start web, worker and, without MAIL_SERVER, the mail sink in the background.
 
-    Return when `/readyz` succeeds.
+    It waits until they are ready.
 
     :param environment: variables of the started processes that differ from those of this process.
     :raises ServiceError: when a service does not become ready; all processes are stopped then.
@@ -137,7 +137,7 @@ def start_services(settings: Settings, environment: Mapping[str, str] | None = N
 def run_in_foreground(settings: Settings) -> None:
     """Run the same processes with their logs on the screen.
 
-    Return when all have ended after Ctrl-C or SIGTERM.
+    It waits until all have ended after Ctrl-C or SIGTERM.
     """
     atomic_files.write_atomically(settings.instance_path / "port", str(settings.port))
     command = [
