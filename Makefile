@@ -28,7 +28,7 @@ help:
 
 ##@ Start here
 
-setup: install ## Install, start in the background, print addresses
+setup: install ## Install, start, print addresses (PORT=8010: other port)
 	@$(FLASK) up
 
 demo: install ## Start a demo with sample data in its own instance

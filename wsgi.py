@@ -1,13 +1,14 @@
 """Entry point of WSGI servers and of the `flask` command: `wsgi:app`."""
 
 import logging
+import multiprocessing
 import sys
 
 import click
 from flask.cli import ScriptInfo
 
 from webapp import create_app, get_app_version
-from webapp.core import logs
+from webapp.core import logs, signals
 from webapp.core.setting_parsers import SettingsError
 from webapp.core.settings import load_settings
 
@@ -25,6 +26,8 @@ try:
 
         cli.init_app(app)
     else:
+        if multiprocessing.current_process().name == "granian-worker":
+            signals.wake_main_thread_on_signals()
         logging.getLogger("webapp.web").info("web process started: version %s", get_app_version())
 except SettingsError as error:
     sys.exit(f"onecode: {error}")

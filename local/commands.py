@@ -20,7 +20,7 @@ from flask import current_app
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
-from local import demo_instance, preflight, supervisor
+from local import demo_instance, preflight, source_code, supervisor
 from local.postgresql import EmbeddedError
 from local.preflight import SetupError
 from local.supervisor import ServiceError
@@ -67,7 +67,10 @@ def up_command() -> None:
         if supervisor.is_supervisor_running(settings) and supervisor.is_database_running(settings):
             preflight.check_running_port(settings)
             supervisor.wait_until_ready(settings)
-            _print_addresses(settings, "Onecode is already running; nothing was changed.")
+            exception = "" if account_queries.has_active_admin() else " except the link below"
+            _print_addresses(settings, f"Onecode is already running; nothing was changed{exception}.")
+            if source_code.has_changed(settings):
+                click.echo("The code has changed since Onecode was started: run `make down`, then `make setup`.")
             return
         _print_warnings(preflight.collect_warnings(settings))
         # Stop what an interrupted setup left running; everything is then started again.

@@ -11,7 +11,7 @@ from flask import current_app
 from sqlalchemy.exc import DBAPIError
 
 from local import commands as local_commands
-from local import demo_instance, preflight, supervisor
+from local import demo_instance, preflight, source_code, supervisor
 from local.demo import scenario, seed
 from local.supervisor import ServiceError
 from webapp import create_app
@@ -41,6 +41,8 @@ def demo_up_command(port: int | None, public_url: str | None) -> None:
             with _app_context(settings):
                 supervisor.wait_until_ready(settings)
                 _print_addresses(settings, "The demo is already running.")
+            if source_code.has_changed(settings):
+                click.echo("The code has changed since the demo was started: run `make demo-down`, then `make demo`.")
             return
         # Stop what an interrupted start left running.
         supervisor.stop_services(settings)

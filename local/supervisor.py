@@ -23,6 +23,7 @@ from typing import IO
 import psutil
 
 from local import postgresql as embedded_postgresql
+from local import source_code
 from webapp.campaigns import timing
 from webapp.core import atomic_files
 from webapp.core.settings import ROOT, Settings, socket_folder
@@ -116,6 +117,7 @@ def start_services(settings: Settings, environment: Mapping[str, str] | None = N
     :raises ServiceError: when a service does not become ready; all processes are stopped then.
     """
     atomic_files.write_atomically(settings.instance_path / "port", str(settings.port))
+    source_code.record_started_code(settings)
     configuration = _write_configuration(settings)
     with (settings.instance_path / "log" / "start.log").open("wb") as log:
         subprocess.Popen(
@@ -140,6 +142,7 @@ def run_in_foreground(settings: Settings) -> None:
     It waits until all have ended after Ctrl-C or SIGTERM.
     """
     atomic_files.write_atomically(settings.instance_path / "port", str(settings.port))
+    source_code.record_started_code(settings)
     command = [
         sys.executable,
         "-m",

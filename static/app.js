@@ -206,6 +206,24 @@
     );
   });
 
+  // --- line breaks in addresses ----------------------------------------------------------------------
+
+  // A narrow column breaks an address after its punctuation, not before its last letter. A fragment that polls stays as
+  // the server rendered it: htmx could not match its elements with those of the next response.
+  const allowBreaks = (text) => {
+    const parts = text.data.match(/[^@._+-]*[@._+-]*/g).filter(Boolean);
+    if (parts.length > 1) text.replaceWith(...parts.flatMap((part) => [part, make("wbr")]).slice(0, -1));
+  };
+  onContent((root) => {
+    for (const cell of all(root, ".table td, .table th")) {
+      if (cell.closest("[hx-trigger]")) continue;
+      const found = [];
+      const walker = document.createTreeWalker(cell, NodeFilter.SHOW_TEXT);
+      while (walker.nextNode()) if (walker.currentNode.data.includes("@")) found.push(walker.currentNode);
+      found.forEach(allowBreaks);
+    }
+  });
+
   // --- one submit at a time --------------------------------------------------------------------------
 
   // The button stays focusable: disabling it would move the keyboard focus.

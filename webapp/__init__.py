@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+from wsgiref.headers import Headers
 
 from flask import Flask, Response, g, request
 from flask_openapi import Info, OpenAPI
@@ -180,7 +181,19 @@ def _init_extensions(app: Flask, settings: Settings) -> None:
             app.wsgi_app, x_for=proxy_count, x_proto=proxy_count, x_host=proxy_count
         )
     static = Path(app.static_folder or "")
-    app.wsgi_app = WhiteNoise(app.wsgi_app, root=static, prefix="static/", max_age=3600)  # type: ignore[method-assign]
+    app.wsgi_app = WhiteNoise(  # type: ignore[method-assign]
+        app.wsgi_app,
+        root=static,
+        prefix="static/",
+        max_age=3600,
+        allow_all_origins=False,
+        add_headers_function=_add_security_headers,
+    )
+
+
+def _add_security_headers(headers: Headers, _path: str, _url: str) -> None:
+    for name, value in SECURITY_HEADERS:
+        headers[name] = value
 
 
 def _register_blueprints(app: OpenAPI) -> None:

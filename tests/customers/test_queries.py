@@ -192,6 +192,26 @@ def test_the_export_starts_with_the_oldest_customer(make_customer: MakeCustomer)
     assert ["bounced" in line for line in lines] == [False, False, True, False]
 
 
+def test_exports_have_utc_times_and_crlf_line_ends(make_customer: MakeCustomer) -> None:
+    at = datetime(2026, 5, 1, 12, 30, 0, 120, tzinfo=UTC)
+    customer = make_customer(created_at=at)
+    db.session.add(Suppression(email=customer.email, reason="bounced", source="tests", at=at))
+    import_id = add_import()
+    db.session.add(RejectedRow(import_id=import_id, line=1, code="email_invalid", detail="", row="two\nlines"))
+    db.session.commit()
+
+    assert b"".join(customer_queries.export_customers(None)) == (
+        b"email,name,source_id,locale,created_at,do_not_mail,do_not_mail_since\r\n"
+        b"ada@example.com,Ada Lovelace,,,2026-05-01T12:30:00Z,bounced,2026-05-01T12:30:00Z\r\n"
+    )
+    assert b"".join(suppression_queries.export_suppressions()) == (
+        b"email,reason,since,source\r\nada@example.com,bounced,2026-05-01T12:30:00Z,tests\r\n"
+    )
+    assert b"".join(import_queries.export_rejected_rows(import_id)) == (
+        b'line,code,detail,row\r\n1,email_invalid,"","two\nlines"\r\n'
+    )
+
+
 def test_suppressions_are_paged_by_address(app: Flask) -> None:
     for email in ("d@example.com", "a@example.com", "c@example.com", "b@example.com"):
         db.session.add(Suppression(email=email, reason="bounced", source="tests"))

@@ -119,7 +119,10 @@ def test_an_invalid_value_is_rejected_at_its_field(app: Flask, changes: dict[str
     [
         ({"discount": Discount("amount", amount=0, currency="EUR")}, "Enter an amount above 0."),
         ({"discount": Discount("amount", amount=10**12 + 1, currency="EUR")}, "The amount is too large."),
-        ({"max_redemptions": 10**12 + 1}, "The redemption limit is too large. Leave it empty for no limit."),
+        (
+            {"max_redemptions": 10**12 + 1},
+            "The redemption limit can be at most 1,000,000,000,000. Leave it empty for no limit.",
+        ),
     ],
 )
 def test_the_message_says_which_bound_a_number_exceeds(app: Flask, changes: dict[str, Any], message: str) -> None:

@@ -64,6 +64,7 @@ def test_entering_a_redeemed_code_again_emails_the_receipt(
     body = mail.get_content()
     assert mail["Subject"] == "Your receipt: Summer"
     assert (mail["To"], mail["Auto-Submitted"]) == ("ada@example.com", "auto-generated")
+    assert body.startswith("Hello Ada Lovelace,\r\n")
     for expected in (redemption.public_id, "25%", "SUMMER25", "http://localhost/r/"):
         assert expected in body
 

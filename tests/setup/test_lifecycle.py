@@ -31,7 +31,16 @@ def test_setup_is_repeatable_and_down_stops_everything(make_copy: Callable[[str]
 
     repeated = instance.make("setup")
     assert repeated.returncode == 0
-    assert "nothing was changed" in repeated.stdout
+    assert repeated.stdout.startswith("Onecode is already running; nothing was changed except the link below.")
+    assert "The code has changed" not in repeated.stdout
+
+    with (instance.folder / "webapp" / "__init__.py").open("a") as file:
+        file.write("# A later version.\n")
+    after_update = instance.make("setup")
+    assert after_update.returncode == 0
+    assert after_update.stdout.endswith(
+        "The code has changed since Onecode was started: run `make down`, then `make setup`.\n"
+    )
 
     on_other_port = instance.make("setup", PORT=str(instance.port + 10))
     assert on_other_port.returncode != 0
@@ -45,7 +54,9 @@ def test_setup_is_repeatable_and_down_stops_everything(make_copy: Callable[[str]
     assert "not running" in instance.make("down").stdout
     assert (instance.folder / "instance" / "secret_key").exists()
 
-    assert "/invitations/" in instance.make("setup").stdout
+    restarted = instance.make("setup")
+    assert "/invitations/" in restarted.stdout
+    assert "The code has changed" not in restarted.stdout
 
 
 def test_two_copies_run_side_by_side(make_copy: Callable[[str], LocalCopy]) -> None:

@@ -108,8 +108,8 @@ def wait_for_processes(server: subprocess.Popen[bytes], count: int) -> None:
 
 def _serving_processes(server: subprocess.Popen[bytes]) -> int:
     try:
-        # The threads that serve are started after the signal handlers were set.
-        return sum(child.num_threads() > 3 for child in psutil.Process(server.pid).children())
+        # Two threads wait for signals. Those that serve are started after the signal handlers were set.
+        return sum(child.num_threads() > 4 for child in psutil.Process(server.pid).children())
     except psutil.NoSuchProcess:
         return 0
 

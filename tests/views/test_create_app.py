@@ -11,7 +11,7 @@ from flask.testing import FlaskClient
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
-from webapp import create_app
+from webapp import SECURITY_HEADERS, create_app
 from webapp.core import settings as app_settings
 from webapp.core import task_queue
 from webapp.core.extensions import db
@@ -124,6 +124,13 @@ def test_caches_keep_pages_and_fragments_apart(client: FlaskClient) -> None:
 
 def test_static_files_may_be_cached(client: FlaskClient) -> None:
     assert client.get("/static/app.js").headers["Cache-Control"] == "max-age=3600, public"
+
+
+def test_static_files_have_the_security_headers_and_are_not_shared_with_other_sites(client: FlaskClient) -> None:
+    headers = client.get("/static/app.js").headers
+
+    assert {name: headers.get(name) for name, _value in SECURITY_HEADERS} == dict(SECURITY_HEADERS)
+    assert "Access-Control-Allow-Origin" not in headers
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,11 @@ class CampaignStats:
         return self.sent + self.failed + self.uncertain + self.skipped + self.left
 
     @property
+    def sent_later(self) -> int:
+        """Recipients in `sent` who got the email by a retry."""
+        return sum(cause.count for cause in self.causes if cause.state == "sent_later")
+
+    @property
     def waiting(self) -> int:
         """Recipients without an attempt so far."""
         return max(0, self.total - self.processed - self.deferred)

@@ -1,17 +1,20 @@
 """CSV exports: stream the result of a query.
 
-Cells that a spreadsheet would evaluate as formulas are escaped.
+docs/exports.md describes the format. Cells that a spreadsheet would evaluate as formulas are escaped.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 from webapp.core.extensions import db
 
 # A cell that a spreadsheet would evaluate as a formula gets a leading apostrophe; an import removes it again.
 FORMULA_SAFE_COLUMN = "case when {0} ~ '^[-=+@\t\r]' then '''' || {0} else {0} end as {1}"
+# A time column in the format of `format_time`.
+TIME_COLUMN = """to_char({0} at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"') as {1}"""
 _CSV_CHUNK_SIZE = 64 * 1024
 
 
@@ -23,13 +26,20 @@ def stream_csv(query: str, params: dict[str, Any]) -> Iterator[bytes]:
     driver: Any = db.session.connection().connection.driver_connection
     with driver.cursor().copy(f"copy ({query}) to stdout (format csv, header)", params) as copy:
         buffer = bytearray()
+        # PostgreSQL sends one message per row and ends it with LF; line breaks inside cells are kept.
         for row in copy:
-            buffer += row
+            buffer += row[:-1]
+            buffer += b"\r\n"
             if len(buffer) >= _CSV_CHUNK_SIZE:
                 yield bytes(buffer)
                 buffer.clear()
     # The query ends before the last chunk is sent, so a client that stops reading there does not keep it open.
     yield bytes(buffer)
+
+
+def format_time(at: datetime | None) -> str:
+    """Return a time as ISO 8601 in UTC, such as 2026-05-01T12:30:00Z; an empty text for None."""
+    return "" if at is None else f"{at.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
 def escape_formula(value: object) -> object:

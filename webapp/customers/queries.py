@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Select, and_, exists, func, literal_column, select, text, true, union
 from sqlalchemy.orm import InstrumentedAttribute, aliased
 
-from webapp.core.csv_export import FORMULA_SAFE_COLUMN, stream_csv
+from webapp.core.csv_export import FORMULA_SAFE_COLUMN, TIME_COLUMN, stream_csv
 from webapp.core.extensions import db
 from webapp.customers.models import Audience, AudienceMember, Customer, RejectedRow, Suppression
 
@@ -318,7 +318,8 @@ def export_customers(audience_id: int | None) -> Iterator[bytes]:
     audience_join = "join audience_member m on m.customer_id = c.id and m.audience_id = %(audience_id)s"
     yield from stream_csv(
         f"""
-        select {columns}, c.locale, c.created_at, s.reason as do_not_mail, s.at as do_not_mail_since
+        select {columns}, c.locale, {TIME_COLUMN.format("c.created_at", "created_at")}, s.reason as do_not_mail,
+          {TIME_COLUMN.format("s.at", "do_not_mail_since")}
         from customer c left join suppression s on s.email = c.email {audience_join if audience_id is not None else ""}
         where c.erased_at is null order by c.id
         """,  # noqa: S608

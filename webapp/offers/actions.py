@@ -14,7 +14,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import IntegrityError
 
 from webapp.accounts.audit import record_audit_entry
-from webapp.core import database_clock, local_time
+from webapp.core import database_clock, formatting, local_time
 from webapp.core.errors import FieldError, InvalidInput, NotFound
 from webapp.core.extensions import db
 from webapp.core.money import Discount
@@ -49,7 +49,7 @@ def insert_offer(values: OfferValues, by: str) -> Offer:
     :param by: the actor, for the audit log.
     :raises InvalidInput: with an error for every invalid field; the error codes are listed in docs/api.md.
     """
-    _raise_if_invalid(values)
+    _raise_if_invalid(values, None)
     row = _column_values(values)
     offer = None
     for code in list_candidate_codes(values.code):
@@ -83,7 +83,7 @@ def update_offer(
         raise NotFound(_("This offer does not exist."))
     check_version(offer, version)
     values = dataclasses.replace(offer.values(), **changes)
-    _raise_if_invalid(values)
+    _raise_if_invalid(values, offer)
     _raise_if_change_not_allowed(offer, values)
     before = offer.values()
     if values != before:
@@ -210,14 +210,32 @@ def _column_values(values: OfferValues) -> dict[str, Any]:
     }
 
 
-def _raise_if_invalid(values: OfferValues) -> None:
-    errors = [
+def list_errors(values: OfferValues, offer: Offer | None) -> list[FieldError]:
+    """Return an error for every invalid field, also for a code of another offer.
+
+    Whether the code is still available is decided when it is saved.
+
+    :param offer: the offer to change; None for a new one.
+    """
+    return [
         *_name_errors(values),
-        *code_errors(values.code),
+        *(list(code_errors(values.code)) or _taken_code_errors(values.code, offer)),
         *_discount_errors(values.discount),
         *_period_errors(values),
         *_cap_errors(values),
     ]
+
+
+def _taken_code_errors(code: str | None, offer: Offer | None) -> Iterator[FieldError]:
+    # The code of a frozen offer cannot be changed at all.
+    if code is None or (offer is not None and offer.frozen_at is not None):
+        return
+    if offer_queries.is_code_of_other_offer(normalise_code(code), offer):
+        yield from code_taken_error().errors
+
+
+def _raise_if_invalid(values: OfferValues, offer: Offer | None) -> None:
+    errors = list_errors(values, offer)
     if errors:
         raise InvalidInput(*errors)
 
@@ -267,7 +285,8 @@ def _period_errors(values: OfferValues) -> Iterator[FieldError]:
 def _cap_errors(values: OfferValues) -> Iterator[FieldError]:
     cap = values.max_redemptions
     if cap is not None and cap > MAX_CAP:
-        message = _("The redemption limit is too large. Leave it empty for no limit.")
+        max_cap = formatting.format_number(MAX_CAP)
+        message = _("The redemption limit can be at most %(max)s. Leave it empty for no limit.", max=max_cap)
         yield FieldError("max_redemptions", "cap_invalid", message)
     elif cap is not None and cap < 1:
         message = _("The redemption limit must be a whole number of at least 1. Leave it empty for no limit.")

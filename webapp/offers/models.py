@@ -159,9 +159,14 @@ def normalise_code(text: str) -> str:
 
     :raises InvalidInput: `code_invalid` when the result is empty, too long or has characters beyond A-Z and 0-9.
     """
-    if len(text) <= 4 * MAX_CODE_LENGTH:
+    is_too_long = len(text) > 4 * MAX_CODE_LENGTH
+    if not is_too_long:
         folded = unicodedata.normalize("NFKC", text).upper()
         code = "".join(character for character in folded if character not in DASHES and not character.isspace())
-        if code and len(code) <= 2 * MAX_CODE_LENGTH and CODE_ALPHABET.issuperset(code):
+        is_too_long = len(code) > 2 * MAX_CODE_LENGTH
+        if code and not is_too_long and CODE_ALPHABET.issuperset(code):
             return code
-    raise InvalidInput(FieldError("code", "code_invalid", _("A code can only have letters from A to Z and digits.")))
+    message = _("A code can only have letters from A to Z and digits.")
+    if is_too_long:
+        message = _("This code is too long. Check what you entered.")
+    raise InvalidInput(FieldError("code", "code_invalid", message))

@@ -39,6 +39,15 @@ def find_offer_code(offer_id: int, code: str) -> OfferCode | None:
     return db.session.scalar(select(OfferCode).where(OfferCode.offer_id == offer_id, OfferCode.code == code))
 
 
+def is_code_of_other_offer(code: str, offer: Offer | None) -> bool:
+    """Return whether an offer other than this one has or had the code.
+
+    :param code: normalised.
+    """
+    owner_id = db.session.scalar(select(OfferCode.offer_id).where(OfferCode.code == code))
+    return owner_id is not None and (offer is None or owner_id != offer.id)
+
+
 def find_closed_code(codes: Sequence[str]) -> OfferCode | None:
     """Return the longest of these codes that is a closed code of an offer.
 

@@ -6,8 +6,7 @@ import csv
 import io
 from collections.abc import Iterable, Iterator
 
-from webapp.core.csv_export import escape_formula
-from webapp.core.formatting import format_rfc3339
+from webapp.core.csv_export import escape_formula, format_time
 from webapp.redemptions.queries import RedemptionRecord
 
 HEADINGS = (
@@ -37,7 +36,7 @@ def generate_redemption_csv(redemptions: Iterable[RedemptionRecord]) -> Iterator
                 record.code,
                 record.email,
                 record.customer_name,
-                format_rfc3339(row.redeemed_at),
+                format_time(row.redeemed_at),
                 row.channel,
                 row.order_id,
                 row.order_amount,

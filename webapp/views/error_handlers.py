@@ -148,9 +148,11 @@ def _session_ended_response() -> Response:
     next_url, title = _form_page_path(), _("Please sign in again")
     if "_user_id" in session:
         title = _("Please open the page again")
-        detail = _("Your session has changed since you opened this page. Open it again and repeat the step.")
+        detail = _(
+            "Nothing was saved: your session has changed since you opened this page. Open it again and repeat the step."
+        )
     else:
-        detail = _("Your session has ended. Sign in again and repeat the step.")
+        detail = _("Nothing was saved: your session has ended. Sign in again and repeat the step.")
         next_url = url_for("staff.accounts.sign_in", next=next_url)
     if request.headers.get("HX-Request"):
         # A fragment shows only the message; the page that sent the request still has the input.

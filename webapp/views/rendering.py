@@ -12,7 +12,6 @@ import jinja2_fragments.flask
 from flask import Flask, Response, flash, g, make_response, render_template, request
 from flask_babel import lazy_gettext as _l
 from flask_login import current_user
-from flask_wtf import FlaskForm
 from sqlalchemy.exc import SQLAlchemyError
 from werkzeug.local import LocalProxy
 from werkzeug.routing import BaseConverter, IntegerConverter, Map
@@ -34,6 +33,7 @@ from webapp.core.formatting import (
 )
 from webapp.shop import models as shop_models
 from webapp.shop import queries as shop_queries
+from webapp.views.form_base import PostForm
 
 CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; font-src 'self'; "
@@ -156,7 +156,7 @@ def sandboxed_response(html: str) -> Response:
     return response
 
 
-def form_status(form: FlaskForm) -> int:
+def form_status(form: PostForm) -> int:
     """Return the status of a page with a form: 422 after an invalid submission."""
     return 422 if form.is_submitted() else 200
 

@@ -95,6 +95,7 @@ def test_the_state_of_every_recipient_agrees_with_the_relay(launch_campaign: Lau
         assert delivery_status(campaign, customer_id) == statuses[customer_id]
     assert (statuses[ids[1]].code, statuses[ids[1]].text) == (550, "5.1.1 no such user")
     assert (statuses[ids[2]].code, statuses[ids[2]].text, statuses[ids[2]].attempts) == (450, "4.2.2 mailbox full", 2)
+    assert [statuses[ids[n]].attempts for n in (1, 3, 5, 8)] == [1, 2, 0, 1]
     assert statuses[ids[2]].next_at is not None
     assert statuses[ids[4]].needs_resolution
     assert [statuses[ids[n]].text for n in (5, 6)] == ["unsubscribed", "has already redeemed"]
@@ -761,9 +762,9 @@ def test_only_tabs_of_possible_states_are_shown(staff: FlaskClient, launch_campa
     create_customers(3)
     campaign = launch_campaign()
     url = f"/campaigns/{campaign.id}/recipients"
-    assert ("Queued</a>" in staff.get(url).text, "Cancelled</a>" in staff.get(url).text) == (True, False)
+    assert ("Queued</a>" in staff.get(url).text, "Cancelled (" in staff.get(url).text) == (True, False)
     transitions.cancel_campaign(campaign.id, "tests")
-    assert ("Queued</a>" in staff.get(url).text, "Cancelled</a>" in staff.get(url).text) == (False, True)
+    assert ("Queued</a>" in staff.get(url).text, "Cancelled (3)</a>" in staff.get(url).text) == (False, True)
     assert "This status does not exist, so all recipients are listed." in staff.get(f"{url}?state=nonsense").text
 
 

@@ -158,8 +158,9 @@ def test_a_skipped_retry_is_not_due_any_more(launch_campaign: LaunchCampaign, re
     suppression_actions.add_suppression("c0@example.com", "unsubscribed", "staff")
     make_retries_due()
     assert retries.claim_due_retry() is None
-    row = db.session.execute(text("select state, text, smtp_code, next_at, now() - at as age from mail_issue")).one()
-    assert row[:4] == ("skipped", "unsubscribed", None, None)
+    columns = "state, text, smtp_code, next_at, attempts, now() - at as age"
+    row = db.session.execute(text(f"select {columns} from mail_issue")).one()
+    assert row[:5] == ("skipped", "unsubscribed", None, None, 1)
     assert row.age < timedelta(hours=1)
     sender.send_pending_emails()
     assert refresh(campaign).status == "done"

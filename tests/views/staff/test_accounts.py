@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
+from flask_wtf import FlaskForm
 from sqlalchemy import func, select
 from werkzeug.test import TestResponse
 
@@ -17,6 +18,7 @@ from webapp.accounts import actions as account_actions
 from webapp.accounts import api_key_actions, audit
 from webapp.accounts.models import ApiKey, AuditEntry, Invitation, StaffUser
 from webapp.core.extensions import db
+from webapp.views.form_base import PostForm
 from webapp.views.staff.accounts import safe_redirect_path
 
 MakeUser = Callable[..., StaffUser]
@@ -42,6 +44,17 @@ def csrf_token_in(response: TestResponse) -> str:
     return found[1]
 
 
+def form_token_in(response: TestResponse) -> str:
+    """The token of the form of a page that creates a secret."""
+    found = re.search(r'name="form_token"[^>]*value="([^"]+)"', response.text)
+    assert found
+    return found[1]
+
+
+def count(model: type[ApiKey | Invitation]) -> int:
+    return db.session.scalar(select(func.count()).select_from(model)) or 0
+
+
 def invitation_link_in(response: TestResponse) -> str:
     found = re.search(r"/invitations/[\w-]+", response.text)
     assert found
@@ -50,6 +63,23 @@ def invitation_link_in(response: TestResponse) -> str:
 
 def is_signed_in(client: FlaskClient) -> bool:
     return client.get("/settings/profile").status_code == 200
+
+
+def test_forms_are_not_read_from_json(client: FlaskClient, make_user_with_password: MakeUser) -> None:
+    make_user_with_password()
+
+    responses = [
+        client.post("/sign-in", json={"email": "admin@example.com", "password": PASSWORD}),
+        client.post("/sign-in", json=["email"]),
+        client.post("/sign-in", data="{", content_type="application/json"),
+    ]
+
+    assert [response.status_code for response in responses] == [422, 422, 422]
+    assert not is_signed_in(client)
+
+
+def test_every_form_with_post_is_read_from_form_bodies_only() -> None:
+    assert FlaskForm.__subclasses__() == [PostForm]
 
 
 class TestSignInPage:
@@ -230,6 +260,30 @@ class TestPeople:
         assert link not in client.get("/settings/people").text
         assert "new@example.com" in client.get(link).text
 
+    def test_reloading_the_page_with_the_link_creates_no_other_link(self, sign_in: SignIn) -> None:
+        client = sign_in("admin")
+        token = form_token_in(client.get("/settings/people"))
+        response = client.post("/settings/people", data={"role": "viewer", "form_token": token})
+        link = invitation_link_in(response)
+        reloaded = client.post("/settings/people", data={"role": "viewer", "form_token": token}, follow_redirects=True)
+        assert "This link was already created" in reloaded.text
+        assert link not in reloaded.text
+        assert count(Invitation) == 1
+        client.post("/settings/people", data={"role": "viewer", "form_token": form_token_in(response)})
+        assert count(Invitation) == 2
+
+    def test_a_form_that_created_no_link_can_be_corrected(
+        self, sign_in: SignIn, make_user_with_password: MakeUser
+    ) -> None:
+        make_user_with_password("viewer")
+        client = sign_in("admin")
+        values = {"role": "viewer", "form_token": form_token_in(client.get("/settings/people"))}
+        for _ in range(2):
+            response = client.post("/settings/people", data={**values, "email": "viewer@example.com"})
+            assert "A user with this email address already exists" in response.text
+        response = client.post("/settings/people", data={**values, "email": "new@example.com"})
+        assert invitation_link_in(response)
+
     def test_an_invalid_email_is_reported_at_its_field(self, sign_in: SignIn) -> None:
         response = sign_in("admin").post("/settings/people", data={"role": "viewer", "email": "no address"})
         assert response.status_code == 422
@@ -278,6 +332,17 @@ class TestPeople:
         client = sign_in("admin")
         assert client.get(invitation_link_in(client.post(f"/settings/people/{row_id}/new-password"))).status_code == 200
 
+    def test_reloading_the_page_with_a_password_reset_link_keeps_that_link(
+        self, sign_in: SignIn, make_staff_user: MakeUser
+    ) -> None:
+        user_page = f"/settings/people/{make_staff_user('viewer').id}"
+        client = sign_in("admin")
+        form = {"form_token": form_token_in(client.get(user_page))}
+        link = invitation_link_in(client.post(f"{user_page}/new-password", data=form))
+        reloaded = client.post(f"{user_page}/new-password", data=form, follow_redirects=True)
+        assert "This link was already created" in reloaded.text
+        assert client.get(link).status_code == 200
+
     @pytest.mark.parametrize("user_id", ["4711", "9" * 30])
     def test_an_unknown_user_is_not_found(self, sign_in: SignIn, user_id: str) -> None:
         assert sign_in("admin").get(f"/settings/people/{user_id}").status_code == 404
@@ -298,6 +363,16 @@ class TestApiKeyPages:
         assert found
         assert api_key_actions.authenticate_api_key(f"Bearer {found[0]}").scopes == ["read", "redeem"]
         assert found[0] not in client.get("/settings/api-keys").text
+
+    def test_reloading_the_page_with_the_key_creates_no_other_key(self, sign_in: SignIn) -> None:
+        client = sign_in("admin")
+        form = {"name": "Till", "scopes": "read", "form_token": form_token_in(client.get("/settings/api-keys"))}
+        key = re.search(r"onecode_live_\w+_[\w-]+", client.post("/settings/api-keys", data=form).text)
+        assert key
+        reloaded = client.post("/settings/api-keys", data=form, follow_redirects=True)
+        assert "This key was already created" in reloaded.text
+        assert key[0] not in reloaded.text
+        assert count(ApiKey) == 1
 
     def test_a_key_expires_at_the_end_of_the_day_in_the_admins_time_zone(self, sign_in: SignIn) -> None:
         client = sign_in("admin")

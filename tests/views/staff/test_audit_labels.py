@@ -43,3 +43,15 @@ def test_the_page_shows_the_label_and_the_action(sign_in: Callable[..., FlaskCli
     assert '<div class="fw-medium">Code replaced</div> <code>offer.code_renewed</code>' in page
     assert "previously: SUMMER25" in page
     assert '<div class="fw-medium">earlier.action</div>' in page
+
+
+def test_entries_of_a_customer_link_to_the_customer(sign_in: Callable[..., FlaskClient]) -> None:
+    client = sign_in("admin")
+    audit.record_audit_entry("ann", "customer.changed", "customer 33")
+    audit.record_audit_entry("ann", "suppression.added", "customer 44", reason="bounced")
+    audit.record_audit_entry("ann", "suppression.added", "an address without a customer", reason="bounced")
+    db.session.commit()
+
+    page = client.get("/settings/audit").text
+
+    assert re.findall(r"/customers/(\S*?)\"", page.partition("<table")[2]) == ["44", "33"]

@@ -391,6 +391,26 @@ def test_failures_show_the_relays_reply(staff: FlaskClient, sending: Campaign, r
     assert "c2@example.com" not in page
 
 
+def test_the_tabs_of_the_recipients_show_how_many_are_listed(
+    staff: FlaskClient, sending: Campaign, relay: Relay
+) -> None:
+    relay.behaviour.rcpt["c1@example.com"] = "450 4.7.1 greylisted"
+    relay.behaviour.uses["c1@example.com"] = 1
+    sender.send_pending_emails()
+    db.session.execute(text("update mail_issue set next_at = now()"))
+    db.session.commit()
+    sender.send_pending_emails()
+    counts = []
+    for state in ("", "sent", "sent_later"):
+        page = staff.get(f"/campaigns/{sending.id}/recipients?state={state}").text
+        tab = re.search(r'aria-current="page"[^>]*>[^<(]*\((\d+)\)', page)
+        assert tab
+        assert page.count('<th scope="row">') == int(tab[1])
+        counts.append(int(tab[1]))
+    assert counts[0] == counts[1] + 1
+    assert counts[2] == 1
+
+
 def test_the_list_of_deferred_recipients_has_pages(staff: FlaskClient, sending: Campaign, relay: Relay) -> None:
     create_customers(60, first=10)
     db.session.execute(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -116,6 +117,39 @@ def test_invalid_input_is_reported_at_its_field_and_kept(staff: FlaskClient, for
     assert 'value="Summer-25"' in response.text or "code" in form
     assert "&lt;b&gt;My offer&lt;/b&gt;" in response.text or "name" in form
     assert not offer_queries.list_offers()
+
+
+@pytest.mark.parametrize(
+    ("form", "message"),
+    [
+        ({"discount_percent": "9" * 23}, "Enter a percentage above 0 and up to 100."),
+        ({"discount_type": "amount", "discount_amount": "9" * 23}, "The amount is too large."),
+        ({"max_redemptions": "9" * 21}, "The redemption limit can be at most 1,000,000,000,000."),
+    ],
+)
+def test_a_number_that_is_too_large_is_reported_with_the_limit(
+    staff: FlaskClient, form: dict[str, str], message: str
+) -> None:
+    assert message in staff.post("/offers/new", data=SUMMER | form).text
+
+
+@pytest.mark.parametrize(
+    ("form", "fields"),
+    [
+        ({"name": "", "discount_percent": "a quarter"}, {"name", "discount_percent"}),
+        ({"name": "", "starts_at": "", "ends_at": "2026-05-01"}, {"name", "starts_at"}),
+        ({"ends_at": "2026-05-01", "code": "TAKEN"}, {"ends_at", "code"}),
+        ({"max_redemptions": "many", "code": "TAKEN", "name": ""}, {"max_redemptions", "code", "name"}),
+    ],
+)
+def test_all_invalid_fields_are_reported_at_once(
+    staff: FlaskClient, make_offer: MakeOffer, form: dict[str, str], fields: set[str]
+) -> None:
+    make_offer("TAKEN")
+
+    page = staff.post("/offers/new", data=SUMMER | form).text
+
+    assert set(re.findall(r'id="(\w+)-error"', page)) == fields
 
 
 def test_an_existing_code_is_rejected(staff: FlaskClient, make_offer: MakeOffer) -> None:
@@ -342,3 +376,20 @@ def test_creating_an_offer_needs_the_csrf_token(
 
     assert csrf_client.post("/offers/new", data=SUMMER).status_code == 400
     assert not offer_queries.list_offers()
+
+
+@pytest.mark.parametrize("ended", ["session expired", "signed out elsewhere"])
+def test_saving_after_the_session_ended_shows_the_input(csrf_client: FlaskClient, ended: str) -> None:
+    # With the CSRF token of a session that has ended, or without any.
+    csrf_client.application.config["WTF_CSRF_ENABLED"] = ended == "session expired"
+    response = csrf_client.post("/offers/new", data={**SUMMER, "csrf_token": "spent"})
+
+    assert response.status_code == 400
+    assert "Nothing was saved: your session has ended." in response.text
+    assert all(f">{value}</textarea>" in response.text for value in ("Summer", "Summer-25", "25", "2026-08-31"))
+    assert 'href="/sign-in?next=/offers/new"' in response.text
+    assert offer_queries.list_offers() == []
+
+
+def test_opening_the_form_without_a_session_leads_to_the_sign_in_page(client: FlaskClient) -> None:
+    assert client.get("/offers/new").location == "/sign-in?next=/offers/new"

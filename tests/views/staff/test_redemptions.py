@@ -188,12 +188,17 @@ def test_the_export_lists_every_redemption_without_formulas(
     assert response.headers["Content-Disposition"] == 'attachment; filename="redemptions.csv"'
     assert len(lines) == 3
     assert len(exported) == 1
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", exported[0]["redeemed_at"])
     assert (exported[0]["offer"], exported[0]["name"], exported[0]["order_id"]) == (
         "'=SUM(A1)",
         "'+Ada, the first",
         "'-1",
     )
     assert (exported[0]["email"], exported[0]["discount_amount"]) == ("ada@example.com", "1250")
+
+
+def test_the_list_says_where_undone_redemptions_are(staff: FlaskClient) -> None:
+    assert "Undone redemptions are not listed. They are on the page of their customer" in staff.get("/redemptions").text
 
 
 def test_an_empty_export_has_its_header(staff: FlaskClient) -> None:

@@ -48,6 +48,10 @@ def test_the_defaults_come_from_the_environment(staff: FlaskClient) -> None:
     assert shop_queries.get_shop() == shop_queries.default_shop()
 
 
+def test_the_language_does_not_promise_translated_texts(staff: FlaskClient) -> None:
+    assert "The texts of customer pages and receipts are always in English." in staff.get(URL).text
+
+
 def test_saved_values_are_shown_and_audited(staff: FlaskClient) -> None:
     page = staff.post(URL, data=make_form(), follow_redirects=True).text
     assert "The shop details were saved." in page

@@ -5,10 +5,9 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable, Iterator
-from datetime import UTC
 
 from webapp.campaigns.deliveries.status import DeliveryStatus
-from webapp.core.csv_export import escape_formula
+from webapp.core.csv_export import escape_formula, format_time
 
 RECIPIENT_CSV_COLUMNS = ("email", "name", "source_id", "state", "at", "code", "words")
 ROWS_PER_CHUNK = 500
@@ -20,11 +19,16 @@ def iter_recipient_csv(deliveries: Iterable[DeliveryStatus]) -> Iterator[str]:
     write = csv.writer(text, lineterminator="\r\n").writerow
     write(RECIPIENT_CSV_COLUMNS)
     for count, delivery in enumerate(deliveries, 1):
-        at = ""
-        if delivery.at is not None:
-            at = delivery.at.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
         customer = [escape_formula(value) for value in (delivery.email, delivery.name, delivery.source_id)]
-        write((*customer, delivery.state, at, delivery.code, escape_formula(delivery.text or delivery.note)))
+        write(
+            (
+                *customer,
+                delivery.state,
+                format_time(delivery.at),
+                delivery.code,
+                escape_formula(delivery.text or delivery.note),
+            )
+        )
         if count % ROWS_PER_CHUNK == 0:
             yield text.getvalue()
             text.seek(0)

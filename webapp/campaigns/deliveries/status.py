@@ -38,7 +38,7 @@ class DeliveryStatus:
     :ivar text: the relay's reply, or why the recipient was skipped.
     :ivar note: a sentence about the next step, or who has to resolve it.
     :ivar next_at: when a deferred email is retried.
-    :ivar attempts: attempts made to send a deferred email.
+    :ivar attempts: attempts to send the email, since staff had it resent if they did; 1 for `sent`.
     :ivar ahead: approximate number of emails before a waiting one.
     :ivar needs_resolution: whether staff must resend or dismiss it.
     :ivar source_id: the customer's id in the shop, empty if unknown.
@@ -77,7 +77,7 @@ def to_delivery_status(row: Row[Any]) -> DeliveryStatus:
         if at is None:
             time = f"{sent_before:%Y-%m-%d %H:%M}"
             note = _("The exact time is unknown; it was before %(time)s UTC.", time=time)
-        return replace(delivery, state="sent", at=at, note=note)
+        return replace(delivery, state="sent", at=at, note=note, attempts=1)
     if is_in_window:
         note = ""
         if not row.is_leased:

@@ -88,7 +88,15 @@ def claim_due_retry() -> DueRetry | None:
             db.session.rollback()
             return None
         customers, skipped = eligible_recipients(row.offer_id, [row.customer_id])
-        record_skipped(row.campaign_id, skipped)
+        if skipped:
+            record_skipped(row.campaign_id, skipped)
+            # The claim counted an attempt that is not made.
+            db.session.execute(
+                text(
+                    "update mail_issue set attempts = attempts - 1 where campaign_id = :campaign and customer_id = :id"
+                ),
+                {"campaign": row.campaign_id, "id": row.customer_id},
+            )
         db.session.commit()
         if customers:
             customer = customers[row.customer_id]

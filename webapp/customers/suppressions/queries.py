@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from sqlalchemy import func, literal_column, select
 from sqlalchemy.sql.elements import ColumnElement
 
-from webapp.core.csv_export import stream_csv
+from webapp.core.csv_export import FORMULA_SAFE_COLUMN, TIME_COLUMN, stream_csv
 from webapp.core.email_addresses import hash_email
 from webapp.core.extensions import db
 from webapp.customers.models import SUPPRESSION_REASONS, Suppression
@@ -71,10 +71,9 @@ def export_suppressions() -> Iterator[bytes]:
     The import accepts this format.
     """
     yield from stream_csv(
-        """
-        select case when email ~ '^[-=+@\t\r]' then '''' || email else email end as email, reason,
-          to_char(at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"') as since, source
+        f"""
+        select {FORMULA_SAFE_COLUMN.format("email", "email")}, reason, {TIME_COLUMN.format("at", "since")}, source
         from suppression order by email
-        """,
+        """,  # noqa: S608
         {},
     )

@@ -25,6 +25,7 @@ from webapp.views.staff.forms.accounts import (
     FirstPasswordForm,
     InviteForm,
     NewPasswordForm,
+    OneTimeForm,
     ProfileForm,
     RoleForm,
     SignInForm,
@@ -224,10 +225,14 @@ def staff_users() -> BaseResponse:
     """
     form = InviteForm()
     if form.validate_on_submit():
+        if not form.mark_submitted():
+            flash(_("This link was already created and is not shown again. Revoke it if you do not have it."), "info")
+            return redirect(url_for("staff.accounts.staff_users"))
         try:
             link = account_actions.create_invitation(form.role.data, form.email.data or None, by=current_user.email)
             return _render_staff_users(InviteForm(formdata=None), link=link)
         except DomainError as error:
+            form.mark_rejected()
             add_form_errors(form, error)
     return _render_staff_users(form, status=form_status(form))
 
@@ -267,12 +272,13 @@ def staff_user(user_id: int) -> BaseResponse:
             return redirect(url_for("staff.accounts.settings"))
         except DomainError as error:
             form.role.errors = [*form.role.errors, error.message]
-    return render(
-        "accounts/user.html",
-        status=form_status(form),
-        user=_get_staff_user_or_404(user_id),
-        form=form,
-    )
+    return _render_staff_user(user_id, form, status=form_status(form))
+
+
+def _render_staff_user(user_id: int, form: RoleForm, link: str | None = None, status: int = 200) -> Response:
+    link_form = OneTimeForm(formdata=None)
+    user = _get_staff_user_or_404(user_id)
+    return render("accounts/user.html", status=status, user=user, form=form, link=link, link_form=link_form)
 
 
 @blueprint.post("/settings/people/<int:user_id>/new-password")
@@ -282,12 +288,13 @@ def create_reset_link(user_id: int) -> BaseResponse:
 
     The link is only in this response: it is shown once and not stored.
     """
+    if not OneTimeForm().mark_submitted():
+        return _redirect_to_staff_user(user_id, _("This link was already created and is not shown again."), "info")
     try:
         link = account_actions.create_password_reset_link(user_id, by=current_user.email)
     except DomainError as error:
         return _redirect_to_staff_user(user_id, error.message, "error")
-    user = _get_staff_user_or_404(user_id)
-    return render("accounts/user.html", user=user, form=RoleForm(formdata=None, obj=user), link=link)
+    return _render_staff_user(user_id, RoleForm(formdata=None, obj=_get_staff_user_or_404(user_id)), link)
 
 
 @blueprint.post("/settings/people/<int:user_id>/end-sessions")

@@ -53,9 +53,9 @@ def allow_form_size(max_bytes: int) -> Callable[[StaffView], StaffView]:
 
 
 def preserve_form_data(**labels: str) -> Callable[[StaffView], StaffView]:
-    """Preserve long texts when the session has ended.
+    """Preserve the input of a form that is submitted after the session has ended.
 
-    The error page then shows these fields, so that users can copy the texts.
+    The error page then shows these fields, so that users can copy their values.
 
     :param labels: the label of each field to preserve, by field name.
     """
@@ -104,7 +104,7 @@ def _authorize_request() -> Response | None:
         next_path = request.full_path.rstrip("?") if request.method == "GET" else None
         if request.headers.get("HX-Request"):
             return Response(status=401, headers={"HX-Redirect": url_for("staff.accounts.sign_in")})
-        if hasattr(view, "preserved_fields"):
+        if request.method == "POST" and hasattr(view, "preserved_fields"):
             raise SessionExpired("The session has ended.")  # no translation
         return redirect(url_for("staff.accounts.sign_in", next=next_path))  # type: ignore[return-value]
     default_role: Role = "viewer" if request.method in ("GET", "HEAD", "OPTIONS") else "manager"

@@ -8,7 +8,6 @@ from typing import Any
 from flask import Blueprint, Response, flash, redirect, request, stream_with_context, url_for
 from flask_babel import gettext as _
 from flask_login import current_user
-from flask_wtf import FlaskForm
 from werkzeug.wrappers import Response as BaseResponse
 
 from webapp.campaigns import queries as campaign_queries
@@ -24,6 +23,7 @@ from webapp.redemptions import facts as redemption_facts
 from webapp.redemptions import queries as redemption_queries
 from webapp.redemptions.rules import evaluate
 from webapp.views import rendering
+from webapp.views.form_base import PostForm
 from webapp.views.staff.blueprint import require_role
 from webapp.views.staff.forms.customers import AudienceForm, CustomerForm, CustomerSearchForm
 from webapp.views.staff.forms.redemptions import CHANNEL_LABELS
@@ -155,7 +155,7 @@ def erase(customer_id: int) -> BaseResponse:
     customer = customer_queries.find_customer(customer_id)
     if customer is None or customer.erased_at is not None:
         raise NotFound(_("This customer does not exist."))
-    form = FlaskForm()
+    form = PostForm()
     if form.validate_on_submit():
         customer_actions.erase_customer(customer_id, by=current_user.email)
         flash(_("The customer was erased. The redemptions are still counted."), "success")

@@ -29,11 +29,15 @@ def api_keys() -> BaseResponse:
     """
     form = ApiKeyForm()
     if form.validate_on_submit():
+        if not form.mark_submitted():
+            flash(_("This key was already created and is not shown again. Revoke it if you do not have it."), "info")
+            return redirect(url_for("staff.accounts.api_keys"))
         try:
             expires_at = form.compute_expires_at(current_user.time_zone)
             key = api_key_actions.create_api_key(form.name.data, form.scopes.data, current_user.email, expires_at)
             return _render_api_keys(ApiKeyForm(formdata=None), key=key)
         except DomainError as error:
+            form.mark_rejected()
             add_form_errors(form, error)
     return _render_api_keys(form, status=form_status(form))
 

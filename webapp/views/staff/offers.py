@@ -9,6 +9,7 @@ from zoneinfo import ZoneInfo
 import segno
 from flask import Blueprint, Response, current_app, flash, redirect, request, url_for
 from flask_babel import gettext as _
+from flask_babel import lazy_gettext as _l
 from flask_login import current_user
 from markupsafe import Markup
 from werkzeug.wrappers import Response as BaseResponse
@@ -25,7 +26,7 @@ from webapp.offers.models import Offer
 from webapp.redemptions import count_queries, guessing
 from webapp.redemptions import queries as redemption_queries
 from webapp.views import rendering
-from webapp.views.staff.blueprint import require_role
+from webapp.views.staff.blueprint import preserve_form_data, require_role
 from webapp.views.staff.forms.offers import OfferForm, OfferSearchForm, RenewCodeForm
 from webapp.views.staff.forms.redemptions import CHANNEL_LABELS
 
@@ -34,6 +35,20 @@ blueprint = Blueprint("offers", __name__)
 PAGE_SIZE = 25
 CHART_DAYS = 30
 LATEST_REDEMPTIONS_SHOWN = 10
+
+_preserve_offer_form = preserve_form_data(
+    name=_l("Name"),
+    code=_l("Code"),
+    discount_percent=_l("Percentage"),
+    discount_amount=_l("Amount"),
+    discount_currency=_l("Currency"),
+    time_zone=_l("Time zone"),
+    starts_at=_l("First day"),
+    starts_at_time=_l("Start time"),
+    ends_at=_l("Last day"),
+    ends_at_time=_l("End time"),
+    max_redemptions=_l("Redemption limit"),
+)
 
 
 @blueprint.get("/offers")
@@ -62,6 +77,7 @@ def index() -> Response:
 
 @blueprint.route("/offers/new", methods=["GET", "POST"])
 @require_role("manager")
+@_preserve_offer_form
 def new() -> BaseResponse:
     """Create an offer."""
     form = _build_form()
@@ -122,6 +138,7 @@ def redemptions_section(offer_id: int) -> Response:
 
 @blueprint.route("/offers/<int:offer_id>/edit", methods=["GET", "POST"])
 @require_role("manager")
+@_preserve_offer_form
 def edit(offer_id: int) -> BaseResponse:
     """Edit an offer."""
     offer = _get_offer_or_404(offer_id)

@@ -7,7 +7,6 @@ from typing import Any
 from flask import Blueprint, Response, current_app, flash, redirect, request, url_for
 from flask_babel import gettext as _
 from flask_login import current_user
-from flask_wtf import FlaskForm
 from werkzeug.wrappers import Response as BaseResponse
 
 from webapp.campaigns import queries as campaign_queries
@@ -21,6 +20,7 @@ from webapp.customers.models import Suppression
 from webapp.customers.suppressions import actions as suppression_actions
 from webapp.customers.suppressions import queries as suppression_queries
 from webapp.views import rendering
+from webapp.views.form_base import PostForm
 from webapp.views.staff import uploads
 from webapp.views.staff.blueprint import abort_insufficient_role, require_role
 from webapp.views.staff.customers import csv_response
@@ -88,7 +88,7 @@ def remove() -> BaseResponse:
     has_customer = customer_queries.find_customer_by_email(suppression.email) is not None
     if not has_customer and not current_user.has_at_least_role("admin"):
         abort_insufficient_role()
-    form = FlaskForm()
+    form = PostForm()
     return_url, removed_message = _return_url(suppression.email), _build_removed_message(key, suppression)
     if form.validate_on_submit():
         suppression_actions.remove_suppression(key, by=current_user.email)

@@ -120,7 +120,9 @@ class RecipientOut(BaseModel):
     text: str = Field(description="The server's reply, or why the recipient was skipped.")
     note: str = Field(description="What happens next, or who has to resolve it.")
     next_at: datetime | None = Field(description="When a deferred email is retried.")
-    attempts: int = Field(description="The number of attempts to send a deferred email.")
+    attempts: int = Field(
+        description="The number of attempts to send the email; a decision to resend it resets the number to 0."
+    )
     ahead: int | None = Field(description="The approximate number of emails before a waiting one.")
 
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+import secrets
 from datetime import UTC, datetime, time, timedelta
 from zoneinfo import ZoneInfo
 
 from flask_babel import gettext as _
 from flask_babel import lazy_gettext as _l
-from flask_wtf import FlaskForm
 from wtforms import (
     DateField,
     EmailField,
     Field,
+    HiddenField,
     PasswordField,
     SelectChoice,
     SelectField,
@@ -23,6 +25,11 @@ from wtforms import (
 from wtforms.validators import EqualTo, InputRequired, Length, Optional
 
 from webapp.accounts.passwords import MAX_PASSWORD_LENGTH, MIN_PASSWORD_LENGTH
+from webapp.core.rate_limit import TableStorage
+from webapp.views.form_base import PostForm
+
+# How long a submitted form is recognised when it is submitted again.
+FORM_TOKEN_SECONDS = 7 * 86400
 
 ROLE_DESCRIPTIONS = {
     "admin": _l("Administrator: full access, including users, keys and the audit log"),
@@ -60,14 +67,14 @@ def _confirmation_validators(field: str) -> list[object]:
     return [EqualTo(field, _l("The passwords do not match."))]
 
 
-class SignInForm(FlaskForm):
+class SignInForm(PostForm):
     """The email address and the password of a user."""
 
     email = EmailField(_l("Email address"), [InputRequired(_l("Enter your email address."))])
     password = PasswordField(_l("Password"), [InputRequired(_l("Enter your password."))])
 
 
-class _NameAndTimeZoneForm(FlaskForm):
+class _NameAndTimeZoneForm(PostForm):
     name = StringField(
         _l("Name"),
         [InputRequired(_l("Enter a name.")), Length(max=100, message=_l("Use at most %(max)d characters."))],
@@ -89,14 +96,14 @@ class AcceptInvitationForm(_NameAndTimeZoneForm):
     confirm = PasswordField(_l("Repeat password"), _confirmation_validators("password"))
 
 
-class FirstPasswordForm(FlaskForm):
+class FirstPasswordForm(PostForm):
     """The password of a user who has none yet."""
 
     password = PasswordField(_l("Password"), _new_password_validators())
     confirm = PasswordField(_l("Repeat password"), _confirmation_validators("password"))
 
 
-class NewPasswordForm(FlaskForm):
+class NewPasswordForm(PostForm):
     """The new password of a user who opened a password reset link."""
 
     password = PasswordField(_l("New password"), _new_password_validators())
@@ -107,7 +114,7 @@ class ProfileForm(_NameAndTimeZoneForm):
     """The profile of the signed-in user."""
 
 
-class ChangePasswordForm(FlaskForm):
+class ChangePasswordForm(PostForm):
     """The current and the new password of the signed-in user."""
 
     current = PasswordField(_l("Current password"), [InputRequired(_l("Enter your current password."))])
@@ -115,20 +122,43 @@ class ChangePasswordForm(FlaskForm):
     confirm = PasswordField(_l("Repeat new password"), _confirmation_validators("password"))
 
 
-class InviteForm(FlaskForm):
+class OneTimeForm(PostForm):
+    """A form that creates a secret, which the response to its POST shows once.
+
+    A token prevents that reloading this response creates another one.
+    """
+
+    form_token = HiddenField(default=secrets.token_urlsafe)
+
+    def mark_submitted(self) -> bool:
+        """Mark the form as submitted; return False if it was submitted before.
+
+        Returns True for a request without a token.
+        """
+        return not self.form_token.data or TableStorage().incr(self._token_key(), FORM_TOKEN_SECONDS) == 1
+
+    def mark_rejected(self) -> None:
+        """Revert `mark_submitted`, because nothing was created."""
+        TableStorage().clear(self._token_key())
+
+    def _token_key(self) -> str:
+        return f"form:{hashlib.sha256((self.form_token.data or '').encode()).hexdigest()}"
+
+
+class InviteForm(OneTimeForm):
     """An invitation; the email address is optional."""
 
     role = SelectField(_l("Role"), choices=_build_choices(ROLE_DESCRIPTIONS), default="manager")
     email = EmailField(_l("Email address"), filters=[lambda text: (text or "").strip()])
 
 
-class RoleForm(FlaskForm):
+class RoleForm(PostForm):
     """The role of a user."""
 
     role = SelectField(_l("Role"), choices=_build_choices(ROLE_DESCRIPTIONS))
 
 
-class ApiKeyForm(FlaskForm):
+class ApiKeyForm(OneTimeForm):
     """A new API key."""
 
     name = StringField(

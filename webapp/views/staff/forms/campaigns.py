@@ -7,7 +7,6 @@ from zoneinfo import ZoneInfo
 
 from flask_babel import gettext as _
 from flask_babel import lazy_gettext as _l
-from flask_wtf import FlaskForm
 from wtforms import DateField, Form, HiddenField, RadioField, SelectChoice, SelectField, StringField, TextAreaField
 from wtforms.validators import InputRequired, Optional
 
@@ -21,6 +20,7 @@ from webapp.campaigns.content.placeholders import (
 from webapp.campaigns.models import Campaign
 from webapp.core import local_time
 from webapp.core.errors import FieldError, InvalidInput
+from webapp.views.form_base import PostForm
 from webapp.views.staff.forms.local_times import FOLD_CHOICES, TimeOfDayField, needs_fold_choice, parse_local_datetime
 
 _STATUS_LABELS: dict[str, str] = {
@@ -35,7 +35,7 @@ _STATUS_LABELS: dict[str, str] = {
 }
 
 
-class EmailContentForm(FlaskForm):
+class EmailContentForm(PostForm):
     """The content of a campaign's email, and the options of its preview."""
 
     # The version of the draft that was edited, to detect conflicts.
@@ -84,7 +84,7 @@ class EmailContentForm(FlaskForm):
         )
 
 
-class LaunchForm(FlaskForm):
+class LaunchForm(PostForm):
     """The launch time of a campaign, and whether to include earlier recipients.
 
     Times are in the time zone of the offer.

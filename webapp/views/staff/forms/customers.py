@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from flask_babel import lazy_gettext as _l
-from flask_wtf import FlaskForm
 from wtforms import EmailField, FileField, Form, SelectChoice, SelectField, SelectMultipleField, StringField, widgets
 
 from webapp.customers.models import Audience, Customer
 from webapp.customers.validation import CustomerValues
+from webapp.views.form_base import PostForm
 from webapp.views.rendering import STATE_LABELS
 
 
@@ -29,7 +29,7 @@ class CustomerSearchForm(Form):
         return int(self.audience.data) if self.audience.data in audience_ids else None
 
 
-class CustomerForm(FlaskForm):
+class CustomerForm(PostForm):
     """A customer, as created or edited by staff."""
 
     email = EmailField(_l("Email address"), render_kw={"required": True})
@@ -66,7 +66,7 @@ class CustomerForm(FlaskForm):
         return [int(value) for value in self.audiences.data or []]
 
 
-class AudienceForm(FlaskForm):
+class AudienceForm(PostForm):
     """The name of an audience."""
 
     name = StringField(_l("Name"), render_kw={"required": True})
@@ -94,7 +94,7 @@ class SuppressionSearchForm(Form):
     )
 
 
-class SuppressionForm(FlaskForm):
+class SuppressionForm(PostForm):
     """An address to add to the suppression list."""
 
     email = EmailField(_l("Email address"), render_kw={"required": True})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any, TypeVar
 from zoneinfo import ZoneInfo
@@ -13,7 +13,6 @@ from babel.numbers import get_currency_precision, is_currency
 from flask_babel import gettext as _
 from flask_babel import lazy_gettext as _l
 from flask_babel import ngettext
-from flask_wtf import FlaskForm
 from wtforms import (
     BooleanField,
     DateField,
@@ -31,15 +30,20 @@ from webapp.core.errors import FieldError, InvalidInput
 from webapp.core.local_time import LocalDateTime
 from webapp.core.money import Discount
 from webapp.customers.models import Audience
+from webapp.offers import actions as offer_actions
 from webapp.offers.models import Offer, OfferState, OfferValues
+from webapp.views.form_base import PostForm
 from webapp.views.staff.forms.local_times import FOLD_CHOICES, TimeOfDayField, needs_fold_choice, parse_local_datetime
 
 T = TypeVar("T")
 D = TypeVar("D")
 # A version that no offer has, so that saving fails with a conflict.
 NO_VERSION = -1
-_INTEGER_PATTERN = re.compile(r"-?[0-9]{1,14}", re.ASCII)
-_NUMBER_PATTERN = re.compile(r"[0-9]{1,15}([.,][0-9]{1,6})?", re.ASCII)
+# Longer than any valid number, so that `offer_actions` reports a number that is too large with the limit.
+_INTEGER_PATTERN = re.compile(r"-?[0-9]{1,100}", re.ASCII)
+_NUMBER_PATTERN = re.compile(r"[0-9]{1,100}([.,][0-9]{1,12})?", re.ASCII)
+# Stands for an invalid discount while the other fields are checked.
+_PLACEHOLDER_DISCOUNT = Discount("percent", percent=Decimal(1))
 _STATE_LABELS = {
     "": _l("All statuses"),
     "live": _l("Live"),
@@ -66,13 +70,13 @@ class OfferSearchForm(Form):
         return self.state.data if self.state.data and self.state.data in _STATE_LABELS else None
 
 
-class RenewCodeForm(FlaskForm):
+class RenewCodeForm(PostForm):
     """The new code of an offer; generated if empty."""
 
     code = StringField(_l("New code"))
 
 
-class OfferForm(FlaskForm):
+class OfferForm(PostForm):
     """The form to create or edit an offer.
 
     After the first launch or redemption the offer is frozen: fields that are then hidden keep their values.
@@ -148,19 +152,21 @@ class OfferForm(FlaskForm):
         # The cap is hidden only when the frozen offer has none.
         cap = parse_unless_hidden("max_redemptions", self._parse_cap, None)
         audience_id = parse_or_collect(self._parse_audience_id, None)
-        if errors or starts_at is None or discount is None:
-            raise InvalidInput(*errors)
-        return OfferValues(
+        values = OfferValues(
             name=self.name.data or "",
-            discount=discount,
-            starts_at=starts_at,
+            discount=discount or _PLACEHOLDER_DISCOUNT,
+            starts_at=starts_at or datetime.now(UTC),
             code=code,
-            ends_at=ends_at,
+            ends_at=ends_at if starts_at else None,
             time_zone=time_zone.key,
             audience_id=audience_id,
             personal_code_required=bool(self.personal_code_required.data),
             max_redemptions=cap,
         )
+        if errors:
+            # The fields that can be parsed may have errors too, and users are to see all of them at once.
+            raise InvalidInput(*errors, *offer_actions.list_errors(values, offer))
+        return values
 
     def submitted_version(self) -> int:
         """Return the version of the offer that the form was opened with.
@@ -218,7 +224,7 @@ class OfferForm(FlaskForm):
         text = re.sub(r"[\s,'’]", "", self.max_redemptions.data or "")
         if not text:
             return None
-        # `offer_actions` rejects negative numbers with a message of its own.
+        # `offer_actions` rejects numbers out of range with a message of its own.
         if not _INTEGER_PATTERN.fullmatch(text):
             raise _invalid_field(
                 "max_redemptions",

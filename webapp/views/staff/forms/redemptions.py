@@ -7,7 +7,6 @@ from zoneinfo import ZoneInfo
 
 from flask_babel import gettext as _
 from flask_babel import lazy_gettext as _l
-from flask_wtf import FlaskForm
 from wtforms import DateField, Form, SelectChoice, SelectField, StringField
 from wtforms.validators import Optional
 
@@ -15,6 +14,7 @@ from webapp.core.email_addresses import normalise_email
 from webapp.core.errors import FieldError, InvalidInput
 from webapp.offers.models import normalise_code
 from webapp.redemptions.rules import RedemptionRequest
+from webapp.views.form_base import PostForm
 from webapp.views.redeem_input import parse_code_and_email
 
 CHANNEL_LABELS = {"form": _l("Form"), "link": _l("Personal link"), "api": _l("API"), "staff": _l("Staff")}
@@ -31,7 +31,7 @@ CHECK_LABELS = {
 _CHANNEL_CHOICES = [SelectChoice(value, label) for value, label in {"": _l("All channels"), **CHANNEL_LABELS}.items()]
 
 
-class StaffRedeemForm(FlaskForm):
+class StaffRedeemForm(PostForm):
     """A code and an email address, for a customer at the counter or on the phone."""
 
     code = StringField(_l("Code"))
@@ -80,7 +80,7 @@ class EligibilityForm(Form):
             return RedemptionRequest(channel="staff", code=code, source_id=customer)
 
 
-class UndoForm(FlaskForm):
+class UndoForm(PostForm):
     """The reason for undoing a redemption."""
 
     reason = StringField(_l("Reason"))

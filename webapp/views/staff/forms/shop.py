@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import asdict, fields
 
 from flask_babel import lazy_gettext as _l
-from flask_wtf import FlaskForm
 from wtforms import ColorField, EmailField, StringField, TextAreaField
 
 from webapp.shop.models import ShopValues
+from webapp.views.form_base import PostForm
 
 
-class ShopForm(FlaskForm):
+class ShopForm(PostForm):
     """The details of the shop that customers see.
 
     They are validated by `webapp.shop.validation`.

@@ -1,0 +1,42 @@
+"""Signals that arrive in another thread than the main one."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from webapp.core.settings import ROOT
+
+# The kernel delivers a signal sent to one thread to that thread. It stands for a signal to the process that happens to
+# arrive there.
+PROGRAM = """
+import signal, sys, threading, time
+from webapp.core import signals
+
+signals.wake_main_thread_on_signals()
+done = threading.Event()
+signal.signal(signal.SIGTERM, lambda *_: done.set())
+other = threading.Thread(target=time.sleep, args=(60,), daemon=True)
+other.start()
+main = threading.main_thread()
+
+
+def send():
+    # Until the main thread waits in Event.wait.
+    while sys._current_frames()[main.ident].f_code.co_name != "wait":
+        time.sleep(0.01)
+    signal.pthread_kill(other.ident, signal.SIGTERM)
+
+
+threading.Thread(target=send, daemon=True).start()
+done.wait()
+print("stopped")
+"""
+
+
+def test_a_signal_that_arrives_in_another_thread_is_handled() -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", PROGRAM], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
+    )
+
+    assert result.stdout == "stopped\n"

@@ -1,0 +1,23 @@
+"""The base class of the forms that are sent with POST."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flask import request
+from flask_wtf import FlaskForm
+from werkzeug.datastructures import MultiDict
+
+
+class PostForm(FlaskForm):
+    """A form that is read only from the form body of a request.
+
+    Flask-WTF also accepts JSON, which limits that look at `request.form` would not see.
+    """
+
+    class Meta(FlaskForm.Meta):
+        def wrap_formdata(self, form: FlaskForm, formdata: Any) -> Any:
+            """Return the data of the form, or None without any."""
+            if request.is_json and formdata is not None and not isinstance(formdata, MultiDict):
+                return MultiDict()
+            return super().wrap_formdata(form, formdata)
