@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import shlex
 import socket
 import subprocess
 import sys
@@ -18,8 +17,8 @@ from pathlib import Path
 
 import psutil
 
-from local import supervisor
 from webapp.core.settings import ROOT, Settings
+from webapp.serve import web_arguments
 
 PROGRAM = "wsgi:app"
 
@@ -39,7 +38,7 @@ class Web:
 
 def command(settings: Settings, app: str) -> list[str]:
     """The command that serves the application, with another app in its place."""
-    return [app if word == PROGRAM else word for word in shlex.split(supervisor._web_command(settings))]
+    return [app if argument == PROGRAM else argument for argument in web_arguments(settings.port)]
 
 
 @contextmanager

@@ -152,7 +152,7 @@ def running_database(settings: Settings) -> Iterator[None]:
             click.echo("Starting PostgreSQL …")
             supervisor.start_database(settings)
         _print_warnings(preflight.check_database(settings))
-        _upgrade_schema(settings)
+        _upgrade_schema()
         yield
     except BaseException:
         if started:
@@ -160,7 +160,7 @@ def running_database(settings: Settings) -> Iterator[None]:
         raise
 
 
-def _upgrade_schema(settings: Settings) -> None:
+def _upgrade_schema() -> None:
     """Migrate under an advisory lock; a second process waits for the first."""
     # No transaction: a server with idle_in_transaction_session_timeout would end it and release the lock.
     with db.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as lock:
@@ -233,8 +233,8 @@ def _explain_database_error(error: psycopg.Error | DBAPIError, settings: Setting
         return "the database is not running; start it with: make setup"
     try:
         preflight.check_database(settings)
-    except SetupError as refusal:
-        return str(refusal)
+    except SetupError as setup_error:
+        return str(setup_error)
     if isinstance(cause, (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn)):
         return "the database schema does not match this release; upgrade it with: flask --app wsgi migrate"
     return redact_personal_data(message.splitlines()[0])

@@ -31,13 +31,13 @@ def demo_group() -> None:
 @click.option("--public-url", help="The address for browsers, for this start; http://127.0.0.1:PORT by default.")
 def demo_up_command(port: int | None, public_url: str | None) -> None:
     """Start the demo in the background, fill it if it is new, and print the addresses."""
-    user = _get_user_settings()
-    demo_instance.create_folder(user)
-    settings = demo_instance.load_demo_settings(user)
+    user_settings = _get_user_settings()
+    demo_instance.create_folder(user_settings)
+    settings = demo_instance.load_demo_settings(user_settings)
     with local_commands.command_errors(settings), supervisor.instance_lock(settings):
         if _is_complete_and_running(settings):
             _check_running_port(settings, port)
-            settings = demo_instance.load_demo_settings(user, public_url=public_url)
+            settings = demo_instance.load_demo_settings(user_settings, public_url=public_url)
             with _app_context(settings):
                 supervisor.wait_until_ready(settings)
                 _print_addresses(settings, "The demo is already running.")
@@ -46,22 +46,22 @@ def demo_up_command(port: int | None, public_url: str | None) -> None:
             return
         # Stop what an interrupted start left running.
         supervisor.stop_services(settings)
-        port = port or demo_instance.choose_port(user)
-        settings = demo_instance.load_demo_settings(user, port, public_url)
+        port = port or demo_instance.choose_port(user_settings)
+        settings = demo_instance.load_demo_settings(user_settings, port, public_url)
         preflight.check_ports(settings, "make demo")
         if demo_instance.get_seeded_date(settings) is None:
             demo_instance.delete_database(settings)
         with _app_context(settings), local_commands.running_database(settings):
-            _start(settings, demo_instance.get_environment(user, port, public_url))
+            _start(settings, demo_instance.get_environment(user_settings, port, public_url))
 
 
 @demo_group.command("down")
 def demo_down_command() -> None:
     """Stop the demo; its data is kept."""
-    user = _get_user_settings()
+    user_settings = _get_user_settings()
     stopped = False
-    if demo_instance.exists(user):
-        settings = demo_instance.load_demo_settings(user)
+    if demo_instance.exists(user_settings):
+        settings = demo_instance.load_demo_settings(user_settings)
         with local_commands.command_errors(settings), supervisor.instance_lock(settings):
             stopped = _stop(settings)
     click.echo("The demo is stopped; its data is kept." if stopped else "The demo was not running.")
@@ -70,15 +70,15 @@ def demo_down_command() -> None:
 @demo_group.command("reset")
 def demo_reset_command() -> None:
     """Stop the demo and delete its folder."""
-    user = _get_user_settings()
-    if not demo_instance.get_folder(user).exists():
+    user_settings = _get_user_settings()
+    if not demo_instance.get_folder(user_settings).exists():
         click.echo("There is no demo; nothing was changed.")
         return
-    demo_instance.create_folder(user)
-    settings = demo_instance.load_demo_settings(user)
+    demo_instance.create_folder(user_settings)
+    settings = demo_instance.load_demo_settings(user_settings)
     with local_commands.command_errors(settings), supervisor.instance_lock(settings):
         _stop(settings)
-        demo_instance.delete_folder(user, settings)
+        demo_instance.delete_folder(user_settings, settings)
     click.echo("The demo is deleted; `make demo` creates a new one.")
 
 

@@ -29,39 +29,39 @@ SEEDED_MARKER = "seeded"
 INHERITED_SETTINGS = {"LOG_FORMAT", "LOG_LEVEL"}
 
 
-def get_folder(user: Settings) -> Path:
+def get_folder(user_settings: Settings) -> Path:
     """Return the folder of the demo instance, which may not exist.
 
-    :param user: the settings of the user's instance.
+    :param user_settings: the settings of the user's instance.
     """
-    return user.instance_path / FOLDER_NAME
+    return user_settings.instance_path / FOLDER_NAME
 
 
-def exists(user: Settings) -> bool:
+def exists(user_settings: Settings) -> bool:
     """Return whether there is a demo instance, running or not."""
-    return (get_folder(user) / MARKER).is_file()
+    return (get_folder(user_settings) / MARKER).is_file()
 
 
-def create_folder(user: Settings) -> None:
+def create_folder(user_settings: Settings) -> None:
     """Create and mark the folder of the demo instance.
 
     :raises ServiceError: when the folder exists and is not that of a demo instance.
     """
-    folder = get_folder(user)
+    folder = get_folder(user_settings)
     _check_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
     atomic_files.read_or_create(folder / MARKER, MARKER_TEXT)
 
 
-def choose_port(user: Settings) -> int:
+def choose_port(user_settings: Settings) -> int:
     """Return the first of three free ports.
 
     These are the ports of the last start if they are free, or else the next ones from the user's port + 100.
     """
-    return preflight.find_free_port(_get_usual_port(user))
+    return preflight.find_free_port(_get_usual_port(user_settings))
 
 
-def get_environment(user: Settings, port: int | None = None, public_url: str | None = None) -> dict[str, str]:
+def get_environment(user_settings: Settings, port: int | None = None, public_url: str | None = None) -> dict[str, str]:
     """Return all settings of the demo instance as environment variables.
 
     Empty ones override those of `.env`.
@@ -69,16 +69,16 @@ def get_environment(user: Settings, port: int | None = None, public_url: str | N
     :param port: of the web server, the last one used by default; the mail sink uses the two after it.
     :param public_url: the address for browsers, that of this machine by default.
     """
-    port = port or _get_usual_port(user)
+    port = port or _get_usual_port(user_settings)
     return dict.fromkeys(set(SETTING_NAMES) - INHERITED_SETTINGS, "") | {
-        "INSTANCE_PATH": str(get_folder(user)),
+        "INSTANCE_PATH": str(get_folder(user_settings)),
         "PORT": str(port),
         "PUBLIC_URL": public_url or f"http://127.0.0.1:{port}",
         "MAIL_PER_SECOND": str(EMAILS_PER_SECOND),
     }
 
 
-def load_demo_settings(user: Settings, port: int | None = None, public_url: str | None = None) -> Settings:
+def load_demo_settings(user_settings: Settings, port: int | None = None, public_url: str | None = None) -> Settings:
     """Load the settings of the demo instance.
 
     The arguments are those of `get_environment`.
@@ -87,14 +87,14 @@ def load_demo_settings(user: Settings, port: int | None = None, public_url: str 
     """
     if not app_settings.has_embedded_server():
         raise ServiceError("the demo needs the embedded PostgreSQL, which this installation lacks; use: make demo")
-    return app_settings.load_settings(get_environment(user, port, public_url))
+    return app_settings.load_settings(get_environment(user_settings, port, public_url))
 
 
-def is_running(user: Settings) -> bool:
+def is_running(user_settings: Settings) -> bool:
     """Return whether any part of the demo instance runs."""
-    if not exists(user):
+    if not exists(user_settings):
         return False
-    settings = load_demo_settings(user)
+    settings = load_demo_settings(user_settings)
     return supervisor.is_supervisor_running(settings) or supervisor.is_database_running(settings)
 
 
@@ -125,12 +125,12 @@ def delete_database(settings: Settings) -> None:
         shutil.rmtree(folder)
 
 
-def delete_folder(user: Settings, settings: Settings) -> None:
+def delete_folder(user_settings: Settings, settings: Settings) -> None:
     """Delete everything that belongs to the demo instance, which must be stopped.
 
     :raises ServiceError: when the folder is not that of a demo instance; nothing is deleted.
     """
-    folder = get_folder(user)
+    folder = get_folder(user_settings)
     _check_folder(folder)
     delete_database(settings)
     # Root's database may be outside of the instance folder.
@@ -140,10 +140,10 @@ def delete_folder(user: Settings, settings: Settings) -> None:
             shutil.rmtree(each)
 
 
-def _get_usual_port(user: Settings) -> int:
+def _get_usual_port(user_settings: Settings) -> int:
     """Return the port of the last start, or the user's port + 100 (- 100 near the end of the range)."""
-    offset = PORT_OFFSET if user.port < 60_000 else -PORT_OFFSET
-    return app_settings.read_saved_port(get_folder(user)) or user.port + offset
+    offset = PORT_OFFSET if user_settings.port < 60_000 else -PORT_OFFSET
+    return app_settings.read_saved_port(get_folder(user_settings)) or user_settings.port + offset
 
 
 def _check_folder(folder: Path) -> None:

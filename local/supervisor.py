@@ -111,10 +111,10 @@ def is_supervisor_running(settings: Settings) -> bool:
 def start_services(settings: Settings, environment: Mapping[str, str] | None = None) -> None:
     """Start web, worker and, without MAIL_SERVER, the mail sink in the background.
 
-    Return when `/readyz` succeeds.
+    It waits until they are ready.
 
     :param environment: variables of the started processes that differ from those of this process.
-    :raises ServiceError: when the web server does not become ready; all processes are stopped then.
+    :raises ServiceError: when a service does not become ready; all processes are stopped then.
     """
     atomic_files.write_atomically(settings.instance_path / "port", str(settings.port))
     source_code.record_started_code(settings)
@@ -139,7 +139,7 @@ def start_services(settings: Settings, environment: Mapping[str, str] | None = N
 def run_in_foreground(settings: Settings) -> None:
     """Run the same processes with their logs on the screen.
 
-    Return when all have ended after Ctrl-C or SIGTERM.
+    It waits until all have ended after Ctrl-C or SIGTERM.
     """
     atomic_files.write_atomically(settings.instance_path / "port", str(settings.port))
     source_code.record_started_code(settings)
@@ -191,7 +191,7 @@ def _write_configuration(settings: Settings, foreground: bool = False) -> Path:
     folder = settings.instance_path
     _make_private_folder(folder / "mails")
     _make_private_folder(folder / "log")
-    programs = {"web": _web_command(settings), "worker": "-m webapp.worker"}
+    programs = {"web": " ".join(web_arguments(settings.port)), "worker": "-m webapp.worker"}
     if settings.uses_mail_sink:
         programs["mail"] = "-m flask --app wsgi mail-sink"
     lines = [
@@ -225,17 +225,12 @@ def _write_configuration(settings: Settings, foreground: bool = False) -> Path:
     return file
 
 
-def _make_private_folder(folder: Path) -> Path:
+def _make_private_folder(folder: Path) -> None:
     """Create a folder that no other user can read.
 
     Logs and emails contain personal data.
     """
     folder.mkdir(mode=0o700, exist_ok=True)
-    return folder
-
-
-def _web_command(settings: Settings) -> str:
-    return " ".join(web_arguments(settings.port))
 
 
 def _process_environment(settings: Settings) -> dict[str, str]:
@@ -252,24 +247,30 @@ def _process_environment(settings: Settings) -> dict[str, str]:
 def wait_until_ready(settings: Settings, seconds: float = 60) -> None:
     """Wait until `/readyz` succeeds and the mail sink, if there is one, accepts connections.
 
-    :raises ServiceError: when the web server is not ready within `seconds`, with the last line of its log.
+    :raises ServiceError: when one of them is not ready within `seconds`, with the last line of its log.
     """
     deadline = time.monotonic() + seconds
-    last = "no response"
-    while time.monotonic() < deadline:
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{settings.port}/readyz", timeout=2) as response:
-                if response.status == 200 and (not settings.uses_mail_sink or _accepts(settings.sink_page_port)):
-                    return
-                last = "no response of the mail sink"
-        except urllib.error.HTTPError as error:
-            last = error.read().decode(errors="replace")
-        except OSError:
-            pass
+    while (unready := _find_unready_service(settings)) is not None:
+        if time.monotonic() >= deadline:
+            service, log_name, response = unready
+            log = settings.instance_path / "log" / log_name
+            lines = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
+            reason = lines[-1] if lines else response
+            raise ServiceError(f"the {service} did not become ready ({reason}); see its log, {log}")
         time.sleep(0.1)
-    log = settings.instance_path / "log" / "web.log"
-    lines = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
-    raise ServiceError(f"the web server did not become ready ({lines[-1] if lines else last}); see its log, {log}")
+
+
+def _find_unready_service(settings: Settings) -> tuple[str, str, str] | None:
+    """Return a service that is not ready, its log file and its response; None if all services are ready."""
+    try:
+        urllib.request.urlopen(f"http://127.0.0.1:{settings.port}/readyz", timeout=2).close()
+    except urllib.error.HTTPError as error:
+        return "web server", "web.log", error.read().decode(errors="replace")
+    except OSError:
+        return "web server", "web.log", "no response"
+    if settings.uses_mail_sink and not _accepts(settings.sink_page_port):
+        return "mail sink", "mail.log", "no response"
+    return None
 
 
 def _accepts(port: int) -> bool:

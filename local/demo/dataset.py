@@ -18,7 +18,7 @@ from local.demo.campaigns import Recipients, SentCampaign
 from local.demo.offers import OfferHistory, insert_drafts, insert_planned_offer, log_offer
 from local.demo.records import audit_entry
 from local.demo.redemptions import Candidate
-from local.demo.scenario import MANAGER, CampaignPlan, LocalDay, OfferPlan
+from local.demo.scenario import MANAGER, CampaignPlan, DayConverter, OfferPlan
 from webapp.campaigns.models import Batch, Campaign, MailIssue
 from webapp.core.extensions import db
 from webapp.customers.models import Audience, AudienceMember, Customer, Suppression
@@ -58,7 +58,7 @@ def write_dataset(now: datetime) -> None:
 
     :param now: with a time zone; nothing later is written.
     """
-    day = scenario.local_day(now)
+    day = scenario.create_day_converter(now)
     records.backdate_imports(day)
     base = _load_customer_base(day)
     api_key_ids = records.insert_api_keys(day)
@@ -80,7 +80,7 @@ def write_dataset(now: datetime) -> None:
     db.session.commit()
 
 
-def _load_customer_base(day: LocalDay) -> _CustomerBase:
+def _load_customer_base(day: DayConverter) -> _CustomerBase:
     rows = db.session.execute(select(Customer.id, Customer.email, Customer.created_at).order_by(Customer.id)).all()
     members = db.session.execute(
         select(Audience.name, AudienceMember.customer_id)
@@ -153,7 +153,7 @@ def _simulate_campaign(
     """Simulate one past campaign and the redemptions and suppressions that follow."""
     assert campaign.launch_at is not None  # noqa: S101
     launched_at, rows = campaign.launch_at, history.simulation.rows
-    includes_sign_ups = launched_at >= scenario.local_day(now)(scenario.SIGN_UP_DAY + 1)
+    includes_sign_ups = launched_at >= scenario.create_day_converter(now)(scenario.SIGN_UP_DAY + 1)
     ids = [
         customer_id
         for customer_id in base.members(history.plan.audience)

@@ -18,7 +18,7 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 
 from local.demo import customers, scenario
 from local.demo.redemptions import SimulatedRedemptions
-from local.demo.scenario import MANAGER, LocalDay, OfferPlan
+from local.demo.scenario import MANAGER, DayConverter, OfferPlan
 from webapp.accounts.models import ApiKey, AuditEntry
 from webapp.core.extensions import db
 from webapp.customers.models import Suppression
@@ -57,7 +57,7 @@ _INSERT_FAILED_ATTEMPTS = text(
 )
 
 
-def backdate_imports(day: LocalDay) -> None:
+def backdate_imports(day: DayConverter) -> None:
     """Change the time of all imports, and of all that they created, to some weeks ago."""
     values = {
         "customers_at": day(scenario.FIRST_DAY, 10, 12),
@@ -70,7 +70,7 @@ def backdate_imports(day: LocalDay) -> None:
         db.session.execute(text(statement), values)
 
 
-def insert_api_keys(day: LocalDay) -> dict[str, int]:
+def insert_api_keys(day: DayConverter) -> dict[str, int]:
     """Insert API keys with random, discarded secrets; return their ids by name."""
     ids = {}
     for name in scenario.API_KEY_NAMES:
@@ -134,7 +134,7 @@ def insert_failed_attempts(offer_ids: Iterable[int]) -> None:
     db.session.execute(_INSERT_FAILED_ATTEMPTS, {"offer_ids": list(offer_ids)})
 
 
-def insert_shop(day: LocalDay, audit_log: list[dict[str, Any]]) -> None:
+def insert_shop(day: DayConverter, audit_log: list[dict[str, Any]]) -> None:
     """Insert the shop's settings."""
     at = day(scenario.FIRST_DAY, 9, 50)
     db.session.execute(insert(Shop).values(id=1, saved_at=at, **asdict(scenario.SHOP)))

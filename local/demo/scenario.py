@@ -45,7 +45,8 @@ SHOP = ShopValues(
 FIRST_DAY, SIGN_UP_DAY = -57, -5
 
 CampaignOutcome = Literal["draft", "scheduled", "live", "done", "paused", "auto_paused", "cancelled"]
-LocalDay = Callable[..., datetime]
+# Converts a local time of the shop to UTC: the day relative to today, the hour and the minute.
+DayConverter = Callable[..., datetime]
 
 
 @dataclass(frozen=True)
@@ -72,9 +73,10 @@ class CampaignPlan:
 class OfferPlan:
     """An offer and its history.
 
-    `redemptions` is the number that stand, `rollbacks` the number undone, `walk_in_share` the share of customers who
-    redeem without an email. `former_codes` are earlier codes: as written, created, closed. `under_attack` has addresses
-    tried with the code at the time of seeding.
+    `redemptions` is the number of redemptions without those rolled back, `rollbacks` the number of these,
+    `walk_in_share` the share of customers who redeem without an email. `former_codes` are the codes that were replaced:
+    as written, created, closed (None while the code still works). With `under_attack`, many addresses were tried with
+    the code shortly before seeding.
     """
 
     code: str
@@ -100,10 +102,10 @@ class OfferPlan:
         return [*self.former_codes, (self.code, self.code_renewed_at or self.created_at, None)]
 
 
-def local_day(now: datetime) -> LocalDay:
+def create_day_converter(now: datetime) -> DayConverter:
     """Return a function that converts local times of the shop to UTC.
 
-    Its arguments are the day relative to today, the hour and the minute.
+    :param now: the time whose local date is today.
     """
     today = now.astimezone(ZoneInfo(TIME_ZONE)).date()
 
@@ -127,11 +129,16 @@ def plan_offers(now: datetime) -> list[OfferPlan]:
 
     :param now: the end of the history, with a time zone.
     """
-    day = local_day(now)
-    return [*_plan_ended_offers(day), *_plan_running_offers(day), *_plan_stopped_offers(day), *_plan_future_offers(day)]
+    day = create_day_converter(now)
+    return [
+        *_plan_oldest_offers(day),
+        *_plan_running_offers(day),
+        *_plan_offers_with_stopped_campaigns(day),
+        *_plan_future_offers(day),
+    ]
 
 
-def _plan_ended_offers(day: LocalDay) -> list[OfferPlan]:
+def _plan_oldest_offers(day: DayConverter) -> list[OfferPlan]:
     return [
         OfferPlan(
             "BIRTHDAY-10",
@@ -182,7 +189,7 @@ def _plan_ended_offers(day: LocalDay) -> list[OfferPlan]:
     ]
 
 
-def _plan_running_offers(day: LocalDay) -> list[OfferPlan]:
+def _plan_running_offers(day: DayConverter) -> list[OfferPlan]:
     return [
         OfferPlan(
             "TEA15",
@@ -254,7 +261,7 @@ def _plan_running_offers(day: LocalDay) -> list[OfferPlan]:
     ]
 
 
-def _plan_stopped_offers(day: LocalDay) -> list[OfferPlan]:
+def _plan_offers_with_stopped_campaigns(day: DayConverter) -> list[OfferPlan]:
     return [
         OfferPlan(
             "POT-SWAP",
@@ -295,7 +302,7 @@ def _plan_stopped_offers(day: LocalDay) -> list[OfferPlan]:
     ]
 
 
-def _plan_future_offers(day: LocalDay) -> list[OfferPlan]:
+def _plan_future_offers(day: DayConverter) -> list[OfferPlan]:
     return [
         OfferPlan(
             "PREVIEW-18",

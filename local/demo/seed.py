@@ -60,7 +60,7 @@ def create_sign_in_links() -> list[tuple[StaffMember, str]]:
 
 
 def _insert_staff_and_audiences() -> None:
-    created_at = scenario.local_day(datetime.now(UTC))(scenario.FIRST_DAY, 9, 30)
+    created_at = scenario.create_day_converter(datetime.now(UTC))(scenario.FIRST_DAY, 9, 30)
     rows = [
         {
             "email": member.email,

@@ -97,9 +97,9 @@ class TestInvitations:
     ) -> None:
         make_user_with_password("admin", email="ann@example.com")
         token = make_invitation_token()
-        with pytest.raises(InvalidInput) as refusal:
+        with pytest.raises(InvalidInput) as raised:
             account_actions.accept_invitation(token, "Ann", "ANN@example.com", PASSWORD, "UTC")
-        assert refusal.value.errors[0].field == "email"
+        assert raised.value.errors[0].field == "email"
         assert account_actions.accept_invitation(token, "Ann", "ann2@example.com", PASSWORD, "UTC").id
 
     def test_a_withdrawn_invitation_is_refused(self, make_invitation_token: Token) -> None:
@@ -189,9 +189,9 @@ class TestPasswordChanges:
 
     def test_changing_the_own_password_requires_the_current_one(self, make_user_with_password: Person) -> None:
         user = make_user_with_password()
-        with pytest.raises(InvalidInput) as refusal:
+        with pytest.raises(InvalidInput) as raised:
             account_actions.change_own_password(user.id, "something else", "a brand new one")
-        assert refusal.value.errors[0].field == "current"
+        assert raised.value.errors[0].field == "current"
         assert account_actions.sign_in_user(user.email, PASSWORD)
 
     def test_changing_the_own_password_ends_every_session(self, make_user_with_password: Person) -> None:
@@ -245,9 +245,9 @@ class TestSignIn:
     @pytest.mark.parametrize("email", ["nobody@example.com", "no address at all", "admin@example.com", "\0"])
     def test_every_failed_sign_in_has_the_same_error(self, make_user_with_password: Person, email: str) -> None:
         make_user_with_password("admin")
-        with pytest.raises(DomainError) as refusal:
+        with pytest.raises(DomainError) as raised:
             account_actions.sign_in_user(email, "not the password")
-        assert (refusal.value.key, refusal.value.errors) == ("sign_in_failed", [])
+        assert (raised.value.key, raised.value.errors) == ("sign_in_failed", [])
 
     @pytest.mark.parametrize("email", ["nobody@example.com", "admin@example.com"])
     def test_every_failed_sign_in_verifies_one_hash(
@@ -297,15 +297,15 @@ class TestStaff:
     def test_the_last_active_admin_keeps_the_role(self, make_user_with_password: Person) -> None:
         admin = make_user_with_password("admin")
         make_user_with_password("admin", email="gone@example.com", disabled_at=datetime.now(UTC))
-        with pytest.raises(DomainError) as refusal:
+        with pytest.raises(DomainError) as raised:
             account_actions.change_staff_role(admin.id, "manager", by="tests")
-        assert refusal.value.key == "last_admin"
+        assert raised.value.key == "last_admin"
 
     def test_the_last_active_admin_cannot_be_disabled(self, make_user_with_password: Person) -> None:
         admin = make_user_with_password("admin")
-        with pytest.raises(DomainError) as refusal:
+        with pytest.raises(DomainError) as raised:
             account_actions.disable_staff_user(admin.id, by="tests")
-        assert refusal.value.key == "last_admin"
+        assert raised.value.key == "last_admin"
 
     def test_concurrent_removal_of_all_admins_leaves_one(self, app: Flask, make_user_with_password: Person) -> None:
         ids = [make_user_with_password("admin", email=f"a{n}@example.com").id for n in range(6)]
@@ -386,9 +386,9 @@ class TestApiKeys:
         ]
         errors = set()
         for header in invalid_headers:
-            with pytest.raises(DomainError) as refusal:
+            with pytest.raises(DomainError) as raised:
                 api_key_actions.authenticate_api_key(header)
-            errors.add((refusal.value.key, refusal.value.status, refusal.value.message))
+            errors.add((raised.value.key, raised.value.status, raised.value.message))
         assert len(errors) == 1
 
     def test_authentication_runs_one_statement(self, app: Flask) -> None:
@@ -459,7 +459,7 @@ class TestApiKeys:
     def test_an_api_key_with_invalid_values_is_not_created(
         self, app: Flask, name: str, scopes: list[str], days: int, field: str
     ) -> None:
-        with pytest.raises(InvalidInput) as refusal:
+        with pytest.raises(InvalidInput) as raised:
             api_key_actions.create_api_key(name, scopes, "tests", datetime.now(UTC) + timedelta(days=days))
-        assert refusal.value.errors[0].field == field
+        assert raised.value.errors[0].field == field
         assert count(ApiKey) == 0

@@ -1,6 +1,6 @@
 """Forms of the staff pages: sent once, and after a confirmation where one is asked for.
 
-The pages come from the program in this process. A form that is sent gets no page as its response (204), so that the
+The pages come from the app in this process. A form that is sent gets no page as its response (204), so that the
 browser stays on the page and the form stays as it is while it waits for a response.
 """
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.browser
 PAGE = "http://localhost/offers/1"
 
 
-class Pages:
+class AppRoutes:
     """Answers the requests of a browser, records POSTs, and holds those of htmx until `release`."""
 
     def __init__(self, client: FlaskClient) -> None:
@@ -59,13 +59,13 @@ class Pages:
 
 
 @pytest.fixture
-def pages(staff: FlaskClient) -> Pages:
-    return Pages(staff)
+def pages(staff: FlaskClient) -> AppRoutes:
+    return AppRoutes(staff)
 
 
 @pytest.fixture
-def open_page(pages: Pages, window: OpenPage) -> Callable[[str], Page]:
-    """Opens a page of the program for a signed-in manager: `open_page("http://localhost/offers/1")`."""
+def open_page(pages: AppRoutes, window: OpenPage) -> Callable[[str], Page]:
+    """Opens a page of the app for a signed-in manager: `open_page("http://localhost/offers/1")`."""
 
     def go(url: str) -> Page:
         page = window()
@@ -79,9 +79,9 @@ def open_page(pages: Pages, window: OpenPage) -> Callable[[str], Page]:
     return go
 
 
-def settle(page: Page) -> None:
-    """Wait until the page has sent what it had to send before."""
-    page.evaluate("fetch('/health/live').then(response => response.text())")
+def wait_for_requests(page: Page) -> None:
+    """Wait until the requests that the page has sent before have arrived."""
+    page.evaluate("fetch('/healthz').then(response => response.text())")
 
 
 # --- one submit at a time ---------------------------------------------------------------------------
@@ -94,7 +94,7 @@ def paused_offer(make_offer: Callable[..., Offer]) -> Offer:
 
 
 def test_a_form_is_sent_once_while_the_response_is_awaited(
-    paused_offer: Offer, pages: Pages, open_page: Callable[[str], Page]
+    paused_offer: Offer, pages: AppRoutes, open_page: Callable[[str], Page]
 ) -> None:
     page = open_page(PAGE)
     button = page.get_by_role("button", name="Resume", exact=True)
@@ -102,12 +102,12 @@ def test_a_form_is_sent_once_while_the_response_is_awaited(
     expect(button).to_have_attribute("aria-busy", "true")
     button.click()
     button.press("Enter")
-    settle(page)
+    wait_for_requests(page)
     assert pages.posts == ["/offers/1/resume"]
 
 
 def test_a_page_that_is_shown_again_can_send_its_form_again(
-    paused_offer: Offer, pages: Pages, open_page: Callable[[str], Page]
+    paused_offer: Offer, pages: AppRoutes, open_page: Callable[[str], Page]
 ) -> None:
     page = open_page(PAGE)
     button = page.get_by_role("button", name="Resume", exact=True)
@@ -117,28 +117,28 @@ def test_a_page_that_is_shown_again_can_send_its_form_again(
     page.evaluate("window.dispatchEvent(new PageTransitionEvent('pageshow', {persisted: true}))")
     expect(button).not_to_have_attribute("aria-busy", "true")
     button.click()
-    settle(page)
+    wait_for_requests(page)
     assert pages.posts == ["/offers/1/resume"] * 2
 
 
 def test_a_form_without_a_response_can_be_sent_again_after_ten_seconds(
-    paused_offer: Offer, pages: Pages, open_page: Callable[[str], Page]
+    paused_offer: Offer, pages: AppRoutes, open_page: Callable[[str], Page]
 ) -> None:
     page = open_page(PAGE)
     button = page.get_by_role("button", name="Resume", exact=True)
     button.click()
     page.clock.run_for(9_900)
     button.click()
-    settle(page)
+    wait_for_requests(page)
     assert len(pages.posts) == 1
     page.clock.run_for(200)
     button.click()
-    settle(page)
+    wait_for_requests(page)
     assert len(pages.posts) == 2
 
 
 def test_two_forms_of_a_page_do_not_block_each_other(
-    paused_offer: Offer, pages: Pages, open_page: Callable[[str], Page]
+    paused_offer: Offer, pages: AppRoutes, open_page: Callable[[str], Page]
 ) -> None:
     page = open_page(PAGE)
     page.get_by_role("button", name="Resume", exact=True).click()
@@ -150,14 +150,14 @@ def test_two_forms_of_a_page_do_not_block_each_other(
             form.requestSubmit();
         }"""
     )
-    settle(page)
+    wait_for_requests(page)
     assert pages.posts == ["/offers/1/resume", "/offers/1/other"]
 
 
 def test_a_fragment_can_be_requested_again_after_its_response(
     paused_offer: Offer, sign_in: Callable[..., FlaskClient], window: OpenPage
 ) -> None:
-    pages = Pages(sign_in("admin"))
+    pages = AppRoutes(sign_in("admin"))
     page = window()
     page.route("**/*", pages.answer)
     page.goto("http://localhost/settings/shop")
@@ -166,7 +166,7 @@ def test_a_fragment_can_be_requested_again_after_its_response(
         button.click()
         expect(button).to_have_attribute("aria-busy", "true")
         button.click()
-        settle(page)
+        wait_for_requests(page)
         assert len(pages.posts) == n
         pages.release()
         expect(page.locator("#shop-relay .alert")).to_be_visible()
@@ -177,7 +177,7 @@ def test_a_fragment_can_be_requested_again_after_its_response(
 
 
 def test_a_button_with_a_question_sends_nothing_before_the_answer(
-    make_offer: Callable[..., Offer], pages: Pages, open_page: Callable[[str], Page]
+    make_offer: Callable[..., Offer], pages: AppRoutes, open_page: Callable[[str], Page]
 ) -> None:
     make_offer()
     page = open_page(PAGE)
@@ -191,14 +191,14 @@ def test_a_button_with_a_question_sends_nothing_before_the_answer(
         leave()
         expect(dialog).to_have_count(0)
         expect(opener).to_be_focused()
-    settle(page)
+    wait_for_requests(page)
     assert pages.posts == []
     opener.click()
     button = dialog.get_by_role("button", name="Pause")
     button.click()
     expect(button).to_have_attribute("aria-busy", "true")
     button.click()
-    settle(page)
+    wait_for_requests(page)
     assert pages.posts == ["/offers/1/pause"]
 
 
@@ -214,7 +214,9 @@ def page_with_question(paused_offer: Offer, open_page: Callable[[str], Page]) ->
 
 
 @pytest.mark.parametrize("answer", ["Cancel", "Escape"])
-def test_a_form_with_a_question_is_not_sent_without_a_yes(page_with_question: Page, pages: Pages, answer: str) -> None:
+def test_a_form_with_a_question_is_not_sent_without_a_yes(
+    page_with_question: Page, pages: AppRoutes, answer: str
+) -> None:
     page = page_with_question
     button = page.locator("form[action$='/resume'] button")
     button.click()
@@ -227,22 +229,22 @@ def test_a_form_with_a_question_is_not_sent_without_a_yes(page_with_question: Pa
         dialog.get_by_role("button", name=answer).click()
     expect(dialog).to_have_count(0)
     expect(button).to_be_focused()
-    settle(page)
+    wait_for_requests(page)
     assert pages.posts == []
 
 
-def test_a_form_with_a_question_is_sent_once_after_a_yes(page_with_question: Page, pages: Pages) -> None:
+def test_a_form_with_a_question_is_sent_once_after_a_yes(page_with_question: Page, pages: AppRoutes) -> None:
     page = page_with_question
     button = page.locator("form[action$='/resume'] button")
     button.click()
     page.get_by_role("dialog").get_by_role("button", name="Resume").click()
     expect(button).to_have_attribute("aria-busy", "true")
     button.evaluate("button => button.click()")
-    settle(page)
+    wait_for_requests(page)
     assert pages.posts == ["/offers/1/resume"]
 
 
-def test_each_submit_is_asked_about(page_with_question: Page, pages: Pages) -> None:
+def test_each_submit_is_asked_about(page_with_question: Page, pages: AppRoutes) -> None:
     page = page_with_question
     button = page.locator("form[action$='/resume'] button")
     button.click()
@@ -251,5 +253,5 @@ def test_each_submit_is_asked_about(page_with_question: Page, pages: Pages) -> N
     page.evaluate("window.dispatchEvent(new PageTransitionEvent('pageshow', {persisted: true}))")
     button.click()
     expect(page.get_by_role("dialog")).to_contain_text(QUESTION)
-    settle(page)
+    wait_for_requests(page)
     assert pages.posts == ["/offers/1/resume"]

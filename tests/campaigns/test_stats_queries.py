@@ -72,21 +72,6 @@ def test_the_most_frequent_cause_comes_first(launch_campaign: LaunchCampaign) ->
     assert stats_queries.list_example_replies(campaign.id, causes) == ["554 reply", "None reply", "550 reply"]
 
 
-def test_issues_are_listed_by_customer_page_by_page(launch_campaign: LaunchCampaign) -> None:
-    create_customers(4)
-    campaign, other = launch_campaign("ONE1"), launch_campaign("TWO2")
-    add_issues(campaign, [(n, "failed", 550) for n in (4, 2, 3, 1)])
-    add_issues(other, [(1, "failed", 550)])
-    # Without an index the rows come in the order in which they are stored.
-    for method in ("indexscan", "bitmapscan", "hashjoin", "mergejoin"):
-        db.session.execute(text(f"set local enable_{method} = off"))
-    issues = stats_queries.list_issues(campaign.id, limit=2)
-    assert [issue.customer_id for issue in issues] == [1, 2, 3]
-    issues = stats_queries.list_issues(campaign.id, after=2, limit=2)
-    assert [issue.customer_id for issue in issues] == [3, 4]
-    assert stats_queries.list_issues(campaign.id, states=["skipped"]) == []
-
-
 # --- lists of campaigns -----------------------------------------------------------------------------
 
 

@@ -31,7 +31,7 @@ def email_entry(n: int, version: str = "1") -> dict[str, str]:
     }
 
 
-def refusal_entry(n: int) -> dict[str, str]:
+def rejection_entry(n: int) -> dict[str, str]:
     return {"event": "fault", "to": f"c{n}@example.com", "kind": "550"}
 
 
@@ -58,7 +58,7 @@ def log(app: Flask, make_offer: Callable[..., Offer]) -> LogLines:
         [{"id": ids[n], "state": state} for n, state in STATES.items()],
     )
     db.session.commit()
-    return [email_entry(0), email_entry(1), refusal_entry(2), email_entry(3), email_entry(4)]
+    return [email_entry(0), email_entry(1), rejection_entry(2), email_entry(3), email_entry(4)]
 
 
 def run_audit(log: LogLines) -> Audit:
@@ -84,23 +84,23 @@ def test_a_second_copy_is_counted(log: LogLines) -> None:
     assert (result.duplicated, result.contradictions) == (["c1@example.com"] * 2, [])
 
 
-def test_a_second_copy_has_the_same_message_id(log: LogLines) -> None:
+def test_a_second_copy_with_another_message_id_is_a_contradiction(log: LogLines) -> None:
     assert run_audit([*log, email_entry(1, version="2")]).contradictions == [
         "c1@example.com: emails with different Message-IDs"
     ]
 
 
 @pytest.mark.parametrize("n", [2, 5])
-def test_a_failed_or_skipped_recipient_who_received_it_is_untrue(log: LogLines, n: int) -> None:
+def test_a_failed_or_skipped_recipient_who_received_it_is_a_contradiction(log: LogLines, n: int) -> None:
     assert run_audit([*log, email_entry(n)]).contradictions == [f"c{n}@example.com: {STATES[n]}, yet received"]
 
 
-def test_a_failed_state_without_a_refusal_is_untrue(log: LogLines) -> None:
-    log.remove(refusal_entry(2))
+def test_a_failed_state_without_a_rejection_is_a_contradiction(log: LogLines) -> None:
+    log.remove(rejection_entry(2))
     assert run_audit(log).contradictions == ["c2@example.com: failed, but the relay did not reject it"]
 
 
-def test_an_email_to_an_unknown_recipient_is_untrue(log: LogLines) -> None:
+def test_an_email_to_an_unknown_recipient_is_a_contradiction(log: LogLines) -> None:
     assert run_audit([*log, email_entry(9)]).contradictions == [
         "c9@example.com: an email to an address that is not a recipient"
     ]
@@ -118,7 +118,7 @@ def test_an_email_to_an_unknown_recipient_is_untrue(log: LogLines) -> None:
         ),
     ],
 )
-def test_inconsistent_rows_are_reported(log: LogLines, damage: str, finding: str) -> None:
+def test_inconsistent_rows_are_contradictions(log: LogLines, damage: str, finding: str) -> None:
     for statement in damage.split("; "):
         db.session.execute(text(statement))
     db.session.commit()
@@ -132,7 +132,7 @@ def test_inconsistent_rows_are_reported(log: LogLines, damage: str, finding: str
         "delete from mail_issue where state = 'skipped'",
     ],
 )
-def test_a_recipient_of_a_finished_campaign_without_outcome_is_missing(log: LogLines, damage: str) -> None:
+def test_a_recipient_of_a_finished_campaign_without_a_final_state_is_missing(log: LogLines, damage: str) -> None:
     db.session.execute(text(damage))
     db.session.commit()
     assert run_audit(log).missing == ["c5@example.com"]

@@ -64,16 +64,16 @@ def test_an_address_of_the_maximum_length_is_valid(given: str) -> None:
     ],
 )
 def test_an_address_that_cannot_be_delivered_to_is_invalid(app: Flask, given: str) -> None:
-    with pytest.raises(InvalidInput) as refusal:
+    with pytest.raises(InvalidInput) as raised:
         normalise_email(given)
-    assert [(error.field, error.key) for error in refusal.value.errors] == [("email", "email_invalid")]
+    assert [(error.field, error.key) for error in raised.value.errors] == [("email", "email_invalid")]
 
 
 @pytest.mark.parametrize("given", ["", " \t"])
 def test_a_blank_address_is_missing(app: Flask, given: str) -> None:
-    with pytest.raises(InvalidInput) as refusal:
+    with pytest.raises(InvalidInput) as raised:
         normalise_email(given)
-    assert refusal.value.errors[0].key == "email_missing"
+    assert raised.value.errors[0].key == "email_missing"
 
 
 def test_a_hash_is_that_of_the_address_in_utf_8() -> None:

@@ -1,4 +1,4 @@
-"""Actions on single customers and audiences, on the real database."""
+"""Actions and queries for single customers and audiences, on the real database."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ def test_a_customer_is_created_with_audiences(app: Flask) -> None:
 
 
 def test_every_invalid_field_has_an_error(app: Flask) -> None:
-    with pytest.raises(InvalidInput) as refusal:
+    with pytest.raises(InvalidInput) as raised:
         customer_actions.create_customer(CustomerValues("nobody", "x" * 201, "german!", "a\x01"), [], by="tests")
 
-    assert [error.field for error in refusal.value.errors] == ["email", "name", "locale", "source_id"]
+    assert [error.field for error in raised.value.errors] == ["email", "name", "locale", "source_id"]
 
 
 @pytest.mark.parametrize(
@@ -61,10 +61,10 @@ def test_a_value_of_another_customer_is_a_conflict_at_its_field(
 ) -> None:
     make_customer("ada@example.com", source_id="C1")
 
-    with pytest.raises(DomainError) as refusal:
+    with pytest.raises(DomainError) as raised:
         customer_actions.create_customer(values, [], by="tests")
 
-    assert (refusal.value.key, refusal.value.errors[0].field) == ("conflict", field)
+    assert (raised.value.key, raised.value.errors[0].field) == ("conflict", field)
 
 
 def test_a_new_email_keeps_the_customer(make_customer: MakeCustomer) -> None:
@@ -171,7 +171,7 @@ def test_concurrent_upserts_create_one_customer(app: Flask) -> None:
     start = threading.Barrier(8)
     ids, failures = [], []
 
-    def put() -> None:
+    def upsert() -> None:
         with app_object.app_context():
             start.wait()
             try:
@@ -183,7 +183,7 @@ def test_concurrent_upserts_create_one_customer(app: Flask) -> None:
             except Exception as error:
                 failures.append(error)
 
-    threads = [threading.Thread(target=put) for _ in range(8)]
+    threads = [threading.Thread(target=upsert) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -210,13 +210,13 @@ def test_an_audience_is_created_and_renamed(app: Flask) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "  ", "VIP", " VIP ", "x" * 101, "a\x00b"])
-def test_an_audience_needs_an_unused_name(app: Flask, name: str) -> None:
+def test_an_audience_needs_a_valid_unused_name(app: Flask, name: str) -> None:
     make_audience("VIP")
 
-    with pytest.raises(InvalidInput) as refusal:
+    with pytest.raises(InvalidInput) as raised:
         audience_actions.create_audience(name, by="tests")
 
-    assert refusal.value.errors[0].field == "name"
+    assert raised.value.errors[0].field == "name"
 
 
 def test_an_audience_may_keep_its_own_name(app: Flask) -> None:
@@ -229,7 +229,7 @@ def test_an_audience_may_keep_its_own_name(app: Flask) -> None:
 
 
 @pytest.mark.parametrize(
-    ("q", "found"),
+    ("search", "found"),
     [
         ("", ["grace@example.com", "ada@example.com"]),
         ("ada@", ["ada@example.com"]),
@@ -248,11 +248,11 @@ def test_an_audience_may_keep_its_own_name(app: Flask) -> None:
         ("ov", []),
     ],
 )
-def test_customers_are_found_by_prefixes(make_customer: MakeCustomer, q: str, found: list[str]) -> None:
+def test_customers_are_found_by_prefixes(make_customer: MakeCustomer, search: str, found: list[str]) -> None:
     make_customer("ada@example.com", name="Ada Lovelace", source_id="C11")
     make_customer("grace@example.com", name="Grace Hopper-Brewster", source_id="C12")
 
-    assert [row.email for row in customer_queries.list_customers(q)] == found
+    assert [row.email for row in customer_queries.list_customers(search)] == found
 
 
 def test_names_are_found_in_any_script(make_customer: MakeCustomer) -> None:
@@ -263,14 +263,15 @@ def test_names_are_found_in_any_script(make_customer: MakeCustomer) -> None:
     assert [row.email for row in customer_queries.list_customers("жан")] == ["b@example.com"]
 
 
-def test_pages_are_linked_in_both_directions(make_customer: MakeCustomer) -> None:
+def test_customers_are_paged_in_both_directions(make_customer: MakeCustomer) -> None:
     ids = [make_customer(f"c{n}@example.com").id for n in range(5)]
 
     first = [row.id for row in customer_queries.list_customers(limit=2)]
     second = [row.id for row in customer_queries.list_customers(before=first[1], limit=2)]
     back = [row.id for row in customer_queries.list_customers(after=second[0], limit=2)]
 
-    assert first == ids[:1:-1]
+    # One more than the limit shows that there is a next page.
+    assert first == [ids[4], ids[3], ids[2]]
     assert second == [ids[2], ids[1], ids[0]]
     assert back == [ids[4], ids[3]]
 
@@ -354,7 +355,7 @@ def test_only_the_size_of_a_large_audience_is_estimated(
     ("given", "expected"),
     [("", ""), ("DE", "de"), ("en_gb", "en-GB"), ("zh-hant-tw", "zh-Hant-TW"), (" fr-CH ", "fr-CH")],
 )
-def test_languages_are_normalised(given: str, expected: str) -> None:
+def test_locales_are_normalised(given: str, expected: str) -> None:
     assert clean_locale(given) == expected
 
 

@@ -342,7 +342,7 @@ def test_an_export_of_rejected_rows_is_in_the_audit_log(staff: FlaskClient, impo
     assert db.session.scalars(found).all() == [f"import {row.id}"]
 
 
-def test_the_audit_log_links_to_the_customer(sign_in: Callable[..., FlaskClient], make_customer: MakeCustomer) -> None:
+def test_the_audit_log_links_to_the_customer(sign_in: Callable[..., FlaskClient]) -> None:
     ada = customer_actions.create_customer(CustomerValues("ada@example.com"), [], by="tests")
 
     page = sign_in("admin").get("/settings/audit").text

@@ -88,7 +88,7 @@ def test_erased_customers_are_not_counted(make_customer: MakeCustomer) -> None:
     assert [row.id for row in found] == [rows[0].id, rows[1].id]
 
 
-def test_an_erasure_is_recent_for_one_hour(make_customer: MakeCustomer) -> None:
+def test_an_erasure_is_recent_for_one_hour(app: Flask) -> None:
     # now() is constant within a transaction.
     now = db.session.execute(select(func.now())).scalar_one()
     ids = []

@@ -18,10 +18,10 @@ def test_a_text_may_be_as_long_as_its_limit(app: Flask, clean: Callable[[str], s
     assert clean("x" * limit) == "x" * limit
     # Leading, trailing and repeated spaces do not count.
     assert clean(f"  {'x' * (limit - 2)}   y ") == f"{'x' * (limit - 2)} y"
-    with pytest.raises(InvalidInput) as refusal:
+    with pytest.raises(InvalidInput) as raised:
         clean("x" * (limit + 1))
-    assert [(error.field, error.key) for error in refusal.value.errors] == [(field, f"{field}_invalid")]
-    assert f"at most {limit} characters" in refusal.value.message
+    assert [(error.field, error.key) for error in raised.value.errors] == [(field, f"{field}_invalid")]
+    assert f"at most {limit} characters" in raised.value.message
 
 
 @pytest.mark.parametrize(("clean", "field", "_limit"), LIMITS)
@@ -29,10 +29,10 @@ def test_a_text_may_be_as_long_as_its_limit(app: Flask, clean: Callable[[str], s
 def test_control_characters_are_rejected(
     app: Flask, clean: Callable[[str], str], field: str, _limit: int, given: str
 ) -> None:
-    with pytest.raises(InvalidInput) as refusal:
+    with pytest.raises(InvalidInput) as raised:
         clean(given)
-    assert [(error.field, error.key) for error in refusal.value.errors] == [(field, f"{field}_invalid")]
-    assert "control characters" in refusal.value.message
+    assert [(error.field, error.key) for error in raised.value.errors] == [(field, f"{field}_invalid")]
+    assert "control characters" in raised.value.message
 
 
 @pytest.mark.parametrize(
@@ -44,9 +44,9 @@ def test_invisible_and_joining_characters_are_kept(given: str) -> None:
 
 @pytest.mark.parametrize("given", ["a", "abcd", "de-", "de_", "de CH", "d1", "de-" + "x" * 9, "de-aa-bb-cc-dd", "*"])
 def test_an_invalid_language_tag_is_rejected(app: Flask, given: str) -> None:
-    with pytest.raises(InvalidInput) as refusal:
+    with pytest.raises(InvalidInput) as raised:
         clean_locale(given)
-    assert [(error.field, error.key) for error in refusal.value.errors] == [("locale", "locale_invalid")]
+    assert [(error.field, error.key) for error in raised.value.errors] == [("locale", "locale_invalid")]
 
 
 @pytest.mark.parametrize(

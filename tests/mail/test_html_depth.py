@@ -49,9 +49,9 @@ def test_html_that_is_nested_too_deep_is_rejected_at_its_field(app: Flask, sourc
     result = subprocess.run([sys.executable, "-c", code], input=source, capture_output=True, text=True, timeout=60)
 
     assert result.stdout == "refused\n", result.returncode
-    with pytest.raises(InvalidInput) as refusal:
+    with pytest.raises(InvalidInput) as raised:
         validate_content(EmailContent(html=source))
-    assert [error.field for error in refusal.value.errors] == ["html"]
+    assert [error.field for error in raised.value.errors] == ["html"]
 
 
 @pytest.mark.parametrize(

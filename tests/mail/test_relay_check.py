@@ -52,7 +52,7 @@ def test_a_closed_port_is_reported(check: Callable[..., RelayCheckResult]) -> No
     assert "MAIL_PORT" in result.hint
 
 
-def test_an_unknown_host_is_reported(check: Callable[..., RelayCheckResult], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_host_is_reported(check: Callable[..., RelayCheckResult]) -> None:
     result = check(mail_server="no-such-machine.invalid")
     assert not result.is_ok
     assert "The server name can't be resolved: no-such-machine.invalid" in result.message

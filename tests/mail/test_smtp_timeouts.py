@@ -145,11 +145,11 @@ def test_an_endless_reply_times_out_or_is_too_long(
     server = EndlessReply(piece, pause)
     try:
         monkeypatch.setattr(app.extensions["mail"], "port", server.port)
-        with smtp.create_relay_connection() as connection, pytest.raises(RelayUnavailable) as caught:
+        with smtp.create_relay_connection() as connection, pytest.raises(RelayUnavailable) as raised:
             connection.open()
     finally:
         server.close()
-    assert str(caught.value) == reason
+    assert str(raised.value) == reason
 
 
 def test_a_reply_may_be_as_long_as_the_limit(

@@ -416,9 +416,7 @@ def test_changing_codes_requires_the_scope_manage(app: Flask, make_offer: MakeOf
     assert response.status_code == 403
 
 
-def test_launch_and_search_accept_an_earlier_code(
-    api: FlaskClient, make_offer: MakeOffer, make_customer: Callable[..., Customer]
-) -> None:
+def test_launch_and_search_accept_an_earlier_code(api: FlaskClient, make_customer: Callable[..., Customer]) -> None:
     make_customer()
     api.post(
         "/api/v1/offers", json={"name": "Autumn", "code": "AUTUMN", "discount": {"type": "percent", "percent": "5"}}

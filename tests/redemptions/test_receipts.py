@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from flask import Flask
 from flask.testing import FlaskClient
 from sqlalchemy import text
 
@@ -103,7 +104,7 @@ def test_sending_a_receipt_redeems_nothing(
     assert db.session.execute(text("select count(*) from redemption")).scalar() == 0
 
 
-def test_at_most_one_receipt_an_hour_per_offer(make_offer: MakeOffer) -> None:
+def test_at_most_one_receipt_an_hour_per_offer(app: Flask) -> None:
     results = [
         receipts.acquire_receipt_quota(1, 7),
         receipts.acquire_receipt_quota(1, 7),
@@ -116,7 +117,7 @@ def test_at_most_one_receipt_an_hour_per_offer(make_offer: MakeOffer) -> None:
     assert [*results, receipts.acquire_receipt_quota(1, 7)] == [True, False, True, True, True]
 
 
-def test_at_most_five_receipts_a_day_per_customer(make_offer: MakeOffer) -> None:
+def test_at_most_five_receipts_a_day_per_customer(app: Flask) -> None:
     assert [receipts.acquire_receipt_quota(n, 7) for n in range(6)] == [True] * 5 + [False]
 
 
@@ -232,7 +233,7 @@ def test_a_real_worker_sends_the_receipt(
 
 
 def test_a_receipt_that_was_not_enqueued_uses_no_quota(
-    client: FlaskClient, make_offer: MakeOffer, make_customer: MakeCustomer, monkeypatch: pytest.MonkeyPatch
+    make_offer: MakeOffer, make_customer: MakeCustomer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     offer, ada = make_offer(), make_customer()
     monkeypatch.setattr(task_queue, "enqueue", lambda *_, **__: False)

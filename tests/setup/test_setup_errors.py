@@ -114,7 +114,7 @@ def test_ctrl_c_stops_what_was_started(make_copy: Callable[[str], LocalCopy]) ->
 
 
 @requires_root
-def test_a_full_disk_prints_one_line_and_leaves_nothing(make_copy: Callable[[str], LocalCopy], tmp_path: Path) -> None:
+def test_a_full_disk_prints_one_line_and_leaves_nothing(make_copy: Callable[[str], LocalCopy]) -> None:
     instance = make_copy("one")
     disk = instance.folder.parent / "small"
     with small_disk(disk, "size=24m,mode=0755"):

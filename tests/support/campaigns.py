@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
 
 import psycopg
 import pytest
 from flask import Flask
-from sqlalchemy import Connection, event, text
+from sqlalchemy import Connection, Row, event, select, text
 
 from tests.support.smtp_relay import Relay
 from webapp.campaigns import stats_queries, timing
@@ -17,7 +18,7 @@ from webapp.campaigns.deliveries.status import DeliveryStatus
 from webapp.campaigns.drafts import actions as draft_actions
 from webapp.campaigns.launch import actions as launch_actions
 from webapp.campaigns.launch import preparation
-from webapp.campaigns.models import Campaign
+from webapp.campaigns.models import Campaign, MailIssue
 from webapp.core.extensions import db
 from webapp.customers.models import Customer
 from webapp.offers.models import Offer
@@ -148,6 +149,16 @@ def issue_states(campaign: Campaign) -> dict[str, tuple[str, int | None]]:
         {"id": campaign.id},
     )
     return {row.email: (row.state, row.smtp_code) for row in rows}
+
+
+def list_issues(campaign: Campaign) -> Sequence[Row[str, str, int | None, str, datetime | None]]:
+    """Return the rows of the deliveries of a campaign, sorted by customer id."""
+    return db.session.execute(
+        select(Customer.email, MailIssue.state, MailIssue.smtp_code, MailIssue.text, MailIssue.next_at)
+        .join(Customer, Customer.id == MailIssue.customer_id)
+        .where(MailIssue.campaign_id == campaign.id)
+        .order_by(MailIssue.customer_id)
+    ).all()
 
 
 def campaign_status(campaign: Campaign) -> tuple[str, str | None]:

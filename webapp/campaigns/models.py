@@ -169,7 +169,7 @@ class SendRateLimit(Model):
 
 
 class MailIssue(Model):
-    """A delivery that did not succeed at the first attempt.
+    """A delivery that was not accepted at the first attempt, was skipped or bounced.
 
     No row means sent, or not attempted yet.
     """
@@ -184,7 +184,8 @@ class MailIssue(Model):
     attempts: Mapped[int] = mapped_column(server_default="0")
     # Incremented by each claim: a fencing token for one attempt, like the epoch of a batch.
     epoch: Mapped[int] = mapped_column(server_default="0")
-    # An earlier copy may have arrived. Never reset: such a delivery is never recorded as failed or skipped afterwards.
+    # An earlier copy may have arrived. Never reset: such a delivery is never recorded as skipped, and as failed only
+    # after a bounce.
     doubt: Mapped[bool] = mapped_column(server_default=sql("false"))
     at: Mapped[datetime] = mapped_column(server_default=func.now())
     # The key for grouping failures: the enhanced status code of the reply (RFC 3463), or the stored text of Onecode.

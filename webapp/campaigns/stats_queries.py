@@ -9,15 +9,12 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Row, select, text
+from sqlalchemy import Row, text
 
 from webapp.campaigns import timing
-from webapp.campaigns.models import MailIssue
 from webapp.core.extensions import db
-from webapp.customers.models import Customer
 
 UNSENT_STATES = ("failed", "deferred", "uncertain", "skipped", "left")
-ISSUE_STATES = (*UNSENT_STATES, "sent_later")
 
 # The rate covers this period. A campaign is idle when no window was opened for IDLE_AFTER_SECONDS and no worker renews
 # its lease, and stalled, which needs attention, after STALLED_AFTER_SECONDS.
@@ -96,21 +93,6 @@ class CampaignStats:
     def remaining(self) -> int:
         """Recipients who may still receive the email automatically: waiting or deferred."""
         return self.waiting + self.deferred
-
-
-@dataclass(frozen=True)
-class IssueRow:
-    """A delivery issue of one recipient, with the relay's reply."""
-
-    customer_id: int
-    email: str
-    name: str
-    state: str
-    smtp_code: int | None
-    text: str
-    next_at: datetime | None
-    attempts: int
-    at: datetime
 
 
 _STATS_SQL = text(
@@ -249,33 +231,6 @@ def _is_idle(row: Row[Any], idle: int | None) -> bool:
         return True
     has_silent_owner = row.unrenewed_lease_until is not None
     return not row.is_lease_renewed and (has_silent_owner or (idle or 0) >= IDLE_AFTER_SECONDS)
-
-
-def list_issues(
-    campaign_id: int, states: Sequence[str] = ISSUE_STATES, after: int = 0, limit: int = 50
-) -> Sequence[IssueRow]:
-    """Return delivery issues, sorted by customer id.
-
-    One more than `limit` is returned when there are more.
-    """
-    rows = db.session.execute(
-        select(
-            MailIssue.customer_id,
-            Customer.email_as_given,
-            Customer.name,
-            MailIssue.state,
-            MailIssue.smtp_code,
-            MailIssue.text,
-            MailIssue.next_at,
-            MailIssue.attempts,
-            MailIssue.at,
-        )
-        .join(Customer, Customer.id == MailIssue.customer_id)
-        .where(MailIssue.campaign_id == campaign_id, MailIssue.state.in_(states), MailIssue.customer_id > after)
-        .order_by(MailIssue.customer_id)
-        .limit(limit + 1)
-    )
-    return [IssueRow(*row) for row in rows]
 
 
 _EXAMPLE_REPLIES_SQL = text(

@@ -2,8 +2,8 @@
 
 A thread that submits an item while no group is being processed becomes the leader and processes it immediately in its
 own thread, so that a single client never waits. Threads that submit an item during that time wait; when the group is
-finished, the first waiter becomes the next leader and processes all waiting items as one group. There is no background
-thread to keep alive, and no delay to let a group fill up.
+finished, the first waiter becomes the next leader and processes the waiting items, up to a maximum, as one group. There
+is no background thread to keep alive, and no delay to let a group fill up.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class _Waiter(Generic[Item, Result]):
     `wake_lock` is released once: when there is a result, or to become leader.
     """
 
-    __slots__ = ("after", "error", "has_left", "item", "next_waiter", "results", "wake_lock")
+    __slots__ = ("error", "has_left", "item", "next_waiter", "results", "wake_lock")
 
     def __init__(self, item: Item) -> None:
         self.item = item
@@ -107,10 +107,10 @@ class Coalescer(Generic[Item, Result]):
     def _deliver_results(
         self, group: list[_Waiter[Item, Result]], results: Sequence[Result], error: BaseException | None
     ) -> None:
-        """Wake the next leader and the first waiter that has a result.
+        """Store the results of a group, link its waiters and wake the next leader.
 
-        That waiter wakes the second, and so on. Waking all of them at the same time would only make them compete for
-        the interpreter lock.
+        In `submit`, the leader of the group then wakes the second waiter, which wakes the third, and so on. Waking all
+        of them at the same time would only make them compete for the interpreter lock.
         """
         with self._lock:
             for index, waiter in enumerate(group):

@@ -26,10 +26,13 @@ ISOLATED_PLACEHOLDERS = frozenset(
 class PlaceholderRenderer:
     """Renders the value of a placeholder: escaped and, if necessary, isolated.
 
-    A value is isolated if its direction differs from that of the text.
+    A value is isolated if its placeholder allows it and it contains a character of the opposite direction. The fallback
+    for an empty value is never isolated.
 
     :param escape: escapes a value for the format of the text.
     :param is_right_to_left: the direction of the text.
+    :param opening: precedes an isolated value; by default, First Strong Isolate.
+    :param closing: follows an isolated value; by default, Pop Directional Isolate.
     """
 
     escape: Callable[[str], str]
@@ -39,11 +42,11 @@ class PlaceholderRenderer:
 
     def __call__(self, placeholder: Placeholder, value: str) -> str:
         escaped = self.escape(value or placeholder.fallback)
-        if placeholder.is_isolated and value and self._has_opposite_direction(value):
+        if placeholder.is_isolated and value and self._contains_opposite_direction(value):
             return f"{self.opening}{escaped}{self.closing}"
         return escaped
 
-    def _has_opposite_direction(self, value: str) -> bool:
+    def _contains_opposite_direction(self, value: str) -> bool:
         if self.is_right_to_left:
             return "L" in map(bidirectional, value)
         return not value.isascii() and not _RIGHT_TO_LEFT_CLASSES.isdisjoint(map(bidirectional, value))
@@ -54,7 +57,7 @@ def is_text_right_to_left(parts: TemplateParts, default: bool) -> bool:
 
     The first strong character determines that (UAX 9, P2 and P3).
 
-    :param default: the result for a text without one.
+    :param default: the result for a text without a strong character.
     """
     for part in parts:
         for direction in map(bidirectional, part if isinstance(part, str) else ""):

@@ -6,7 +6,6 @@ Markers replace the placeholders while HTML is transformed.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 # Enclose the number of a placeholder in HTML; private-use characters, which are not allowed in templates.
@@ -18,7 +17,7 @@ MARKER = re.compile(f"{MARKER_OPEN}([0-9]+){MARKER_CLOSE}")
 class Placeholder:
     """A placeholder, with the text that replaces an empty value.
 
-    :param is_isolated: whether a value in the opposite writing direction is isolated: see `bidi`.
+    :param is_isolated: whether a value with characters of the opposite writing direction is isolated; see `bidi`.
     """
 
     name: str
@@ -27,11 +26,6 @@ class Placeholder:
 
 
 TemplateParts = tuple[str | Placeholder, ...]
-
-
-def fill_template(parts: TemplateParts, values: Mapping[str, str], escape: Callable[[str], str] = str) -> str:
-    """Return the text with the placeholders replaced by the escaped values."""
-    return "".join(part if isinstance(part, str) else escape(values[part.name] or part.fallback) for part in parts)
 
 
 def insert_markers(parts: TemplateParts, placeholders: list[Placeholder]) -> str:

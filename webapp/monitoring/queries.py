@@ -1,7 +1,7 @@
 """Queries for monitoring: the values of `/metrics`, and whether a worker is alive.
 
-Metrics are scraped often, so each query reads an index or a table that stays small: workers, offers,
-campaigns, imports, hourly totals. None of them returns personal data.
+Metrics are scraped often, so each query reads part of an index or a table that stays small: workers, offers,
+campaigns, imports, rollbacks, hourly totals. None of them returns personal data.
 """
 
 from __future__ import annotations
@@ -61,10 +61,11 @@ class WorkerMetrics:
 
 @dataclass(frozen=True)
 class CampaignMetrics:
-    """Campaigns by status, and the deliveries of each unfinished campaign.
+    """Campaigns by status, and the deliveries of the newest unfinished campaigns.
 
+    :ivar auto_paused_count: number of campaigns that are paused now, but not by staff.
     :ivar has_delivery_warning: whether the relay is unreachable or rejects the emails of a campaign.
-    :ivar stats_by_campaign: of the newest unfinished campaigns, by campaign id.
+    :ivar stats_by_campaign: counts of deliveries by campaign id, for up to `MAX_CAMPAIGN_SERIES` campaigns.
     """
 
     counts_by_status: dict[str, int]
@@ -128,7 +129,7 @@ def collect_metrics() -> MetricsSnapshot:
 
 
 # The backend type of another role's session is visible only with pg_read_all_stats; its user and database are visible
-# to everyone, and only client sessions have both.
+# to everyone, and only client sessions and background workers in a database, such as parallel workers, have both.
 _SELECT_DATABASE_METRICS = text(
     """
     select

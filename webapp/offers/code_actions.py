@@ -136,7 +136,7 @@ def reserve_code(offer_id: int, code: str, code_as_written: str) -> bool:
 
 
 def replace_code(before: str, code: str, code_as_written: str) -> None:
-    """Replace a code, or its spelling, by another.
+    """Replace a code, or its spelling, by another. The caller commits.
 
     The replaced code becomes available again, because it was never published.
 

@@ -99,11 +99,6 @@ def list_offers(
     return list(db.session.scalars(statement.order_by(Offer.id.desc()).limit(limit + 1)))
 
 
-def has_offers() -> bool:
-    """Return whether there is any offer."""
-    return db.session.scalar(select(Offer.id).limit(1)) is not None
-
-
 def list_current_offer_ids() -> Sequence[int]:
     """Return the ids of the offers within their validity period that are not paused.
 

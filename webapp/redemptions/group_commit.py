@@ -36,7 +36,8 @@ def redeem(request: RedemptionRequest) -> RedemptionRecord:
     :raises RedemptionRefused: with the first eligibility check that failed.
     :raises InvalidInput: when the currency of the order is missing or differs from that of the discount, or the
         Idempotency-Key was sent before with another body.
-    :raises RedemptionUnavailable: when the database does not respond in time.
+    :raises RedemptionUnavailable: when the database is unavailable or does not respond in time.
+    :raises DomainError: `conflict` after too many concurrent requests; `error` when the database rejects the write.
     """
     # A waiting thread must not hold a connection: the thread it waits for might find the pool empty.
     if db.session.registry.has():
@@ -51,14 +52,14 @@ def redeem(request: RedemptionRequest) -> RedemptionRecord:
 
 
 class GroupCommitter(Coalescer[RedemptionRequest, RedemptionRecord | DomainError]):
-    """Redeems for all threads of a process on one connection, one at a time."""
+    """Redeems for all threads of a process on one connection, one group at a time."""
 
     def __init__(self) -> None:
         super().__init__(self._redeem_group, MAX_GROUP_SIZE, REDEEM_TIMEOUT_SECONDS)
         self._connection: Connection | None = None
 
     def close(self) -> None:
-        """Close the connection; the next request opens another."""
+        """Close the connection; the next group opens another."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None
@@ -79,7 +80,7 @@ class GroupCommitter(Coalescer[RedemptionRequest, RedemptionRecord | DomainError
         except RedemptionUnavailable as error:
             return [error] * len(requests)
         except DBAPIError as error:
-            log.warning("group commit of %s redemptions failed, retrying one by one: %s", len(requests), error.orig)
+            log.warning("group commit failed (redemptions: %s): %s", len(requests), error.orig)
             if self._connection is None or self._connection.invalidated:
                 return [RedemptionUnavailable()] * len(requests)
             return self._redeem_individually(requests, error)
@@ -87,9 +88,9 @@ class GroupCommitter(Coalescer[RedemptionRequest, RedemptionRecord | DomainError
     def _redeem_individually(
         self, requests: Sequence[RedemptionRequest], error: DBAPIError
     ) -> list[RedemptionRecord | DomainError]:
-        """Redeem one by one after the group failed.
+        """Redeem one by one after the group failed, so that an invalid request fails alone.
 
-        Then an invalid request does not make the others fail.
+        A group of one request is not repeated: its result is the error.
         """
         if len(requests) == 1:
             # SQLSTATE classes 53 and 57, such as a full disk, are temporary and not caused by the request.

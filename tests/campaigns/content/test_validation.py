@@ -146,9 +146,9 @@ def test_the_default_email_is_valid() -> None:
 @pytest.fixture
 def warnings(app: Flask, make_offer: Callable[..., Offer]) -> Callable[..., str]:
     """Render an email; return its warnings as one text."""
+    offer = make_offer()
 
     def warn(**content: str) -> str:
-        offer = make_offer()
         return "\n".join(MailMerge(EmailContent(**content), offer, 3).preview(_ada()).warnings)
 
     return warn
@@ -223,3 +223,4 @@ def test_valid_html_causes_no_warning(warnings: Callable[..., str]) -> None:
     <ul><li>Three<li>Four</ul><img src="https://example.com/a.png" alt="A"><a href="{{ link }}">Here</a></table>
     {{ offer.ends }}"""
     assert warnings(html=document) == ""
+    assert warnings(html=document.replace("</head>", "")) == ""

@@ -59,9 +59,7 @@ def all_recipients(campaign: Campaign, state: str = "") -> list[DeliveryStatus]:
 # --- states -------------------------------------------------------------------------------------------
 
 
-def test_the_state_of_every_recipient_agrees_with_the_relay(
-    launch_campaign: LaunchCampaign, relay: Relay, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_state_of_every_recipient_agrees_with_the_relay(launch_campaign: LaunchCampaign, relay: Relay) -> None:
     ids = create_customers(90)
     rules = relay.behaviour
     rules.rcpt[make_address(1)] = "550 5.1.1 no such user"

@@ -49,9 +49,9 @@ def test_a_campaign_starts_before_its_offer_ends(
     if reason is None:
         assert launch_actions.schedule_campaign(campaign.id, at, "mia").campaign.scheduled_at == at
         return
-    with pytest.raises(InvalidInput) as caught:
+    with pytest.raises(InvalidInput) as raised:
         launch_actions.schedule_campaign(campaign.id, at, "mia")
-    assert [error.key for error in caught.value.errors] == [reason]
+    assert [error.key for error in raised.value.errors] == [reason]
 
 
 @pytest.mark.parametrize(
@@ -70,9 +70,9 @@ def test_the_first_and_the_last_year_are_in_range(
     if reason is None:
         assert launch_actions.schedule_campaign(campaign.id, at, "mia").changed
         return
-    with pytest.raises(InvalidInput) as caught:
+    with pytest.raises(InvalidInput) as raised:
         launch_actions.schedule_campaign(campaign.id, at, "mia")
-    assert [error.key for error in caught.value.errors] == [reason]
+    assert [error.key for error in raised.value.errors] == [reason]
 
 
 def test_a_refused_time_leaves_no_lock_on_the_offer(make_draft: Callable[..., Campaign]) -> None:

@@ -127,7 +127,7 @@ def test_a_retry_is_not_due_before_its_time(deferred: Campaign) -> None:
 
 @pytest.mark.parametrize("stop", [transitions.pause_campaign, transitions.cancel_campaign])
 def test_only_retries_of_sending_campaigns_are_claimed(
-    deferred: Campaign, make_offer: Callable[..., Offer], stop: Callable[[int, str], Campaign]
+    deferred: Campaign, stop: Callable[[int, str], Campaign]
 ) -> None:
     stop(deferred.id, "tests")
     assert not retries.has_due_retry()

@@ -68,7 +68,7 @@ def test_consecutive_broken_connections_delay_the_batch(launch_campaign: LaunchC
 
 
 def test_broken_connections_of_another_batch_are_counted_from_zero(
-    launch_campaign: LaunchCampaign, relay: Relay, monkeypatch: pytest.MonkeyPatch
+    launch_campaign: LaunchCampaign, relay: Relay
 ) -> None:
     create_customers(MAX_CONSECUTIVE_CONNECTION_FAILURES + 1)
     relay.behaviour.body.update(dict.fromkeys(all_but(-1, MAX_CONSECUTIVE_CONNECTION_FAILURES), "drop"))

@@ -17,11 +17,12 @@ from tests.support.campaigns import (
     delivery_counts,
     expire_leases,
     in_context,
+    list_issues,
     make_retries_due,
     refresh,
 )
 from tests.support.smtp_relay import Relay
-from webapp.campaigns import stats_queries, timing
+from webapp.campaigns import timing
 from webapp.campaigns import tokens as campaign_tokens
 from webapp.campaigns.content import mail_merge
 from webapp.campaigns.content.placeholders import EmailContent
@@ -98,7 +99,7 @@ def test_a_refused_recipient_does_not_stop_the_others(launch_campaign: LaunchCam
     relay.behaviour.rcpt["c2@example.com"] = "550 5.1.1 no such user"
     campaign = launch_campaign()
     sender.send_pending_emails()
-    (issue,) = stats_queries.list_issues(campaign.id)
+    (issue,) = list_issues(campaign)
     assert (issue.email, issue.state, issue.smtp_code, issue.text) == (
         "c2@example.com",
         "failed",
@@ -121,7 +122,7 @@ def test_a_deferred_recipient_is_retried(launch_campaign: LaunchCampaign, relay:
     sender.send_pending_emails()
     assert delivery_counts(campaign) == {"total": 3, "sent": 3}
     assert relay.recipients["c1@example.com"] == 1
-    assert stats_queries.list_issues(campaign.id)[0].state == "sent_later"
+    assert list_issues(campaign)[0].state == "sent_later"
 
 
 def test_retry_delays_grow(launch_campaign: LaunchCampaign, relay: Relay) -> None:
@@ -131,7 +132,7 @@ def test_retry_delays_grow(launch_campaign: LaunchCampaign, relay: Relay) -> Non
     delays = []
     for _ in range(3):
         sender.send_pending_emails()
-        (issue,) = stats_queries.list_issues(campaign.id)
+        (issue,) = list_issues(campaign)
         assert issue.next_at is not None
         delays.append((issue.next_at - datetime.now(UTC)).total_seconds())
         make_retries_due()
@@ -271,7 +272,7 @@ def test_unsubscribed_erased_and_redeemed_customers_are_skipped(launch_campaign:
     sender.send_pending_emails()
     assert set(relay.recipients) == {"c0@example.com", "c4@example.com"}
     assert delivery_counts(campaign) == {"total": 5, "sent": 2, "skipped": 3}
-    assert [issue.text for issue in stats_queries.list_issues(campaign.id)] == [
+    assert [issue.text for issue in list_issues(campaign)] == [
         "unsubscribed",
         "no longer a customer",
         "has already redeemed",
@@ -384,7 +385,7 @@ def test_under_hold_the_email_in_flight_stays_uncertain(
     sender.send_pending_emails()
     assert set(relay.recipients.values()) == {1}
     assert delivery_counts(campaign) == {"total": 120, "sent": 119, "uncertain": 1}
-    assert [issue.email for issue in stats_queries.list_issues(campaign.id)] == ["c69@example.com"]
+    assert [issue.email for issue in list_issues(campaign)] == ["c69@example.com"]
 
 
 def test_an_email_whose_retry_was_killed_can_be_resent_by_staff(

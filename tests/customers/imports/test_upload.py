@@ -1,4 +1,4 @@
-"""Reading an uploaded file from the body of a request."""
+"""Parse an uploaded file from the body of a request."""
 
 from __future__ import annotations
 
@@ -34,15 +34,16 @@ def test_a_file_is_read_completely_in_equal_chunks(size: int) -> None:
 
     assert b"".join(chunks) == file
     assert all(len(chunk) == upload.CHUNK_SIZE for chunk in chunks[:-1])
+    assert all(len(chunk) <= upload.CHUNK_SIZE for chunk in chunks)
 
 
 def test_a_file_above_the_limit_is_rejected() -> None:
     file = b"x" * (LIMIT + 1)
 
     for chunks in (parse_form(file).chunks, upload.read_raw_body(io.BytesIO(file), len(file), LIMIT)):
-        with pytest.raises(DomainError) as refusal:
+        with pytest.raises(DomainError) as raised:
             list(chunks)
-        assert (refusal.value.status, refusal.value.errors[0].field) == (413, "file")
+        assert (raised.value.status, raised.value.errors[0].field) == (413, "file")
 
 
 @pytest.mark.parametrize("end", [b"", b"\r\n--x", b"\r\n--y--\r\n"])
@@ -60,7 +61,7 @@ def test_a_body_of_the_wrong_length_is_reported_as_interrupted(length: int) -> N
 def test_a_field_that_is_too_long_is_rejected() -> None:
     body = io.BytesIO(b'--x\r\nContent-Disposition: form-data; name="audience"\r\n\r\n' + b"x" * 100_000)
 
-    with pytest.raises(DomainError) as refusal:
+    with pytest.raises(DomainError) as raised:
         upload.parse_multipart_form(body, "multipart/form-data; boundary=x", LIMIT)
 
-    assert refusal.value.key == "form_broken"
+    assert raised.value.key == "form_broken"

@@ -62,7 +62,7 @@ def test_seeding_twice_on_one_day_creates_the_same_data(
 def test_an_earlier_seed_of_the_day_has_a_subset_of_the_redemptions(
     expected: list[list[str]], history_end: datetime, app: Flask
 ) -> None:
-    to_utc = scenario.local_day(history_end)
+    to_utc = scenario.create_day_converter(history_end)
     midnight = to_utc(0)
 
     seed.seed_database(max(midnight, history_end - timedelta(hours=3)))

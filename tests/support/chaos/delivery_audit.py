@@ -1,4 +1,4 @@
-"""Compare the relay's log with the program's rows.
+"""Compare the relay's log with the rows of the database.
 
 Neither side uses data of the other.
 """
@@ -28,8 +28,8 @@ COUNTED = ("sent", "failed", "deferred", "uncertain", "skipped")
 class Audit:
     """The result of an audit.
 
-    `contradictions` has a line for every recipient and every count for which the program's rows contradict the relay's
-    log, except for missing emails.
+    `contradictions` has a line for every recipient and every count for which the rows of the database contradict the
+    relay's log, except for missing emails.
     """
 
     status: str
@@ -112,8 +112,8 @@ def _state_at(position: int, start: int, end: int, cursor: int | None) -> str:
 
 def _false_failures(states: dict[str, str], log: Sequence[dict[str, str]]) -> list[str]:
     """Report recipients that are shown as failed but were never rejected."""
-    refused = {line["to"] for line in log if line["event"] == "fault" and line["kind"] == "550"}
-    failed = [to for to, state in states.items() if state == "failed" and to not in refused]
+    rejected = {line["to"] for line in log if line["event"] == "fault" and line["kind"] == "550"}
+    failed = [to for to, state in states.items() if state == "failed" and to not in rejected]
     return [f"{to}: failed, but the relay did not reject it" for to in failed]
 
 

@@ -29,15 +29,15 @@ def test_a_key_has_only_the_scopes_that_it_was_given(app: Flask, scope: str) -> 
     with app.test_request_context(headers=bearer(scope)):
         authenticate(scope)
         for other in set(SCOPES) - {scope}:
-            with pytest.raises(DomainError) as refusal:
+            with pytest.raises(DomainError) as raised:
                 authenticate(other)
-            assert (refusal.value.key, refusal.value.status) == ("forbidden", 403)
+            assert (raised.value.key, raised.value.status) == ("forbidden", 403)
 
 
 def test_a_view_without_a_scope_is_forbidden_for_every_key(app: Flask) -> None:
-    with app.test_request_context(headers=bearer(*SCOPES)), pytest.raises(DomainError) as refusal:
+    with app.test_request_context(headers=bearer(*SCOPES)), pytest.raises(DomainError) as raised:
         authenticate(None)
-    assert (refusal.value.key, refusal.value.status) == ("forbidden", 403)
+    assert (raised.value.key, raised.value.status) == ("forbidden", 403)
 
 
 def test_every_view_of_the_api_requires_a_known_scope_or_no_key(app: Flask) -> None:

@@ -39,7 +39,7 @@ def test_offer_and_email_are_created_together_or_not_at_all(api: Any) -> None:
     invalid_mail = {"subject": "For you", "text": "{{ nonsense }}"}
 
     refused = api.post("/api/v1/offers", json=SUMMER | {"mail": invalid_mail})
-    no_offer_exists = not offer_queries.has_offers()
+    no_offer_exists = not offer_queries.list_offers()
     created = api.post("/api/v1/offers", json=SUMMER | {"mail": mail})
 
     offer = offer_queries.find_offer_by_code("SUMMER25")
@@ -104,7 +104,7 @@ def test_invalid_values_are_reported_with_a_pointer(api: Any, changes: dict[str,
     assert response.status_code == 422
     assert response.mimetype == "application/problem+json"
     assert pointer in [error["pointer"] for error in response.json["errors"]]
-    assert not offer_queries.has_offers()
+    assert not offer_queries.list_offers()
 
 
 def test_an_existing_code_is_rejected(api: Any, make_offer: MakeOffer) -> None:

@@ -16,7 +16,7 @@ from tests.support.factories import MakeCustomer, MakeOffer
 from webapp.accounts.models import StaffUser
 from webapp.campaigns.models import Batch, Campaign, MailIssue
 from webapp.core.extensions import db
-from webapp.customers.models import Customer, CustomerImport
+from webapp.customers.models import CustomerImport
 from webapp.offers.models import Offer
 from webapp.overview import dashboard
 from webapp.redemptions.models import Redemption
@@ -200,7 +200,7 @@ class TestAttention:
         make_offer(**values)
         assert not dashboard.get_attention_list()
 
-    def test_a_failed_import_is_listed(self, staff: FlaskClient, make_customer: Callable[..., Customer]) -> None:
+    def test_a_failed_import_is_listed(self, staff: FlaskClient) -> None:
         save(
             CustomerImport(filename="<b>bad</b>.csv", media_type="text/csv", status="failed", error="It is a picture.")
         )

@@ -116,7 +116,7 @@ def test_invalid_input_is_reported_at_its_field_and_kept(staff: FlaskClient, for
     assert f'id="{field}-error"' in response.text
     assert 'value="Summer-25"' in response.text or "code" in form
     assert "&lt;b&gt;My offer&lt;/b&gt;" in response.text or "name" in form
-    assert not offer_queries.has_offers()
+    assert not offer_queries.list_offers()
 
 
 @pytest.mark.parametrize(
@@ -375,7 +375,7 @@ def test_creating_an_offer_needs_the_csrf_token(
     client.application.config["WTF_CSRF_ENABLED"] = True
 
     assert csrf_client.post("/offers/new", data=SUMMER).status_code == 400
-    assert not offer_queries.has_offers()
+    assert not offer_queries.list_offers()
 
 
 @pytest.mark.parametrize("ended", ["session expired", "signed out elsewhere"])

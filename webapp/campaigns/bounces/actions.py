@@ -1,4 +1,4 @@
-"""Process bounces and complaints.
+"""Process bounces, complaints and unsubscriptions by email.
 
 The address is suppressed, and a bounce is recorded for the recipient of the campaign.
 
@@ -27,6 +27,7 @@ from webapp.customers import queries as customer_queries
 from webapp.customers.models import Customer
 from webapp.customers.suppressions import actions as suppression_actions
 
+# These values are part of the API; docs/api.md explains them.
 BounceOutcome = Literal[
     "suppressed", "known", "soft", "ignored", "broken", "unproven", "unknown_customer", "own_address", "email_invalid"
 ]
@@ -110,10 +111,9 @@ def _process_notice(notice: BounceNotice) -> BounceOutcome:
     """
     if notice.kind == "bounce" and notice.status and not bounce_reports.is_hard_bounce(notice.status, notice.detail):
         return "soft"
-    kind: bounce_reports.BounceReportKind = "bounce" if notice.kind == "bounce" else "complaint"
     addresses = (notice.email,) if notice.email else ()
     tokens = tuple(filter(None, (notice.return_path, notice.message_id)))
-    report = BounceReport(kind, notice.status, notice.detail, addresses, tokens)
+    report = BounceReport(notice.kind, notice.status, notice.detail, addresses, tokens)
     if _identify_recipient(report.tokens) is not None:
         return process_bounce_report(report)
     if not notice.email:
@@ -135,7 +135,7 @@ def _suppress_address(
     diagnostic = report.diagnostic
     if report.status not in diagnostic:
         diagnostic = " ".join((report.status, diagnostic)).strip()
-    is_new = suppression_actions.add_suppression(address, reason, campaign_id if campaign_id else "relay", diagnostic)
+    is_new = suppression_actions.add_suppression(address, reason, campaign_id or "relay", diagnostic)
     if customer is not None and campaign_id and report.kind == "bounce":
         _record_bounce(campaign_id, customer.id, f"bounced: {diagnostic}".strip())
     db.session.commit()
@@ -223,7 +223,7 @@ _RECORD_BOUNCE = text(
 )
 
 
-def _record_bounce(campaign_id: int, customer_id: int, reply: str) -> None:
-    """Record that an email bounced, unless its row already has a final state."""
+def _record_bounce(campaign_id: int, customer_id: int, reason: str) -> None:
+    """Record that an email bounced, unless it is already recorded as not sent."""
     db.session.execute(_LOCK_CAMPAIGN, {"campaign": campaign_id})
-    db.session.execute(_RECORD_BOUNCE, {"campaign": campaign_id, "customer": customer_id, "text": reply})
+    db.session.execute(_RECORD_BOUNCE, {"campaign": campaign_id, "customer": customer_id, "text": reason})

@@ -23,7 +23,7 @@ HTML_SIZE_WARNING = 100 * 1024
 # Characters of a subject that mail clients show on a computer; phones show about half.
 SUBJECT_LENGTH_WARNING = 70
 _SINGLE_BRACE_PLACEHOLDER = re.compile(r"(?<!\{)\{\s*[A-Za-z_]\w*(?:\.\w+)*\s*\}(?!\})")
-# Elements whose end tag is required; browsers infer the end of others.
+# Elements whose end tag is required; browsers infer the end of others. `head` is here because its text is invisible.
 _END_TAG_REQUIRED = frozenset(
     re.findall(
         r"\w+",
@@ -34,6 +34,8 @@ _END_TAG_REQUIRED = frozenset(
 _STRIPPED_ELEMENTS = frozenset(
     ("script", "iframe", "object", "embed", "applet", "form", "input", "button", "select", "textarea", "video", "audio")
 )
+# Any other element ends a `head` without an end tag.
+_HEAD_ELEMENTS = ("base", "link", "meta", "noscript", "script", "style", "template", "title")
 _INVISIBLE_ELEMENTS = ("script", "style", "title", "head")
 _HIDDEN_BODY = re.compile(r"(?i)\bbody\s*\{[^{}]*display\s*:\s*none|<body\b[^<>]*display\s*:\s*none")
 _HTTP_URL = re.compile(r"http://[^\s<>\"']+")
@@ -41,7 +43,6 @@ _HTTP_URL = re.compile(r"http://[^\s<>\"']+")
 
 def lint_content(
     content: EmailContent,
-    subject: TemplateParts,
     text: TemplateParts,
     body: TemplateParts,
     code: str,
@@ -51,9 +52,11 @@ def lint_content(
 ) -> Iterator[str]:
     """Yield one sentence for each finding.
 
-    :param content: the email as it was written; `subject`, `text` and `body` are sent, with placeholders.
+    :param content: the email as it was written.
+    :param text: the plain text as it is sent, before placeholders are replaced.
+    :param body: the HTML as it is sent, before placeholders are replaced.
     :param code: the offer's code, in case it was entered instead of its placeholder.
-    :param has_end: whether the offer has an end.
+    :param has_end: whether the offer has an end date.
     :param rendered_subject: the subject as one recipient sees it.
     :param html_size: bytes of the HTML.
     """
@@ -131,6 +134,8 @@ class _LintParser(HTMLParser):
         self.has_script = self.has_visible_content = False
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in _HEAD_ELEMENTS:
+            self.handle_endtag("head")
         attributes = {name: (value or "").strip().lower() for name, value in attrs}
         # An empty alt marks an image as decorative.
         self.images_without_alt += tag == "img" and "alt" not in attributes

@@ -96,6 +96,7 @@ class MailMerge:
 
     It accesses the database only when it is created.
 
+    :param campaign_id: 0 for an email without a stored campaign: a sample, a preview or a test email.
     :param token: identifies the email in its Message-ID; each test email has its own, so that mail clients do not
         treat the real email as a duplicate.
     :param shop: settings of the shop, by default the stored ones.
@@ -117,7 +118,9 @@ class MailMerge:
         # Plain values: the session of the row may be closed when the first message is built.
         self._discount, self._ends_at, self._time_zone = offer.discount, offer.ends_at, offer.time_zone
         parts, self._html_error = _build_valid_parts(content, self.shop, _max_code_length(offer))
-        self._lint = partial(lint.lint_content, content, *parts, offer.code_as_written, offer.ends_at is not None)
+        self._lint = partial(
+            lint.lint_content, content, parts.text, parts.html, offer.code_as_written, offer.ends_at is not None
+        )
         self._renderers = _create_renderers(parts, self.shop.locale)
         self._used_placeholders = {part.name for part in chain(*parts) if isinstance(part, Placeholder)}
         self._parts = self._renderers.substitute(_isolate_placeholders(parts), _common_values(offer, self.shop))

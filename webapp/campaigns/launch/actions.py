@@ -161,10 +161,10 @@ def _launch_due_campaign(campaign_id: int) -> bool:
     is_due = and_(Campaign.status == "scheduled", Campaign.scheduled_at <= func.now())
     try:
         return set_launched(campaign, is_due, campaign.launched_by or "")
-    except DomainError as refusal:
-        reason = _("it could not be launched at the scheduled time. %(cause)s", cause=refusal.message).rstrip(".")
+    except DomainError as error:
+        reason = _("it could not be launched at the scheduled time. %(cause)s", cause=error.message).rstrip(".")
         if _update_campaign_if(campaign_id, is_due, {"status": "paused", "pause_reason": reason}):
-            record_audit_entry(campaign.launched_by or "", "campaign.not_started", str(campaign_id), reason=refusal.key)
+            record_audit_entry(campaign.launched_by or "", "campaign.not_started", str(campaign_id), reason=error.key)
         db.session.commit()
         return False
 

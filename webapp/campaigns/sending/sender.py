@@ -104,7 +104,10 @@ class _BatchSender:
         return task_queue.stop_requested.is_set() or time.monotonic() > self.deadline
 
     def _ensure_relay_connection(self) -> bool:
-        """Connect to the relay before a claim, so that an outage fails no delivery."""
+        """Connect to the relay; return whether it accepts email.
+
+        This precedes each claim, so that an outage fails no delivery.
+        """
         # Keep no transaction open while waiting for the relay.
         db.session.rollback()
         try:

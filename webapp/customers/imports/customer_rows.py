@@ -26,6 +26,9 @@ def build_customer_row(line: int, raw_email: str, name: str, source_id: str, loc
     """Validate the values of a row and join them.
 
     It runs for every row, so usual values need few function calls.
+
+    :raises RowWarning: with the row, when only the locale is invalid.
+    :raises InvalidInput: when another value is invalid; the row is rejected.
     """
     if raw_email[:1] == "'":
         raw_email = strip_formula_guard(raw_email)

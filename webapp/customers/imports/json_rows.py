@@ -32,21 +32,21 @@ def _parse_json_row(line_number: int, line: str) -> ParsedRow:
         item = None
     if not isinstance(item, dict):
         raise InvalidInput(FieldError("row", "json_invalid", row_message("json_invalid")))
-    values = {name: _require_text(name, item.get(name)) for name in CUSTOMER_COLUMNS}
+    values = {column: _require_text(column, item.get(column)) for column in CUSTOMER_COLUMNS}
     return build_customer_row(
         line_number, values["email"], values["name"], values["source_id"], values["locale"], values["audience"]
     )
 
 
-def _require_text(name: str, value: object) -> str:
-    """Return a JSON value as text.
+def _require_text(column: str, value: object) -> str:
+    """Return the JSON value of a column as text.
 
-    Null is empty, as a missing name is, and a source id may be an integer.
+    A value that is null or missing becomes empty. A source id may be an integer.
     """
     if value is None:
         return ""
     if isinstance(value, str):
         return value
-    if name == "source_id" and isinstance(value, int) and not isinstance(value, bool):
+    if column == "source_id" and isinstance(value, int) and not isinstance(value, bool):
         return str(value)
-    raise InvalidInput(FieldError(name, "type_invalid", row_message("type_invalid", name=name)))
+    raise InvalidInput(FieldError(column, "type_invalid", row_message("type_invalid", name=column)))

@@ -37,12 +37,12 @@ def create_metrics_blueprint(version: str) -> Blueprint:
     @blueprint.errorhandler(InterfaceError)
     @blueprint.errorhandler(PoolTimeoutError)
     def handle_database_unavailable(error: OperationalError | InterfaceError | PoolTimeoutError) -> Response:
-        """Return 200 with `onecode_database_up 0` when the database is unavailable.
+        """Return 200 with `onecode_database_up 0` when the database is unavailable or too slow.
 
         With an error status Prometheus would only record `up 0`, as if the web server were down. The key is not
         checked, because it cannot be looked up; `/readyz` reveals the same.
         """
-        log.warning("metrics unavailable: database unavailable (%s)", type(error).__name__)
+        log.warning("metrics unavailable: %s", type(getattr(error, "orig", error)).__name__)
         db.session.rollback()
         return _metrics_response(None, version)
 

@@ -27,9 +27,9 @@ def login_exempt(view: StaffView) -> StaffView:
 
 
 def require_role(role: Role) -> Callable[[StaffView], StaffView]:
-    """Set the role that a view requires.
+    """Set the lowest role that may use a view.
 
-    By default, reading requires the role viewer and writing the role manager.
+    By default, that is viewer for reading and manager for writing.
     """
 
     def decorate(view: StaffView) -> StaffView:

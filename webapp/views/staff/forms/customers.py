@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from flask_babel import lazy_gettext as _l
 from wtforms import EmailField, FileField, Form, SelectChoice, SelectField, SelectMultipleField, StringField, widgets
@@ -115,10 +114,6 @@ class ImportForm(Form):
 
     audience = StringField(_l("Audience"))
     file = FileField(_l("File"), render_kw={"required": True})
-
-    def __init__(self, **data: Any) -> None:
-        super().__init__(data=data)
-        self.form_errors: list[str] = []
 
 
 def _audience_choices(audiences: Sequence[Audience]) -> list[SelectChoice]:
