@@ -5,6 +5,7 @@ from __future__ import annotations
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from flask import Flask
+from sqlalchemy import inspect
 
 from webapp.core.extensions import db
 
@@ -14,6 +15,18 @@ def test_migrations_and_models_define_the_same_schema(app: Flask) -> None:
         context = MigrationContext.configure(connection, opts={"include_object": is_not_a_queue_table})
 
         assert compare_metadata(context, db.metadata) == []
+
+
+def test_migrations_and_models_define_the_same_primary_keys(app: Flask) -> None:
+    # Alembic does not compare them.
+    found = {
+        table.name: inspect(db.engine).get_pk_constraint(table.name)["constrained_columns"]
+        for table in db.metadata.sorted_tables
+    }
+
+    assert {name: sorted(columns) for name, columns in found.items()} == {
+        table.name: sorted(column.name for column in table.primary_key) for table in db.metadata.sorted_tables
+    }
 
 
 def is_not_a_queue_table(item: object, name: str | None, kind: str, reflected: bool, compare_to: object) -> bool:

@@ -129,7 +129,10 @@ def test_an_invalid_request_fails_alone(
     requests = make_requests("SUMMER25", emails)
     # A NUL character: the interfaces refuse it, and so does the database.
     requests[2] = RedemptionRequest(channel="api", code="SUMMER25", email=emails[2], metadata={"\x00": 1})
-    assert outcomes(committer._redeem_group(requests)) == ["redeemed", "redeemed", "error", "redeemed"]
+    results = committer._redeem_group(requests)
+    assert outcomes(results) == ["redeemed", "redeemed", "error", "redeemed"]
+    assert isinstance(results[2], DomainError)
+    assert results[2].status == 500
     assert count_rows() == 3
 
 

@@ -271,6 +271,29 @@ def test_a_public_id_is_decoded_to_its_redemption(app: Flask, offer: int, custom
     assert len(public_id) == public_ids.PUBLIC_ID_LENGTH
 
 
+EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
+LATEST = EARLIEST + timedelta(microseconds=2**53 - 1)
+
+
+@pytest.mark.parametrize(
+    ("customer", "at"),
+    [
+        (-1, NOW),
+        (2**43, NOW),
+        (1, EARLIEST - timedelta(microseconds=1)),
+        (1, LATEST + timedelta(microseconds=1)),
+    ],
+)
+def test_values_out_of_range_have_no_public_id(app: Flask, customer: int, at: datetime) -> None:
+    with pytest.raises(ValueError, match="out of range"):
+        public_ids.encode_public_id(1, customer, at)
+
+
+@pytest.mark.parametrize("at", [EARLIEST, LATEST])
+def test_the_extreme_times_have_a_public_id(app: Flask, at: datetime) -> None:
+    assert list(public_ids.decode_public_id(public_ids.encode_public_id(1, 2**43 - 1, at))) == [(1, 2**43 - 1, at)]
+
+
 @PROPERTY_SETTINGS
 @given(st.text(max_size=30))
 def test_any_other_text_is_decoded_to_at_most_one_candidate(app: Flask, typed: str) -> None:

@@ -32,9 +32,7 @@ _INSERT_HOURLY_COUNTS = text(
     """
 )
 _SELECT_COUNT_UNTIL = text("select date_trunc('hour', now() - interval '5 minutes', 'UTC')")
-_ADVANCE_COUNTED_UNTIL = text(
-    "update redemption_tally set counted_until = :until where id = 1 and counted_until < :until returning id"
-)
+_ADVANCE_COUNTED_UNTIL = text("update redemption_tally set counted_until = :until where id = 1")
 
 
 def update_hourly_counts() -> None:
