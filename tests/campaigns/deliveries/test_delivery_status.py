@@ -26,11 +26,14 @@ from tests.support.campaigns import (
 from tests.support.smtp_relay import Relay
 from webapp.accounts.models import AuditEntry
 from webapp.campaigns import stats_queries
+from webapp.campaigns.content.placeholders import EmailContent
 from webapp.campaigns.deliveries import actions as delivery_actions
 from webapp.campaigns.deliveries import export as delivery_export
 from webapp.campaigns.deliveries import queries as delivery_queries
 from webapp.campaigns.deliveries.actions import DeliverySelection
 from webapp.campaigns.deliveries.status import DeliveryStatus
+from webapp.campaigns.drafts import actions as draft_actions
+from webapp.campaigns.launch import actions as launch_actions
 from webapp.campaigns.launch import preparation, transitions
 from webapp.campaigns.models import Batch, BatchCursor, Campaign, MailIssue, encode_gaps
 from webapp.campaigns.sending import auto_pause, batches, completion, retries, sender
@@ -221,6 +224,27 @@ def test_a_customer_created_after_the_launch_is_no_recipient(
         "The customer was created after the launch.",
     )
     assert delivery_queries.list_customer_deliveries(late.id) == []
+
+
+@pytest.mark.parametrize(
+    ("is_cancelled", "note"),
+    [
+        (False, "The campaign has not been launched yet. Its recipients are selected at the launch."),
+        (True, "The campaign was cancelled before its launch, so no emails were sent."),
+    ],
+)
+def test_a_campaign_has_no_recipients_before_its_launch(
+    make_offer: Callable[..., Offer], is_cancelled: bool, note: str
+) -> None:
+    ids = create_customers(1)
+    campaign = draft_actions.save_offer_draft(make_offer().id, EmailContent(), "resend", "tests")
+    launch_actions.schedule_campaign(campaign.id, datetime.now(UTC) + timedelta(days=1), "tests")
+    if is_cancelled:
+        transitions.cancel_campaign(campaign.id, "tests")
+
+    status = delivery_status(refresh(campaign), ids[0])
+
+    assert (status.state, status.note) == ("not_recipient", note)
 
 
 def test_queued_recipients_of_a_cancelled_campaign_are_cancelled(launch_campaign: LaunchCampaign) -> None:
