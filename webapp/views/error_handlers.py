@@ -8,7 +8,7 @@ from flask import Flask, Response, current_app, g, make_response, render_templat
 from flask_babel import gettext as _
 from flask_babel import lazy_gettext as _l
 from flask_wtf.csrf import CSRFError
-from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import DataError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from werkzeug.exceptions import HTTPException
 
@@ -71,6 +71,7 @@ def init_app(app: Flask) -> None:
     app.register_error_handler(OperationalError, _handle_database_error)
     app.register_error_handler(InterfaceError, _handle_database_error)
     app.register_error_handler(PoolTimeoutError, _handle_database_error)
+    app.register_error_handler(DataError, _handle_data_error)
     app.register_error_handler(Exception, _handle_unexpected_error)
 
 
@@ -119,6 +120,18 @@ def _handle_database_error(error: OperationalError | InterfaceError | PoolTimeou
     if _is_api_request():
         return problem_response(503, "unavailable", _get_message(503))
     return _render_error_page(503, _get_message(503))
+
+
+def _handle_data_error(error: DataError) -> Response:
+    # psycopg refuses to send a NUL, which no text in PostgreSQL can contain. Where no validation has found it, it is in
+    # an address that no page links to.
+    if "NUL" not in str(error.orig):
+        return _handle_unexpected_error(error)
+    db.session.rollback()
+    message = _("The request contains a character that is not allowed (NUL). Check the address.")
+    if _is_api_request():
+        return problem_response(400, "invalid_payload", message)
+    return _render_error_page(400, message)
 
 
 def _handle_unexpected_error(error: Exception) -> Response:

@@ -9,8 +9,7 @@ from typing import TypeVar
 from zoneinfo import ZoneInfo
 
 import jinja2_fragments.flask
-from flask import Flask, Response, abort, flash, g, make_response, render_template, request
-from flask_babel import gettext as _
+from flask import Flask, Response, flash, g, make_response, render_template, request
 from flask_babel import lazy_gettext as _l
 from flask_login import current_user
 from sqlalchemy.exc import SQLAlchemyError
@@ -102,12 +101,6 @@ def parse_row_id(text: str) -> int:
     if not text.isascii() or not text.isdigit() or len(text) > 19 or not 0 < int(text) <= MAX_ROW_ID:
         raise ValueError(text)
     return int(text)
-
-
-def reject_nul_in_query() -> None:
-    """Reject a query string with a NUL with 400: no text in PostgreSQL can contain one."""
-    if "%00" in request.environ.get("QUERY_STRING", ""):
-        abort(400, _("The address of this page contains a character that is not allowed. Check the address."))
 
 
 def add_privacy_headers(response: AnyResponse) -> AnyResponse:

@@ -14,7 +14,7 @@ from flask_babel import gettext as _
 
 from webapp.core.extensions import csrf
 from webapp.core.settings import Settings
-from webapp.views.rendering import add_privacy_headers, reject_nul_in_query
+from webapp.views.rendering import add_privacy_headers
 
 PublicView = TypeVar("PublicView", bound=Callable[..., Any])
 
@@ -35,7 +35,6 @@ def create_public_blueprint(*blueprints: Blueprint) -> Blueprint:
         csrf.exempt(blueprint)
         public.register_blueprint(blueprint)
     csrf.exempt(public)
-    public.before_request(reject_nul_in_query)
     public.before_request(_check_origin)
     public.after_request(add_privacy_headers)
     return public

@@ -15,7 +15,6 @@ from flask_login import current_user
 from flask_wtf.csrf import CSRFError
 
 from webapp.accounts.models import Role
-from webapp.views.rendering import reject_nul_in_query
 
 StaffView = TypeVar("StaffView", bound=Callable[..., Any])
 
@@ -92,7 +91,6 @@ def create_staff_blueprint(*blueprints: Blueprint) -> Blueprint:
     staff = Blueprint("staff", __name__)
     for blueprint in blueprints:
         staff.register_blueprint(blueprint)
-    staff.before_request(reject_nul_in_query)
     staff.before_request(_authorize_request)
     return staff
 
