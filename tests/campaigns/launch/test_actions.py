@@ -381,12 +381,17 @@ def sending(app: Flask, make_offer: Callable[..., Offer]) -> Campaign:
 def test_pausing_a_paused_campaign_changes_nothing(sending: Campaign) -> None:
     transitions.pause_campaign(sending.id, "mia")
     assert transitions.pause_campaign(sending.id, "tom").pause_reason == "paused by mia"
+    pauses = select(AuditEntry.actor).where(AuditEntry.action == "campaign.paused")
+    assert db.session.scalars(pauses).all() == ["mia"]
 
 
 def test_a_resumed_campaign_is_sending_again(sending: Campaign) -> None:
     transitions.pause_campaign(sending.id, "mia")
+    huey.flush()
     resumed = transitions.resume_campaign(sending.id, "mia")
     assert (resumed.status, resumed.pause_reason) == ("sending", None)
+    # Without a task, it would continue only after the next sweep.
+    assert {task.name for task in huey.pending()} == {"campaigns.send"}
 
 
 def test_a_campaign_paused_during_preparation_is_prepared_after_resuming(

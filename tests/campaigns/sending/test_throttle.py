@@ -274,8 +274,13 @@ def test_a_worker_that_waits_for_a_slot_can_be_stopped(
     assert (batch.status, batch.window_start, batch.sent) == ("pending", 1, 1)
 
 
-def test_the_first_pause_reason_is_kept(launch_campaign: LaunchToCustomers) -> None:
+def test_the_first_pause_reason_is_kept_and_logged(
+    launch_campaign: LaunchToCustomers, caplog: pytest.LogCaptureFixture
+) -> None:
     campaign = launch_campaign(1)
     auto_pause.pause_automatically(campaign.id, "the first reason")
     auto_pause.pause_automatically(campaign.id, "another one")
     assert campaign_status(campaign) == ("paused", "the first reason")
+    assert [record.getMessage() for record in caplog.records if record.name.endswith("auto_pause")] == [
+        f"campaign {campaign.id} paused: the first reason"
+    ]
