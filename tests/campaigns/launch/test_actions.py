@@ -391,7 +391,7 @@ def test_a_resumed_campaign_is_sending_again(sending: Campaign) -> None:
     resumed = transitions.resume_campaign(sending.id, "mia")
     assert (resumed.status, resumed.pause_reason) == ("sending", None)
     # Without a task, it would continue only after the next sweep.
-    assert {task.name for task in huey.pending()} == {"campaigns.send"}
+    assert {task.name for task in huey.pending()} == {"send"}
 
 
 def test_a_campaign_paused_during_preparation_is_prepared_after_resuming(
