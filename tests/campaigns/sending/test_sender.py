@@ -229,6 +229,7 @@ def test_five_consecutive_refused_bodies_pause_the_campaign(launch_campaign: Lau
     assert refresh(campaign).status == "paused"
     assert campaign.pause_reason == "the mail relay rejects the content of this email: 554 5.7.1 spam"
     assert delivery_counts(campaign) == {"total": 20, "failed": 5}
+    assert [command.split()[0].upper() for command in relay.commands].count("DATA") == 5
 
 
 def test_an_unreachable_relay_loses_nothing_and_is_reported(
