@@ -63,6 +63,12 @@ class TestInvitations:
         )
         assert (user.email, user.role, user.time_zone) == ("ann@example.com", "manager", "Europe/Berlin")
 
+    def test_joining_is_in_the_audit_log(self, make_invitation_token: Token) -> None:
+        account_actions.accept_invitation(make_invitation_token("viewer"), "Ann", "ann@example.com", PASSWORD, "UTC")
+
+        entry = db.session.scalars(select(AuditEntry).where(AuditEntry.action == "staff.joined")).one()
+        assert (entry.actor, entry.subject, entry.detail) == ("ann@example.com", "ann@example.com", {"role": "viewer"})
+
     def test_the_token_itself_is_not_stored(self, make_invitation_token: Token) -> None:
         token = make_invitation_token()
         stored = db.session.scalars(select(Invitation.token_hash)).one()

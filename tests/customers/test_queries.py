@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from flask import Flask
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import func, insert, select, text, update
 
 from tests.support.factories import MakeCustomer
 from webapp.core.extensions import db
@@ -181,6 +181,9 @@ def test_the_export_starts_with_the_oldest_customer(make_customer: MakeCustomer)
     for name in ("zoe", "ada", "mia"):
         make_customer(f"{name}@example.com", name="=1+1", suppressed="bounced" if name == "ada" else "")
     make_customer("gone@example.com", erased_at=PAST)
+    # Moves its row behind the others.
+    db.session.execute(text("update customer set name = name where email = 'zoe@example.com'"))
+    db.session.commit()
 
     lines = b"".join(customer_queries.export_customers(None)).decode().splitlines()
 
