@@ -56,12 +56,42 @@ def bearer(key: str) -> str:
     return f"Bearer {key}"
 
 
+def test_passwords_are_hashed_with_at_least_the_recommended_cost() -> None:
+    """The minimum of the OWASP Password Storage Cheat Sheet for Argon2id."""
+    assert passwords.ARGON2_PARAMETERS["time_cost"] >= 2
+    assert passwords.ARGON2_PARAMETERS["memory_cost"] >= 19 * 1024
+    assert passwords.ARGON2_PARAMETERS["parallelism"] == 1
+
+
 class TestInvitations:
     def test_an_invitation_creates_a_user_with_its_role(self, make_invitation_token: Token) -> None:
         user = account_actions.accept_invitation(
             make_invitation_token("manager"), "Ann", " Ann@Example.COM ", PASSWORD, "Europe/Berlin"
         )
         assert (user.email, user.role, user.time_zone) == ("ann@example.com", "manager", "Europe/Berlin")
+
+    def test_a_new_invitation_replaces_the_earlier_one_for_its_address(self, make_invitation_token: Token) -> None:
+        first = make_invitation_token("manager", "ann@example.com")
+        other = make_invitation_token("manager", "bob@example.com")
+        second = make_invitation_token("viewer", "Ann@Example.com")
+
+        with pytest.raises(NotFound):
+            account_actions.accept_invitation(first, "Ann", "ann@example.com", PASSWORD, "UTC")
+        assert account_actions.accept_invitation(second, "Ann", "ann@example.com", PASSWORD, "UTC").role == "viewer"
+        assert account_actions.accept_invitation(other, "Bob", "bob@example.com", PASSWORD, "UTC").role == "manager"
+
+    @pytest.mark.parametrize("joined_as", ["ann@example.com", "ann.private@example.com"])
+    def test_joining_ends_the_other_invitations_of_the_address(
+        self, make_invitation_token: Token, joined_as: str
+    ) -> None:
+        unaddressed = make_invitation_token("viewer")
+        addressed = make_invitation_token("manager", "ann@example.com")
+        used = unaddressed if joined_as == "ann@example.com" else addressed
+
+        account_actions.accept_invitation(used, "Ann", joined_as, PASSWORD, "UTC")
+
+        left = account_queries.list_unused_invitations()
+        assert [invitation.email for invitation in left] == ([] if used is unaddressed else [None])
 
     def test_joining_is_in_the_audit_log(self, make_invitation_token: Token) -> None:
         account_actions.accept_invitation(make_invitation_token("viewer"), "Ann", "ann@example.com", PASSWORD, "UTC")
@@ -368,6 +398,12 @@ class TestApiKeys:
     def test_the_secret_is_not_stored(self, app: Flask) -> None:
         secret = api_key_actions.create_api_key("Shop", ["read"], by="tests").rpartition("_")[2]
         assert secret.encode() not in bytes(db.session.scalars(select(ApiKey.secret_hash)).one())
+
+    def test_the_audit_log_has_the_scopes_of_a_new_key(self, app: Flask) -> None:
+        api_key_actions.create_api_key("Shop", ["read", "redeem"], by="tests")
+
+        entry = db.session.scalars(select(AuditEntry).where(AuditEntry.action == "api_key.created")).one()
+        assert (entry.subject, entry.detail) == ("Shop", {"scopes": ["read", "redeem"]})
 
     def test_every_invalid_key_has_the_same_error(self, app: Flask) -> None:
         good = api_key_actions.create_api_key("Shop", ["read"], by="tests")

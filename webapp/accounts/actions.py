@@ -23,7 +23,7 @@ from webapp.core.extensions import db
 def create_invitation(role: str, email: str | None, by: str) -> str:
     """Create an invitation; return its link.
 
-    The link is not stored. It works once, within `links.LINK_DAYS`.
+    The link is not stored. It works once, within `links.LINK_DAYS`. Earlier links for this email address stop working.
 
     :raises InvalidInput: when the role is unknown, the email address is invalid, or a user with it exists.
     """
@@ -34,6 +34,8 @@ def create_invitation(role: str, email: str | None, by: str) -> str:
     if email and account_queries.find_staff_user_by_email(email):
         message = _("A user with this email address already exists. Create a password reset link instead.")
         raise InvalidInput(FieldError("email", "email_taken", message))
+    if email:
+        links.delete_invitations(email)
     link = links.create_link(role, email)
     record_audit_entry(by, "invitation.created", email or "", role=role)
     db.session.commit()
@@ -119,6 +121,8 @@ def accept_invitation(token: str, name: str, email: str, password: str, time_zon
             "A user with this email address already exists. Sign in, or ask an administrator for a password reset link."
         )
         _roll_back_and_raise(InvalidInput(FieldError("email", "email_taken", message)))
+    # Another link, perhaps for a higher role, would create a second account of this person.
+    links.delete_invitations(email, invitation.email or email)
     record_audit_entry(email, "staff.joined", email, role=invitation.role)
     db.session.commit()
     return _lock_staff_user(user_id)

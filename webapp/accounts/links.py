@@ -47,6 +47,7 @@ class UsedLink(NamedTuple):
 
     role: str
     staff_user_id: int | None
+    email: str | None
 
 
 def consume_link(token: str, is_reset: bool) -> UsedLink:
@@ -66,12 +67,21 @@ def consume_link(token: str, is_reset: bool) -> UsedLink:
             owner.is_not(None) if is_reset else owner.is_(None),
         )
         .values(used_at=func.now())
-        .returning(Invitation.role, Invitation.staff_user_id)
+        .returning(Invitation.role, Invitation.staff_user_id, Invitation.email)
     ).one_or_none()
     if used_link is None:
         db.session.rollback()
         raise NotFound(LINK_EXPIRED_MESSAGE)
-    return UsedLink(used_link.role, used_link.staff_user_id)
+    return UsedLink(used_link.role, used_link.staff_user_id, used_link.email)
+
+
+def delete_invitations(*emails: str) -> None:
+    """Delete the unused invitations of these normalised email addresses. Does not commit."""
+    db.session.execute(
+        delete(Invitation).where(
+            Invitation.email.in_(emails), Invitation.staff_user_id.is_(None), Invitation.used_at.is_(None)
+        )
+    )
 
 
 def delete_reset_links(user_id: int) -> None:

@@ -451,11 +451,11 @@ def test_failed_emails_can_be_resent(staff: FlaskClient, sending: Campaign, rela
 
 def test_the_email_of_a_campaign_is_described(staff: FlaskClient, sending: Campaign) -> None:
     page = f"/campaigns/{sending.id}"
-    assert "This is the email that is being sent." in staff.get(page).text
+    assert "This is the email that is being sent, with the current name and dates of the offer." in staff.get(page).text
 
     db.session.execute(update(Campaign).values(status="done"))
     db.session.commit()
-    assert "This is the email that was sent." in staff.get(page).text
+    assert "This is the email that was sent, with the current name and dates of the offer." in staff.get(page).text
 
     code_actions.renew_code(sending.offer_id, "WINTER26", by="tests")
     renewed = staff.get(page).text
