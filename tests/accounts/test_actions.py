@@ -93,11 +93,14 @@ class TestInvitations:
         left = account_queries.list_unused_invitations()
         assert [invitation.email for invitation in left] == ([] if used is unaddressed else [None])
 
-    def test_joining_is_in_the_audit_log(self, make_invitation_token: Token) -> None:
+    def test_inviting_and_joining_are_in_the_audit_log(self, make_invitation_token: Token) -> None:
         account_actions.accept_invitation(make_invitation_token("viewer"), "Ann", "ann@example.com", PASSWORD, "UTC")
 
-        entry = db.session.scalars(select(AuditEntry).where(AuditEntry.action == "staff.joined")).one()
-        assert (entry.actor, entry.subject, entry.detail) == ("ann@example.com", "ann@example.com", {"role": "viewer"})
+        entries = db.session.execute(select(AuditEntry.action, AuditEntry.actor, AuditEntry.subject, AuditEntry.detail))
+        assert entries.all() == [
+            ("invitation.created", "tests", "", {"role": "viewer"}),
+            ("staff.joined", "ann@example.com", "ann@example.com", {"role": "viewer"}),
+        ]
 
     def test_the_token_itself_is_not_stored(self, make_invitation_token: Token) -> None:
         token = make_invitation_token()
@@ -399,11 +402,16 @@ class TestApiKeys:
         secret = api_key_actions.create_api_key("Shop", ["read"], by="tests").rpartition("_")[2]
         assert secret.encode() not in bytes(db.session.scalars(select(ApiKey.secret_hash)).one())
 
-    def test_the_audit_log_has_the_scopes_of_a_new_key(self, app: Flask) -> None:
+    def test_the_audit_log_has_the_scopes_of_a_key_and_its_revocation(self, app: Flask) -> None:
         api_key_actions.create_api_key("Shop", ["read", "redeem"], by="tests")
+        for _ in range(2):
+            api_key_actions.revoke_api_key(db.session.scalars(select(ApiKey.id)).one(), by="ann")
 
-        entry = db.session.scalars(select(AuditEntry).where(AuditEntry.action == "api_key.created")).one()
-        assert (entry.subject, entry.detail) == ("Shop", {"scopes": ["read", "redeem"]})
+        entries = db.session.execute(select(AuditEntry.action, AuditEntry.actor, AuditEntry.subject, AuditEntry.detail))
+        assert entries.all() == [
+            ("api_key.created", "tests", "Shop", {"scopes": ["read", "redeem"]}),
+            ("api_key.revoked", "ann", "Shop", None),
+        ]
 
     def test_every_invalid_key_has_the_same_error(self, app: Flask) -> None:
         good = api_key_actions.create_api_key("Shop", ["read"], by="tests")

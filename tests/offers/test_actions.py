@@ -312,6 +312,8 @@ def test_pausing_and_resuming_are_idempotent(make_offer: Callable[..., Offer]) -
     ]
 
     assert (versions, offer.paused_at) == ([2, 2, 3, 3], None)
+    entries = db.session.execute(select(AuditEntry.action, AuditEntry.actor, AuditEntry.subject)).all()
+    assert entries == [("offer.paused", "ann", "SUMMER25"), ("offer.resumed", "ann", "SUMMER25")]
 
 
 def test_an_unknown_offer_cannot_be_updated(app: Flask) -> None:

@@ -390,6 +390,8 @@ def test_a_resumed_campaign_is_sending_again(sending: Campaign) -> None:
     huey.flush()
     resumed = transitions.resume_campaign(sending.id, "mia")
     assert (resumed.status, resumed.pause_reason) == ("sending", None)
+    resumptions = select(AuditEntry.subject).where(AuditEntry.action == "campaign.resumed")
+    assert db.session.scalars(resumptions).all() == [str(sending.id)]
     # Without a task, it would continue only after the next sweep.
     assert {task.name for task in huey.pending()} == {"send"}
 

@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
-from sqlalchemy import text
+from sqlalchemy import select, text
 
 from tests.support import live_server
 from tests.support.campaigns import create_customers
 from tests.support.live_server import wait_until
 from tests.support.smtp_relay import Relay
 from tests.support.sql_statements import recorded_statements
+from webapp.accounts.models import AuditEntry
 from webapp.campaigns import queries as campaign_queries
 from webapp.campaigns import stats_queries
 from webapp.campaigns.content.placeholders import EmailContent
@@ -147,6 +148,8 @@ def test_a_campaign_that_cannot_start_is_paused_with_the_reason(draft: Campaign,
     with pytest.raises(DomainError, match=reason):
         transitions.resume_campaign(draft.id, "tom")
     assert reload(draft).status == "paused"
+    entry = db.session.scalars(select(AuditEntry).where(AuditEntry.action == "campaign.not_started")).one()
+    assert (entry.actor, entry.subject, (entry.detail or {}).keys()) == ("mia", str(draft.id), {"reason"})
     db.session.execute(text("update offer set paused_at = null, ends_at = null, max_redemptions = null, redeemed = 0"))
     db.session.commit()
     resumed = transitions.resume_campaign(draft.id, "tom")
@@ -183,6 +186,15 @@ def test_rescheduling_changes_the_time_and_is_idempotent(draft: Campaign) -> Non
     assert not launch_actions.schedule_campaign(draft.id, SOON, "mia").changed
     later = launch_actions.schedule_campaign(draft.id, SOON + timedelta(hours=1), "tom")
     assert (later.changed, later.campaign.scheduled_at) == (True, SOON + timedelta(hours=1))
+
+
+def test_taking_back_a_schedule_is_in_the_audit_log(draft: Campaign) -> None:
+    launch_actions.schedule_campaign(draft.id, SOON, "mia")
+    for _ in range(2):
+        launch_actions.unschedule_campaign(draft.id, "tom")
+
+    entry = db.session.scalars(select(AuditEntry).where(AuditEntry.action == "campaign.taken_back")).one()
+    assert (entry.actor, entry.subject) == ("tom", str(draft.id))
 
 
 def test_a_campaign_rescheduled_at_the_last_moment_does_not_start(
