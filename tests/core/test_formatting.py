@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
 
@@ -102,3 +103,9 @@ def test_days_and_times_are_those_of_the_zone() -> None:
 )
 def test_a_masked_address_shows_its_first_and_last_letter(email: str, masked: str) -> None:
     assert formatting.mask_email(email) == masked
+
+
+def test_every_numbering_system_starts_with_its_digit_zero() -> None:
+    digits = [chr(zero + n) for zero in formatting._ZERO_DIGITS.values() for n in range(10)]
+
+    assert [unicodedata.decimal(digit) for digit in digits] == [*range(10)] * len(formatting._ZERO_DIGITS)
