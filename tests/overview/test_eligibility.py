@@ -350,6 +350,7 @@ def test_a_positive_result_links_to_the_form_to_redeem(
 @pytest.mark.parametrize(
     ("query", "sentence"),
     [
+        ("who=&code=", "Enter the customer&#39;s email address or source ID."),
         ("who=&code=SUMMER25", "Enter the customer&#39;s email address or source ID."),
         ("who=ada@example.com&code=", "Enter the code that the customer received."),
         ("who=%00&code=SUMMER25", "Enter the customer&#39;s email address or source ID."),

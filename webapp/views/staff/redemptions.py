@@ -46,7 +46,6 @@ def index() -> BaseResponse:
     With a channel, a page may be empty and still link to older redemptions.
     """
     form = RedemptionSearchForm(request.args)
-    form.validate()  # Drops invalid dates.
     rolled_back_record = _find_rolled_back_redemption(form)
     if rolled_back_record is not None:
         return redirect(url_for("staff.redemptions.show", public_id=rolled_back_record.public_id))
@@ -80,7 +79,6 @@ def index() -> BaseResponse:
 def download() -> Response:
     """Export all redemptions that match the filters as a streamed CSV file."""
     form = RedemptionSearchForm(request.args)
-    form.validate()  # Drops invalid dates.
     redemption_filter = _build_filter(form)
     redemption_actions.record_redemption_export(redemption_filter, by=current_user.email)
     records = redemption_queries.stream_redemptions(redemption_filter) if redemption_filter else iter(())
@@ -115,11 +113,9 @@ def new() -> BaseResponse:
 def check_eligibility() -> Response:
     """Explain the eligibility of a customer for a code, check by check."""
     form = EligibilityForm(request.args)
-    # Links from other pages may fill in only one of the two.
-    if not any(request.args.get(name) for name in ("who", "code")):
-        return _render_eligibility_page(form)
     try:
         explanation = None
+        # Links from other pages may fill in only one of the two.
         if {"who", "code"} <= request.args.keys():
             explanation = explain_eligibility(form.to_request(), current_user.time_zone)
     except InvalidInput as error:
@@ -180,7 +176,9 @@ def _get_redemption_or_404(public_id: str) -> RedemptionRecord:
 
 
 def _build_filter(form: RedemptionSearchForm) -> RedemptionFilter | None:
-    """Return the filter of the list; None if the code or the customer does not exist."""
+    """Return the filter of the list; None if a date is invalid, or the code or the customer does not exist."""
+    if not form.validate():
+        return None
     offer_id = customer_id = None
     since, until = form.time_range(current_user.time_zone)
     try:
