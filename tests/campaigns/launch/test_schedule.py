@@ -149,7 +149,7 @@ def test_a_campaign_that_cannot_start_is_paused_with_the_reason(draft: Campaign,
         transitions.resume_campaign(draft.id, "tom")
     assert reload(draft).status == "paused"
     entry = db.session.scalars(select(AuditEntry).where(AuditEntry.action == "campaign.not_started")).one()
-    assert (entry.actor, entry.subject, (entry.detail or {}).keys()) == ("mia", str(draft.id), {"reason"})
+    assert (entry.actor, entry.subject, list(entry.detail or {})) == ("mia", str(draft.id), ["reason"])
     db.session.execute(text("update offer set paused_at = null, ends_at = null, max_redemptions = null, redeemed = 0"))
     db.session.commit()
     resumed = transitions.resume_campaign(draft.id, "tom")
