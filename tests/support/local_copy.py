@@ -22,6 +22,9 @@ from tests.support.live_server import restore_sigint
 from tests.support.ports import free_ports
 from webapp.core.settings import ROOT, SETTING_NAMES
 
+# All copies share one .venv, so that the make of another test may delay this one.
+_WAITING = "Waiting for another installation into .venv …\n"
+
 
 @dataclass
 class LocalCopy:
@@ -37,7 +40,7 @@ class LocalCopy:
             except BaseException:
                 os.killpg(process.pid, signal.SIGKILL)
                 raise
-        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+        return subprocess.CompletedProcess(process.args, process.returncode, out.replace(_WAITING, ""), err)
 
     def start(self, *targets: str, **environment: str) -> subprocess.Popen[str]:
         """Start make without waiting; the process leads a new process group."""
