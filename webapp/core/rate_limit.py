@@ -165,6 +165,23 @@ def reset_attempts(key_func: Callable[[], str]) -> None:
             limiter.limiter.clear(limit.limit, *limit.request_args)
 
 
+def use_once(token: str, seconds: int) -> bool:
+    """Return whether a token is used for the first time within some seconds.
+
+    Only a hash of it is stored. Commits on its own.
+    """
+    return TableStorage().incr(_token_key(token), seconds) == 1
+
+
+def allow_again(token: str) -> None:
+    """Let `use_once` accept a token again. Commits on its own."""
+    TableStorage().clear(_token_key(token))
+
+
+def _token_key(token: str) -> str:
+    return f"once:{hashlib.sha256(token.encode()).hexdigest()}"
+
+
 def init_app(app: Flask) -> None:
     """Enable the limits for an app.
 

@@ -343,6 +343,18 @@ class TestPeople:
         assert "This link was already created" in reloaded.text
         assert client.get(link).status_code == 200
 
+    def test_a_refused_password_reset_link_can_be_requested_again(
+        self, sign_in: SignIn, make_staff_user: MakeUser
+    ) -> None:
+        client, user = sign_in("admin"), make_staff_user("viewer")
+        form = {"form_token": form_token_in(client.get(f"/settings/people/{user.id}"))}
+        account_actions.disable_staff_user(user.id, by="tests")
+        url = f"/settings/people/{user.id}/new-password"
+        assert client.post(url, data=form).status_code == 302
+        account_actions.enable_staff_user(user.id, by="tests")
+
+        assert "/invitations/" in client.post(url, data=form).text
+
     @pytest.mark.parametrize("user_id", ["4711", "9" * 30])
     def test_an_unknown_user_is_not_found(self, sign_in: SignIn, user_id: str) -> None:
         assert sign_in("admin").get(f"/settings/people/{user_id}").status_code == 404

@@ -284,15 +284,14 @@ def _render_staff_user(user_id: int, form: RoleForm, link: str | None = None, st
 @blueprint.post("/settings/people/<int:user_id>/new-password")
 @require_role("admin")
 def create_reset_link(user_id: int) -> BaseResponse:
-    """Create a password reset link.
-
-    The link is only in this response: it is shown once and not stored.
-    """
-    if not OneTimeForm().mark_submitted():
+    """Create a password reset link and show it once: it is not stored."""
+    form = OneTimeForm()
+    if not form.mark_submitted():
         return _redirect_to_staff_user(user_id, _("This link was already created and is not shown again."), "info")
     try:
         link = account_actions.create_password_reset_link(user_id, by=current_user.email)
     except DomainError as error:
+        form.mark_rejected()
         return _redirect_to_staff_user(user_id, error.message, "error")
     return _render_staff_user(user_id, RoleForm(formdata=None, obj=_get_staff_user_or_404(user_id)), link)
 

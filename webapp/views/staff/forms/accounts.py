@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import secrets
 from datetime import UTC, datetime, time, timedelta
 from zoneinfo import ZoneInfo
@@ -25,7 +24,7 @@ from wtforms import (
 from wtforms.validators import EqualTo, InputRequired, Length, Optional
 
 from webapp.accounts.passwords import MAX_PASSWORD_LENGTH, MIN_PASSWORD_LENGTH
-from webapp.core.rate_limit import TableStorage
+from webapp.core import rate_limit
 from webapp.views.form_base import PostForm
 
 # How long a submitted form is recognised when it is submitted again.
@@ -135,14 +134,12 @@ class OneTimeForm(PostForm):
 
         Returns True for a request without a token.
         """
-        return not self.form_token.data or TableStorage().incr(self._token_key(), FORM_TOKEN_SECONDS) == 1
+        return not self.form_token.data or rate_limit.use_once(self.form_token.data, FORM_TOKEN_SECONDS)
 
     def mark_rejected(self) -> None:
         """Revert `mark_submitted`, because nothing was created."""
-        TableStorage().clear(self._token_key())
-
-    def _token_key(self) -> str:
-        return f"form:{hashlib.sha256((self.form_token.data or '').encode()).hexdigest()}"
+        if self.form_token.data:
+            rate_limit.allow_again(self.form_token.data)
 
 
 class InviteForm(OneTimeForm):
