@@ -26,6 +26,7 @@ try:
 
         cli.init_app(app)
     else:
+        # Another web server may use the wake-up descriptor of signals itself.
         if multiprocessing.current_process().name == "granian-worker":
             signals.wake_main_thread_on_signals()
         logging.getLogger("webapp.web").info("web process started: version %s", get_app_version())

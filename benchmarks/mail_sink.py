@@ -80,7 +80,9 @@ class SinkRecorder:
         self.mail = mail
 
     def reset(self) -> None:
-        self.__init__(self.options)  # type: ignore[misc]
+        self.recipients, self.mail = [], b""
+        self.mails = self.size = 0
+        self.first = self.last = 0
 
     def totals(self) -> dict[str, float]:
         return {
