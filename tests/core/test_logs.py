@@ -337,6 +337,8 @@ def test_a_web_process_logs_its_start_and_a_command_does_not(app: Flask, test_se
 
     assert "web process started" in stderr_of("-c", "import wsgi")
     assert stderr_of("-m", "flask", "--app", "wsgi", "key", "list") == ""
+    # The garbage collector pauses while modules are loaded, and runs afterwards.
+    assert "True" in stderr_of("-c", "import gc, sys, wsgi; print(gc.isenabled(), file=sys.stderr)")
 
 
 def test_an_error_around_a_task_is_logged(app: Flask, test_settings: Settings) -> None:
