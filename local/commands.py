@@ -24,7 +24,7 @@ from local import demo_instance, preflight, source_code, supervisor
 from local.postgresql import EmbeddedError
 from local.preflight import SetupError
 from local.supervisor import ServiceError
-from webapp.accounts import actions as account_actions
+from webapp.accounts import invitation_actions
 from webapp.accounts import queries as account_queries
 from webapp.core import atomic_files
 from webapp.core.extensions import db
@@ -181,7 +181,7 @@ def _print_addresses(settings: Settings, first: str) -> None:
     if settings.uses_mail_sink:
         click.echo(f"  Emails      {settings.sink_url}   (stored here, not delivered)")
     if needs_admin:
-        link = account_actions.create_first_admin_invitation(by="set-up")
+        link = invitation_actions.create_first_admin_invitation(by="set-up")
         click.echo("\nNext: open this one-time link and choose your name and password:\n")
         click.echo(f"  {link}\n")
         click.echo("Then import customers. To explore a shop with sample data first: `make demo`.")

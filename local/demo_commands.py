@@ -15,7 +15,7 @@ from local import demo_instance, preflight, source_code, supervisor
 from local.demo import scenario, seed
 from local.supervisor import ServiceError
 from webapp import create_app
-from webapp.accounts import actions as account_actions
+from webapp.accounts import invitation_actions
 from webapp.accounts import queries as account_queries
 from webapp.core.extensions import db
 from webapp.core.settings import Settings
@@ -145,7 +145,7 @@ def _print_addresses(settings: Settings, first_line: str) -> None:
     for member, link in links:
         click.echo(f"  {member.name}, {member.role}: {member.email}\n    {link}")
     if not account_queries.has_active_admin():
-        click.echo(f"  A new administrator\n    {account_actions.create_first_admin_invitation(by='make demo')}")
+        click.echo(f"  A new administrator\n    {invitation_actions.create_first_admin_invitation(by='make demo')}")
     seeded = demo_instance.get_seeded_date(settings)
     if seeded is not None and seeded != datetime.now(UTC).date():
         click.echo(f"\nIts data ends on {seeded:%-d %B %Y}; for current data: `make demo-reset`, then `make demo`.")

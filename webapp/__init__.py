@@ -42,12 +42,18 @@ from webapp.views.public import blueprint as public_blueprint
 from webapp.views.public import campaigns as public_campaigns
 from webapp.views.public import redemptions as public_redemptions
 from webapp.views.public import shop as public_shop
+from webapp.views.staff import accounts as staff_accounts
+from webapp.views.staff import (
+    audit,  # noqa: F401
+    campaign_launch,
+    keys,  # noqa: F401
+    profile,  # noqa: F401
+    sign_in,  # noqa: F401
+)
 from webapp.views.staff import blueprint as staff_blueprint
-from webapp.views.staff import campaign_launch
 from webapp.views.staff import campaigns as staff_campaigns
 from webapp.views.staff import home as staff_home
 from webapp.views.staff import imports as staff_imports
-from webapp.views.staff import keys as staff_keys
 from webapp.views.staff import offers as staff_offers
 from webapp.views.staff import redemptions as staff_redemptions
 from webapp.views.staff import shop as staff_shop
@@ -197,12 +203,12 @@ def _add_security_headers(headers: Headers, _path: str, _url: str) -> None:
 
 
 def _register_blueprints(app: OpenAPI) -> None:
-    # The launch page, imports and keys add their views to the blueprints of the editor, of customers and of accounts,
-    # and must be imported before these are registered.
+    # The launch page, imports, and the pages about accounts add their views to the blueprints of the editor, of
+    # customers and of accounts, and must be imported before these are registered.
     app.register_blueprint(
         staff_blueprint.create_staff_blueprint(
             staff_home.blueprint,
-            staff_keys.blueprint,
+            staff_accounts.blueprint,
             staff_imports.blueprint,
             staff_suppressions.blueprint,
             staff_offers.blueprint,

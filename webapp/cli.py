@@ -10,8 +10,7 @@ from typing import NoReturn
 import click
 from flask import Flask
 
-from webapp.accounts import actions as account_actions
-from webapp.accounts import api_key_actions, signing_key_actions
+from webapp.accounts import api_key_actions, invitation_actions, signing_key_actions
 from webapp.accounts import queries as account_queries
 from webapp.accounts.models import ROLES, SCOPES
 from webapp.campaigns.bounces import actions as bounce_actions
@@ -33,9 +32,9 @@ def invite_command(role: str, email: str | None, reset: str | None) -> None:
     """
     try:
         if reset is None:
-            click.echo(account_actions.create_invitation(role, email, by="command line"))
+            click.echo(invitation_actions.create_invitation(role, email, by="command line"))
         elif user := account_queries.find_staff_user_by_email(normalise_email(reset)):
-            click.echo(account_actions.create_password_reset_link(user.id, by="command line"))
+            click.echo(invitation_actions.create_password_reset_link(user.id, by="command line"))
         else:
             raise NotFound(f"there is no user with the email address {reset}")
     except DomainError as error:

@@ -11,7 +11,7 @@ from sqlalchemy import insert, select, text
 from local.demo import customers, dataset, scenario
 from local.demo.customers import ImportFile
 from local.demo.scenario import MANAGER, VIEWER, StaffMember
-from webapp.accounts import actions as account_actions
+from webapp.accounts import invitation_actions
 from webapp.accounts.models import StaffUser
 from webapp.campaigns.launch import actions as launch_actions
 from webapp.campaigns.models import Campaign
@@ -55,7 +55,7 @@ def create_sign_in_links() -> list[tuple[StaffMember, str]]:
     for member in (MANAGER, VIEWER):
         user_id = db.session.scalar(select(StaffUser.id).where(StaffUser.email == member.email))
         if user_id is not None:
-            links.append((member, account_actions.create_password_reset_link(user_id, by="make demo")))
+            links.append((member, invitation_actions.create_password_reset_link(user_id, by="make demo")))
     return links
 
 

@@ -15,7 +15,7 @@ from sqlalchemy import event, func, select, update
 from tests.support.accounts import PASSWORD
 from tests.support.sql_statements import recorded_statements
 from webapp.accounts import actions as account_actions
-from webapp.accounts import api_key_actions, links, passwords
+from webapp.accounts import api_key_actions, invitation_actions, links, passwords, sign_in_actions
 from webapp.accounts import queries as account_queries
 from webapp.accounts.models import ApiKey, AuditEntry, Invitation, StaffUser
 from webapp.core.errors import DomainError, InvalidInput, NotFound
@@ -65,7 +65,7 @@ def test_passwords_are_hashed_with_at_least_the_recommended_cost() -> None:
 
 class TestInvitations:
     def test_an_invitation_creates_a_user_with_its_role(self, make_invitation_token: Token) -> None:
-        user = account_actions.accept_invitation(
+        user = invitation_actions.accept_invitation(
             make_invitation_token("manager"), "Ann", " Ann@Example.COM ", PASSWORD, "Europe/Berlin"
         )
         assert (user.email, user.role, user.time_zone) == ("ann@example.com", "manager", "Europe/Berlin")
@@ -76,9 +76,9 @@ class TestInvitations:
         second = make_invitation_token("viewer", "Ann@Example.com")
 
         with pytest.raises(NotFound):
-            account_actions.accept_invitation(first, "Ann", "ann@example.com", PASSWORD, "UTC")
-        assert account_actions.accept_invitation(second, "Ann", "ann@example.com", PASSWORD, "UTC").role == "viewer"
-        assert account_actions.accept_invitation(other, "Bob", "bob@example.com", PASSWORD, "UTC").role == "manager"
+            invitation_actions.accept_invitation(first, "Ann", "ann@example.com", PASSWORD, "UTC")
+        assert invitation_actions.accept_invitation(second, "Ann", "ann@example.com", PASSWORD, "UTC").role == "viewer"
+        assert invitation_actions.accept_invitation(other, "Bob", "bob@example.com", PASSWORD, "UTC").role == "manager"
 
     @pytest.mark.parametrize("joined_as", ["ann@example.com", "ann.private@example.com"])
     def test_joining_ends_the_other_invitations_of_the_address(
@@ -88,13 +88,13 @@ class TestInvitations:
         addressed = make_invitation_token("manager", "ann@example.com")
         used = unaddressed if joined_as == "ann@example.com" else addressed
 
-        account_actions.accept_invitation(used, "Ann", joined_as, PASSWORD, "UTC")
+        invitation_actions.accept_invitation(used, "Ann", joined_as, PASSWORD, "UTC")
 
         left = account_queries.list_unused_invitations()
         assert [invitation.email for invitation in left] == ([] if used is unaddressed else [None])
 
     def test_inviting_and_joining_are_in_the_audit_log(self, make_invitation_token: Token) -> None:
-        account_actions.accept_invitation(make_invitation_token("viewer"), "Ann", "ann@example.com", PASSWORD, "UTC")
+        invitation_actions.accept_invitation(make_invitation_token("viewer"), "Ann", "ann@example.com", PASSWORD, "UTC")
 
         entries = db.session.execute(select(AuditEntry.action, AuditEntry.actor, AuditEntry.subject, AuditEntry.detail))
         assert entries.all() == [
@@ -109,15 +109,15 @@ class TestInvitations:
 
     def test_an_invitation_works_once(self, make_invitation_token: Token) -> None:
         token = make_invitation_token()
-        account_actions.accept_invitation(token, "Ann", "ann@example.com", PASSWORD, "UTC")
+        invitation_actions.accept_invitation(token, "Ann", "ann@example.com", PASSWORD, "UTC")
         with pytest.raises(NotFound):
-            account_actions.accept_invitation(token, "Bob", "bob@example.com", PASSWORD, "UTC")
+            invitation_actions.accept_invitation(token, "Bob", "bob@example.com", PASSWORD, "UTC")
         assert count(StaffUser) == 1
 
     def test_concurrent_acceptances_create_one_user(self, app: Flask, make_invitation_token: Token) -> None:
         token = make_invitation_token()
         acceptances = [
-            partial(account_actions.accept_invitation, token, f"P{n}", f"p{n}@example.com", PASSWORD, "UTC")
+            partial(invitation_actions.accept_invitation, token, f"P{n}", f"p{n}@example.com", PASSWORD, "UTC")
             for n in range(8)
         ]
         results = run_concurrently(app, *acceptances)
@@ -129,7 +129,7 @@ class TestInvitations:
         db.session.execute(update(Invitation).values(expires_at=datetime.now(UTC) - timedelta(seconds=1)))
         db.session.commit()
         with pytest.raises(NotFound):
-            account_actions.accept_invitation(token, "Ann", "ann@example.com", PASSWORD, "UTC")
+            invitation_actions.accept_invitation(token, "Ann", "ann@example.com", PASSWORD, "UTC")
 
     def test_a_taken_email_leaves_the_invitation_usable(
         self, make_invitation_token: Token, make_user_with_password: Person
@@ -137,73 +137,73 @@ class TestInvitations:
         make_user_with_password("admin", email="ann@example.com")
         token = make_invitation_token()
         with pytest.raises(InvalidInput) as raised:
-            account_actions.accept_invitation(token, "Ann", "ANN@example.com", PASSWORD, "UTC")
+            invitation_actions.accept_invitation(token, "Ann", "ANN@example.com", PASSWORD, "UTC")
         assert raised.value.errors[0].field == "email"
-        assert account_actions.accept_invitation(token, "Ann", "ann2@example.com", PASSWORD, "UTC").id
+        assert invitation_actions.accept_invitation(token, "Ann", "ann2@example.com", PASSWORD, "UTC").id
 
     def test_a_withdrawn_invitation_is_refused(self, make_invitation_token: Token) -> None:
         token = make_invitation_token("viewer")
-        account_actions.withdraw_invitation(account_queries.list_unused_invitations()[0].id, by="tests")
+        invitation_actions.withdraw_invitation(account_queries.list_unused_invitations()[0].id, by="tests")
         with pytest.raises(NotFound):
-            account_actions.accept_invitation(token, "Ann", "ann@example.com", PASSWORD, "UTC")
+            invitation_actions.accept_invitation(token, "Ann", "ann@example.com", PASSWORD, "UTC")
 
     def test_an_invitation_of_the_first_administrator_replaces_earlier_ones(self, app: Flask) -> None:
         kept = [
-            account_actions.create_invitation("admin", "ann@example.com", by="tests"),
-            account_actions.create_invitation("manager", None, by="tests"),
+            invitation_actions.create_invitation("admin", "ann@example.com", by="tests"),
+            invitation_actions.create_invitation("manager", None, by="tests"),
         ]
-        replaced = account_actions.create_first_admin_invitation(by="tests")
-        kept.append(account_actions.create_first_admin_invitation(by="tests"))
+        replaced = invitation_actions.create_first_admin_invitation(by="tests")
+        kept.append(invitation_actions.create_first_admin_invitation(by="tests"))
         tokens = {link.rpartition("/")[2] for link in kept}
         unused = {invitation.token_hash for invitation in account_queries.list_unused_invitations()}
         assert unused == {links.hash_token(token) for token in tokens}
         with pytest.raises(NotFound):
-            account_actions.accept_invitation(replaced.rpartition("/")[2], "Ann", "ann@example.com", PASSWORD, "UTC")
+            invitation_actions.accept_invitation(replaced.rpartition("/")[2], "Ann", "ann@example.com", PASSWORD, "UTC")
 
     def test_an_accepted_invitation_cannot_be_withdrawn(self, make_invitation_token: Token) -> None:
         token = make_invitation_token("viewer")
-        account_actions.accept_invitation(token, "Ann", "ann@example.com", PASSWORD, "UTC")
-        account_actions.withdraw_invitation(db.session.scalars(select(Invitation.id)).one(), by="tests")
+        invitation_actions.accept_invitation(token, "Ann", "ann@example.com", PASSWORD, "UTC")
+        invitation_actions.withdraw_invitation(db.session.scalars(select(Invitation.id)).one(), by="tests")
         assert count(Invitation) == 1
         assert "invitation.withdrawn" not in db.session.scalars(select(AuditEntry.action)).all()
 
     def test_an_existing_user_cannot_be_invited(self, make_user_with_password: Person) -> None:
         make_user_with_password("manager", email="ann@example.com")
         with pytest.raises(InvalidInput):
-            account_actions.create_invitation("viewer", "Ann@example.com", by="tests")
+            invitation_actions.create_invitation("viewer", "Ann@example.com", by="tests")
 
     def test_an_unknown_role_is_rejected(self, app: Flask) -> None:
         with pytest.raises(InvalidInput):
-            account_actions.create_invitation("owner", None, by="tests")
+            invitation_actions.create_invitation("owner", None, by="tests")
 
 
 class TestPasswordChanges:
     def reset_token(self, user: StaffUser) -> str:
-        return account_actions.create_password_reset_link(user.id, by="tests").rpartition("/")[2]
+        return invitation_actions.create_password_reset_link(user.id, by="tests").rpartition("/")[2]
 
     def test_a_reset_replaces_the_password_and_ends_the_sessions(self, make_user_with_password: Person) -> None:
         user = make_user_with_password("manager")
         version = user.session_version
-        account_actions.reset_password(self.reset_token(user), "a brand new one")
-        assert account_actions.sign_in_user(user.email, "a brand new one").session_version == version + 1
+        invitation_actions.reset_password(self.reset_token(user), "a brand new one")
+        assert sign_in_actions.sign_in_user(user.email, "a brand new one").session_version == version + 1
 
     def test_a_reset_link_works_once(self, make_user_with_password: Person) -> None:
         token = self.reset_token(make_user_with_password())
-        account_actions.reset_password(token, "a brand new one")
+        invitation_actions.reset_password(token, "a brand new one")
         with pytest.raises(NotFound):
-            account_actions.reset_password(token, "another new one")
+            invitation_actions.reset_password(token, "another new one")
 
     def test_a_second_reset_link_revokes_the_first(self, make_user_with_password: Person) -> None:
         user = make_user_with_password()
         first = self.reset_token(user)
         self.reset_token(user)
         with pytest.raises(NotFound):
-            account_actions.reset_password(first, "a brand new one")
+            invitation_actions.reset_password(first, "a brand new one")
 
     def test_a_reset_link_creates_no_user(self, make_user_with_password: Person) -> None:
         token = self.reset_token(make_user_with_password())
         with pytest.raises(NotFound):
-            account_actions.accept_invitation(token, "Eve", "eve@example.com", PASSWORD, "UTC")
+            invitation_actions.accept_invitation(token, "Eve", "eve@example.com", PASSWORD, "UTC")
         assert count(StaffUser) == 1
 
     def test_an_invitation_resets_no_password(
@@ -211,7 +211,7 @@ class TestPasswordChanges:
     ) -> None:
         make_user_with_password()
         with pytest.raises(NotFound):
-            account_actions.reset_password(make_invitation_token(), "a brand new one")
+            invitation_actions.reset_password(make_invitation_token(), "a brand new one")
 
     def test_a_disabled_user_gets_no_reset_link(self, make_user_with_password: Person) -> None:
         user = make_user_with_password("viewer", disabled_at=datetime.now(UTC))
@@ -224,34 +224,34 @@ class TestPasswordChanges:
         token = self.reset_token(user)
         account_actions.disable_staff_user(user.id, by="tests")
         with pytest.raises(NotFound):
-            account_actions.reset_password(token, "a brand new one")
+            invitation_actions.reset_password(token, "a brand new one")
 
     def test_changing_the_own_password_requires_the_current_one(self, make_user_with_password: Person) -> None:
         user = make_user_with_password()
         with pytest.raises(InvalidInput) as raised:
-            account_actions.change_own_password(user.id, "something else", "a brand new one")
+            sign_in_actions.change_own_password(user.id, "something else", "a brand new one")
         assert raised.value.errors[0].field == "current"
-        assert account_actions.sign_in_user(user.email, PASSWORD)
+        assert sign_in_actions.sign_in_user(user.email, PASSWORD)
 
     def test_changing_the_own_password_ends_every_session(self, make_user_with_password: Person) -> None:
         user = make_user_with_password()
         before = user.get_id()
-        account_actions.change_own_password(user.id, PASSWORD, "a brand new one")
+        sign_in_actions.change_own_password(user.id, PASSWORD, "a brand new one")
         assert user.get_id() != before
 
     def test_changing_the_own_password_revokes_the_reset_link(self, make_user_with_password: Person) -> None:
         user = make_user_with_password()
         token = self.reset_token(user)
-        account_actions.change_own_password(user.id, PASSWORD, "a brand new one")
+        sign_in_actions.change_own_password(user.id, PASSWORD, "a brand new one")
         with pytest.raises(NotFound):
-            account_actions.reset_password(token, "another new one")
-        assert account_actions.sign_in_user(user.email, "a brand new one")
+            invitation_actions.reset_password(token, "another new one")
+        assert sign_in_actions.sign_in_user(user.email, "a brand new one")
 
     def test_every_change_of_a_password_is_in_the_audit_log(self, make_user_with_password: Person) -> None:
         user = make_user_with_password()
-        account_actions.reset_password(self.reset_token(user), "a brand new one")
-        account_actions.change_own_password(user.id, "a brand new one", "another new one")
-        account_actions.sign_in_user(user.email, "another new one")
+        invitation_actions.reset_password(self.reset_token(user), "a brand new one")
+        sign_in_actions.change_own_password(user.id, "a brand new one", "another new one")
+        sign_in_actions.sign_in_user(user.email, "another new one")
         account_actions.update_profile(user.id, "Ann", "UTC")
         entries = db.session.scalars(select(AuditEntry).order_by(AuditEntry.id)).all()
         assert [(e.actor, e.action, e.subject) for e in entries] == [
@@ -266,12 +266,12 @@ class TestPasswordChanges:
         user, other = make_user_with_password("admin"), make_user_with_password("viewer")
         token = self.reset_token(other)
         self.reset_token(user)
-        account_actions.change_own_password(user.id, PASSWORD, "a brand new one")
-        assert account_actions.reset_password(token, "another new one").id == other.id
+        sign_in_actions.change_own_password(user.id, PASSWORD, "a brand new one")
+        assert invitation_actions.reset_password(token, "another new one").id == other.id
 
     def test_a_used_reset_link_is_kept_when_another_is_created(self, make_user_with_password: Person) -> None:
         user = make_user_with_password()
-        account_actions.reset_password(self.reset_token(user), "a brand new one")
+        invitation_actions.reset_password(self.reset_token(user), "a brand new one")
         self.reset_token(user)
         assert count(Invitation) == 2
 
@@ -279,13 +279,13 @@ class TestPasswordChanges:
 class TestSignIn:
     def test_sign_in_ignores_the_case_of_the_email(self, make_user_with_password: Person) -> None:
         user = make_user_with_password()
-        assert account_actions.sign_in_user(user.email.upper(), PASSWORD).id == user.id
+        assert sign_in_actions.sign_in_user(user.email.upper(), PASSWORD).id == user.id
 
     @pytest.mark.parametrize("email", ["nobody@example.com", "no address at all", "admin@example.com", "\0"])
     def test_every_failed_sign_in_has_the_same_error(self, make_user_with_password: Person, email: str) -> None:
         make_user_with_password("admin")
         with pytest.raises(DomainError) as raised:
-            account_actions.sign_in_user(email, "not the password")
+            sign_in_actions.sign_in_user(email, "not the password")
         assert (raised.value.key, raised.value.errors) == ("sign_in_failed", [])
 
     @pytest.mark.parametrize("email", ["nobody@example.com", "admin@example.com"])
@@ -302,15 +302,15 @@ class TestSignIn:
 
         monkeypatch.setattr(passwords, "verify_password", record_and_verify)
         with pytest.raises(DomainError):
-            account_actions.sign_in_user(email, "not the password")
+            sign_in_actions.sign_in_user(email, "not the password")
         assert [entry.rpartition("$")[0].rpartition("$")[0] for entry in checked] == ["$argon2id$v=19$m=8,t=1,p=1"]
 
     def test_only_the_right_password_reveals_that_a_user_is_disabled(self, make_user_with_password: Person) -> None:
         user = make_user_with_password("viewer", disabled_at=datetime.now(UTC))
         with pytest.raises(DomainError) as wrong:
-            account_actions.sign_in_user(user.email, "not the password")
+            sign_in_actions.sign_in_user(user.email, "not the password")
         with pytest.raises(DomainError) as right:
-            account_actions.sign_in_user(user.email, PASSWORD)
+            sign_in_actions.sign_in_user(user.email, PASSWORD)
         assert (wrong.value.key, right.value.key) == ("sign_in_failed", "disabled")
 
     def test_a_hash_with_old_parameters_is_replaced(
@@ -318,14 +318,14 @@ class TestSignIn:
     ) -> None:
         user = make_user_with_password()
         monkeypatch.setitem(app.config, "ARGON2", {"time_cost": 2, "memory_cost": 16, "parallelism": 1})
-        account_actions.sign_in_user(user.email, PASSWORD)
+        sign_in_actions.sign_in_user(user.email, PASSWORD)
         assert "m=16,t=2" in user.password_hash
-        assert account_actions.sign_in_user(user.email, PASSWORD)
+        assert sign_in_actions.sign_in_user(user.email, PASSWORD)
 
     def test_a_hash_with_the_current_parameters_is_kept(self, make_user_with_password: Person) -> None:
         user = make_user_with_password()
         before = user.password_hash
-        account_actions.sign_in_user(user.email, PASSWORD)
+        sign_in_actions.sign_in_user(user.email, PASSWORD)
         assert user.password_hash == before
 
     def test_passwords_are_normalised_before_hashing(self, app: Flask) -> None:
@@ -364,7 +364,7 @@ class TestStaff:
         account_actions.disable_staff_user(user.id, by="tests")
         account_actions.enable_staff_user(user.id, by="tests")
         assert account_queries.find_session_user(*session) is None
-        assert account_actions.sign_in_user(user.email, PASSWORD)
+        assert sign_in_actions.sign_in_user(user.email, PASSWORD)
 
     def test_a_disabled_user_has_no_session(self, make_user_with_password: Person) -> None:
         user = make_user_with_password("viewer", disabled_at=datetime.now(UTC))

@@ -8,8 +8,7 @@ from click.testing import Result
 from flask import Flask
 
 from tests.support.accounts import PASSWORD
-from webapp.accounts import actions as account_actions
-from webapp.accounts import api_key_actions
+from webapp.accounts import api_key_actions, invitation_actions, sign_in_actions
 from webapp.accounts.models import StaffUser
 
 
@@ -23,13 +22,15 @@ def parse_token(result: Result) -> str:
 
 def test_the_invite_command_invites_an_admin(app: Flask) -> None:
     token = parse_token(run(app, "invite"))
-    assert account_actions.accept_invitation(token, "Ann", "ann@example.com", PASSWORD, "UTC").role == "admin"
+    assert invitation_actions.accept_invitation(token, "Ann", "ann@example.com", PASSWORD, "UTC").role == "admin"
 
 
 def test_the_invite_command_resets_a_password(app: Flask, make_user_with_password: Callable[..., StaffUser]) -> None:
     user = make_user_with_password("admin")
-    account_actions.reset_password(parse_token(run(app, "invite", "--reset", "Admin@example.com")), "a brand new one")
-    assert account_actions.sign_in_user(user.email, "a brand new one")
+    invitation_actions.reset_password(
+        parse_token(run(app, "invite", "--reset", "Admin@example.com")), "a brand new one"
+    )
+    assert sign_in_actions.sign_in_user(user.email, "a brand new one")
 
 
 def test_a_reset_for_an_unknown_email_fails_with_one_line(app: Flask) -> None:

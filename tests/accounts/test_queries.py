@@ -9,8 +9,7 @@ import pytest
 from flask import Flask
 from sqlalchemy import func, select, update
 
-from webapp.accounts import actions as account_actions
-from webapp.accounts import api_key_actions
+from webapp.accounts import api_key_actions, audit_queries, invitation_actions
 from webapp.accounts import queries as account_queries
 from webapp.accounts.audit import record_audit_entry
 from webapp.accounts.models import ApiKey, AuditEntry, Invitation, StaffUser
@@ -23,7 +22,7 @@ PAST = datetime(2026, 1, 1, tzinfo=UTC)
 @pytest.fixture
 def entries(app: Flask, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The ids of seven audit entries, newest first, and pages of three."""
-    monkeypatch.setattr(account_queries, "AUDIT_PAGE_SIZE", 3)
+    monkeypatch.setattr(audit_queries, "AUDIT_PAGE_SIZE", 3)
     for n in range(7):
         record_audit_entry("ann", "offer.created", f"offer {n % 2}")
     db.session.commit()
@@ -48,7 +47,7 @@ def test_active_api_keys_come_first_newest_first(app: Flask) -> None:
 
 def test_the_invitations_that_can_be_used_are_listed_newest_first(app: Flask) -> None:
     for name in "abcd":
-        account_actions.create_invitation("viewer", f"{name}@example.com", by="tests")
+        invitation_actions.create_invitation("viewer", f"{name}@example.com", by="tests")
     db.session.execute(update(Invitation).where(Invitation.email == "b@example.com").values(used_at=func.now()))
     db.session.execute(update(Invitation).where(Invitation.email == "c@example.com").values(expires_at=func.now()))
 
@@ -58,17 +57,17 @@ def test_the_invitations_that_can_be_used_are_listed_newest_first(app: Flask) ->
 
 
 def test_the_latest_entry_of_an_action_on_a_subject_is_found(entries: list[int]) -> None:
-    found = [account_queries.find_last_audit_entry("offer.created", f"offer {n}") for n in range(3)]
+    found = [audit_queries.find_last_audit_entry("offer.created", f"offer {n}") for n in range(3)]
 
     assert [entry and entry.id for entry in found] == [entries[0], entries[1], None]
 
 
 def test_the_audit_log_is_paged_in_both_directions(entries: list[int]) -> None:
-    first = account_queries.load_audit_page()
-    second = account_queries.load_audit_page(before=first.older)
-    last = account_queries.load_audit_page(before=second.older)
-    back = account_queries.load_audit_page(after=last.newer)
-    start = account_queries.load_audit_page(after=back.newer)
+    first = audit_queries.load_audit_page()
+    second = audit_queries.load_audit_page(before=first.older)
+    last = audit_queries.load_audit_page(before=second.older)
+    back = audit_queries.load_audit_page(after=last.newer)
+    start = audit_queries.load_audit_page(after=back.newer)
 
     pages = (first, second, last, back, start)
     assert [[entry.id for entry in page.entries] for page in pages] == [
@@ -88,8 +87,8 @@ def test_the_audit_log_is_paged_in_both_directions(entries: list[int]) -> None:
 
 
 def test_a_full_page_at_an_end_of_the_trail_leads_no_further(entries: list[int]) -> None:
-    oldest = account_queries.load_audit_page(before=entries[3])
-    newest = account_queries.load_audit_page(after=entries[3])
+    oldest = audit_queries.load_audit_page(before=entries[3])
+    newest = audit_queries.load_audit_page(after=entries[3])
 
     assert [[entry.id for entry in page.entries] for page in (oldest, newest)] == [entries[4:], entries[:3]]
     assert (oldest.newer, oldest.older) == (entries[4], None)
@@ -97,10 +96,10 @@ def test_a_full_page_at_an_end_of_the_trail_leads_no_further(entries: list[int])
 
 
 def test_a_page_beyond_the_ends_of_the_trail_is_empty(entries: list[int]) -> None:
-    empty = account_queries.AuditPage([], None, None)
+    empty = audit_queries.AuditPage([], None, None)
 
-    assert account_queries.load_audit_page(before=entries[-1]) == empty
-    assert account_queries.load_audit_page(after=entries[0]) == empty
+    assert audit_queries.load_audit_page(before=entries[-1]) == empty
+    assert audit_queries.load_audit_page(after=entries[0]) == empty
 
 
 def test_locked_users_are_reloaded_and_stay_locked_until_the_transaction_ends(

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from webapp.accounts import actions as account_actions
-from webapp.accounts import passwords
+from webapp.accounts import invitation_actions, passwords
 from webapp.accounts.models import StaffUser
 from webapp.core.extensions import db
 
@@ -33,6 +32,6 @@ def make_invitation_token(app: object) -> Callable[..., str]:
     """Creates invitations and returns the token of their link."""
 
     def make(role: str = "admin", email: str | None = None) -> str:
-        return account_actions.create_invitation(role, email, by="tests").rpartition("/")[2]
+        return invitation_actions.create_invitation(role, email, by="tests").rpartition("/")[2]
 
     return make

@@ -20,8 +20,7 @@ from typing import Any
 from flask import Flask
 from playwright.sync_api import Page, expect
 
-from webapp.accounts import actions as account_actions
-from webapp.accounts import api_key_actions
+from webapp.accounts import api_key_actions, invitation_actions
 from webapp.core.settings import ROOT
 
 
@@ -57,7 +56,9 @@ class RunningShop:
 
     def invitation(self, role: str = "admin") -> str:
         """Create an invitation; return its URL on this server."""
-        return self.url + "/invitations/" + account_actions.create_invitation(role, None, by="tests").rpartition("/")[2]
+        return (
+            self.url + "/invitations/" + invitation_actions.create_invitation(role, None, by="tests").rpartition("/")[2]
+        )
 
     @cached_property
     def key(self) -> str:

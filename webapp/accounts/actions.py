@@ -1,4 +1,4 @@
-"""Actions on staff users: invitations, sign-in, profile and roles."""
+"""Actions on staff users: profile, roles, disabling and enabling."""
 
 from __future__ import annotations
 
@@ -6,210 +6,21 @@ from datetime import UTC, datetime
 from typing import NoReturn
 
 from flask_babel import gettext as _
-from sqlalchemy import delete, func, update
-from sqlalchemy.dialects.postgresql import insert
 
-from webapp.accounts import links, passwords
+from webapp.accounts import links
 from webapp.accounts import queries as account_queries
 from webapp.accounts.audit import record_audit_entry
-from webapp.accounts.models import ROLES, Invitation, Role, StaffUser
-from webapp.core.email_addresses import normalise_email
-from webapp.core.errors import DomainError, FieldError, InvalidInput, NotFound
+from webapp.accounts.models import Role, StaffUser
+from webapp.core.errors import DomainError, NotFound
 from webapp.core.extensions import db
-
-# --- invitations and password reset links --------------------------------------------------------
-
-
-def create_invitation(role: str, email: str | None, by: str) -> str:
-    """Create an invitation; return its link.
-
-    The link is not stored. It works once, within `links.LINK_DAYS`. Earlier links for this email address stop working.
-
-    :raises InvalidInput: when the role is unknown, the email address is invalid, or a user with it exists.
-    """
-    if role not in ROLES:
-        message = _("Choose one of these roles: %(roles)s.", roles=", ".join(ROLES))
-        raise InvalidInput(FieldError("role", "role_invalid", message))
-    email = normalise_email(email) if email else None
-    if email and account_queries.find_staff_user_by_email(email):
-        message = _("A user with this email address already exists. Create a password reset link instead.")
-        raise InvalidInput(FieldError("email", "email_taken", message))
-    if email:
-        links.delete_invitations(email)
-    link = links.create_link(role, email)
-    record_audit_entry(by, "invitation.created", email or "", role=role)
-    db.session.commit()
-    return link
-
-
-def create_first_admin_invitation(by: str) -> str:
-    """Create the invitation of the first administrator; return its link.
-
-    Earlier unused invitations of an administrator without an email address stop working.
-    """
-    db.session.execute(
-        delete(Invitation).where(
-            Invitation.role == "admin",
-            Invitation.email.is_(None),
-            Invitation.staff_user_id.is_(None),
-            Invitation.used_at.is_(None),
-        )
-    )
-    return create_invitation("admin", None, by)
-
-
-def create_password_reset_link(user_id: int, by: str) -> str:
-    """Create a password reset link, which works once.
-
-    Earlier links of this user stop working.
-
-    :raises NotFound: when there is no user with this id.
-    :raises DomainError: `disabled` when the user is disabled.
-    """
-    user = _lock_staff_user(user_id)
-    if not user.is_active:
-        raise DomainError("disabled", _("The account of %(name)s is disabled. Enable it first.", name=user.name))
-    links.delete_reset_links(user.id)
-    link = links.create_link(user.role, user.email, user.id)
-    record_audit_entry(by, "password.link_created", user.email)
-    db.session.commit()
-    return link
-
-
-def withdraw_invitation(invitation_id: int, by: str) -> None:
-    """Withdraw an invitation that was not used yet. Idempotent."""
-    withdrawn_invitation = db.session.execute(
-        delete(Invitation)
-        .where(Invitation.id == invitation_id, Invitation.used_at.is_(None))
-        .returning(Invitation.email, Invitation.role)
-    ).one_or_none()
-    if withdrawn_invitation:
-        record_audit_entry(by, "invitation.withdrawn", withdrawn_invitation.email or "", role=withdrawn_invitation.role)
-    db.session.commit()
-
-
-def accept_invitation(token: str, name: str, email: str, password: str, time_zone: str) -> StaffUser:
-    """Accept an invitation: create the user.
-
-    Two requests with the same link at the same time create one user.
-
-    :param email: as entered.
-    :raises NotFound: when the link is used, expired or unknown, or resets a password.
-    :raises InvalidInput: when the email address is invalid or taken; the link then still works.
-    """
-    if account_queries.find_unused_invitation(links.hash_token(token)) is None:
-        raise NotFound(links.LINK_EXPIRED_MESSAGE)
-    email = normalise_email(email)
-    # The password is hashed before any row is locked, since hashing is slow.
-    password_hash = passwords.hash_password(password)
-    invitation = links.consume_link(token, is_reset=False)
-    user_id = db.session.scalar(
-        insert(StaffUser)
-        .values(
-            email=email,
-            name=name,
-            password_hash=password_hash,
-            role=invitation.role,
-            time_zone=time_zone,
-            last_sign_in_at=func.now(),
-        )
-        .on_conflict_do_nothing(index_elements=[StaffUser.email])
-        .returning(StaffUser.id)
-    )
-    if user_id is None:
-        message = _(
-            "A user with this email address already exists. Sign in, or ask an administrator for a password reset link."
-        )
-        _roll_back_and_raise(InvalidInput(FieldError("email", "email_taken", message)))
-    # Another link, perhaps for a higher role, would create a second account of this person.
-    links.delete_invitations(email, invitation.email or email)
-    record_audit_entry(email, "staff.joined", email, role=invitation.role)
-    db.session.commit()
-    return _lock_staff_user(user_id)
-
-
-def reset_password(token: str, password: str) -> StaffUser:
-    """Set a new password with a password reset link.
-
-    This ends every session of the user.
-
-    :raises NotFound: when the link is used, expired or unknown, or its user is disabled.
-    """
-    if account_queries.find_unused_invitation(links.hash_token(token)) is None:
-        raise NotFound(links.LINK_EXPIRED_MESSAGE)
-    password_hash = passwords.hash_password(password)
-    invitation = links.consume_link(token, is_reset=True)
-    user: StaffUser | None = db.session.scalar(
-        update(StaffUser)
-        .where(StaffUser.id == invitation.staff_user_id, StaffUser.disabled_at.is_(None))
-        .values(
-            password_hash=password_hash,
-            session_version=StaffUser.session_version + 1,
-            last_sign_in_at=func.now(),
-        )
-        .returning(StaffUser)
-    )
-    if user is None:
-        _roll_back_and_raise(NotFound(links.LINK_EXPIRED_MESSAGE))
-    record_audit_entry(user.email, "password.reset", user.email)
-    db.session.commit()
-    return user
-
-
-# --- signing in ----------------------------------------------------------------------------------
-
-
-def sign_in_user(email: str, password: str) -> StaffUser:
-    """Return the user with this email address and password.
-
-    A hash with outdated parameters is replaced.
-
-    :raises DomainError: `sign_in_failed`, with the same message and timing for an unknown email address and a wrong
-        password; `disabled` for the right password of a disabled user.
-    """
-    user = _find_user_by_email(email)
-    if user is None:
-        passwords.verify_dummy_password(password)
-    if user is None or not passwords.verify_password(user.password_hash, password):
-        message = _("The email address or password is wrong. Check both and try again.")
-        raise DomainError("sign_in_failed", message, 422)
-    if not user.is_active:
-        raise DomainError("disabled", _("Your account is disabled. Ask an administrator to enable it."), 422)
-    if passwords.needs_rehash(user.password_hash):
-        user.password_hash = passwords.hash_password(password)
-    user.last_sign_in_at = datetime.now(UTC)
-    record_audit_entry(user.email, "staff.signed_in", user.email)
-    db.session.commit()
-    return user
-
-
-def change_own_password(user_id: int, current_password: str, new_password: str) -> StaffUser:
-    """Change a user's own password.
-
-    This ends every session; the caller starts a new one for the current browser.
-
-    :raises InvalidInput: `password_wrong` when the current password is wrong.
-    """
-    user = _lock_staff_user(user_id)
-    if not passwords.verify_password(user.password_hash, current_password):
-        raise InvalidInput(FieldError("current", "password_wrong", _("This is not your current password.")))
-    user.password_hash = passwords.hash_password(new_password)
-    user.session_version += 1
-    links.delete_reset_links(user.id)
-    record_audit_entry(user.email, "password.changed", user.email)
-    db.session.commit()
-    return user
 
 
 def update_profile(user_id: int, name: str, time_zone: str) -> None:
     """Change a user's own name and time zone."""
-    user = _lock_staff_user(user_id)
+    user = lock_existing_staff_user(user_id)
     user.name, user.time_zone = name, time_zone
     record_audit_entry(user.email, "staff.profile_changed", user.email)
     db.session.commit()
-
-
-# --- user management -----------------------------------------------------------------------------
 
 
 def change_staff_role(user_id: int, role: Role, by: str) -> StaffUser:
@@ -220,7 +31,7 @@ def change_staff_role(user_id: int, role: Role, by: str) -> StaffUser:
     """
     if role != "admin":
         _check_admin_remains(user_id)
-    user = _lock_staff_user(user_id)
+    user = lock_existing_staff_user(user_id)
     before, user.role = user.role, role
     if before != role:
         record_audit_entry(by, "staff.role_changed", user.email, before=before, now=role)
@@ -237,7 +48,7 @@ def disable_staff_user(user_id: int, by: str) -> StaffUser:
     :raises DomainError: `last_admin` when there would be no active administrator.
     """
     _check_admin_remains(user_id)
-    user = _lock_staff_user(user_id)
+    user = lock_existing_staff_user(user_id)
     if user.is_active:
         user.disabled_at = datetime.now(UTC)
         user.session_version += 1
@@ -252,7 +63,7 @@ def enable_staff_user(user_id: int, by: str) -> StaffUser:
 
     :raises NotFound: when there is no user with this id.
     """
-    user = _lock_staff_user(user_id)
+    user = lock_existing_staff_user(user_id)
     if not user.is_active:
         user.disabled_at = None
         record_audit_entry(by, "staff.enabled", user.email)
@@ -265,14 +76,11 @@ def end_staff_sessions(user_id: int, by: str) -> StaffUser:
 
     :raises NotFound: when there is no user with this id.
     """
-    user = _lock_staff_user(user_id)
+    user = lock_existing_staff_user(user_id)
     user.session_version += 1
     record_audit_entry(by, "staff.sessions_ended", user.email)
     db.session.commit()
     return user
-
-
-# --- helpers -------------------------------------------------------------------------------------
 
 
 def _check_admin_remains(user_id: int) -> None:
@@ -285,24 +93,21 @@ def _check_admin_remains(user_id: int) -> None:
     """
     if account_queries.lock_active_admins() == [user_id]:
         message = _("This is the last active administrator. Make another user an administrator first.")
-        _roll_back_and_raise(DomainError("last_admin", message))
+        roll_back_and_raise(DomainError("last_admin", message))
 
 
-def _lock_staff_user(user_id: int) -> StaffUser:
+def lock_existing_staff_user(user_id: int) -> StaffUser:
+    """Return the current row of a user, locked until the transaction ends.
+
+    :raises NotFound: when there is no user with this id.
+    """
     user = account_queries.lock_staff_user(user_id)
     if user is None:
         raise NotFound(_("This user does not exist. See the list of users."))
     return user
 
 
-def _find_user_by_email(email: str) -> StaffUser | None:
-    try:
-        return account_queries.find_staff_user_by_email(normalise_email(email))
-    except InvalidInput:
-        return None
-
-
-def _roll_back_and_raise(error: DomainError) -> NoReturn:
+def roll_back_and_raise(error: DomainError) -> NoReturn:
     """Roll back the transaction, then raise the error."""
     db.session.rollback()
     raise error

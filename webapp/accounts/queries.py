@@ -8,10 +8,8 @@ from typing import NamedTuple
 
 from sqlalchemy import Select, and_, bindparam, exists, func, or_, select
 
-from webapp.accounts.models import ApiKey, AuditEntry, Invitation, StaffUser
+from webapp.accounts.models import ApiKey, Invitation, StaffUser
 from webapp.core.extensions import db
-
-AUDIT_PAGE_SIZE = 50
 
 _LAST_USED_IS_STALE = or_(ApiKey.last_used_at.is_(None), ApiKey.last_used_at < func.now() - timedelta(minutes=1))
 # Every API call executes this statement, so it is built once.
@@ -24,17 +22,6 @@ _API_KEY_BY_PUBLIC_ID = select(
     and_(ApiKey.revoked_at.is_(None), or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > func.now())),
     _LAST_USED_IS_STALE,
 ).where(ApiKey.public_id == bindparam("public_id"))
-
-
-class AuditPage(NamedTuple):
-    """A page of the audit log, newest first.
-
-    `newer` and `older` are the ids to continue from, if there is more.
-    """
-
-    entries: Sequence[AuditEntry]
-    newer: int | None
-    older: int | None
 
 
 def has_active_admin() -> bool:
@@ -115,12 +102,6 @@ def list_unused_invitations() -> Sequence[Invitation]:
     ).all()
 
 
-def find_last_audit_entry(action: str, subject: str) -> AuditEntry | None:
-    """Return the latest audit entry for an action on a subject, or None."""
-    entries = select(AuditEntry).where(AuditEntry.action == action, AuditEntry.subject == subject)
-    return db.session.scalar(entries.order_by(AuditEntry.id.desc()).limit(1))
-
-
 def list_api_keys() -> Sequence[ApiKey]:
     """Return all API keys, revoked ones last."""
     return db.session.scalars(select(ApiKey).order_by(ApiKey.revoked_at.is_not(None), ApiKey.id.desc())).all()
@@ -153,19 +134,3 @@ def select_api_key_with_stale_use(key_id: int) -> Select[int]:
     It selects nothing if another transaction has locked the key.
     """
     return select(ApiKey.id).where(ApiKey.id == key_id, _LAST_USED_IS_STALE).with_for_update(skip_locked=True)
-
-
-def load_audit_page(before: int | None = None, after: int | None = None) -> AuditPage:
-    """Return a page of the audit log: the newest, or the one before or after an id."""
-    query = select(AuditEntry).limit(AUDIT_PAGE_SIZE + 1)
-    if after is not None:
-        rows = db.session.scalars(query.where(AuditEntry.id > after).order_by(AuditEntry.id)).all()
-        entries = list(reversed(rows[:AUDIT_PAGE_SIZE]))
-        has_newer, has_older = len(rows) > AUDIT_PAGE_SIZE, bool(entries)
-    else:
-        if before is not None:
-            query = query.where(AuditEntry.id < before)
-        rows = db.session.scalars(query.order_by(AuditEntry.id.desc())).all()
-        entries = list(rows[:AUDIT_PAGE_SIZE])
-        has_newer, has_older = before is not None and bool(entries), len(rows) > AUDIT_PAGE_SIZE
-    return AuditPage(entries, entries[0].id if has_newer else None, entries[-1].id if has_older else None)

@@ -15,11 +15,11 @@ from werkzeug.test import TestResponse
 
 from tests.support.accounts import PASSWORD
 from webapp.accounts import actions as account_actions
-from webapp.accounts import api_key_actions, audit
+from webapp.accounts import api_key_actions, audit, invitation_actions, sign_in_actions
 from webapp.accounts.models import ApiKey, AuditEntry, Invitation, StaffUser
 from webapp.core.extensions import db
 from webapp.views.form_base import PostForm
-from webapp.views.staff.accounts import safe_redirect_path
+from webapp.views.staff.sign_in import safe_redirect_path
 
 MakeUser = Callable[..., StaffUser]
 SignIn = Callable[..., FlaskClient]
@@ -226,8 +226,8 @@ class TestInvitationPages:
         self, client: FlaskClient, make_user_with_password: MakeUser
     ) -> None:
         user = make_user_with_password()
-        account_actions.sign_in_user(user.email, PASSWORD)
-        link = account_actions.create_password_reset_link(user.id, by="tests").removeprefix("http://localhost")
+        sign_in_actions.sign_in_user(user.email, PASSWORD)
+        link = invitation_actions.create_password_reset_link(user.id, by="tests").removeprefix("http://localhost")
         page = client.get(link).text
         assert "admin@example.com" in page
         assert "Choose a new password" in page
@@ -240,7 +240,7 @@ class TestInvitationPages:
         self, client: FlaskClient, make_user_with_password: MakeUser
     ) -> None:
         user = make_user_with_password()
-        link = account_actions.create_password_reset_link(user.id, by="tests").removeprefix("http://localhost")
+        link = invitation_actions.create_password_reset_link(user.id, by="tests").removeprefix("http://localhost")
         page = client.get(link).text
         assert f"Welcome, {user.name}" in page
         assert "Choose your password" in page

@@ -10,7 +10,7 @@ from flask_babel import lazy_gettext as _l
 from flask_login import current_user
 from werkzeug.wrappers import Response as BaseResponse
 
-from webapp.accounts import queries as account_queries
+from webapp.accounts import audit_queries
 from webapp.campaigns import queries as campaign_queries
 from webapp.campaigns.content import validation
 from webapp.campaigns.content.placeholders import PLACEHOLDERS, EmailContent, with_default_content
@@ -198,7 +198,7 @@ def _conflict_values(conflict: EditConflict, form: EmailContentForm) -> dict[str
     saved_values = {"subject": saved.subject, "text": saved.text, "html": saved.html}
     content = form.to_content()
     return {
-        "audit_entry": account_queries.find_last_audit_entry("mail.saved", str(conflict.campaign.id)),
+        "audit_entry": audit_queries.find_last_audit_entry("mail.saved", str(conflict.campaign.id)),
         "version": draft_versions.draft_version(conflict.campaign),
         "labels": [form[name].label.text for name in conflict.fields],
         "saved_values": [

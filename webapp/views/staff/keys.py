@@ -16,9 +16,6 @@ from webapp.views.staff.accounts import blueprint
 from webapp.views.staff.blueprint import require_role
 from webapp.views.staff.forms.accounts import ApiKeyForm
 
-# These views belong to the blueprint of accounts, so that their endpoints keep its name.
-__all__ = ["blueprint"]
-
 
 @blueprint.route("/settings/api-keys", methods=["GET", "POST"])
 @require_role("admin")

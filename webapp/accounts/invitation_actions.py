@@ -1,0 +1,152 @@
+"""Actions on invitations and password reset links."""
+
+from __future__ import annotations
+
+from flask_babel import gettext as _
+from sqlalchemy import delete, func, update
+from sqlalchemy.dialects.postgresql import insert
+
+from webapp.accounts import links, passwords
+from webapp.accounts import queries as account_queries
+from webapp.accounts.actions import lock_existing_staff_user, roll_back_and_raise
+from webapp.accounts.audit import record_audit_entry
+from webapp.accounts.models import ROLES, Invitation, StaffUser
+from webapp.core.email_addresses import normalise_email
+from webapp.core.errors import DomainError, FieldError, InvalidInput, NotFound
+from webapp.core.extensions import db
+
+
+def create_invitation(role: str, email: str | None, by: str) -> str:
+    """Create an invitation; return its link.
+
+    The link is not stored. It works once, within `links.LINK_DAYS`. Earlier links for this email address stop working.
+
+    :raises InvalidInput: when the role is unknown, the email address is invalid, or a user with it exists.
+    """
+    if role not in ROLES:
+        message = _("Choose one of these roles: %(roles)s.", roles=", ".join(ROLES))
+        raise InvalidInput(FieldError("role", "role_invalid", message))
+    email = normalise_email(email) if email else None
+    if email and account_queries.find_staff_user_by_email(email):
+        message = _("A user with this email address already exists. Create a password reset link instead.")
+        raise InvalidInput(FieldError("email", "email_taken", message))
+    if email:
+        links.delete_invitations(email)
+    link = links.create_link(role, email)
+    record_audit_entry(by, "invitation.created", email or "", role=role)
+    db.session.commit()
+    return link
+
+
+def create_first_admin_invitation(by: str) -> str:
+    """Create the invitation of the first administrator; return its link.
+
+    Earlier unused invitations of an administrator without an email address stop working.
+    """
+    db.session.execute(
+        delete(Invitation).where(
+            Invitation.role == "admin",
+            Invitation.email.is_(None),
+            Invitation.staff_user_id.is_(None),
+            Invitation.used_at.is_(None),
+        )
+    )
+    return create_invitation("admin", None, by)
+
+
+def create_password_reset_link(user_id: int, by: str) -> str:
+    """Create a password reset link, which works once.
+
+    Earlier links of this user stop working.
+
+    :raises NotFound: when there is no user with this id.
+    :raises DomainError: `disabled` when the user is disabled.
+    """
+    user = lock_existing_staff_user(user_id)
+    if not user.is_active:
+        raise DomainError("disabled", _("The account of %(name)s is disabled. Enable it first.", name=user.name))
+    links.delete_reset_links(user.id)
+    link = links.create_link(user.role, user.email, user.id)
+    record_audit_entry(by, "password.link_created", user.email)
+    db.session.commit()
+    return link
+
+
+def withdraw_invitation(invitation_id: int, by: str) -> None:
+    """Withdraw an invitation that was not used yet. Idempotent."""
+    withdrawn_invitation = db.session.execute(
+        delete(Invitation)
+        .where(Invitation.id == invitation_id, Invitation.used_at.is_(None))
+        .returning(Invitation.email, Invitation.role)
+    ).one_or_none()
+    if withdrawn_invitation:
+        record_audit_entry(by, "invitation.withdrawn", withdrawn_invitation.email or "", role=withdrawn_invitation.role)
+    db.session.commit()
+
+
+def accept_invitation(token: str, name: str, email: str, password: str, time_zone: str) -> StaffUser:
+    """Accept an invitation: create the user.
+
+    Two requests with the same link at the same time create one user.
+
+    :param email: as entered.
+    :raises NotFound: when the link is used, expired or unknown, or resets a password.
+    :raises InvalidInput: when the email address is invalid or taken; the link then still works.
+    """
+    if account_queries.find_unused_invitation(links.hash_token(token)) is None:
+        raise NotFound(links.LINK_EXPIRED_MESSAGE)
+    email = normalise_email(email)
+    # The password is hashed before any row is locked, since hashing is slow.
+    password_hash = passwords.hash_password(password)
+    invitation = links.consume_link(token, is_reset=False)
+    user_id = db.session.scalar(
+        insert(StaffUser)
+        .values(
+            email=email,
+            name=name,
+            password_hash=password_hash,
+            role=invitation.role,
+            time_zone=time_zone,
+            last_sign_in_at=func.now(),
+        )
+        .on_conflict_do_nothing(index_elements=[StaffUser.email])
+        .returning(StaffUser.id)
+    )
+    if user_id is None:
+        message = _(
+            "A user with this email address already exists. Sign in, or ask an administrator for a password reset link."
+        )
+        roll_back_and_raise(InvalidInput(FieldError("email", "email_taken", message)))
+    # Another link, perhaps for a higher role, would create a second account of this person.
+    links.delete_invitations(email, invitation.email or email)
+    record_audit_entry(email, "staff.joined", email, role=invitation.role)
+    db.session.commit()
+    return lock_existing_staff_user(user_id)
+
+
+def reset_password(token: str, password: str) -> StaffUser:
+    """Set a new password with a password reset link.
+
+    This ends every session of the user.
+
+    :raises NotFound: when the link is used, expired or unknown, or its user is disabled.
+    """
+    if account_queries.find_unused_invitation(links.hash_token(token)) is None:
+        raise NotFound(links.LINK_EXPIRED_MESSAGE)
+    password_hash = passwords.hash_password(password)
+    invitation = links.consume_link(token, is_reset=True)
+    user: StaffUser | None = db.session.scalar(
+        update(StaffUser)
+        .where(StaffUser.id == invitation.staff_user_id, StaffUser.disabled_at.is_(None))
+        .values(
+            password_hash=password_hash,
+            session_version=StaffUser.session_version + 1,
+            last_sign_in_at=func.now(),
+        )
+        .returning(StaffUser)
+    )
+    if user is None:
+        roll_back_and_raise(NotFound(links.LINK_EXPIRED_MESSAGE))
+    record_audit_entry(user.email, "password.reset", user.email)
+    db.session.commit()
+    return user

@@ -1,0 +1,65 @@
+"""Signing in, and changing the own password."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from flask_babel import gettext as _
+
+from webapp.accounts import links, passwords
+from webapp.accounts import queries as account_queries
+from webapp.accounts.actions import lock_existing_staff_user
+from webapp.accounts.audit import record_audit_entry
+from webapp.accounts.models import StaffUser
+from webapp.core.email_addresses import normalise_email
+from webapp.core.errors import DomainError, FieldError, InvalidInput
+from webapp.core.extensions import db
+
+
+def sign_in_user(email: str, password: str) -> StaffUser:
+    """Return the user with this email address and password.
+
+    A hash with outdated parameters is replaced.
+
+    :raises DomainError: `sign_in_failed`, with the same message and timing for an unknown email address and a wrong
+        password; `disabled` for the right password of a disabled user.
+    """
+    user = _find_user_by_email(email)
+    if user is None:
+        passwords.verify_dummy_password(password)
+    if user is None or not passwords.verify_password(user.password_hash, password):
+        message = _("The email address or password is wrong. Check both and try again.")
+        raise DomainError("sign_in_failed", message, 422)
+    if not user.is_active:
+        raise DomainError("disabled", _("Your account is disabled. Ask an administrator to enable it."), 422)
+    if passwords.needs_rehash(user.password_hash):
+        user.password_hash = passwords.hash_password(password)
+    user.last_sign_in_at = datetime.now(UTC)
+    record_audit_entry(user.email, "staff.signed_in", user.email)
+    db.session.commit()
+    return user
+
+
+def _find_user_by_email(email: str) -> StaffUser | None:
+    try:
+        return account_queries.find_staff_user_by_email(normalise_email(email))
+    except InvalidInput:
+        return None
+
+
+def change_own_password(user_id: int, current_password: str, new_password: str) -> StaffUser:
+    """Change a user's own password.
+
+    This ends every session; the caller starts a new one for the current browser.
+
+    :raises InvalidInput: `password_wrong` when the current password is wrong.
+    """
+    user = lock_existing_staff_user(user_id)
+    if not passwords.verify_password(user.password_hash, current_password):
+        raise InvalidInput(FieldError("current", "password_wrong", _("This is not your current password.")))
+    user.password_hash = passwords.hash_password(new_password)
+    user.session_version += 1
+    links.delete_reset_links(user.id)
+    record_audit_entry(user.email, "password.changed", user.email)
+    db.session.commit()
+    return user
