@@ -26,6 +26,8 @@ def update_profile(user_id: int, name: str, time_zone: str) -> None:
 def change_staff_role(user_id: int, role: Role, by: str) -> StaffUser:
     """Change the role of a user; it applies from their next request.
 
+    The unused links that they created as an administrator stop working.
+
     :raises NotFound: when there is no user with this id.
     :raises DomainError: `last_admin` when there would be no active administrator.
     """
@@ -34,6 +36,8 @@ def change_staff_role(user_id: int, role: Role, by: str) -> StaffUser:
     user = lock_existing_staff_user(user_id)
     before, user.role = user.role, role
     if before != role:
+        # Also for a new administrator: a link that was created while the role was lowered must not work again.
+        links.delete_links_created_by(user.id)
         record_audit_entry(by, "staff.role_changed", user.email, before=before, now=role)
     db.session.commit()
     return user
@@ -41,6 +45,8 @@ def change_staff_role(user_id: int, role: Role, by: str) -> StaffUser:
 
 def disable_staff_user(user_id: int, by: str) -> StaffUser:
     """Disable a user: their sessions end and they cannot sign in.
+
+    The unused links that they created stop working.
 
     Their work and audit entries are kept.
 
@@ -53,19 +59,21 @@ def disable_staff_user(user_id: int, by: str) -> StaffUser:
         user.disabled_at = datetime.now(UTC)
         user.session_version += 1
         links.delete_reset_links(user.id)
+        links.delete_links_created_by(user.id)
         record_audit_entry(by, "staff.disabled", user.email)
     db.session.commit()
     return user
 
 
 def enable_staff_user(user_id: int, by: str) -> StaffUser:
-    """Enable a disabled user, with the password and role they had.
+    """Enable a disabled user, with the password and role they had, but without the links they had created.
 
     :raises NotFound: when there is no user with this id.
     """
     user = lock_existing_staff_user(user_id)
     if not user.is_active:
         user.disabled_at = None
+        links.delete_links_created_by(user.id)
         record_audit_entry(by, "staff.enabled", user.email)
     db.session.commit()
     return user
