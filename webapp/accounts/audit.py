@@ -30,13 +30,3 @@ def insert_audit_entry(
     """
     values = {"actor": actor, "action": action, "subject": subject, "detail": detail or None, **origin._asdict()}
     connection.execute(insert(AuditEntry).values(values))
-
-
-def record_audit_export(subject: str, filters: dict[str, str], by: str) -> None:
-    """Record an export of the audit log, with its filters. Commits.
-
-    :param subject: what was exported.
-    """
-    details = {"filter": ", ".join(f"{name}={value}" for name, value in filters.items())} if filters else {}
-    record_audit_entry(by, "audit.exported", subject, **details)
-    db.session.commit()

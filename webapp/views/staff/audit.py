@@ -8,13 +8,13 @@ from typing import Any
 from flask import Response, request, stream_with_context, url_for
 from flask_login import current_user
 
-from webapp.accounts import audit, audit_queries
+from webapp.accounts import audit_actions, audit_queries
 from webapp.accounts.access_counts import ACCESS_LABELS
 from webapp.core import pagination
 from webapp.core.log_pages import LogPage, LogPosition
 from webapp.views.rendering import render
 from webapp.views.staff.accounts import blueprint
-from webapp.views.staff.audit_labels import action_label, detail_label
+from webapp.views.staff.audit_labels import action_label, detail_label, group_labels
 from webapp.views.staff.blueprint import require_role
 from webapp.views.staff.forms.audit import AccessSearchForm, AuditSearchForm
 
@@ -24,7 +24,7 @@ from webapp.views.staff.forms.audit import AccessSearchForm, AuditSearchForm
 def audit_log() -> Response:
     """Show a page of the audit log, newest entries first."""
     form = AuditSearchForm(request.args)
-    form.set_choices()
+    form.set_group_choices(group_labels())
     audit_filter = form.to_filter(current_user.time_zone)
     page = audit_queries.load_audit_page(audit_filter, _position()) if audit_filter else LogPage([], None)
     return render(
@@ -43,8 +43,9 @@ def audit_log() -> Response:
 def download_audit_log() -> Response:
     """Export the entries that match the filters as CSV."""
     form = AuditSearchForm(request.args)
+    form.set_group_choices(group_labels())
     audit_filter = form.to_filter(current_user.time_zone)
-    audit.record_audit_export("audit log", _filters(form), by=current_user.email)
+    audit_actions.record_audit_export("audit log", _filters(form), by=current_user.email)
     chunks = audit_queries.export_audit_entries(audit_filter) if audit_filter else iter(())
     return _csv_response(chunks, "audit-log.csv")
 
@@ -66,7 +67,7 @@ def download_access() -> Response:
     """Export the counts of accesses that match the filters as CSV."""
     form = AccessSearchForm(request.args)
     access_filter = form.to_filter(current_user.time_zone)
-    audit.record_audit_export("access", _filters(form), by=current_user.email)
+    audit_actions.record_audit_export("access", _filters(form), by=current_user.email)
     chunks = audit_queries.export_access_counts(access_filter) if access_filter else iter(())
     return _csv_response(chunks, "access.csv")
 

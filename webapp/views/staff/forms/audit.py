@@ -7,7 +7,6 @@ from wtforms import SelectChoice, SelectField, StringField
 
 from webapp.accounts.access_counts import REFUSAL_LABELS, VIEW_LABELS
 from webapp.accounts.audit_queries import AccessFilter, AuditFilter
-from webapp.views.staff.audit_labels import group_labels
 from webapp.views.staff.forms.period import PeriodForm
 
 
@@ -22,10 +21,13 @@ class AuditSearchForm(PeriodForm):
     group = SelectField(_l("Actions"), default="", validate_choice=False)
     actor = StringField(_l("User or API key"), filters=[_strip])
 
-    def set_choices(self) -> None:
-        """Set the groups of actions to choose from."""
-        labels = sorted(group_labels().items(), key=lambda item: item[1])
-        self.group.choices = [SelectChoice("", _l("All actions")), *(SelectChoice(*item) for item in labels)]
+    def set_group_choices(self, labels: dict[str, str]) -> None:
+        """Set the groups of actions to choose from: all, or one of these."""
+        groups = sorted(labels, key=lambda group: labels[group])
+        self.group.choices = [
+            SelectChoice("", _l("All actions")),
+            *(SelectChoice(group, labels[group]) for group in groups),
+        ]
 
     def to_filter(self, zone: str) -> AuditFilter | None:
         """Return the filter, or None if a date or the group is invalid.
@@ -33,7 +35,7 @@ class AuditSearchForm(PeriodForm):
         :param zone: the time zone of the days.
         """
         group = self.group.data or ""
-        if not self.validate() or (group and group not in group_labels()):
+        if not self.validate() or group not in {choice.value for choice in self.group.choices or []}:
             return None
         return AuditFilter(group, self.actor.data or "", self.q.data or "", *self.time_range(zone))
 
