@@ -29,7 +29,7 @@ from webapp.core.json_provider import JsonProvider
 from webapp.core.settings import ROOT, Settings, load_settings
 from webapp.customers import actions as customer_actions
 from webapp.redemptions import erasure as redemption_erasure
-from webapp.views import error_handlers, problem_details, rendering
+from webapp.views import access_notes, error_handlers, problem_details, rendering
 from webapp.views.api import blueprint as api_blueprint
 from webapp.views.api import bounces as api_bounces
 from webapp.views.api import campaigns as api_campaigns
@@ -110,6 +110,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     customer_actions.erasure_hooks = (redemption_erasure.erase_redemption_data, campaign_erasure.clear_reply_texts)
     _register_health_checks(app)
     error_handlers.init_app(app)
+    access_notes.init_app(app)
     rendering.init_app(app)
     app.jinja_env.globals["app_version"] = get_app_version()
     cli.init_app(app)

@@ -1,4 +1,4 @@
-"""Lists of staff users, invitations and API keys, and pages of the audit log."""
+"""Lists of staff users, invitations and API keys."""
 
 from __future__ import annotations
 
@@ -9,24 +9,13 @@ import pytest
 from flask import Flask
 from sqlalchemy import func, select, update
 
-from webapp.accounts import api_key_actions, audit_queries, invitation_actions
+from webapp.accounts import api_key_actions, invitation_actions
 from webapp.accounts import queries as account_queries
-from webapp.accounts.audit import record_audit_entry
-from webapp.accounts.models import ApiKey, AuditEntry, Invitation, StaffUser
+from webapp.accounts.models import ApiKey, Invitation, StaffUser
 from webapp.core.extensions import db
 
 StaffUserFactory = Callable[..., StaffUser]
 PAST = datetime(2026, 1, 1, tzinfo=UTC)
-
-
-@pytest.fixture
-def entries(app: Flask, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The ids of seven audit entries, newest first, and pages of three."""
-    monkeypatch.setattr(audit_queries, "AUDIT_PAGE_SIZE", 3)
-    for n in range(7):
-        record_audit_entry("ann", "offer.created", f"offer {n % 2}")
-    db.session.commit()
-    return list(db.session.scalars(select(AuditEntry.id).order_by(AuditEntry.id.desc())))
 
 
 def test_active_users_come_first_sorted_by_name(make_staff_user: StaffUserFactory) -> None:
@@ -54,52 +43,6 @@ def test_the_invitations_that_can_be_used_are_listed_newest_first(app: Flask) ->
     emails = [invitation.email for invitation in account_queries.list_unused_invitations()]
 
     assert emails == ["d@example.com", "a@example.com"]
-
-
-def test_the_latest_entry_of_an_action_on_a_subject_is_found(entries: list[int]) -> None:
-    found = [audit_queries.find_last_audit_entry("offer.created", f"offer {n}") for n in range(3)]
-
-    assert [entry and entry.id for entry in found] == [entries[0], entries[1], None]
-
-
-def test_the_audit_log_is_paged_in_both_directions(entries: list[int]) -> None:
-    first = audit_queries.load_audit_page()
-    second = audit_queries.load_audit_page(before=first.older)
-    last = audit_queries.load_audit_page(before=second.older)
-    back = audit_queries.load_audit_page(after=last.newer)
-    start = audit_queries.load_audit_page(after=back.newer)
-
-    pages = (first, second, last, back, start)
-    assert [[entry.id for entry in page.entries] for page in pages] == [
-        entries[:3],
-        entries[3:6],
-        entries[6:],
-        entries[3:6],
-        entries[:3],
-    ]
-    assert [(page.newer is not None, page.older is not None) for page in pages] == [
-        (False, True),
-        (True, True),
-        (True, False),
-        (True, True),
-        (False, True),
-    ]
-
-
-def test_a_full_page_at_an_end_of_the_trail_leads_no_further(entries: list[int]) -> None:
-    oldest = audit_queries.load_audit_page(before=entries[3])
-    newest = audit_queries.load_audit_page(after=entries[3])
-
-    assert [[entry.id for entry in page.entries] for page in (oldest, newest)] == [entries[4:], entries[:3]]
-    assert (oldest.newer, oldest.older) == (entries[4], None)
-    assert (newest.newer, newest.older) == (None, entries[2])
-
-
-def test_a_page_beyond_the_ends_of_the_trail_is_empty(entries: list[int]) -> None:
-    empty = audit_queries.AuditPage([], None, None)
-
-    assert audit_queries.load_audit_page(before=entries[-1]) == empty
-    assert audit_queries.load_audit_page(after=entries[0]) == empty
 
 
 def test_locked_users_are_reloaded_and_stay_locked_until_the_transaction_ends(

@@ -57,6 +57,7 @@ STAFF = [
     "/settings/api-keys",
     "/settings/keys",
     "/settings/audit",
+    "/settings/audit/access",
     "/settings/profile",
     "/settings/profile/sessions",
     "/nowhere",

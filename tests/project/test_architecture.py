@@ -68,10 +68,21 @@ WRITERS = {
     "webapp.redemptions.rollback",
 }
 # Below the views, only these modules may use the request.
-REQUEST_READERS = {"webapp.core.logs", "webapp.core.pagination", "webapp.core.rate_limit", "webapp.core.sessions"}
+REQUEST_READERS = {
+    "webapp.core.logs",
+    "webapp.core.pagination",
+    "webapp.core.rate_limit",
+    "webapp.core.request_origin",
+    "webapp.core.sessions",
+}
 REQUEST_NAMES = {"request", "session", "redirect", "render_template", "render_template_string", "url_for", "Request"}
 # Views that may use the database: they turn outages into responses.
-DATABASE_ERRORS_ONLY = {"webapp.views.api.metrics", "webapp.views.error_handlers", "webapp.views.rendering"}
+DATABASE_ERRORS_ONLY = {
+    "webapp.views.access_notes",
+    "webapp.views.api.metrics",
+    "webapp.views.error_handlers",
+    "webapp.views.rendering",
+}
 # Names that several modules may define, as part of a protocol.
 SHARED_NAMES = {"init_app", "main"}
 STAGING = {"webapp.customers.imports.staging", "webapp.customers.imports.suppression_staging"}

@@ -26,7 +26,8 @@ def update_profile(user_id: int, name: str, time_zone: str) -> None:
 def change_staff_role(user_id: int, role: Role, by: str, kept_session_id: int | None = None) -> StaffUser:
     """Change the role of a user, and end their sessions.
 
-    Nobody who is using one of them gains the new role without the password, or keeps pages of the former one open.
+    Nobody who is using one of them gains the new role without the password, or keeps pages of the former one open. The
+    unused links that they created as an administrator stop working.
 
     :param kept_session_id: a session that does not end: the one in which administrators change their own role.
     :raises NotFound: when there is no user with this id.
@@ -38,6 +39,8 @@ def change_staff_role(user_id: int, role: Role, by: str, kept_session_id: int | 
     before, user.role = user.role, role
     if before != role:
         staff_sessions.delete_user_sessions(user.id, except_id=kept_session_id)
+        # Also for a new administrator: a link that was created while the role was lowered must not work again.
+        links.delete_links_created_by(user.id)
         record_audit_entry(by, "staff.role_changed", user.email, before=before, now=role)
     db.session.commit()
     return user
@@ -45,6 +48,8 @@ def change_staff_role(user_id: int, role: Role, by: str, kept_session_id: int | 
 
 def disable_staff_user(user_id: int, by: str) -> StaffUser:
     """Disable a user: their sessions end and they cannot sign in.
+
+    The unused links that they created stop working.
 
     Their work and audit entries are kept.
 
@@ -57,19 +62,21 @@ def disable_staff_user(user_id: int, by: str) -> StaffUser:
         user.disabled_at = datetime.now(UTC)
         staff_sessions.delete_user_sessions_and_devices(user.id)
         links.delete_reset_links(user.id)
+        links.delete_links_created_by(user.id)
         record_audit_entry(by, "staff.disabled", user.email)
     db.session.commit()
     return user
 
 
 def enable_staff_user(user_id: int, by: str) -> StaffUser:
-    """Enable a disabled user, with the password and role they had.
+    """Enable a disabled user, with the password and role they had, but without the links they had created.
 
     :raises NotFound: when there is no user with this id.
     """
     user = lock_existing_staff_user(user_id)
     if not user.is_active:
         user.disabled_at = None
+        links.delete_links_created_by(user.id)
         record_audit_entry(by, "staff.enabled", user.email)
     db.session.commit()
     return user

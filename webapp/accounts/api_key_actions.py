@@ -13,6 +13,7 @@ from typing import NamedTuple
 from flask import current_app
 from flask_babel import gettext as _
 from sqlalchemy import func, update
+from sqlalchemy.dialects.postgresql import insert
 
 from webapp.accounts import queries as account_queries
 from webapp.accounts.audit import record_audit_entry
@@ -39,7 +40,8 @@ class ApiClient(NamedTuple):
 def create_api_key(name: str, scopes: list[str], by: str, expires_at: datetime | None = None) -> str:
     """Create an API key and return it. Only an HMAC of its secret is stored.
 
-    :raises InvalidInput: when the name is empty, a scope is missing or unknown, or the expiry date is in the past.
+    :raises InvalidInput: when the name is empty or that of another key, a scope is missing or unknown, or the expiry
+        date is in the past.
     """
     if not name.strip():
         raise InvalidInput(FieldError("name", "name_missing", _("Enter a name that says what uses the key.")))
@@ -52,8 +54,9 @@ def create_api_key(name: str, scopes: list[str], by: str, expires_at: datetime |
     public_id = base64.b32encode(secrets.token_bytes(10)).decode().lower()
     secret = secrets.token_urlsafe(32)
     version, key = signing_keys.list_accepted_keys("api_key")[0]
-    db.session.add(
-        ApiKey(
+    created_id = db.session.scalar(
+        insert(ApiKey)
+        .values(
             public_id=public_id,
             name=name.strip(),
             secret_hash=_compute_hmac(key, secret),
@@ -61,7 +64,13 @@ def create_api_key(name: str, scopes: list[str], by: str, expires_at: datetime |
             scopes=scopes,
             expires_at=expires_at,
         )
+        .on_conflict_do_nothing(index_elements=[func.lower(ApiKey.name)], index_where=ApiKey.revoked_at.is_(None))
+        .returning(ApiKey.id)
     )
+    if created_id is None:
+        db.session.rollback()
+        message = _("Another key has this name. Choose a different name, or revoke the other key first.")
+        raise InvalidInput(FieldError("name", "name_taken", message))
     record_audit_entry(by, "api_key.created", name.strip(), scopes=scopes)
     db.session.commit()
     return f"{API_KEY_PREFIX}_{public_id}_{secret}"
@@ -88,10 +97,8 @@ def authenticate_api_key(authorization: str) -> ApiClient:
 
     :raises DomainError: `unauthorized` (401), the same for a key that is unknown, revoked, expired or wrong.
     """
-    scheme, _space, credentials = authorization.partition(" ")
-    prefix, _separator, rest = credentials.strip().partition("_live_")
-    public_id, _separator, secret = rest.partition("_")
-    if scheme.lower() == "bearer" and prefix and secret and public_id.isascii() and public_id.isalnum():
+    public_id, secret = _parse_authorization(authorization)
+    if public_id:
         row = _load_api_key(public_id)
         key = signing_keys.find_secret("api_key", row.key_version) if row else None
         expected = bytes(row.secret_hash) if row else bytes(32)
@@ -102,6 +109,21 @@ def authenticate_api_key(authorization: str) -> ApiClient:
                 current_app.extensions.get("api_keys", {}).pop(public_id, None)
             return ApiClient(row.id, row.name, row.scopes)
     raise DomainError("unauthorized", _("Send a valid API key in the header: Authorization: Bearer …"), 401)
+
+
+def parse_public_id(authorization: str) -> str:
+    """Return the public id of the key in an `Authorization` header, valid or not; empty without one."""
+    return _parse_authorization(authorization)[0]
+
+
+def _parse_authorization(authorization: str) -> tuple[str, str]:
+    """Return the public id and the secret in an `Authorization` header; two empty texts if it has another format."""
+    scheme, _space, credentials = authorization.partition(" ")
+    prefix, _separator, rest = credentials.strip().partition("_live_")
+    public_id, _separator, secret = rest.partition("_")
+    if scheme.lower() == "bearer" and prefix and secret and public_id.isascii() and public_id.isalnum():
+        return public_id, secret
+    return "", ""
 
 
 def _load_api_key(public_id: str) -> account_queries.ApiKeyRow | None:

@@ -22,6 +22,7 @@ def create_invitation(role: str, email: str | None, by: str) -> str:
     The link is not stored. It works once, within `links.LINK_DAYS`. Earlier links for this email address stop working.
 
     :raises InvalidInput: when the role is unknown, the email address is invalid, or a user with it exists.
+    :raises DomainError: `forbidden` when `by` is a user, but no active administrator.
     """
     if role not in ROLES:
         message = _("Choose one of these roles: %(roles)s.", roles=", ".join(ROLES))
@@ -30,9 +31,10 @@ def create_invitation(role: str, email: str | None, by: str) -> str:
     if email and account_queries.find_staff_user_by_email(email):
         message = _("A user with this email address already exists. Create a password reset link instead.")
         raise InvalidInput(FieldError("email", "email_taken", message))
+    created_by = links.find_link_maker(by)
     if email:
         links.delete_invitations(email)
-    link = links.create_link(role, email)
+    link = links.create_link(role, email, created_by=created_by)
     record_audit_entry(by, "invitation.created", email or "", role=role)
     db.session.commit()
     return link
@@ -60,13 +62,15 @@ def create_password_reset_link(user_id: int, by: str) -> str:
     Earlier links of this user stop working.
 
     :raises NotFound: when there is no user with this id.
-    :raises DomainError: `disabled` when the user is disabled.
+    :raises DomainError: `disabled` when the user is disabled; `forbidden` when `by` is a user, but no active
+        administrator.
     """
+    created_by = links.find_link_maker(by)
     user = lock_existing_staff_user(user_id)
     if not user.is_active:
         raise DomainError("disabled", _("The account of %(name)s is disabled. Enable it first.", name=user.name))
     links.delete_reset_links(user.id)
-    link = links.create_link(user.role, user.email, user.id)
+    link = links.create_link(user.role, user.email, user.id, created_by)
     record_audit_entry(by, "password.link_created", user.email)
     db.session.commit()
     return link

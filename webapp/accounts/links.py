@@ -8,11 +8,13 @@ from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
 from flask import current_app
+from flask_babel import gettext as _
 from flask_babel import lazy_gettext as _l
 from sqlalchemy import delete, func, update
 
+from webapp.accounts import queries as account_queries
 from webapp.accounts.models import Invitation
-from webapp.core.errors import NotFound
+from webapp.core.errors import DomainError, NotFound
 from webapp.core.extensions import db
 
 LINK_DAYS = 7
@@ -24,10 +26,12 @@ def hash_token(token: str) -> bytes:
     return hashlib.sha256(token.encode()).digest()
 
 
-def create_link(role: str, email: str | None, staff_user_id: int | None = None) -> str:
+def create_link(role: str, email: str | None, staff_user_id: int | None = None, created_by: int | None = None) -> str:
     """Create a link that works once, within `LINK_DAYS`; return it. Does not commit.
 
     :param staff_user_id: the user whose password it resets; without one it is an invitation.
+    :param created_by: the administrator who creates it (see `find_link_maker`); the link stops working when they are
+        disabled or no longer an administrator.
     """
     token = secrets.token_urlsafe(24)
     db.session.add(
@@ -36,10 +40,24 @@ def create_link(role: str, email: str | None, staff_user_id: int | None = None) 
             role=role,
             email=email,
             staff_user_id=staff_user_id,
+            created_by=created_by,
             expires_at=datetime.now(UTC) + timedelta(days=LINK_DAYS),
         )
     )
     return f"{current_app.config['SETTINGS'].public_url}/invitations/{token}"
+
+
+def find_link_maker(by: str) -> int | None:
+    """Return the id of the administrator with this email address, who creates a link; None for a command.
+
+    :raises DomainError: `forbidden` (403) when the user has just been disabled or is no longer an administrator.
+    """
+    maker = account_queries.find_staff_user_by_email(by)
+    if maker is None:
+        return None
+    if not maker.is_active or maker.role != "admin":
+        raise DomainError("forbidden", _("Only an active administrator can create links."), 403)
+    return maker.id
 
 
 class UsedLink(NamedTuple):
@@ -64,6 +82,7 @@ def consume_link(token: str, is_reset: bool) -> UsedLink:
             Invitation.token_hash == hash_token(token),
             Invitation.used_at.is_(None),
             Invitation.expires_at > func.now(),
+            account_queries.IS_LINK_MAKER_ADMIN,
             owner.is_not(None) if is_reset else owner.is_(None),
         )
         .values(used_at=func.now())
@@ -82,6 +101,11 @@ def delete_invitations(*emails: str) -> None:
             Invitation.email.in_(emails), Invitation.staff_user_id.is_(None), Invitation.used_at.is_(None)
         )
     )
+
+
+def delete_links_created_by(user_id: int) -> None:
+    """Delete the unused links that a user created. Does not commit."""
+    db.session.execute(delete(Invitation).where(Invitation.created_by == user_id, Invitation.used_at.is_(None)))
 
 
 def delete_reset_links(user_id: int) -> None:

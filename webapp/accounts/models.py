@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any, Literal
 
 from flask_login import UserMixin
-from sqlalchemy import ARRAY, CheckConstraint, ForeignKey, LargeBinary, Text, func
+from sqlalchemy import ARRAY, BigInteger, CheckConstraint, ForeignKey, Index, LargeBinary, Text, func, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from webapp.core.extensions import Id, Model
@@ -101,6 +101,8 @@ class Invitation(Model):
     email: Mapped[str | None]
     # Set when the link resets the password of an existing user.
     staff_user_id: Mapped[int | None] = mapped_column(ForeignKey("staff_user.id"))
+    # The administrator who created it; the link stops working with their account. None: a command or the program.
+    created_by: Mapped[int | None] = mapped_column(ForeignKey("staff_user.id", ondelete="CASCADE"))
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     expires_at: Mapped[datetime]
     used_at: Mapped[datetime | None]
@@ -109,7 +111,10 @@ class Invitation(Model):
 
 
 class ApiKey(Model):
-    """An API key: `public_id` identifies it, an HMAC of the secret verifies it."""
+    """An API key: `public_id` identifies it, an HMAC of the secret verifies it.
+
+    Keys that are not revoked have different names, which identify them in the audit log.
+    """
 
     __tablename__ = "api_key"
     id: Mapped[Id]
@@ -123,11 +128,17 @@ class ApiKey(Model):
     last_used_at: Mapped[datetime | None]
     revoked_at: Mapped[datetime | None]
 
-    __table_args__ = (CheckConstraint("scopes <@ array['read', 'redeem', 'manage']", name="scopes"),)
+    __table_args__ = (
+        CheckConstraint("scopes <@ array['read', 'redeem', 'manage']", name="scopes"),
+        Index("uq_api_key_name", text("lower(name)"), unique=True, postgresql_where=text("revoked_at is null")),
+    )
 
 
 class AuditEntry(Model):
-    """An entry of the audit log, written in the transaction of the change."""
+    """An entry of the audit log, written in the transaction of the change.
+
+    The table is append-only: a trigger rejects every change, except the deletion of entries older than 30 days.
+    """
 
     __tablename__ = "audit_entry"
     id: Mapped[Id]
@@ -136,3 +147,44 @@ class AuditEntry(Model):
     action: Mapped[str]
     subject: Mapped[str] = mapped_column(server_default="")
     detail: Mapped[dict[str, Any] | None]
+    # Where the request came from; all are empty for commands, background tasks and customers.
+    address: Mapped[str | None]
+    staff_session_id: Mapped[int | None] = mapped_column(BigInteger)
+    api_key_id: Mapped[int | None] = mapped_column(BigInteger)
+
+    __table_args__ = (
+        Index("ix_audit_entry_at", "at", "id"),
+        Index("ix_audit_entry_actor", "actor", "at", "id"),
+        Index("ix_audit_entry_subject", "subject", "at", "id"),
+        Index("ix_audit_entry_action_group", text("rtrim(split_part(action, '.', 1), 's')"), "at", "id"),
+    )
+
+
+class AccessCount(Model):
+    """How often something was refused, or personal data viewed, in one minute or hour.
+
+    A row counts all accesses with the same values, so that a million of them stay small. `period` is the start of a
+    minute for failed sign-ins and refused requests, and of an hour for views of personal data. Empty texts and session
+    0 mean none, or many (see `access_counts`).
+    """
+
+    __tablename__ = "access_count"
+    id: Mapped[Id]
+    period: Mapped[datetime]
+    kind: Mapped[str]
+    account: Mapped[str]
+    address: Mapped[str]
+    staff_session_id: Mapped[int] = mapped_column(BigInteger)
+    subject: Mapped[str]
+    n: Mapped[int]
+
+    __table_args__ = (
+        Index(
+            "uq_access_count_period",
+            *("period", "kind", "account", "address", "staff_session_id", "subject"),
+            unique=True,
+        ),
+        Index("ix_access_count_period_id", "period", "id"),
+        # Leaves room for new versions of a row on its page, since most writes increment `n`.
+        {"postgresql_with": {"fillfactor": 70}},
+    )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from typing import NamedTuple
 
 from sqlalchemy import Select, and_, bindparam, exists, func, or_, select
+from sqlalchemy.orm import aliased
 
 from webapp.accounts.models import ApiKey, Invitation, StaffUser
 from webapp.core.extensions import db
@@ -22,6 +23,14 @@ _API_KEY_BY_PUBLIC_ID = select(
     and_(ApiKey.revoked_at.is_(None), or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > func.now())),
     _LAST_USED_IS_STALE,
 ).where(ApiKey.public_id == bindparam("public_id"))
+
+
+# A link works as long as its maker is an active administrator. Commands have no account.
+_Maker = aliased(StaffUser)
+IS_LINK_MAKER_ADMIN = or_(
+    Invitation.created_by.is_(None),
+    exists().where(_Maker.id == Invitation.created_by, _Maker.disabled_at.is_(None), _Maker.role == "admin"),
+)
 
 
 def has_active_admin() -> bool:
@@ -40,8 +49,11 @@ def find_staff_user(user_id: int) -> StaffUser | None:
 
 
 def lock_staff_user(user_id: int) -> StaffUser | None:
-    """Return the current row of a user, locked until the transaction ends, or None."""
-    return db.session.get(StaffUser, user_id, populate_existing=True, with_for_update=True)
+    """Return the current row of a user, locked until the transaction ends, or None.
+
+    Rows that refer to the user can still be inserted.
+    """
+    return db.session.get(StaffUser, user_id, populate_existing=True, with_for_update={"key_share": True})
 
 
 def lock_active_admins() -> list[int]:
@@ -54,7 +66,7 @@ def lock_active_admins() -> list[int]:
             select(StaffUser.id)
             .where(StaffUser.role == "admin", StaffUser.disabled_at.is_(None))
             .order_by(StaffUser.id)
-            .with_for_update()
+            .with_for_update(key_share=True)
         )
     )
 
@@ -77,7 +89,10 @@ def find_unused_invitation(token_hash: bytes) -> Invitation | None:
     """Return the invitation with this token, if it can still be used."""
     return db.session.scalar(
         select(Invitation).where(
-            Invitation.token_hash == token_hash, Invitation.used_at.is_(None), Invitation.expires_at > func.now()
+            Invitation.token_hash == token_hash,
+            Invitation.used_at.is_(None),
+            Invitation.expires_at > func.now(),
+            IS_LINK_MAKER_ADMIN,
         )
     )
 
@@ -86,9 +101,15 @@ def list_unused_invitations() -> Sequence[Invitation]:
     """Return the invitations that can still be used, newest first."""
     return db.session.scalars(
         select(Invitation)
-        .where(Invitation.used_at.is_(None), Invitation.expires_at > func.now())
+        .where(Invitation.used_at.is_(None), Invitation.expires_at > func.now(), IS_LINK_MAKER_ADMIN)
         .order_by(Invitation.id.desc())
     ).all()
+
+
+def find_staff_users(user_ids: Iterable[int | None]) -> dict[int, StaffUser]:
+    """Return the users with these ids, by id."""
+    users = db.session.scalars(select(StaffUser).where(StaffUser.id.in_(set(user_ids) - {None})))
+    return {user.id: user for user in users}
 
 
 def list_api_keys() -> Sequence[ApiKey]:

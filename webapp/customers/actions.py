@@ -263,7 +263,7 @@ def _clean_values(values: CustomerValues) -> dict[str, str | None]:
 def _record_customer_entry(by: str, action: str, customer: Customer, **detail: object) -> None:
     """Record an audit entry that names the customer only by id.
 
-    Audit entries are never deleted, not even after an erasure.
+    Audit entries cannot be changed, not even by an erasure.
     """
     record_audit_entry(by, action, f"customer {customer.id}", **detail)
 

@@ -33,6 +33,7 @@ from webapp.redemptions.rules import (
     evaluate,
     find_replayed_redemption,
 )
+from webapp.redemptions.staff_entries import record_staff_entries
 
 log = logging.getLogger(__name__)
 # Each round completes a request or fails because of a concurrent one; many failures in a row are no coincidence.
@@ -211,13 +212,13 @@ def _raise_on_lock_timeout(indexes: Iterable[int]) -> Iterator[None]:
 
 
 _INSERT_REDEMPTIONS = """
-    insert into redemption (customer_id, offer_id, redeemed_at, channel, api_key_id, order_id, order_amount,
-      order_currency, discount_amount, order_metadata, idempotency_key, body_hash)
-    select customer_id, %(offer_id)s, clock_timestamp(), channel, api_key_id, order_id, order_amount,
-      order_currency, discount_amount, order_metadata, idempotency_key, decode(body_hash, 'hex')
+    insert into redemption (customer_id, offer_id, redeemed_at, channel, api_key_id, staff_user_id, order_id,
+      order_amount, order_currency, discount_amount, order_metadata, idempotency_key, body_hash)
+    select customer_id, %(offer_id)s, clock_timestamp(), channel, api_key_id, staff_user_id, order_id,
+      order_amount, order_currency, discount_amount, order_metadata, idempotency_key, decode(body_hash, 'hex')
     from json_to_recordset(cast(%(rows)s as json)) as t(
-      customer_id bigint, channel text, api_key_id int, order_id text, order_amount bigint, order_currency text,
-      discount_amount bigint, order_metadata jsonb, idempotency_key text, body_hash text
+      customer_id bigint, channel text, api_key_id int, staff_user_id bigint, order_id text, order_amount bigint,
+      order_currency text, discount_amount bigint, order_metadata jsonb, idempotency_key text, body_hash text
     )
     on conflict do nothing
     returning customer_id, redeemed_at
@@ -256,6 +257,8 @@ def _redeem_for_offer(
             _DELETE_REDEMPTIONS, {"offer_id": offer.id, "customer_ids": [request.customer_id for request in surplus]}
         )
         results |= {request.index: _build_used_up_refusal(request) for request in surplus}
+    entries = [(item.request.staff, item.customer_id) for item in inserted[:reserved] if item.request.staff]
+    record_staff_entries(connection, offer.code, entries)
     return results
 
 
@@ -270,6 +273,8 @@ def _insert_values(accepted: _AcceptedRequest) -> dict[str, Any]:
     if order is not None:
         values |= {"order_id": order.id, "order_amount": order.amount, "order_currency": order.currency}
         values["discount_amount"] = accepted.discount_amount
+    if request.staff is not None:
+        values["staff_user_id"] = request.staff.user_id
     if request.metadata is not None:
         values["order_metadata"] = request.metadata
     if request.idempotency_key is not None:
@@ -283,6 +288,7 @@ def _redemption_row(accepted: _AcceptedRequest, redeemed_at: Any) -> RedemptionR
         redeemed_at=redeemed_at,
         channel=request.channel,
         api_key_id=request.api_key_id,
+        staff_user_id=request.staff.user_id if request.staff else None,
         order_id=order.id if order else None,
         order_amount=order.amount if order else None,
         order_currency=order.currency if order else None,

@@ -21,6 +21,7 @@ HEADINGS = (
     "order_amount",
     "order_currency",
     "discount_amount",
+    "entered_by",
 )
 
 
@@ -42,6 +43,7 @@ def generate_redemption_csv(redemptions: Iterable[RedemptionRecord]) -> Iterator
                 row.order_amount,
                 row.order_currency,
                 row.discount_amount,
+                record.entered_by,
             )
         )
 

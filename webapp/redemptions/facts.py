@@ -16,8 +16,8 @@ from webapp.redemptions import personal_codes
 from webapp.redemptions.rules import OfferFacts, PersonalCodeStatus, RedemptionFacts, RedemptionRequest, RedemptionRow
 
 REDEMPTION_COLUMNS = (
-    "redeemed_at, channel, api_key_id, order_id, order_amount, order_currency, discount_amount, order_metadata, "
-    "idempotency_key, body_hash"
+    "redeemed_at, channel, api_key_id, staff_user_id, order_id, order_amount, order_currency, discount_amount, "
+    "order_metadata, idempotency_key, body_hash"
 )
 ROLLBACK_COLUMNS = "rolled_back_at, rolled_back_by, reason"
 ROW_FIELDS = [name.strip() for name in f"{REDEMPTION_COLUMNS}, {ROLLBACK_COLUMNS}".split(",")]  # no translation

@@ -28,6 +28,8 @@ class Redemption(Model):
     redeemed_at: Mapped[datetime] = mapped_column(server_default=func.now())
     channel: Mapped[str]
     api_key_id: Mapped[int | None]
+    # The user who entered it, for the channel `staff`.
+    staff_user_id: Mapped[int | None] = mapped_column(BigInteger)
     order_id: Mapped[str | None]
     order_amount: Mapped[int | None] = mapped_column(BigInteger)
     order_currency: Mapped[str | None]
@@ -51,6 +53,8 @@ class Rollback(Model):
     redeemed_at: Mapped[datetime] = mapped_column(primary_key=True)
     channel: Mapped[str]
     api_key_id: Mapped[int | None]
+    # The user who entered it, for the channel `staff`.
+    staff_user_id: Mapped[int | None] = mapped_column(BigInteger)
     order_id: Mapped[str | None]
     order_amount: Mapped[int | None] = mapped_column(BigInteger)
     order_currency: Mapped[str | None]

@@ -28,6 +28,7 @@ class RedemptionRecord:
 
     `row.rolled_back_at` is set after a rollback.
 
+    :param entered_by: the email address of the user who entered it, for the channel `staff`.
     :param is_replay: whether this result repeats the one of an earlier, identical request.
     """
 
@@ -41,6 +42,7 @@ class RedemptionRecord:
     customer_name: str
     row: RedemptionRow
     is_replay: bool = False
+    entered_by: str | None = None
 
     @property
     def public_id(self) -> str:
@@ -62,7 +64,7 @@ _NULL_ROLLBACK_COLUMNS = (
 )
 _OFFER_AND_CUSTOMER_COLUMNS = (
     "x.offer_id, x.customer_id, o.code_as_written, o.name, o.discount_type, o.percent, o.amount, o.currency, "
-    "o.time_zone, c.email_as_given, c.name as customer_name"
+    "o.time_zone, c.email_as_given, c.name as customer_name, u.email as entered_by"
 )
 _CURRENT_COLUMNS = ", ".join(
     (_alias_columns("x", REDEMPTION_COLUMNS, "x_"), _NULL_ROLLBACK_COLUMNS, _OFFER_AND_CUSTOMER_COLUMNS)
@@ -74,7 +76,10 @@ _ROLLED_BACK_COLUMNS = ", ".join(
         _OFFER_AND_CUSTOMER_COLUMNS,
     )
 )
-_JOINS = "join offer o on o.id = x.offer_id join customer c on c.id = x.customer_id"
+_JOINS = (
+    "join offer o on o.id = x.offer_id join customer c on c.id = x.customer_id "
+    "left join staff_user u on u.id = x.staff_user_id"
+)
 
 
 def _build_record(row: Row[Any]) -> RedemptionRecord:
@@ -88,6 +93,7 @@ def _build_record(row: Row[Any]) -> RedemptionRecord:
         email=row.email_as_given,
         customer_name=row.customer_name,
         row=_row_from_columns(row),
+        entered_by=row.entered_by,
     )
 
 

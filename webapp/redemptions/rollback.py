@@ -23,10 +23,10 @@ _MOVE_TO_ROLLBACK = text(
       where offer_id = :offer_id and customer_id = :customer_id and redeemed_at = :redeemed_at
       returning *
     )
-    insert into rollback (customer_id, offer_id, redeemed_at, channel, api_key_id, order_id, order_amount,
-      order_currency, discount_amount, order_metadata, idempotency_key, body_hash, rolled_back_by, reason)
-    select customer_id, offer_id, redeemed_at, channel, api_key_id, order_id, order_amount,
-      order_currency, discount_amount, order_metadata, idempotency_key, body_hash, :by, :reason
+    insert into rollback (customer_id, offer_id, redeemed_at, channel, api_key_id, staff_user_id, order_id,
+      order_amount, order_currency, discount_amount, order_metadata, idempotency_key, body_hash, rolled_back_by, reason)
+    select customer_id, offer_id, redeemed_at, channel, api_key_id, staff_user_id, order_id,
+      order_amount, order_currency, discount_amount, order_metadata, idempotency_key, body_hash, :by, :reason
     from deleted
     """
 )

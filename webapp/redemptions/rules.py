@@ -14,6 +14,7 @@ from flask_babel import gettext as _
 
 from webapp.core.errors import FieldError, InvalidInput
 from webapp.core.money import Discount
+from webapp.core.request_origin import RequestOrigin
 
 RefusalReason = Literal[
     "not_found",
@@ -60,6 +61,7 @@ class RedemptionRow:
     redeemed_at: datetime
     channel: str
     api_key_id: int | None = None
+    staff_user_id: int | None = None
     order_id: str | None = None
     order_amount: int | None = None
     order_currency: str | None = None
@@ -200,6 +202,15 @@ class Order:
 
 
 @dataclass(frozen=True, slots=True)
+class StaffEntry:
+    """The user who enters a redemption for a customer, and the origin of the request."""
+
+    user_id: int
+    email: str
+    origin: RequestOrigin
+
+
+@dataclass(frozen=True, slots=True)
 class RedemptionRequest:
     """A parsed request to redeem an offer or to validate a redemption.
 
@@ -216,6 +227,7 @@ class RedemptionRequest:
     order: Order | None = None
     metadata: Mapping[str, Any] | None = None
     api_key_id: int | None = None
+    staff: StaffEntry | None = None
     idempotency_key: str | None = None
     body_hash: bytes | None = None
 

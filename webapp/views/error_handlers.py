@@ -15,6 +15,7 @@ from werkzeug.exceptions import HTTPException
 from webapp.core import database_health
 from webapp.core.errors import DomainError
 from webapp.core.extensions import db, login
+from webapp.views.access_notes import note_access
 from webapp.views.problem_details import problem_response
 
 log = logging.getLogger(__name__)
@@ -82,6 +83,9 @@ def _handle_domain_error(error: DomainError) -> Response:
 
 
 def _handle_csrf_error(error: CSRFError) -> Response:
+    # Its subclass means that the session has ended.
+    if type(error) is CSRFError:
+        note_access("csrf.refused")
     return _session_ended_response()
 
 

@@ -14,7 +14,7 @@ from webapp.accounts import audit
 from webapp.core.extensions import db
 from webapp.views.staff.audit_labels import ACTION_LABELS
 
-RECORDING_FUNCTIONS = {"record_audit_entry", "_record_customer_entry", "_change_status"}
+RECORDING_FUNCTIONS = {"record_audit_entry", "_record_customer_entry", "_change_status", "insert_audit_entry"}
 ACTION = re.compile(r"[a-z_]+\.[a-z_]+")
 
 

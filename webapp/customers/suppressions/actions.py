@@ -8,7 +8,7 @@ from flask import current_app
 from flask_babel import gettext as _
 from sqlalchemy import text
 
-from webapp.accounts.audit import record_audit_entry
+from webapp.accounts.audit import CUSTOMER_ACTOR, record_audit_entry
 from webapp.core.email_addresses import normalise_email
 from webapp.core.errors import DomainError, FieldError, InvalidInput, NotFound
 from webapp.core.extensions import db
@@ -77,7 +77,7 @@ def unsubscribe_customer(customer_id: int, campaign_id: int) -> bool:
         and add_suppression(customer.email, "unsubscribed", campaign_id)
     )
     if is_unsubscribed:
-        record_audit_entry("the customer", "customer.unsubscribed", f"customer {customer_id}", campaign=campaign_id)
+        record_audit_entry(CUSTOMER_ACTOR, "customer.unsubscribed", f"customer {customer_id}", campaign=campaign_id)
     db.session.commit()
     return is_unsubscribed
 
@@ -95,7 +95,7 @@ def resubscribe_customer(customer_id: int, campaign_id: int) -> bool:
         db.session.rollback()
         return False
     _delete_suppression(customer.email)
-    record_audit_entry("the customer", "customer.subscribed_again", f"customer {customer_id}", campaign=campaign_id)
+    record_audit_entry(CUSTOMER_ACTOR, "customer.subscribed_again", f"customer {customer_id}", campaign=campaign_id)
     db.session.commit()
     return True
 

@@ -24,6 +24,7 @@ from webapp.customers import queries as customer_queries
 from webapp.customers.models import Customer
 from webapp.offers import queries as offer_queries
 from webapp.offers.models import Offer, normalise_code
+from webapp.views.access_notes import note_access
 from webapp.views.api.blueprint import get_actor, require_scope
 from webapp.views.api.schemas.campaigns import (
     CampaignListQuery,
@@ -154,9 +155,9 @@ def recipient(path: RecipientPath) -> Response:
 
     This also works for a customer who is not a recipient.
     """
-    return jsonify(
-        recipient_json(delivery_queries.find_delivery(_get_campaign_or_404(path.id), _get_customer_or_404(path.email)))
-    )
+    campaign, customer = _get_campaign_or_404(path.id), _get_customer_or_404(path.email)
+    note_access("customer.viewed")
+    return jsonify(recipient_json(delivery_queries.find_delivery(campaign, customer)))
 
 
 @blueprint.post("/campaigns/<int:id>/decisions", responses={200: DecisionOut})

@@ -18,6 +18,7 @@ from webapp.customers.imports.parser import CSV, NDJSON
 from webapp.customers.models import Customer
 from webapp.customers.suppressions import queries as suppression_queries
 from webapp.customers.validation import CustomerValues
+from webapp.views.access_notes import note_access
 from webapp.views.api.blueprint import accept_media_types, get_actor, require_scope
 from webapp.views.api.schemas.customers import (
     CustomerIn,
@@ -129,7 +130,9 @@ def erase_by_email(body: ErasureIn) -> tuple[str, int]:
 @require_scope("read")
 def read(path: CustomerPath) -> Response:
     """Get a customer."""
-    return _customer_response(_get_customer_or_404(path.source_id))
+    customer = _get_customer_or_404(path.source_id)
+    note_access("customer.viewed")
+    return _customer_response(customer)
 
 
 def _get_customer_or_404(source_id: str) -> Customer:

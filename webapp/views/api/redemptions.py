@@ -25,6 +25,7 @@ from webapp.redemptions import rollback as redemption_rollback
 from webapp.redemptions.errors import RedemptionRefused
 from webapp.redemptions.queries import KeysetCursor, RedemptionFilter
 from webapp.redemptions.rules import RedemptionFacts, RedemptionRequest, evaluate
+from webapp.views.access_notes import note_access
 from webapp.views.api.blueprint import document_header, get_actor, require_scope
 from webapp.views.api.schemas.redemptions import (
     CustomerEmailPath,
@@ -86,7 +87,10 @@ def explain_refusal(body: NewExplanation) -> Response:
         email=_normalise_customer_email(body.customer),
         source_id=body.customer.source_id,
     )
-    return jsonify(explanation_json(explain_eligibility(redemption_request)))
+    explanation = explain_eligibility(redemption_request)
+    if explanation.facts.customer_id is not None:
+        note_access("customer.viewed")
+    return jsonify(explanation_json(explanation))
 
 
 @blueprint.post("/redemptions", responses={201: RedemptionOut, 200: RedemptionOut, 404: None})
@@ -131,6 +135,7 @@ def page(query: RedemptionListQuery) -> Response:
         else redemption_queries.ScanPage([], None)
     )
     next_cursor = pagination.encode_cursor(*scan.next_cursor.to_integers()) if scan.next_cursor else None
+    note_access("redemptions.listed")
     return pagination.build_page_response(
         "redemptions", [redemption_json(record) for record in scan.redemptions], next_cursor
     )
@@ -143,6 +148,7 @@ def read(path: RedemptionPath) -> Response:
     record = redemption_queries.find_redemption(path.id)
     if record is None:
         raise NotFound(_("This redemption does not exist."))
+    note_access("redemption.viewed")
     return jsonify(redemption_json(record))
 
 
@@ -168,6 +174,7 @@ def usable(path: CustomerEmailPath, query: UsableOffersQuery) -> Response:
     customer = customer_queries.find_customer_by_email(normalise_email(path.email))
     if customer is None:
         raise DomainError("customer_unknown", _("This customer does not exist. Import them first."), 404)
+    note_access("customer.viewed")
     return jsonify(
         {
             "offers": [

@@ -42,11 +42,13 @@ def staff_users() -> BaseResponse:
 
 
 def _render_staff_users(form: InviteForm, link: str | None = None, status: int = 200) -> Response:
+    invitations = account_queries.list_unused_invitations()
     return render(
         "accounts/users.html",
         status=status,
         users=account_queries.list_staff_users(),
-        invitations=account_queries.list_unused_invitations(),
+        invitations=invitations,
+        makers=account_queries.find_staff_users(invitation.created_by for invitation in invitations),
         form=form,
         link=link,
     )

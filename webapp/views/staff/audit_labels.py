@@ -9,6 +9,7 @@ ACTION_LABELS = {
     "api_key.revoked": _l("API key revoked"),
     "audience.created": _l("Audience created"),
     "audience.renamed": _l("Audience renamed"),
+    "audit.exported": _l("Audit log exported"),
     "bounces.taken": _l("Bounces reported"),
     "campaign.cancelled": _l("Campaign cancelled"),
     "campaign.exported": _l("Recipients exported"),
@@ -43,6 +44,7 @@ ACTION_LABELS = {
     "password.changed": _l("Password changed"),
     "password.link_created": _l("Password reset link created"),
     "password.reset": _l("Password reset"),
+    "redemption.entered": _l("Redemption entered"),
     "redemption.undone": _l("Redemption undone"),
     "redemptions.exported": _l("Redemptions exported"),
     "shop.saved": _l("Shop saved"),
@@ -60,6 +62,24 @@ ACTION_LABELS = {
     "suppressions.exported": _l("Suppression list exported"),
     "suppressions.import": _l("Suppression list import started"),
 }
+# The groups of actions: the first part of an action without a plural s.
+_GROUP_LABELS = {
+    "api_key": _l("API keys"),
+    "audience": _l("Audiences"),
+    "audit": _l("Audit log"),
+    "bounce": _l("Bounces"),
+    "campaign": _l("Campaigns"),
+    "customer": _l("Customers"),
+    "invitation": _l("Invitations"),
+    "key": _l("Signing keys"),
+    "mail": _l("Emails"),
+    "offer": _l("Offers"),
+    "password": _l("Passwords"),
+    "redemption": _l("Redemptions"),
+    "shop": _l("Shop"),
+    "staff": _l("Users"),
+    "suppression": _l("Suppression list"),
+}
 _DETAIL_LABELS = {
     "at": _l("launch time"),
     "before": _l("previously"),
@@ -72,6 +92,12 @@ _DETAIL_LABELS = {
 def action_label(action: str) -> str:
     """Return the label of an action; the action itself if it has none, as in entries of an earlier version."""
     return str(ACTION_LABELS.get(action, action))
+
+
+def group_labels() -> dict[str, str]:
+    """Return the labels of the groups of actions, by group."""
+    groups = {action.partition(".")[0].rstrip("s") for action in ACTION_LABELS}
+    return {group: str(_GROUP_LABELS.get(group) or group.replace("_", " ").capitalize()) for group in groups}
 
 
 def detail_label(name: str) -> str:

@@ -31,6 +31,7 @@ from webapp.core.errors import DomainError, InvalidInput
 from webapp.customers import queries as customer_queries
 from webapp.offers import queries as offer_queries
 from webapp.views import rendering
+from webapp.views.access_notes import note_access
 from webapp.views.staff.blueprint import require_role
 from webapp.views.staff.campaign_pages import (
     audience_name,
@@ -147,6 +148,7 @@ def recipients(campaign_id: int) -> Response:
     next_url = None
     if page.next_after:
         next_url = url_for("staff.campaigns.recipients", **{**url_args, "after": page.next_after})
+    note_access("recipients.listed", f"campaign {campaign_id}")
     return rendering.render(
         "campaigns/recipients.html",
         campaign=campaign,
@@ -304,6 +306,8 @@ def _recipient_lookup_values(campaign: Campaign) -> dict[str, Any]:
             message = error.errors[0].message if error.errors else error.message
         if customer is None and not message:
             message = _("No customer has this email address.")
+    if customer is not None:
+        note_access("customer.viewed", f"customer {customer.id}")
     return {
         "email": email,
         "email_error": message,

@@ -23,6 +23,7 @@ from webapp.redemptions import facts as redemption_facts
 from webapp.redemptions import queries as redemption_queries
 from webapp.redemptions.rules import evaluate
 from webapp.views import rendering
+from webapp.views.access_notes import note_access
 from webapp.views.form_base import PostForm
 from webapp.views.staff.blueprint import require_recent_password, require_role
 from webapp.views.staff.forms.customers import AudienceForm, CustomerForm, CustomerSearchForm
@@ -49,6 +50,7 @@ def index() -> Response:
     has_newer = bool(customers) and (len(rows) > PAGE_SIZE if after is not None else before is not None)
     has_older = bool(customers) and (after is not None or len(rows) > PAGE_SIZE)
     filters: dict[str, Any] = {name: value for name, value in form.data.items() if value}
+    note_access("customers.listed")
     return rendering.render(
         "customers/index.html",
         form=form,
@@ -90,6 +92,7 @@ def show(customer_id: int) -> Response:
         if evaluate(facts).reason is None
     ]
     offers = offer_queries.find_offers([item.campaign.offer_id for item in deliveries])
+    note_access("customer.viewed", f"customer {customer_id}")
     return rendering.render(
         "customers/show.html",
         customer=customer,
@@ -143,6 +146,7 @@ def edit(customer_id: int) -> BaseResponse:
         except DomainError as error:
             rendering.add_form_errors(form, error)
     elif request.method == "GET":
+        note_access("customer.viewed", f"customer {customer_id}")
         form.fill_from_customer(customer, customer_queries.list_customer_audiences(customer_id))
     status = rendering.form_status(form)
     return rendering.render("customers/edit.html", status=status, form=form, customer_id=customer_id, title=title)

@@ -19,6 +19,7 @@ from webapp.customers.imports.parser import CSV, NDJSON
 from webapp.customers.imports.upload import Upload
 from webapp.customers.models import CustomerImport
 from webapp.views import rendering
+from webapp.views.access_notes import note_access
 from webapp.views.staff import uploads
 from webapp.views.staff.blueprint import require_role
 from webapp.views.staff.customers import blueprint, csv_response
@@ -106,6 +107,8 @@ def show_import(import_id: int) -> Response:
     page = rejected_rows[:PAGE_SIZE]
     next_cursor = pagination.encode_cursor(page[-1].line, page[-1].id) if len(rejected_rows) > PAGE_SIZE else None
     endpoint = "staff.customers.show_import"
+    if page:
+        note_access("rejected_rows.listed", f"import {import_id}")
     return rendering.render(
         "customers/show_import.html",
         block="card",

@@ -12,6 +12,7 @@ from werkzeug.wrappers import Response as BaseResponse
 from webapp.core import formatting, pagination
 from webapp.core.email_addresses import normalise_email
 from webapp.core.errors import DomainError, InvalidInput, NotFound
+from webapp.core.request_origin import get_request_origin
 from webapp.customers import queries as customer_queries
 from webapp.offers import queries as offer_queries
 from webapp.offers.models import normalise_code
@@ -22,7 +23,9 @@ from webapp.redemptions import group_commit
 from webapp.redemptions import queries as redemption_queries
 from webapp.redemptions import rollback as redemption_rollback
 from webapp.redemptions.queries import KeysetCursor, RedemptionFilter, RedemptionRecord
+from webapp.redemptions.rules import StaffEntry
 from webapp.views import rendering
+from webapp.views.access_notes import note_access
 from webapp.views.staff.blueprint import require_role
 from webapp.views.staff.forms.redemptions import (
     CHANNEL_LABELS,
@@ -60,6 +63,7 @@ def index() -> BaseResponse:
     field_names = {field.name for field in form}
     filters: dict[str, Any] = {name: value for name, value in request.args.items() if value and name in field_names}
     next_cursor = pagination.encode_cursor(*scan.next_cursor.to_integers()) if scan.next_cursor else None
+    note_access("redemptions.listed")
     return rendering.render(
         "redemptions/index.html",
         form=form,
@@ -95,7 +99,8 @@ def new() -> BaseResponse:
     if not form.validate_on_submit():
         return rendering.render("redemptions/new.html", status=rendering.form_status(form), form=form)
     try:
-        record = group_commit.redeem(form.to_request())
+        staff = StaffEntry(current_user.id, current_user.email, get_request_origin())
+        record = group_commit.redeem(form.to_request(staff))
     except DomainError as error:
         rendering.add_form_errors(form, error)
         return rendering.render("redemptions/new.html", status=error.status, form=form)
@@ -118,6 +123,8 @@ def check_eligibility() -> Response:
         # Links from other pages may fill in only one of the two.
         if {"who", "code"} <= request.args.keys():
             explanation = explain_eligibility(form.to_request(), current_user.time_zone)
+            if explanation.facts.customer_id is not None:
+                note_access("customer.viewed", f"customer {explanation.facts.customer_id}")
     except InvalidInput as error:
         rendering.add_form_errors(form, error)
         return _render_eligibility_page(form, status=422)
@@ -140,7 +147,9 @@ def _render_eligibility_page(
 @blueprint.get("/redemptions/<public_id>")
 def show(public_id: str) -> Response:
     """Show a redemption, whether it was rolled back or not."""
-    return _render_redemption(_get_redemption_or_404(public_id), UndoForm())
+    record = _get_redemption_or_404(public_id)
+    note_access("redemption.viewed", f"customer {record.customer_id}")
+    return _render_redemption(record, UndoForm())
 
 
 @blueprint.post("/redemptions/<public_id>/undo")

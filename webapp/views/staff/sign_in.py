@@ -18,6 +18,7 @@ from webapp.core.local_time import list_time_zones
 from webapp.core.rate_limit import RateLimit, client_address, email_attempt_key, limit_requests
 from webapp.core.sessions import load_device_tokens, save_device_token
 from webapp.core.user_agents import clean_user_agent
+from webapp.views.access_notes import note_access
 from webapp.views.rendering import add_form_errors, add_privacy_headers, form_status, render
 from webapp.views.staff.accounts import blueprint, get_staff_user_or_404
 from webapp.views.staff.blueprint import login_exempt
@@ -71,6 +72,7 @@ def sign_in() -> BaseResponse:
     try:
         user = sign_in_actions.sign_in_user(form.email.data, form.password.data)
     except DomainError as error:
+        note_access("sign_in.failed", entered_email=form.email.data)
         add_form_errors(form, error)
         return render("accounts/sign_in.html", status=error.status, form=form)
     limit.reset(key)

@@ -20,6 +20,7 @@ from webapp.customers.models import Suppression
 from webapp.customers.suppressions import actions as suppression_actions
 from webapp.customers.suppressions import queries as suppression_queries
 from webapp.views import rendering
+from webapp.views.access_notes import note_access
 from webapp.views.form_base import PostForm
 from webapp.views.staff import uploads
 from webapp.views.staff.blueprint import abort_insufficient_role, require_role
@@ -41,6 +42,7 @@ def index() -> Response:
     page = rows[:PAGE_SIZE]
     filters: dict[str, Any] = {name: value for name, value in (("q", q), ("reason", reason)) if value}
     endpoint = "staff.suppressions.index"
+    note_access("suppressions.listed")
     return rendering.render(
         "customers/suppressions.html",
         form=form,

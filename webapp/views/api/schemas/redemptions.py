@@ -176,7 +176,7 @@ class OrderOut(BaseModel):
 
 
 class RedemptionOut(BaseModel):
-    """A redemption. `rolled_back_at` is set after a rollback."""
+    """A redemption; `rolled_back_at` is set after a rollback, `entered_by` (email address) for the channel `staff`."""
 
     id: str
     code: str
@@ -187,6 +187,7 @@ class RedemptionOut(BaseModel):
     order: OrderOut | None
     metadata: dict[str, Any] | None
     channel: str
+    entered_by: str | None = None
     redeemed_at: str
     rolled_back_at: str | None
     rollback_reason: str | None
@@ -342,6 +343,7 @@ def redemption_json(record: RedemptionRecord) -> dict[str, Any]:
         "order": order,
         "metadata": row.order_metadata,
         "channel": row.channel,
+        "entered_by": record.entered_by,
         "redeemed_at": format_rfc3339(row.redeemed_at),
         "rolled_back_at": format_rfc3339(row.rolled_back_at),
         "rollback_reason": row.reason,

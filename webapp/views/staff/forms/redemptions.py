@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from datetime import UTC, date, datetime, time, timedelta
-from zoneinfo import ZoneInfo
-
 from flask_babel import gettext as _
 from flask_babel import lazy_gettext as _l
-from wtforms import DateField, Form, SelectChoice, SelectField, StringField
-from wtforms.validators import Optional
+from wtforms import Form, SelectChoice, SelectField, StringField
 
 from webapp.core.email_addresses import normalise_email
 from webapp.core.errors import FieldError, InvalidInput
 from webapp.offers.models import normalise_code
-from webapp.redemptions.rules import RedemptionRequest
+from webapp.redemptions.rules import RedemptionRequest, StaffEntry
 from webapp.views.form_base import PostForm
 from webapp.views.redeem_input import parse_code_and_email
+from webapp.views.staff.forms.period import PeriodForm
 
 CHANNEL_LABELS = {"form": _l("Form"), "link": _l("Personal link"), "api": _l("API"), "staff": _l("Staff")}
 CHECK_LABELS = {
@@ -37,13 +34,14 @@ class StaffRedeemForm(PostForm):
     code = StringField(_l("Code"))
     email = StringField(_l("Customer's email address"))
 
-    def to_request(self) -> RedemptionRequest:
+    def to_request(self, staff: StaffEntry) -> RedemptionRequest:
         """Parse the form.
 
+        :param staff: the user who enters the redemption.
         :raises InvalidInput: with an error for each invalid field.
         """
         code, email = parse_code_and_email(self.code.data or "", self.email.data or "", by_staff=True)
-        return RedemptionRequest(channel="staff", code=code, email=email)
+        return RedemptionRequest(channel="staff", code=code, email=email, staff=staff)
 
 
 class EligibilityForm(Form):
@@ -86,7 +84,7 @@ class UndoForm(PostForm):
     reason = StringField(_l("Reason"))
 
 
-class RedemptionSearchForm(Form):
+class RedemptionSearchForm(PeriodForm):
     """The filters of the list of redemptions.
 
     `customer` is an email address or the reference on a receipt.
@@ -95,23 +93,3 @@ class RedemptionSearchForm(Form):
     customer = StringField(_l("Email address or reference"), name="who")
     code = StringField(_l("Code"))
     channel = SelectField(_l("Channel"), choices=_CHANNEL_CHOICES, default="", validate_choice=False)
-    first = DateField(_l("From"), validators=[Optional()])
-    last = DateField(_l("To"), validators=[Optional()])
-
-    def time_range(self, zone: str) -> tuple[datetime | None, datetime | None]:
-        """Return the start of the first day and the end of the last one in a time zone.
-
-        Each is None when its field is empty.
-        """
-        time_zone = ZoneInfo(zone)
-        since, until = (self.first.data or None), (self.last.data or None)
-        return (
-            _midnight_utc(since, time_zone) if since else None,
-            _midnight_utc(until + timedelta(days=1), time_zone) if until and until < date.max else None,
-        )
-
-
-def _midnight_utc(day: date, time_zone: ZoneInfo) -> datetime | None:
-    if not 1970 <= day.year < 2200:
-        return None
-    return datetime.combine(day, time(0), time_zone).astimezone(UTC)

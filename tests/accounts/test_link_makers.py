@@ -1,0 +1,137 @@
+"""Invitations and password reset links work only as long as their maker is an active administrator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+from sqlalchemy import select, text
+
+from webapp.accounts import actions as account_actions
+from webapp.accounts import invitation_actions
+from webapp.accounts import queries as account_queries
+from webapp.accounts.models import Invitation, StaffUser
+from webapp.core.errors import DomainError, NotFound
+from webapp.core.extensions import db
+
+MakeUser = Callable[..., StaffUser]
+PASSWORD = "correct horse battery"
+
+
+@pytest.fixture
+def maker(make_staff_user: MakeUser) -> StaffUser:
+    """An administrator; another one remains when they are disabled."""
+    make_staff_user("admin", email="other@example.com")
+    return make_staff_user("admin", email="ann@example.com")
+
+
+def token_of(link: str) -> str:
+    return link.rpartition("/")[2]
+
+
+def accept(token: str) -> StaffUser:
+    return invitation_actions.accept_invitation(token, "Eve", "eve@example.com", PASSWORD, "UTC")
+
+
+def disable(user_id: int) -> None:
+    account_actions.disable_staff_user(user_id, by="other@example.com")
+
+
+def lower_role(user_id: int) -> None:
+    account_actions.change_staff_role(user_id, "manager", by="other@example.com")
+
+
+def disable_and_enable(user_id: int) -> None:
+    disable(user_id)
+    account_actions.enable_staff_user(user_id, by="other@example.com")
+
+
+def lower_and_raise_role(user_id: int) -> None:
+    lower_role(user_id)
+    account_actions.change_staff_role(user_id, "admin", by="other@example.com")
+
+
+@pytest.mark.parametrize("change", [disable, lower_role, disable_and_enable, lower_and_raise_role])
+def test_links_die_with_the_account_that_made_them(
+    maker: StaffUser, make_staff_user: MakeUser, change: Callable[[int], None]
+) -> None:
+    viewer = make_staff_user("viewer")
+    invitation = token_of(invitation_actions.create_invitation("admin", None, by=maker.email))
+    reset = token_of(invitation_actions.create_password_reset_link(viewer.id, by=maker.email))
+
+    change(maker.id)
+
+    with pytest.raises(NotFound):
+        accept(invitation)
+    with pytest.raises(NotFound):
+        invitation_actions.reset_password(reset, PASSWORD)
+    assert account_queries.list_unused_invitations() == []
+
+
+@pytest.mark.parametrize("column", ["disabled_at = now()", "role = 'manager'"])
+def test_a_link_created_at_the_moment_of_the_change_does_not_work(maker: StaffUser, column: str) -> None:
+    token = token_of(invitation_actions.create_invitation("admin", None, by=maker.email))
+    # As if the link had been committed just after the links of the maker were deleted.
+    db.session.execute(text(f"update staff_user set {column} where email = 'ann@example.com'"))
+    db.session.commit()
+
+    with pytest.raises(NotFound):
+        accept(token)
+    assert account_queries.list_unused_invitations() == []
+    assert account_queries.find_unused_invitation(db.session.scalars(select(Invitation.token_hash)).one()) is None
+
+
+def test_links_of_others_and_of_commands_stay(maker: StaffUser) -> None:
+    of_other = token_of(invitation_actions.create_invitation("viewer", "eve@example.com", by="other@example.com"))
+    invitation_actions.create_first_admin_invitation(by="command line")
+
+    disable(maker.id)
+
+    assert len(account_queries.list_unused_invitations()) == 2
+    assert accept(of_other).role == "viewer"
+
+
+def test_a_user_who_joined_stays_when_the_maker_is_disabled(maker: StaffUser) -> None:
+    user = accept(token_of(invitation_actions.create_invitation("viewer", None, by=maker.email)))
+
+    disable(maker.id)
+
+    assert account_queries.find_staff_user_by_email("eve@example.com") == user
+    assert db.session.scalars(select(Invitation.created_by)).all() == [maker.id]
+
+
+@pytest.mark.parametrize("change", [disable, lower_role])
+def test_a_former_administrator_creates_no_links(
+    maker: StaffUser, make_staff_user: MakeUser, change: Callable[[int], None]
+) -> None:
+    viewer = make_staff_user("viewer")
+    change(maker.id)
+
+    with pytest.raises(DomainError, match="administrator"):
+        invitation_actions.create_invitation("admin", None, by=maker.email)
+    with pytest.raises(DomainError, match="administrator"):
+        invitation_actions.create_password_reset_link(viewer.id, by=maker.email)
+
+
+def test_a_link_can_be_created_while_the_row_of_its_maker_is_locked(app: Flask, maker: StaffUser) -> None:
+    email = maker.email
+    with db.engine.begin() as other:
+        other.execute(text("select from staff_user for no key update"))
+        db.session.execute(text("set local lock_timeout = '100ms'"))
+
+        assert invitation_actions.create_invitation("viewer", None, by=email)
+
+
+def test_the_list_shows_maker_and_time(sign_in: Callable[..., FlaskClient]) -> None:
+    client = sign_in("admin")
+    invitation_actions.create_invitation("viewer", "eve@example.com", by="admin@example.com")
+    invitation_actions.create_invitation("viewer", "bob@example.com", by="command line")
+    db.session.execute(text("update invitation set created_at = '2026-05-01 12:00Z'"))
+    db.session.commit()
+
+    page = client.get("/settings/people").text
+
+    assert "Created by Admin, 1 May 2026, 12:00 UTC" in page
+    assert "Created 1 May 2026, 12:00 UTC" in page

@@ -1,0 +1,235 @@
+"""What requests count: failed sign-ins, refusals, and views of personal data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from flask import Flask, g
+from flask.testing import FlaskClient
+from sqlalchemy import select, text
+
+from tests.support.accounts import PASSWORD
+from tests.support.sql_statements import recorded_statements
+from webapp.accounts import api_key_actions
+from webapp.accounts.models import AccessCount, ApiKey, StaffUser
+from webapp.core.extensions import db
+from webapp.customers.models import Customer
+from webapp.offers.models import Offer
+from webapp.redemptions import group_commit
+from webapp.redemptions import queries as redemption_queries
+from webapp.redemptions.rules import RedemptionRequest
+
+ADDRESS = {"REMOTE_ADDR": "203.0.113.7"}
+IPV6 = {"REMOTE_ADDR": "2001:db8:1:2:3::4"}
+
+
+def counted(*columns: str) -> list[tuple[Any, ...]]:
+    """Return the counts, whatever their period."""
+    db.session.rollback()
+    rows = db.session.execute(select(AccessCount).order_by(AccessCount.id)).scalars()
+    found: dict[tuple[Any, ...], int] = {}
+    for row in rows:
+        key = tuple(getattr(row, name) for name in columns or ("kind", "account", "address"))
+        found[key] = found.get(key, 0) + row.n
+    return [(*key, n) for key, n in found.items()]
+
+
+def sign_in_as(client: FlaskClient, email: str, password: str = "wrong") -> int:
+    data = {"email": email, "password": password}
+    return client.post("/sign-in", data=data, environ_base=ADDRESS, buffered=True).status_code
+
+
+def test_failed_sign_ins_are_counted(client: FlaskClient, make_user_with_password: Callable[..., StaffUser]) -> None:
+    make_user_with_password(email="ann@example.com")
+
+    for email in ("ann@example.com", " Ann@Example.com ", "eve@example.com", "not an address", "x\0@example.com"):
+        assert sign_in_as(client, email) == 422
+
+    assert counted() == [
+        ("sign_in.failed", "ann@example.com", "203.0.113.7", 2),
+        ("sign_in.failed", "", "203.0.113.7", 3),
+    ]
+
+
+def test_a_successful_sign_in_is_not_counted(
+    client: FlaskClient, make_user_with_password: Callable[..., StaffUser]
+) -> None:
+    make_user_with_password(email="ann@example.com")
+
+    assert sign_in_as(client, "ann@example.com", PASSWORD) == 302
+
+    assert counted() == []
+
+
+def test_refused_sign_ins_are_counted_with_the_account(
+    client: FlaskClient, make_user_with_password: Callable[..., StaffUser]
+) -> None:
+    make_user_with_password(email="ann@example.com")
+    while sign_in_as(client, "ann@example.com") == 422:
+        pass
+    while sign_in_as(client, "eve@example.com") == 422:
+        pass
+
+    assert ("sign_in.locked", "ann@example.com", "203.0.113.7", 1) in counted()
+    assert ("sign_in.locked", "", "203.0.113.7", 1) in counted()
+
+
+def test_the_count_is_written_after_the_response(
+    client: FlaskClient, make_user_with_password: Callable[..., StaffUser]
+) -> None:
+    make_user_with_password(email="ann@example.com")
+
+    with recorded_statements() as recorded:
+        response = client.post("/sign-in", data={"email": "ann@example.com", "password": "wrong"})
+        before = len([statement for statement, _values in recorded if "access_count" in statement])
+        response.close()
+        after = len([statement for statement, _values in recorded if "access_count" in statement])
+
+    assert (before, after) == (0, 1)
+
+
+def test_a_missing_table_does_not_break_the_request(client: FlaskClient) -> None:
+    with db.engine.begin() as connection:
+        connection.execute(text("alter table access_count rename to hidden"))
+    try:
+        assert sign_in_as(client, "eve@example.com") == 422
+    finally:
+        with db.engine.begin() as connection:
+            connection.execute(text("alter table hidden rename to access_count"))
+
+
+@pytest.mark.parametrize(
+    ("authorization", "expected"),
+    [
+        ("Bearer {key}x", [("api_key.refused", "API key Till", "203.0.113.7", 1)]),
+        ("Bearer onecode_live_unknown_secret", [("api_key.refused", "", "203.0.113.7", 1)]),
+        ("Basic abc", [("api_key.refused", "", "203.0.113.7", 1)]),
+        ("", []),
+    ],
+)
+def test_refused_keys_are_counted(app: Flask, authorization: str, expected: list[object]) -> None:
+    key = api_key_actions.create_api_key("Till", ["read"], by="tests")
+    headers = {"Authorization": authorization.format(key=key)} if authorization else {}
+
+    response = app.test_client().get("/api/v1/offers", headers=headers, environ_base=ADDRESS, buffered=True)
+
+    assert response.status_code == 401
+    assert counted() == expected
+
+
+def test_a_missing_scope_is_counted_for_the_key(app: Flask) -> None:
+    key = api_key_actions.create_api_key("Till", ["redeem"], by="tests")
+
+    app.test_client().get(
+        "/api/v1/offers", headers={"Authorization": f"Bearer {key}"}, environ_base=IPV6, buffered=True
+    )
+
+    assert counted() == [("scope.refused", "API key Till", "2001:db8:1:2::/64", 1)]
+
+
+def test_a_missing_role_is_counted_for_the_user(sign_in: Callable[..., FlaskClient]) -> None:
+    sign_in("viewer").get("/settings/audit", environ_base=ADDRESS, buffered=True)
+
+    assert counted() == [("role.refused", "viewer@example.com", "203.0.113.7", 1)]
+
+
+def test_forms_without_a_token_are_counted(csrf_client: FlaskClient) -> None:
+    assert csrf_client.post("/offers/new", environ_base=ADDRESS, buffered=True).status_code == 400
+
+    assert counted() == [("csrf.refused", "", "203.0.113.7", 1)]
+
+
+def test_forms_of_other_sites_are_counted(client: FlaskClient) -> None:
+    headers = {"Origin": "https://elsewhere.example"}
+    client.post("/redeem", headers=headers, environ_base=ADDRESS, buffered=True)
+
+    assert counted() == [("csrf.refused", "", "203.0.113.7", 1)]
+
+
+def test_too_many_requests_are_counted(client: FlaskClient) -> None:
+    while client.post("/redeem", data={}, environ_base=ADDRESS, buffered=True).status_code != 429:
+        pass
+
+    assert counted() == [("rate_limit.exceeded", "", "203.0.113.7", 1)]
+
+
+@pytest.fixture
+def redemption_id(make_customer: Callable[..., Customer], make_offer: Callable[..., Offer]) -> str:
+    """The reference of a redemption by customer 1 with source id C1."""
+    make_customer("ada@example.com", source_id="C1")
+    make_offer("SUMMER25")
+    group_commit.redeem(RedemptionRequest(channel="form", code="SUMMER25", email="ada@example.com"))
+    return redemption_queries.list_customer_redemptions(1)[0].public_id
+
+
+STAFF_VIEWS = [
+    ("/customers", "customers.listed", ""),
+    ("/customers/1", "customer.viewed", "customer 1"),
+    ("/customers/1/edit", "customer.viewed", "customer 1"),
+    ("/why-not?who=ada@example.com&code=SUMMER25", "customer.viewed", "customer 1"),
+    ("/customers/do-not-mail", "suppressions.listed", ""),
+    ("/redemptions", "redemptions.listed", ""),
+    ("/redemptions/{id}", "redemption.viewed", "customer 1"),
+]
+
+
+@pytest.mark.parametrize(("path", "kind", "subject"), STAFF_VIEWS)
+def test_views_of_staff_are_counted(redemption_id: str, staff: FlaskClient, path: str, kind: str, subject: str) -> None:
+    for _time in range(2):
+        response = staff.get(path.format(id=redemption_id), environ_base=ADDRESS, buffered=True)
+        assert response.status_code == 200
+
+    assert counted("kind", "account", "address", "subject") == [
+        (kind, "manager@example.com", "203.0.113.7", subject, 2)
+    ]
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/offers", "/customers/99", "/customers/import", "/redemptions/unknown", "/why-not?who=eve@example.com&code=X"],
+)
+def test_pages_without_personal_data_are_not_counted(redemption_id: str, staff: FlaskClient, path: str) -> None:
+    staff.get(path, buffered=True)
+
+    assert counted() == []
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("/customers/C1", "customer.viewed"),
+        ("/customers/ada@example.com/offers", "customer.viewed"),
+        ("/redemptions", "redemptions.listed"),
+        ("/redemptions/{id}", "redemption.viewed"),
+    ],
+)
+def test_views_of_keys_are_counted_without_the_customer(
+    redemption_id: str, api: FlaskClient, path: str, kind: str
+) -> None:
+    api.get(f"/api/v1{path.format(id=redemption_id)}", environ_base=ADDRESS, buffered=True)
+
+    assert counted("kind", "account", "subject") == [(kind, "API key tests", "", 1)]
+
+
+def test_the_session_is_counted(app: Flask, staff: FlaskClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    def set_session() -> None:
+        g.staff_session_id = 12
+
+    monkeypatch.setitem(app.before_request_funcs, None, [*app.before_request_funcs[None], set_session])
+    staff.get("/customers", buffered=True)
+
+    assert counted("kind", "staff_session_id") == [("customers.listed", 12, 1)]
+
+
+def test_an_entry_of_the_api_names_the_key(api: FlaskClient, make_offer: Callable[..., Offer]) -> None:
+    make_offer("SUMMER25")
+    api.post("/api/v1/offers/SUMMER25/codes", json={"code": "WINTER26"}, environ_base=ADDRESS)
+    key_id = db.session.scalars(select(ApiKey.id)).one()
+
+    entry = db.session.execute(
+        text("select address, api_key_id from audit_entry where action = 'offer.code_renewed'")
+    ).one()
+
+    assert tuple(entry) == ("203.0.113.7", key_id)

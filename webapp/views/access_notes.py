@@ -1,0 +1,100 @@
+"""Notes of what a request accessed or was refused, counted after its response.
+
+Views note views of personal data. Refusals are recognised by the status of the response, so no view can forget them.
+The notes are counted when the response has been sent: no request takes longer, and its duration reveals nothing about
+accounts.
+"""
+
+from __future__ import annotations
+
+from flask import Flask, Response, current_app, g, request
+from flask_login import current_user
+from sqlalchemy.exc import SQLAlchemyError
+
+from webapp.accounts import access_counts, api_key_actions
+from webapp.accounts.access_counts import Access
+from webapp.core.email_addresses import normalise_email
+from webapp.core.errors import InvalidInput
+from webapp.core.rate_limit import client_address
+
+SIGN_IN_ENDPOINT = "staff.accounts.sign_in"
+
+
+def note_access(kind: str, subject: str = "", entered_email: str | None = None) -> None:
+    """Note an access of the current request, to be counted after the response.
+
+    :param kind: a key of `access_counts.ACCESS_LABELS`.
+    :param subject: what was viewed, such as `customer 17`; not counted for API keys, which view many.
+    :param entered_email: the email address of a form for signing in; counted only if it is that of a user.
+    """
+    api_key = g.get("api_key")
+    access = Access(
+        kind=kind,
+        address=_counted_address(),
+        account=f"API key {api_key.name}" if api_key else _signed_in_email(),  # no translation
+        entered_email=_normalise_or_none(entered_email),
+        public_id=api_key_actions.parse_public_id(request.headers.get("Authorization", "")) or None,
+        staff_session_id=g.get("staff_session_id") or 0,
+        subject="" if api_key else subject,
+    )
+    g.setdefault("accesses", []).append(access)
+
+
+def init_app(app: Flask) -> None:
+    """Count the accesses of each request after its response."""
+
+    @app.after_request
+    def count_after_response(response: Response) -> Response:
+        kind = _refusal_kind(response.status_code)
+        if kind is not None:
+            # The form is read only if it has been parsed: a refusal because of the address precedes that.
+            form = vars(request._get_current_object()).get("form")  # type: ignore[attr-defined]
+            note_access(kind, entered_email=form.get("email") if form and kind == "sign_in.locked" else None)
+        accesses: list[Access] = g.get("accesses", [])
+        if accesses:
+            app_of_request = current_app._get_current_object()  # type: ignore[attr-defined]
+
+            def count() -> None:
+                with app_of_request.app_context():
+                    access_counts.count_accesses(accesses)
+
+            response.call_on_close(count)
+        return response
+
+
+def _refusal_kind(status: int) -> str | None:
+    """Return the kind of refusal that the status of the response means, or None."""
+    if status == 429:
+        return "sign_in.locked" if request.endpoint == SIGN_IN_ENDPOINT else "rate_limit.exceeded"
+    if status == 401 and request.headers.get("Authorization"):
+        return "api_key.refused"
+    if status == 403:
+        if "api_key" in g:
+            return "scope.refused"
+        # Public pages have no roles: they refuse forms of other sites.
+        return "csrf.refused" if (request.blueprint or "").startswith("public") else "role.refused"
+    return None
+
+
+def _counted_address() -> str:
+    try:
+        return client_address()
+    except ValueError:
+        return ""
+
+
+def _signed_in_email() -> str:
+    """Return the email address of the signed-in user; empty without one, and while the database is unavailable."""
+    if (request.blueprint or "").startswith("public"):
+        return ""
+    try:
+        return str(current_user.email) if current_user.is_authenticated else ""
+    except SQLAlchemyError:
+        return ""
+
+
+def _normalise_or_none(email: str | None) -> str | None:
+    try:
+        return normalise_email(email) if email else None
+    except InvalidInput:
+        return None
