@@ -12,7 +12,7 @@ from webapp.core.rate_limit import TooManyRequests, client_address, combined_key
 from webapp.customers import queries as customer_queries
 from webapp.mail import locales
 from webapp.redemptions import facts as redemption_facts
-from webapp.redemptions import group_commit, guessing, personal_links, receipts, refusals
+from webapp.redemptions import form_redemption, group_commit, guessing, personal_links, receipts, refusals
 from webapp.redemptions import queries as redemption_queries
 from webapp.redemptions.errors import RedemptionRefused
 from webapp.redemptions.queries import RedemptionRecord
@@ -57,13 +57,13 @@ def redeem_form() -> Response:
 @limiter.limit("20 per 5 minutes", key_func=combined_key_func(_email_key_func, client_address))
 @limiter.limit("100 per 10 minutes", key_func=_email_key_func, deduct_when=_is_failed_attempt)
 def redeem() -> Response:
-    """Redeem a code: show the receipt, or the submitted form with the refusal."""
+    """Redeem a code: show the receipt, or the submitted form with the refusal.
+
+    While the client address exceeds its limit of customers, the personal link is emailed instead.
+    """
     form = RedeemForm(request.form)
     try:
-        redemption_request = form.to_request()
-        if guessing.is_code_blocked(redemption_request.code or ""):
-            raise TooManyRequests(guessing.BLOCK_RETRY_AFTER_SECONDS)
-        record = group_commit.redeem(redemption_request)
+        record = form_redemption.redeem_by_form(form.to_request(), client_address())
     except InvalidInput as error:
         rendering.add_form_errors(form, error)
         return _render_page("redemptions/redeem.html", 422, form=form)
@@ -77,6 +77,8 @@ def redeem() -> Response:
         message = refusals.format_public_message(reason, offer, _get_locale(None))
         status = 404 if reason == "not_found" else 409
         return _render_page("redemptions/redeem.html", status, form=form, refusal=message)
+    if record is None:
+        return _render_page("redemptions/link_emailed.html", 202, form=form)
     return _render_receipt(record)
 
 
