@@ -254,6 +254,7 @@ class TestLimit:
         use_up_limit(client, make_customer)
 
         assert post(client, code=typed).status_code in (404, 409)
+        assert address_limit.list_offers_over_address_limit(10) == {}
 
     def test_an_earlier_code_that_is_open_counts(
         self, client: FlaskClient, offer: Offer, make_customer: MakeCustomer
@@ -337,7 +338,7 @@ class TestConcurrency:
             except AddressLimitReached as error:
                 return error
 
-        results = run_concurrently(app, *(lambda n=n: try_to_count(n) for n in range(8)))  # type: ignore[misc]
+        results = run_concurrently(app, *(lambda n=n: try_to_count(n) for n in range(8)))
 
         assert sorted(isinstance(result, AddressLimitReached) for result in results) == [False] + [True] * 7
         assert counted_customers() == LIMIT
