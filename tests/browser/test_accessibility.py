@@ -16,6 +16,7 @@ from tests.support.browser import (
     call_api,
     page_problems,
     problems_by_appearance,
+    reach_address_limit,
     submit_code,
     wait_for_status,
     write_csv,
@@ -121,6 +122,11 @@ def test_customer_pages(
     page.goto(link)
     page.get_by_role("button", name="Redeem now").click()
     page.get_by_text("Reference", exact=True).wait_for()
+    problems += page_problems(page)
+    reach_address_limit()
+    page.goto(f"{shop.url}/redeem")
+    submit_code(page, "SUMMER25", "nadezhda.shcherbakova+offers@letters.example.com")
+    page.get_by_role("heading", name="Check your email").wait_for()
     problems += page_problems(page)
 
     assert problems == []

@@ -15,11 +15,13 @@ from tests.support.browser import (
     RunningShop,
     accept_invitation,
     call_api,
+    reach_address_limit,
     submit_code,
     wait_for_status,
     write_csv,
 )
-from webapp.customers.models import Customer
+from webapp.core.extensions import db
+from webapp.customers.models import Audience, Customer
 from webapp.offers.models import Offer
 
 pytestmark = pytest.mark.browser
@@ -164,6 +166,50 @@ def test_a_customer_redeems_with_code_and_email_address(
     submit_code(page, "SUMMER25", "ada@example.com")
     expect(page.get_by_text("already been redeemed with this email address")).to_be_visible()
     assert page.context.cookies() == []
+
+
+@pytest.mark.parametrize("javascript", [True, False], ids=["with scripts", "without scripts"])
+def test_a_customer_on_a_busy_connection_redeems_with_the_link_in_an_email(
+    shop: RunningShop,
+    window: OpenPage,
+    make_offer: Callable[..., Offer],
+    make_customer: Callable[..., Customer],
+    javascript: bool,
+) -> None:
+    make_customer()
+    make_offer()
+    reach_address_limit()
+    page = window(javascript=javascript, width=390, height=800)
+    page.goto(f"{shop.url}/redeem")
+
+    submit_code(page, "SUMMER25", "ada@exmaple.com")
+    expect(page.get_by_role("heading", name="Check your email")).to_be_visible()
+    page.get_by_role("link", name="Use another email address").click()
+    expect(page.get_by_label("Code")).to_have_value("SUMMER25")
+    submit_code(page, "SUMMER25", "ada@example.com")
+    expect(page.get_by_text("we have emailed a personal link to it")).to_be_visible()
+    page.goto(shop.link_to("ada@example.com"))
+    page.get_by_role("button", name="Redeem now").click()
+
+    expect(page.get_by_text("Redeemed. The discount is yours.")).to_be_visible()
+    assert [message["To"] for message in shop.messages()] == ["ada@example.com"]
+
+
+def test_the_offer_form_recommends_personal_codes_while_an_audience_is_chosen(
+    shop: RunningShop, window: OpenPage
+) -> None:
+    db.session.add(Audience(name="Regulars"))
+    db.session.commit()
+    page = window(javascript=False)
+    accept_invitation(page, shop)
+    page.goto(f"{shop.url}/offers/new")
+    recommendation = page.get_by_text("Recommended for an audience: require personal codes.")
+
+    expect(recommendation).to_be_hidden()
+    page.get_by_label("Audience").select_option("Regulars")
+    expect(recommendation).to_be_visible()
+    page.get_by_label("Require personal codes").check()
+    expect(recommendation).to_be_hidden()
 
 
 def test_every_refusal_is_one_sentence_without_customer_details(

@@ -125,6 +125,9 @@ assert len(LONG_HOST) == 253
         ("PORT", "65533", "port", 65533),
         ("WEB_WORKERS", "64", "web_workers", 64),
         ("TRUSTED_PROXIES", "10", "trusted_proxies", 10),
+        ("PUBLIC_CUSTOMERS_PER_ADDRESS", "", "public_customers_per_address", 10),
+        ("PUBLIC_CUSTOMERS_PER_ADDRESS", "0", "public_customers_per_address", 0),
+        ("PUBLIC_CUSTOMERS_PER_ADDRESS", "100000", "public_customers_per_address", 100_000),
         ("LOG_FORMAT", "JSON", "log_format", "json"),
         ("LOG_FORMAT", "", "log_format", "text"),
         ("LOG_LEVEL", "warning", "log_level", "WARNING"),
@@ -158,6 +161,8 @@ def test_a_valid_value_is_accepted_up_to_its_limits(
         ("WEB_WORKERS", "65"),
         ("TRUSTED_PROXIES", "-1"),
         ("TRUSTED_PROXIES", "11"),
+        ("PUBLIC_CUSTOMERS_PER_ADDRESS", "-1"),
+        ("PUBLIC_CUSTOMERS_PER_ADDRESS", "100001"),
         ("MAIL_USE_TLS", "perhaps"),
     ],
 )

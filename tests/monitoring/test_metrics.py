@@ -31,7 +31,7 @@ from webapp.monitoring import actions as monitoring_actions
 from webapp.monitoring import queries as monitoring_queries
 from webapp.monitoring.actions import WorkerIdentity
 from webapp.offers.models import Offer
-from webapp.redemptions.models import FailedCodeAttempt
+from webapp.redemptions.models import AddressExcess, FailedCodeAttempt
 
 Values = dict[tuple[str, tuple[str, ...]], float]
 
@@ -166,6 +166,9 @@ def test_counts_of_redemptions_failed_codes_and_imports_match_the_rows(
     now = datetime.now(UTC)
     db.session.add(FailedCodeAttempt(offer_id=offer.id, slot=1, minute=now, n=40))
     db.session.add(FailedCodeAttempt(offer_id=offer.id, slot=2, minute=now - timedelta(hours=2), n=7))
+    for address, last_at in (("192.0.2.1", now), ("192.0.2.2", now), ("192.0.2.3", now - timedelta(hours=2))):
+        db.session.add(AddressExcess(offer_id=offer.id, address=address, last_at=last_at))
+    db.session.add(AddressExcess(offer_id=offer.id + 1, address="192.0.2.1", last_at=now))
     for status in ("done", "done", "failed"):
         db.session.add(CustomerImport(filename="a.csv", media_type="text/csv", status=status))
     db.session.commit()
@@ -176,6 +179,7 @@ def test_counts_of_redemptions_failed_codes_and_imports_match_the_rows(
     assert found["onecode_rollbacks_total", ()] == 1
     assert found["onecode_code_misses_last_hour", ()] == 40
     assert found["onecode_offers_guessed_at", ()] == 1
+    assert found["onecode_addresses_over_customer_limit", ()] == 2
     assert [found["onecode_imports", (state,)] for state in ("queued", "done", "failed")] == [0, 2, 1]
 
 

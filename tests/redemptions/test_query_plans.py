@@ -17,7 +17,7 @@ from webapp.core.extensions import db
 from webapp.core.settings import Settings
 from webapp.customers import queries as customer_queries
 from webapp.redemptions import actions as redemption_actions
-from webapp.redemptions import count_queries, group_commit, guessing
+from webapp.redemptions import address_limit, count_queries, group_commit, guessing
 from webapp.redemptions import facts as redemption_facts
 from webapp.redemptions import queries as redemption_queries
 from webapp.redemptions.queries import KeysetCursor, RedemptionFilter
@@ -47,7 +47,8 @@ def filled(session_app: Flask, test_settings: Settings) -> Iterator[psycopg.Conn
 
 EMPTY = (
     "truncate customer, audience, audience_member, offer, offer_code, redemption, rollback, redemption_hour,"
-    " redemption_total, hour_total, api_key, rate_hit, code_miss restart identity cascade"
+    " redemption_total, hour_total, api_key, rate_hit, code_miss, address_customers, address_excess"
+    " restart identity cascade"
 )
 ROLLBACKS = """
 insert into rollback (customer_id, offer_id, redeemed_at, channel, rolled_back_by, reason)
@@ -92,6 +93,7 @@ LOOK_UPS: dict[str, Callable[[], object]] = {
     "one customer's": lambda: redemption_queries.list_customer_redemptions(77),
     "redeemed among": lambda: redemption_queries.find_redeemed_customer_ids(7, list(range(1, 501))),
     "is a code blocked": lambda: guessing.is_code_blocked("OFFER77KQ4XM2T"),
+    "counting a customer of an address": lambda: address_limit.count_customer("192.0.2.1", "OFFER7", "x@y.example"),
 }
 
 

@@ -21,6 +21,7 @@ from webapp.mail import smtp
 from webapp.redemptions import group_commit, receipts
 from webapp.redemptions import queries as redemption_queries
 from webapp.redemptions import rollback as redemption_rollback
+from webapp.redemptions.customer_emails import RETRY_DELAYS
 from webapp.redemptions.rules import RedemptionRequest
 
 
@@ -183,13 +184,13 @@ def test_a_receipt_is_retried_when_the_relay_is_unavailable(
     delay = retry.eta.replace(tzinfo=UTC) - datetime.now(UTC)
     task_queue.run("redemptions.send_receipt", *retry.args)
 
-    assert 50 < delay.total_seconds() <= receipts.RETRY_DELAYS[0]
+    assert 50 < delay.total_seconds() <= RETRY_DELAYS[0]
     assert retry.args == (redemption.offer_id, redemption.customer_id, 1)
     assert relay.recipients == {"ada@example.com": 1}
 
 
 def test_a_receipt_is_abandoned_after_the_last_retry(redemption: redemption_queries.RedemptionRecord) -> None:
-    task_queue.run("redemptions.send_receipt", redemption.offer_id, redemption.customer_id, len(receipts.RETRY_DELAYS))
+    task_queue.run("redemptions.send_receipt", redemption.offer_id, redemption.customer_id, len(RETRY_DELAYS))
 
     assert huey.pending() == []
 

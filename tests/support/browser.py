@@ -17,10 +17,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from flask import Flask
+from flask import Flask, current_app
 from playwright.sync_api import Page, expect
+from sqlalchemy import text
 
 from webapp.accounts import api_key_actions, invitation_actions
+from webapp.core.extensions import db
 from webapp.core.settings import ROOT
 
 
@@ -48,10 +50,10 @@ class RunningShop:
 
     def link_to(self, address: str) -> str:
         """The personal link in the newest email to an address."""
-        text = self.mail_to(address).get_body(("plain",))
-        assert text is not None
-        found = re.search(r"https?://\S+/r/[\w.-]+", text.get_content())
-        assert found, text.get_content()
+        body = self.mail_to(address).get_body(("plain",))
+        assert body is not None
+        found = re.search(r"https?://\S+/r/[\w.-]+", body.get_content())
+        assert found, body.get_content()
         return found[0]
 
     def invitation(self, role: str = "admin") -> str:
@@ -95,6 +97,18 @@ def submit_code(page: Page, code: str, address: str) -> None:
     page.get_by_label("Code").fill(code)
     page.get_by_label("Email").fill(address)
     page.get_by_role("button").last.click()
+
+
+def reach_address_limit() -> None:
+    """Let the browser's address reach the limit of customers of the public form."""
+    statement = """
+        insert into address_customers
+        select '127.0.0.1', jsonb_object_agg(n, 1), now() + interval '1 hour' from generate_series(1, :limit) n
+        on conflict (address) do update set customers = excluded.customers, expires_at = excluded.expires_at
+    """
+    limit = current_app.config["SETTINGS"].public_customers_per_address
+    db.session.execute(text(statement), {"limit": limit})
+    db.session.commit()
 
 
 def call_api(

@@ -41,7 +41,7 @@ SETTING_NAMES = (
     "DATABASE_URL", "SECRET_KEY", "INSTANCE_PATH", "PORT", "WEB_HOST", "WEB_WORKERS", "PUBLIC_URL", "SHOP_NAME",
     "TRUSTED_PROXIES", "MAIL_SERVER", "MAIL_PORT", "MAIL_USERNAME", "MAIL_PASSWORD", "MAIL_USE_TLS", "MAIL_USE_SSL",
     "MAIL_DEFAULT_SENDER", "MAIL_CONNECTIONS", "MAIL_PER_SECOND", "MAIL_BOUNCE_ADDRESS",
-    "LOG_FORMAT", "LOG_LEVEL", "SESSION_IDLE_HOURS", "SESSION_MAX_DAYS",
+    "PUBLIC_CUSTOMERS_PER_ADDRESS", "SESSION_IDLE_HOURS", "SESSION_MAX_DAYS", "LOG_FORMAT", "LOG_LEVEL",
 )  # fmt: skip
 
 
@@ -74,6 +74,8 @@ class Settings:
     mail_bounce_address: str | None
     shop_name: str
     trusted_proxies: int
+    # Customers for whom one client address may use shared codes on the public form within an hour; 0 for no limit.
+    public_customers_per_address: int
     # `text` or `json`; the level is None for the default (webapp/core/logs.py).
     log_format: str
     log_level: str | None
@@ -137,6 +139,7 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         mail_bounce_address=parse_bounce_address(variables),
         shop_name=variables.get("SHOP_NAME") or "Onecode",
         trusted_proxies=parse_integer(variables, "TRUSTED_PROXIES", 0, 0, 10),
+        public_customers_per_address=parse_integer(variables, "PUBLIC_CUSTOMERS_PER_ADDRESS", 10, 0, 100_000),
         log_format=parse_choice(variables, "LOG_FORMAT", "text", "json") or "text",
         log_level=parse_choice(variables, "LOG_LEVEL", "DEBUG", "INFO", "WARNING", "ERROR"),
         session_idle_hours=parse_integer(variables, "SESSION_IDLE_HOURS", 12, 1, 8760),

@@ -34,6 +34,8 @@ TaskName = Literal[
     "customers.sweep_customers",
     "monitoring.drop_silent",
     "redemptions.count_hours",
+    "redemptions.delete_expired_addresses",
+    "redemptions.send_personal_link",
     "redemptions.send_receipt",
 ]
 Function = Callable[..., None]

@@ -157,6 +157,11 @@ def _redemption_metrics(redemptions: RedemptionMetrics) -> Iterator[Metric]:
         "Offers with a guessing alert, because of many failed attempts.",
         redemptions.guessing_alert_count,
     )
+    yield _gauge(
+        "onecode_addresses_over_customer_limit",
+        "Client addresses that exceeded the limit of customers on the public form in the last hour.",
+        redemptions.addresses_over_limit,
+    )
 
 
 def _gauge(name: str, documentation: str, value: float) -> Metric:

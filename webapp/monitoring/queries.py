@@ -80,12 +80,14 @@ class RedemptionMetrics:
 
     :ivar redemptions: includes the redemptions that were rolled back.
     :ivar failed_attempts: in the last hour.
+    :ivar addresses_over_limit: client addresses that exceeded the limit of customers in the last hour.
     :ivar guessing_alert_count: number of offers with a guessing alert, at most `MAX_GUESSING_ALERTS`.
     """
 
     redemptions: int
     rollbacks: int
     failed_attempts: int
+    addresses_over_limit: int
     guessing_alert_count: int
 
 
@@ -212,16 +214,18 @@ _SELECT_REDEMPTION_METRICS = text(
         ) rest
       ) as redemption_count,
       (select count(*) from rollback) as rollback_count,
-      (select coalesce(sum(n), 0) from code_miss where minute > now() - interval '1 hour') as failed_attempts
+      (select coalesce(sum(n), 0) from code_miss where minute > now() - interval '1 hour') as failed_attempts,
+      (select count(distinct address) from address_excess where last_at > now() - interval '1 hour')
+        as addresses_over_limit
     """
 )
 
 
 def load_redemption_metrics() -> RedemptionMetrics:
     """Load the metrics of redemptions."""
-    current, rollbacks, failed_attempts = map(int, db.session.execute(_SELECT_REDEMPTION_METRICS).one())
+    current, rollbacks, failed_attempts, addresses = map(int, db.session.execute(_SELECT_REDEMPTION_METRICS).one())
     guessing_alert_count = len(guessing.list_top_guessing_alerts(MAX_GUESSING_ALERTS))
-    return RedemptionMetrics(current + rollbacks, rollbacks, failed_attempts, guessing_alert_count)
+    return RedemptionMetrics(current + rollbacks, rollbacks, failed_attempts, addresses, guessing_alert_count)
 
 
 def count_imports_by_status() -> dict[str, int]:

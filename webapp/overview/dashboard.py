@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from zoneinfo import ZoneInfo
@@ -16,7 +16,7 @@ from webapp.core.extensions import db
 from webapp.customers.models import Customer, CustomerImport
 from webapp.offers import queries as offer_queries
 from webapp.offers.models import Offer
-from webapp.redemptions import count_queries, guessing
+from webapp.redemptions import address_limit, count_queries, guessing
 from webapp.redemptions.models import Redemption
 
 DASHBOARD_DAYS = 30
@@ -56,7 +56,8 @@ class AttentionList:
     """The objects that need the attention of staff.
 
     Campaigns come with the name of their offer, as their subject may contain placeholders; those with uncertain
-    deliveries also with their number. Offers with a guessing alert come with their failed attempts in the last hour.
+    deliveries also with their number. Offers with a guessing alert come with their failed attempts in the last hour;
+    those over the limit of customers per client address with the number of addresses that exceeded it.
     """
 
     stalled_campaigns: Sequence[tuple[Campaign, str]]
@@ -64,6 +65,7 @@ class AttentionList:
     nearly_used_up_offers: Sequence[Offer]
     offers_ending_soon: Sequence[Offer]
     offers_with_guessing_alert: Sequence[tuple[Offer, int]]
+    offers_over_address_limit: Sequence[tuple[Offer, int]]
     failed_imports: Sequence[CustomerImport]
 
     def __bool__(self) -> bool:
@@ -74,6 +76,7 @@ class AttentionList:
                 self.nearly_used_up_offers,
                 self.offers_ending_soon,
                 self.offers_with_guessing_alert,
+                self.offers_over_address_limit,
                 self.failed_imports,
             )
         )
@@ -117,7 +120,8 @@ def get_attention_list() -> AttentionList:
     """Return the objects that need attention.
 
     These are campaigns that are stalled or have uncertain deliveries to resolve; offers that are nearly used up, end
-    soon or have a guessing alert; and imports that failed in the last week.
+    soon, have a guessing alert, or are over the limit of customers per client address; and imports that failed in the
+    last week.
     """
     cap = func.coalesce(Offer.max_redemptions, 0)
     nearly_used_up = _CURRENT_OFFERS.where(cap > 0, Offer.redeemed >= cap * CAP_WARNING_RATIO).order_by(
@@ -132,7 +136,8 @@ def get_attention_list() -> AttentionList:
         uncertain_campaigns=_list_uncertain_campaigns(),
         nearly_used_up_offers=db.session.scalars(nearly_used_up.limit(ATTENTION_LIMIT)).all(),
         offers_ending_soon=db.session.scalars(ending_soon.limit(ATTENTION_LIMIT)).all(),
-        offers_with_guessing_alert=_list_offers_with_guessing_alert(),
+        offers_with_guessing_alert=_add_offers(guessing.list_top_guessing_alerts(ATTENTION_LIMIT)),
+        offers_over_address_limit=_add_offers(address_limit.list_offers_over_address_limit(ATTENTION_LIMIT)),
         failed_imports=db.session.scalars(failed.order_by(CustomerImport.id.desc()).limit(ATTENTION_LIMIT)).all(),
     )
 
@@ -142,11 +147,10 @@ _CURRENT_OFFERS = select(Offer).where(
 )
 
 
-def _list_offers_with_guessing_alert() -> list[tuple[Offer, int]]:
-    """Return offers with a guessing alert and their failed attempts, highest first."""
-    alerts = guessing.list_top_guessing_alerts(ATTENTION_LIMIT)
-    offers = offer_queries.find_offers(list(alerts))
-    return [(offers[offer_id], attempts) for offer_id, attempts in alerts.items()]
+def _add_offers(numbers_by_offer: Mapping[int, int]) -> list[tuple[Offer, int]]:
+    """Return the offers with these ids and their numbers, in the same order."""
+    offers = offer_queries.find_offers(list(numbers_by_offer))
+    return [(offers[offer_id], number) for offer_id, number in numbers_by_offer.items()]
 
 
 def _add_offer_names(campaigns: Sequence[Campaign]) -> list[tuple[Campaign, str]]:

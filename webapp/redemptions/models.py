@@ -125,3 +125,36 @@ class FailedCodeAttempt(Model):
     n: Mapped[int]
 
     __table_args__ = ({"prefixes": ["UNLOGGED"]},)
+
+
+class AddressCustomers(Model):
+    """The customers for whom one client address has used shared codes on the public form.
+
+    The table is unlogged: a crash of the server empties it. `customers` maps keyed hashes of email addresses to their
+    numbers of counted attempts. The row is deleted or overwritten after `expires_at`.
+    """
+
+    __tablename__ = "address_customers"
+    address: Mapped[str] = mapped_column(Text(collation="C"), primary_key=True)
+    customers: Mapped[dict[str, Any]]
+    expires_at: Mapped[datetime]
+
+    __table_args__ = (
+        CheckConstraint("jsonb_typeof(customers) = 'object'", name="customers"),
+        Index("ix_address_customers_expires_at", "expires_at"),
+        {"prefixes": ["UNLOGGED"]},
+    )
+
+
+class AddressExcess(Model):
+    """A client address that exceeded the limit of customers with an offer's code, and when it last did.
+
+    The table is unlogged, like `address_customers`. Rows are deleted after an hour.
+    """
+
+    __tablename__ = "address_excess"
+    offer_id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    address: Mapped[str] = mapped_column(Text(collation="C"), primary_key=True)
+    last_at: Mapped[datetime]
+
+    __table_args__ = ({"prefixes": ["UNLOGGED"]},)

@@ -11,7 +11,7 @@ from webapp.core.rate_limit import RateLimit, TooManyRequests, client_address, e
 from webapp.customers import queries as customer_queries
 from webapp.mail import locales
 from webapp.redemptions import facts as redemption_facts
-from webapp.redemptions import group_commit, guessing, personal_links, receipts, refusals
+from webapp.redemptions import form_redemption, group_commit, guessing, personal_links, receipts, refusals
 from webapp.redemptions import queries as redemption_queries
 from webapp.redemptions.errors import RedemptionRefused
 from webapp.redemptions.queries import RedemptionRecord
@@ -50,16 +50,16 @@ def redeem_form() -> Response:
 @blueprint.post("/redeem")
 @limit_requests("60 per minute")
 def redeem() -> Response:
-    """Redeem a code: show the receipt, or the submitted form with the refusal."""
+    """Redeem a code: show the receipt, or the submitted form with the refusal.
+
+    While the client address exceeds its limit of customers, the personal link is emailed instead.
+    """
     form = RedeemForm(request.form)
     email_key = email_attempt_key(form.email.data or "")
     _email_limit.count(email_key, client_address())
     _failed_email_limit.check(email_key)
     try:
-        redemption_request = form.to_request()
-        if guessing.is_code_blocked(redemption_request.code or ""):
-            raise TooManyRequests(guessing.BLOCK_RETRY_AFTER_SECONDS)
-        record = group_commit.redeem(redemption_request)
+        record = form_redemption.redeem_by_form(form.to_request(), client_address())
     except InvalidInput as error:
         rendering.add_form_errors(form, error)
         return _render_page("redemptions/redeem.html", 422, form=form)
@@ -74,6 +74,8 @@ def redeem() -> Response:
         message = refusals.format_public_message(reason, offer, _get_locale(None))
         status = 404 if reason == "not_found" else 409
         return _render_page("redemptions/redeem.html", status, form=form, refusal=message)
+    if record is None:
+        return _render_page("redemptions/link_emailed.html", 202, form=form)
     return _render_receipt(record)
 
 

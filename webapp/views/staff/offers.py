@@ -23,7 +23,7 @@ from webapp.offers import actions as offer_actions
 from webapp.offers import code_actions
 from webapp.offers import queries as offer_queries
 from webapp.offers.models import Offer
-from webapp.redemptions import count_queries, guessing
+from webapp.redemptions import address_limit, count_queries, guessing
 from webapp.redemptions import queries as redemption_queries
 from webapp.views import rendering
 from webapp.views.staff.blueprint import preserve_form_data, require_role
@@ -110,6 +110,8 @@ def show(offer_id: int) -> Response:
         offer=offer,
         at=database_clock.get_database_time(),
         failed_attempts=guessing.find_guessing_alerts([offer.id]).get(offer.id),
+        addresses_over_limit=address_limit.count_addresses_over_limit([offer.id]).get(offer.id),
+        customers_per_address=current_app.config["SETTINGS"].public_customers_per_address,
         audience=_audience_name(offer),
         codes=offer_queries.list_codes_by_offer([offer.id])[offer.id],
         link=link,
