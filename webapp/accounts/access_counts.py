@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 
 from flask_babel import lazy_gettext as _l
-from flask_babel.speaklater import LazyString
 from sqlalchemy import text
 
 from webapp.core import database_health
@@ -30,7 +29,7 @@ MAX_VIEW_ROWS = 1000
 RETENTION_DAYS = 90
 CLEANUP_CHUNK_SIZE = 10
 
-REFUSAL_LABELS: Mapping[str, LazyString] = {
+REFUSAL_LABELS: Mapping[str, str] = {
     "sign_in.failed": _l("Sign-in failed"),
     "sign_in.locked": _l("Sign-in refused after too many attempts"),
     "api_key.refused": _l("API key refused"),
@@ -39,7 +38,7 @@ REFUSAL_LABELS: Mapping[str, LazyString] = {
     "csrf.refused": _l("Form refused: no valid token, or sent from another site"),
     "rate_limit.exceeded": _l("Too many requests"),
 }
-VIEW_LABELS: Mapping[str, LazyString] = {
+VIEW_LABELS: Mapping[str, str] = {
     "customer.viewed": _l("Customer viewed"),
     "customers.listed": _l("Customers listed"),
     "recipients.listed": _l("Recipients of a campaign listed"),
@@ -48,7 +47,7 @@ VIEW_LABELS: Mapping[str, LazyString] = {
     "rejected_rows.listed": _l("Rejected rows of an import listed"),
     "suppressions.listed": _l("Suppression list viewed"),
 }
-ACCESS_LABELS: Mapping[str, LazyString] = {**REFUSAL_LABELS, **VIEW_LABELS}
+ACCESS_LABELS: Mapping[str, str] = {**REFUSAL_LABELS, **VIEW_LABELS}
 
 
 @dataclass(frozen=True, slots=True)

@@ -73,7 +73,8 @@ def test_an_entry_shows_address_and_session(sign_in: SignIn) -> None:
     ],
 )
 def test_page_and_export_have_the_entries_that_match(sign_in: SignIn, query: str, shown: list[str]) -> None:
-    record(), record("customer 1", "bob@example.com", "customer.changed")
+    record()
+    record("customer 1", "bob@example.com", "customer.changed")
     client = sign_in("admin")
 
     for path in ("/settings/audit", "/settings/audit.csv"):
@@ -84,7 +85,8 @@ def test_page_and_export_have_the_entries_that_match(sign_in: SignIn, query: str
 
 
 def test_a_search_for_a_whole_subject_says_so(sign_in: SignIn) -> None:
-    record("customer 1"), record("customer 17")
+    record("customer 1")
+    record("customer 17")
 
     page = sign_in("admin").get("/settings/audit?q=customer 1").text
 
