@@ -1,39 +1,48 @@
-"""Redeem with the public form, which anyone can use with any email address."""
+"""Limit redeeming with the public form, which anyone can use with any email address."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from webapp.core.rate_limit import TooManyRequests
-from webapp.redemptions import address_limit, group_commit, guessing, link_emails
+from webapp.redemptions import address_limit, guessing, link_emails
 from webapp.redemptions import facts as redemption_facts
 from webapp.redemptions.address_limit import AddressLimitReached
 from webapp.redemptions.errors import RedemptionRefused, RedemptionUnavailable
-from webapp.redemptions.queries import RedemptionRecord
 from webapp.redemptions.rules import OFFER_REASONS, RedemptionRequest, evaluate
 
 
-def redeem_by_form(request: RedemptionRequest, address: str) -> RedemptionRecord | None:
-    """Redeem the offer of a code for the customer with an email address.
+class LinkEmailRequested(Exception):
+    """The client address exceeds its limit of customers, so nothing is redeemed.
+
+    The personal link or the receipt is emailed if the customer may get it.
+    """
+
+
+@contextmanager
+def count_attempt(request: RedemptionRequest, address: str) -> Iterator[None]:
+    """Count an attempt with the form; the block redeems and lets a refusal pass.
+
+    The customer counts towards the limit of the client address, unless the refusal is the same for unknown email
+    addresses.
 
     :param address: key of the client address, see `rate_limit.client_address`.
-    :returns: the redemption; None when the address exceeds its limit of customers. Then nothing is redeemed, and the
-        personal link or the receipt is emailed if the customer may get it.
     :raises TooManyRequests: while failed attempts block the code.
-    :raises RedemptionRefused: with the first eligibility check that failed. Above the limit, only with checks of the
-        offer, so that the result is the same for every email address.
-    :raises DomainError: as `group_commit.redeem` does.
+    :raises LinkEmailRequested: when the address exceeds its limit.
+    :raises RedemptionRefused: when the address exceeds its limit and the offer cannot be redeemed by any customer.
+    :raises RedemptionUnavailable: when the address exceeds its limit and the email cannot be enqueued.
     """
-    code, email = request.code or "", request.email or ""
-    if guessing.is_code_blocked(code):
+    if guessing.is_code_blocked(request.code or ""):
         raise TooManyRequests(guessing.BLOCK_RETRY_AFTER_SECONDS)
     try:
-        counted = address_limit.count_customer(address, code, email)
+        counted = address_limit.count_customer(address, request.code or "", request.email or "")
     except AddressLimitReached:
         _request_link_email(request)
-        return None
+        raise LinkEmailRequested from None
     try:
-        return group_commit.redeem(request)
+        yield
     except RedemptionRefused as refusal:
-        # All other refusals are the same for unknown email addresses.
         if refusal.evaluation.public_reason != "already_redeemed":
             address_limit.uncount_customer(counted)
         raise

@@ -14,6 +14,7 @@ from webapp.redemptions import facts as redemption_facts
 from webapp.redemptions import form_redemption, group_commit, guessing, personal_links, receipts, refusals
 from webapp.redemptions import queries as redemption_queries
 from webapp.redemptions.errors import RedemptionRefused
+from webapp.redemptions.form_redemption import LinkEmailRequested
 from webapp.redemptions.queries import RedemptionRecord
 from webapp.redemptions.rules import RedemptionRequest, evaluate
 from webapp.views import rendering
@@ -59,10 +60,14 @@ def redeem() -> Response:
     _email_limit.count(email_key, client_address())
     _failed_email_limit.check(email_key)
     try:
-        record = form_redemption.redeem_by_form(form.to_request(), client_address())
+        redemption_request = form.to_request()
+        with form_redemption.count_attempt(redemption_request, client_address()):
+            record = group_commit.redeem(redemption_request)
     except InvalidInput as error:
         rendering.add_form_errors(form, error)
         return _render_page("redemptions/redeem.html", 422, form=form)
+    except LinkEmailRequested:
+        return _render_page("redemptions/link_emailed.html", 202, form=form)
     except RedemptionRefused as refusal:
         reason, offer = refusal.evaluation.public_reason or refusal.reason, refusal.facts.offer
         if reason in ("not_found", "customer_not_eligible"):
@@ -74,8 +79,6 @@ def redeem() -> Response:
         message = refusals.format_public_message(reason, offer, _get_locale(None))
         status = 404 if reason == "not_found" else 409
         return _render_page("redemptions/redeem.html", status, form=form, refusal=message)
-    if record is None:
-        return _render_page("redemptions/link_emailed.html", 202, form=form)
     return _render_receipt(record)
 
 
