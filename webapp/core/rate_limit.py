@@ -33,6 +33,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from webapp.core.errors import DomainError
 from webapp.core.extensions import Model, db
+from webapp.core.request_limits import get_form_or_empty
 
 # Number of expired rows that are deleted with each insert, so that the table does not grow beyond the rows in use.
 CLEANUP_CHUNK_SIZE = 10
@@ -117,7 +118,7 @@ def form_field_key_func(field: str, normalise: Callable[[str], str] = str) -> Ca
     """
 
     def key() -> str:
-        value = request.form.get(field, "")
+        value = get_form_or_empty().get(field, "")
         try:
             value = normalise(value)
         except DomainError:

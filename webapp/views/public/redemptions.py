@@ -9,6 +9,7 @@ from markupsafe import Markup
 from webapp.core.email_addresses import normalise_email
 from webapp.core.errors import InvalidInput
 from webapp.core.rate_limit import TooManyRequests, client_address, combined_key_func, form_field_key_func, limiter
+from webapp.core.request_limits import get_form_or_empty
 from webapp.customers import queries as customer_queries
 from webapp.mail import locales
 from webapp.redemptions import facts as redemption_facts
@@ -88,7 +89,7 @@ def handle_too_many_requests(error: TooManyRequests) -> Response:
     """
     if request.endpoint == "public.redemptions.redeem":
         message = refusals.format_throttle_message(error.wait_text)
-        response = _render_page("redemptions/redeem.html", 429, form=RedeemForm(request.form), refusal=message)
+        response = _render_page("redemptions/redeem.html", 429, form=RedeemForm(get_form_or_empty()), refusal=message)
     else:
         response = _render_page("redemptions/link_wait.html", 429, message=error.message)
     response.headers["Retry-After"] = str(error.retry_after_seconds)
