@@ -9,7 +9,6 @@ import re
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from typing import Any
-from urllib.parse import quote
 
 import pytest
 from flask import Flask
@@ -19,35 +18,11 @@ from wtforms import Form
 
 from tests.support.factories import MakeCustomer, MakeOffer
 
-# As they are sent: percent-encoded where that is necessary.
-VALUES = {
-    "NUL": "%00",
-    "NUL inside": "a%00b@example.com",
-    "invalid UTF-8": "%FF%FE",
-    "surrogate": "%ED%A0%80",
-    "control characters": "%1B[2J%7F%0D%0AX:%20y",
-    "many digits": "9" * 5000,
-    "negative": "-1",
-    "Arabic digits": quote("٣"),
-    "fraction": "1e999",
-}
-JSON_VALUES = [
-    "\0",
-    "a\0b@example.com",
-    "\ud800",
-    10**4000,
-    -1,
-    1.5,
-    True,
-    None,
-    [],
-    {},
-    [[]],
-    {"\0": "\0"},
-    {"\ud800": 1},
-]
+# As they are sent: percent-encoded where that is necessary. `test_bad_input.py` has more values for pages.
+VALUES = {"NUL": "a%00b@example.com", "invalid UTF-8": "%FF%FE", "surrogate": "%ED%A0%80", "many digits": "9" * 5000}
+JSON_VALUES = ["a\0b@example.com", "\ud800", 10**4000, -1, None, [[]], {"\0": "\0"}, {"\ud800": 1}]
 # As WSGI servers pass them on: bytes as Latin-1.
-HEADER_VALUES = ["\0", "\xff\xfe", "\xed\xa0\x80", "9" * 5000, "[", "\x1b[2J", ";=,\"'\\", "", "a" * 20_000]
+HEADER_VALUES = ["\0", "\xff\xfe\xed\xa0\x80", "9" * 5000, "http://[", ";=,\"'\\"]
 HEADERS = [
     "ACCEPT", "ACCEPT_LANGUAGE", "AUTHORIZATION", "COOKIE", "HOST", "HX_REQUEST", "IDEMPOTENCY_KEY", "IF_MATCH",
     "IF_MODIFIED_SINCE", "IF_NONE_MATCH", "ORIGIN", "RANGE", "REFERER", "SEC_FETCH_SITE", "TRANSFER_ENCODING",
@@ -68,17 +43,17 @@ class Visitor:
 
     def __init__(self, client: FlaskClient, caplog: pytest.LogCaptureFixture) -> None:
         self._client, self._caplog = client, caplog
+        cookie = client.get_cookie(client.application.config["SESSION_COOKIE_NAME"])
+        assert cookie is not None
+        self._cookie = cookie
         self.failures: set[str] = set()
         self.count = 0
 
     def send(self, method: str, path: str, where: str = "", **request: Any) -> None:
         """Send a request; the session is that of the administrator again afterwards."""
         self._caplog.clear()
-        with self._client.session_transaction() as session:
-            before = dict(session)
         response = self._client.open(path, method=method, **request)
         name = f"{method} {path[:60]} {where}: {response.status_code}"
-        # The mail relay and the disk are not tested here.
         if response.status_code >= 500:
             self.failures.add(name)
         if any(record.exc_info for record in self._caplog.records):
@@ -87,9 +62,8 @@ class Visitor:
             self.failures.add(f"{name} for other sites")
         response.close()
         self.count += 1
-        with self._client.session_transaction() as session:
-            session.clear()
-            session.update(before)
+        if "Set-Cookie" in response.headers:
+            self._client.set_cookie(self._cookie.key, self._cookie.value)
 
 
 @pytest.fixture
@@ -129,11 +103,13 @@ def test_no_route_fails_on_a_hostile_url_or_form(app: Flask, visitor: Visitor, v
     names = EXTRA_PARAMETERS | field_names()
     fields = "&".join(f"{name}={value}" for name in sorted(names))
     for rule, method in rules(app):
+        path = fill_path(rule)
         if "<" in rule.rule:
             visitor.send(method, fill_path(rule, value))
-        visitor.send(method, f"{fill_path(rule)}?{fields[:60_000]}", "query")
-        if method == "POST" and not rule.rule.startswith("/api/"):
-            visitor.send(method, fill_path(rule), "form", data=fields, content_type="application/x-www-form-urlencoded")
+        if method == "GET":
+            visitor.send(method, f"{path}?{fields[:60_000]}", "query")
+        elif not rule.rule.startswith("/api/"):
+            visitor.send(method, path, "form", data=fields, content_type="application/x-www-form-urlencoded")
 
     assert visitor.failures == set()
     assert visitor.count > 150
@@ -206,16 +182,15 @@ def test_no_call_fails_on_a_hostile_value_in_json(app: Flask, api: FlaskClient, 
                 visitor.send(method, fill_path(rule), f"{leaf} {value!r:.20}", json=with_value(valid, leaf, value))
 
     assert visitor.failures == set()
-    assert visitor.count > 500
+    assert visitor.count > 300
 
 
 @pytest.mark.parametrize("header", HEADERS)
 def test_no_interface_fails_on_a_hostile_header(visitor: Visitor, header: str) -> None:
     requests = [
-        ("GET", "/customers"), ("POST", "/offers/new"), ("GET", "/redeem"), ("POST", "/redeem"), ("GET", "/sign-in"),
-        ("POST", "/sign-in"), ("GET", "/static/app.js"), ("GET", "/metrics"), ("GET", "/healthz"),
-        ("GET", "/api/v1/offers"), ("PATCH", "/api/v1/offers/SUMMER25"), ("POST", "/api/v1/redemptions"),
-        ("POST", "/customers/import"), ("POST", "/api/v1/customers/import"),
+        ("GET", "/customers"), ("POST", "/offers/new"), ("GET", "/redeem"), ("POST", "/redeem"), ("POST", "/sign-in"),
+        ("GET", "/static/app.js"), ("GET", "/metrics"), ("PATCH", "/api/v1/offers/SUMMER25"),
+        ("POST", "/api/v1/redemptions"), ("POST", "/customers/import"),
     ]  # fmt: skip
     for value in HEADER_VALUES:
         for method, path in requests:

@@ -14,7 +14,7 @@ from typing import IO, Any
 from flask import Request, request
 from flask_babel import gettext as _
 from werkzeug.datastructures import MultiDict
-from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
+from werkzeug.exceptions import BadRequest, HTTPException, RequestEntityTooLarge
 from werkzeug.formparser import FormDataParser
 
 from webapp.core.errors import DomainError
@@ -53,10 +53,13 @@ class LimitedFormParser(FormDataParser):
 
         :raises DomainError: `too_large` (413) when it has more than `MAX_FIELDS` fields; `form_broken` (400) when it is
             malformed.
+        :raises RequestEntityTooLarge: when it is larger than the limit of the request.
         """
         if mimetype not in (_URLENCODED, _MULTIPART):
             return super().parse(stream, mimetype, content_length, options)
         body = stream.read()
+        # A body without Content-Length is cut off at its limit. This read then raises RequestEntityTooLarge.
+        stream.read(1)
         if mimetype == _URLENCODED:
             if body.count(b"&") >= MAX_FIELDS:
                 raise _too_many_fields_error()
@@ -105,7 +108,10 @@ class LimitedRequest(Request):
         :raises HTTPException: when it is no valid JSON, unless `silent`.
         """
         if self._cached_json[silent] is ... and (force or self.is_json):
-            check_json_size(self.get_data())
+            body = self.get_data()
+            # As for forms: raises RequestEntityTooLarge for a body that was cut off.
+            self.stream.read(1)
+            check_json_size(body)
         return super().get_json(force, silent, cache)
 
 
@@ -123,11 +129,14 @@ def decode_percent_encoding(text: bytes) -> str:
 
 
 def check_request() -> None:
-    """Check what needs no parsing: the query string and the encoding of the body.
+    """Check what needs no parsing: the Host header, the query string and the encoding of the body.
 
+    :raises BadRequest: when the host is no host name.
     :raises DomainError: `invalid_payload` (400) for a query string with more than `MAX_FIELDS` parameters or invalid
         UTF-8; `unsupported_media_type` (415) for a compressed body.
     """
+    if isinstance(request.routing_exception, BadRequest):
+        raise request.routing_exception
     query_string = request.query_string
     if query_string.count(b"&") >= MAX_FIELDS:
         message = _("The address has more than %(limit)s parameters.", limit=format_number(MAX_FIELDS))
@@ -172,11 +181,12 @@ def check_json_size(body: bytes) -> None:
     if body.count(b'"') > 4 * MAX_JSON_VALUES:
         raise _too_many_values_error()
     structure = b"".join(body.split(b'"')[::2])
-    if structure.count(b"[") + structure.count(b"{") + structure.count(b",") >= MAX_JSON_VALUES:
-        raise _too_many_values_error()
-    if _has_excessive_depth(structure.translate(None, _NOT_BRACKETS)):
+    # With more brackets there are too many values.
+    if _has_excessive_depth(structure.translate(None, _NOT_BRACKETS)[: 2 * MAX_JSON_VALUES]):
         message = _("The body is nested more than %(limit)s levels deep.", limit=MAX_JSON_DEPTH)
         raise DomainError("broken_json", message, 400)
+    if structure.count(b"[") + structure.count(b"{") + structure.count(b",") >= MAX_JSON_VALUES:
+        raise _too_many_values_error()
 
 
 def _has_excessive_depth(brackets: bytes) -> bool:

@@ -14,7 +14,7 @@ from flask_babel import lazy_gettext as _l
 from flask_login import current_user
 from sqlalchemy.exc import SQLAlchemyError
 from werkzeug.local import LocalProxy
-from werkzeug.routing import BaseConverter, IntegerConverter, Map, ValidationError
+from werkzeug.routing import BaseConverter, IntegerConverter, Map
 from werkzeug.wrappers import Response as BaseResponse
 
 from webapp.accounts import queries as account_queries
@@ -81,15 +81,6 @@ class RowIdConverter(IntegerConverter):
 
     def __init__(self, map: Map) -> None:
         super().__init__(map, max=MAX_ROW_ID)
-
-    def to_python(self, value: str) -> int:
-        """Return the number.
-
-        :raises ValidationError: when it is no id of a row. Python refuses to parse more than 4300 digits.
-        """
-        if len(value) > len(str(MAX_ROW_ID)):
-            raise ValidationError
-        return int(super().to_python(value))
 
 
 class EmailConverter(BaseConverter):
