@@ -16,7 +16,7 @@ export PORT
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help messages setup demo demo-down demo-reset down run run-migration run-test run-test-all check format erd screenshots env lock benchmark benchmark-growth benchmark-launch benchmark-mail benchmark-pages benchmark-peers benchmark-redeem-db benchmark-redeem-http chaos install install-dev python
+.PHONY: help messages setup demo demo-down demo-reset down run run-migration run-test run-test-all check format erd screenshots env lock benchmark benchmark-growth benchmark-launch benchmark-mail benchmark-pages benchmark-peers benchmark-redeem-db benchmark-redeem-http chaos audit install install-dev python
 # Without this, make warns when the modification time of this file is in the future.
 .PHONY: Makefile
 
@@ -84,9 +84,12 @@ screenshots: install-dev ## Take new screenshots for the README
 lock: install-dev ## Update the locked requirements
 	@$(VENV) scripts/lock
 
-##@ Benchmarks (docs/benchmarks.md)
+audit: python ## Look up known vulnerabilities, write an SBOM
+	@"$(PYTHON)" scripts/audit
 
-benchmark: benchmark-growth benchmark-launch benchmark-mail benchmark-pages benchmark-peers benchmark-redeem-db benchmark-redeem-http ## Run all benchmarks below; takes hours
+# Benchmarks, described in docs/benchmarks.md.
+
+benchmark: benchmark-growth benchmark-launch benchmark-mail benchmark-pages benchmark-peers benchmark-redeem-db benchmark-redeem-http ## Run all benchmarks; takes hours
 ##: benchmark-NAME ## growth launch mail pages peers redeem-db redeem-http
 
 benchmark-growth: install-dev # A million redemptions: speed and size

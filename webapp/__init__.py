@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 from wsgiref.headers import Headers
 
-from flask import Flask, Response, g, request
+from flask import Flask, Request, Response, g, request
 from flask_openapi import Info, OpenAPI
 from sqlalchemy import text
+from werkzeug.exceptions import BadRequest
 from werkzeug.middleware.proxy_fix import ProxyFix
+from werkzeug.routing import MapAdapter
 from whitenoise import WhiteNoise
 
 import webapp.tasks  # noqa: F401 (registers every task)
@@ -26,6 +28,7 @@ from webapp.campaigns import erasure as campaign_erasure
 from webapp.core import database_health, logs, rate_limit, sessions, task_queue
 from webapp.core.extensions import babel, csrf, db, huey, login, mail, migrate
 from webapp.core.json_provider import JsonProvider
+from webapp.core.request_limits import LimitedRequest, check_request
 from webapp.core.settings import ROOT, Settings, load_settings
 from webapp.customers import actions as customer_actions
 from webapp.redemptions import erasure as redemption_erasure
@@ -41,6 +44,7 @@ from webapp.views.api import redemptions as api_redemptions
 from webapp.views.public import blueprint as public_blueprint
 from webapp.views.public import campaigns as public_campaigns
 from webapp.views.public import redemptions as public_redemptions
+from webapp.views.public import security_txt as public_security_txt
 from webapp.views.public import shop as public_shop
 from webapp.views.staff import accounts as staff_accounts
 from webapp.views.staff import (
@@ -77,10 +81,20 @@ class OnecodeApp(OpenAPI):
     """The Flask app, with OpenAPI support."""
 
     json_provider_class = JsonProvider
+    request_class = LimitedRequest
 
     def ensure_sync(self, func: Callable[..., Any]) -> Callable[..., Any]:
         # No view or hook is a coroutine function, so the check for that is skipped.
         return func
+
+    def create_url_adapter(self, request: Request | None) -> MapAdapter | None:
+        try:
+            return super().create_url_adapter(request)
+        except BadRequest as error:
+            # The Host header is no host name. Without an adapter, the error page could not contain links.
+            if request is not None:
+                request.routing_exception = error
+            return self.url_map.bind("")
 
 
 def create_app(settings: Settings | None = None) -> Flask:
@@ -104,6 +118,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.openapi_version = "3.1.0"
     app.config.from_mapping(_build_config(settings))
     app.url_map.converters |= {"int": rendering.RowIdConverter, "email": rendering.EmailConverter}
+    # Registered first: the hooks of extensions parse forms and may reject the request.
     _register_request_hooks(app)
     _init_extensions(app, settings)
     _register_blueprints(app)
@@ -221,7 +236,10 @@ def _register_blueprints(app: OpenAPI) -> None:
     )
     app.register_blueprint(
         public_blueprint.create_public_blueprint(
-            public_redemptions.blueprint, public_campaigns.blueprint, public_shop.blueprint
+            public_redemptions.blueprint,
+            public_campaigns.blueprint,
+            public_shop.blueprint,
+            public_security_txt.blueprint,
         )
     )
     app.register_api(
@@ -246,6 +264,7 @@ def _register_request_hooks(app: Flask) -> None:
         # Use the id assigned by the proxy if its format is safe to log. Without a proxy, clients could send any value.
         forwarded = request.headers.get("X-Request-Id", "") if is_behind_proxy else ""
         g.request_id = forwarded if REQUEST_ID_PATTERN.fullmatch(forwarded) else secrets.token_hex(8)
+        check_request()
 
     @app.after_request
     def finish_request(response: Response) -> Response:

@@ -24,6 +24,9 @@ def web_arguments(port: int, workers: int = 2, host: str = "127.0.0.1") -> list[
         "host": host,
         "port": str(port),
         "http": "1",
+        # Bytes. The response to a request with more than twice as many in its headers is 431. The default is 400 kB, in
+        # which a hundred thousand cookies fit.
+        "http1-buffer-size": "65536",
         "workers": str(workers),
         "blocking-threads": "32",
         "workers-kill-timeout": "30s",

@@ -50,6 +50,11 @@ def test_the_public_url_is_normalised_to_ascii(tmp_path: Path, given: str, expec
         ("MAIL_DEFAULT_SENDER", "Shop <offers@shop..example>"),
         ("MAIL_DEFAULT_SENDER", "Shop <münze@shop.example>"),
         ("MAIL_DEFAULT_SENDER", "Shop <a@b.example>\r\nBcc: x@y.example"),
+        ("SECURITY_CONTACT", "security@shop.example"),
+        ("SECURITY_CONTACT", "http://shop.example/security"),
+        ("SECURITY_CONTACT", "https://"),
+        ("SECURITY_CONTACT", "mailto:a@shop.example\nExpires: 1999-01-01T00:00:00Z"),
+        ("SECURITY_CONTACT", "mailto:münze@shop.example"),
     ],
 )
 def test_an_invalid_address_is_rejected(tmp_path: Path, name: str, value: str) -> None:
@@ -77,6 +82,19 @@ def test_the_relay_is_a_host_name_or_an_ip_address(tmp_path: Path, given: str, e
 @pytest.mark.parametrize("given", ["offers@example.com", "Münze <offers@münze.example>", '"A, B" <o@localhost>'])
 def test_the_sender_is_not_changed(tmp_path: Path, given: str) -> None:
     assert _load(tmp_path, MAIL_DEFAULT_SENDER=given).mail_default_sender == given
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("", None),
+        (" mailto:security@shop.example ", "mailto:security@shop.example"),
+        ("https://shop.example", "https://shop.example"),
+        ("https://shop.example/security?lang=en", "https://shop.example/security?lang=en"),
+    ],
+)
+def test_the_security_contact_is_a_uri(tmp_path: Path, given: str, expected: str | None) -> None:
+    assert _load(tmp_path, SECURITY_CONTACT=given).security_contact == expected
 
 
 @pytest.mark.parametrize("password", ["a@S3cret", "a/S3cret", "a@b@S3cret", "a@S3cret:1"])

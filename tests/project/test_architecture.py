@@ -73,6 +73,7 @@ REQUEST_READERS = {
     "webapp.core.pagination",
     "webapp.core.rate_limit",
     "webapp.core.request_origin",
+    "webapp.core.request_limits",
     "webapp.core.sessions",
 }
 REQUEST_NAMES = {"request", "session", "redirect", "render_template", "render_template_string", "url_for", "Request"}

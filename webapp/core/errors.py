@@ -9,6 +9,9 @@ from dataclasses import dataclass
 
 from flask_babel import gettext as _
 
+# The number of errors that one response lists.
+MAX_LISTED_ERRORS = 20
+
 
 @dataclass(frozen=True)
 class FieldError:
@@ -55,3 +58,11 @@ class NotFound(DomainError):
 
     def __init__(self, message: str | None = None) -> None:
         super().__init__("not_found", _("Not found.") if message is None else message, 404)
+
+
+def format_error_count(total: int) -> str:
+    """Return the sentence that says how many of a response's errors are listed.
+
+    :param total: the number of all errors, above `MAX_LISTED_ERRORS`.
+    """
+    return str(_("The first %(limit)s of %(total)s errors are listed.", limit=MAX_LISTED_ERRORS, total=total))

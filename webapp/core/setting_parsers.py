@@ -133,6 +133,22 @@ def parse_bounce_address(variables: Mapping[str, str]) -> str | None:
     return address
 
 
+def parse_security_contact(variables: Mapping[str, str]) -> str | None:
+    """Return the URI for reports about security, or None."""
+    contact = variables.get("SECURITY_CONTACT", "").strip()
+    if not contact:
+        return None
+    if (
+        not re.fullmatch(r"(?:mailto:[^\s@/?#]+@[^\s@/?#]+|https://[^\s@/?#]+(?:[/?#]\S*)?)", contact)
+        or not contact.isascii()
+    ):
+        raise SettingsError(
+            "SECURITY_CONTACT must be an address or a page such as mailto:security@example.com or "
+            "https://example.com/security"
+        )
+    return contact
+
+
 def check_relay_settings(variables: Mapping[str, str]) -> None:
     """Check that the settings of the relay are consistent.
 

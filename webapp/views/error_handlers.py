@@ -15,6 +15,7 @@ from werkzeug.exceptions import HTTPException
 from webapp.core import database_health
 from webapp.core.errors import DomainError
 from webapp.core.extensions import db, login
+from webapp.core.request_limits import get_form_or_empty
 from webapp.views.access_notes import note_access
 from webapp.views.problem_details import problem_response
 
@@ -28,6 +29,7 @@ TITLES = {
     405: _l("Page not found"),
     409: _l("This isn't possible right now"),
     413: _l("Too large"),
+    415: _l("Request not accepted"),
     422: _l("Please check what you entered"),
     429: _l("Too many attempts"),
     500: _l("Something went wrong on our side"),
@@ -169,7 +171,8 @@ def _session_ended_response() -> Response:
     if _is_public_request():
         return _render_error_page(400, _("This page has expired. Go back, reload the page and try again."))
     fields = getattr(current_app.view_functions.get(request.endpoint or ""), "preserved_fields", {})
-    texts = [(label, request.form[name]) for name, label in fields.items() if request.form.get(name, "").strip()]
+    form = get_form_or_empty()
+    texts = [(label, form[name]) for name, label in fields.items() if form.get(name, "").strip()]
     next_url, title = _form_page_path(), _("Please sign in again")
     if "_user_id" in session:
         title = _("Please open the page again")
@@ -208,7 +211,7 @@ def _render_error_page(status: int, detail: str, **values: object) -> Response:
     resubmit_fields = []
     is_form = request.method == "POST" and request.mimetype == "application/x-www-form-urlencoded"
     if status == 503 and is_form and not request.path.startswith(NO_RESUBMIT_PATHS):
-        fields = request.form.items(multi=True)
+        fields = get_form_or_empty().items(multi=True)
         resubmit_fields = [(name, value) for name, value in fields if name not in NO_RESUBMIT_FIELDS]
     if "_login_user" not in g:
         # flask-login would load the user for any template, and loading the user may be the operation that failed.

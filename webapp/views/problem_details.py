@@ -8,7 +8,7 @@ from flask import Response, g, jsonify
 from flask_babel import gettext as _
 from pydantic import BaseModel, ValidationError
 
-from webapp.core.errors import FieldError
+from webapp.core.errors import MAX_LISTED_ERRORS, FieldError, format_error_count
 
 # The other titles are derived from the error code.
 _TITLES = {"broken_json": "Malformed JSON"}  # no translation
@@ -17,8 +17,12 @@ _TITLES = {"broken_json": "Malformed JSON"}  # no translation
 def problem_response(status: int, key: str, detail: str, errors: list[FieldError] | None = None) -> Response:
     """Return an RFC 9457 response.
 
-    `type` and `code` are stable; `errors[].pointer` is a JSON pointer (RFC 6901).
+    `type` and `code` are stable; `errors[].pointer` is a JSON pointer (RFC 6901). At most `MAX_LISTED_ERRORS` are
+    listed; if there are more, `detail` contains their number.
     """
+    errors = errors or []
+    if len(errors) > MAX_LISTED_ERRORS:
+        detail += f" {format_error_count(len(errors))}"
     body: dict[str, Any] = {
         "type": f"urn:onecode:problem:{key}",
         "title": _TITLES.get(key) or key.replace("_", " ").capitalize(),
@@ -35,7 +39,7 @@ def problem_response(status: int, key: str, detail: str, errors: list[FieldError
                 "code": error.key,
                 "detail": error.message,
             }
-            for error in errors
+            for error in errors[:MAX_LISTED_ERRORS]
         ]
     response = jsonify(body)
     response.status_code = status

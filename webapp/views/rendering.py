@@ -18,7 +18,7 @@ from werkzeug.routing import BaseConverter, IntegerConverter, Map
 from werkzeug.wrappers import Response as BaseResponse
 
 from webapp.accounts import queries as account_queries
-from webapp.core.errors import DomainError, NotFound
+from webapp.core.errors import MAX_LISTED_ERRORS, DomainError, NotFound, format_error_count
 from webapp.core.formatting import (
     bidi_isolate,
     format_customer_datetime,
@@ -178,9 +178,10 @@ def flash_domain_error() -> Iterator[None]:
 def add_form_errors(form: object, error: DomainError) -> None:
     """Add the messages of an error to the fields of a form.
 
-    Messages that match no field are added to `form.form_errors`.
+    Messages that match no field are added to `form.form_errors`. At most `MAX_LISTED_ERRORS` are added; if there
+    are more, another message contains their number.
     """
-    for item in error.errors:
+    for item in error.errors[:MAX_LISTED_ERRORS]:
         field = getattr(form, item.field.replace(".", "_"), None)
         if field is None:
             form.form_errors.append(item.message)  # type: ignore[attr-defined]
@@ -189,6 +190,8 @@ def add_form_errors(form: object, error: DomainError) -> None:
             field.error_keys = [*getattr(field, "error_keys", ()), item.key]
     if not error.errors:
         form.form_errors.append(error.message)  # type: ignore[attr-defined]
+    if len(error.errors) > MAX_LISTED_ERRORS:
+        form.form_errors.append(format_error_count(len(error.errors)))  # type: ignore[attr-defined]
 
 
 def format_staff_datetime(value: datetime | None, zone: str | None = None) -> str:

@@ -12,6 +12,7 @@ from werkzeug.http import parse_options_header
 from werkzeug.sansio.multipart import NEED_DATA, Data, Epilogue, Field, File, MultipartDecoder
 
 from webapp.core.errors import DomainError
+from webapp.core.request_limits import broken_form_error
 
 CHUNK_SIZE = 1024 * 1024
 MAX_FIELDS_SIZE = 64 * 1024
@@ -55,7 +56,7 @@ def parse_multipart_form(stream: IO[bytes], content_type: str, limit: int) -> Up
     media_type, options = parse_options_header(content_type)
     boundary = options.get("boundary", "").encode("ascii", "replace")
     if media_type != "multipart/form-data" or not boundary:
-        raise _broken_form_error()
+        raise broken_form_error()
     events = _parse_events(stream, MultipartDecoder(boundary, max_parts=MAX_PARTS))
     upload = Upload()
     field_name: str | None = None
@@ -71,7 +72,7 @@ def parse_multipart_form(stream: IO[bytes], content_type: str, limit: int) -> Up
         elif isinstance(event, Data) and field_name is not None:
             size += len(event.data)
             if size > MAX_FIELDS_SIZE:
-                raise _broken_form_error()
+                raise broken_form_error()
             upload.fields[field_name] += event.data.decode("utf-8", "replace")
     return upload
 
@@ -154,7 +155,3 @@ def _read_chunk(stream: IO[bytes]) -> bytes:
 
 def _broken_upload_error() -> DomainError:
     return DomainError("upload_broken", _("The upload was interrupted. Upload the file again."), 400, field="file")
-
-
-def _broken_form_error() -> DomainError:
-    return DomainError("form_broken", _("The form could not be read. Reload the page and try again."), 400)

@@ -8,6 +8,7 @@ from markupsafe import Markup
 
 from webapp.core.errors import InvalidInput
 from webapp.core.rate_limit import RateLimit, TooManyRequests, client_address, email_attempt_key, limit_requests
+from webapp.core.request_limits import get_form_or_empty
 from webapp.customers import queries as customer_queries
 from webapp.mail import locales
 from webapp.redemptions import facts as redemption_facts
@@ -91,7 +92,7 @@ def handle_too_many_requests(error: TooManyRequests) -> Response:
     if request.endpoint == "public.redemptions.redeem":
         message = refusals.format_throttle_message(error.wait_text)
         is_small = (request.content_length or 0) <= _MAX_THROTTLED_FORM_BYTES
-        form = RedeemForm(request.form if is_small else None)
+        form = RedeemForm(get_form_or_empty() if is_small else None)
         response = _render_page("redemptions/redeem.html", 429, form=form, refusal=message)
     else:
         response = _render_page("redemptions/link_wait.html", 429, message=error.message)
