@@ -37,6 +37,7 @@ from webapp.views.api import customers as api_customers
 from webapp.views.api import docs as api_docs
 from webapp.views.api import metrics as api_metrics
 from webapp.views.api import offers as api_offers
+from webapp.views.api import personal_data as api_personal_data
 from webapp.views.api import redemptions as api_redemptions
 from webapp.views.public import blueprint as public_blueprint
 from webapp.views.public import campaigns as public_campaigns
@@ -47,6 +48,7 @@ from webapp.views.staff import (
     audit,  # noqa: F401
     campaign_launch,
     keys,  # noqa: F401
+    personal_data,  # noqa: F401
     profile,  # noqa: F401
     sign_in,  # noqa: F401
 )
@@ -226,6 +228,7 @@ def _register_blueprints(app: OpenAPI) -> None:
     app.register_api(
         api_blueprint.create_api_blueprint(
             api_customers.blueprint,
+            api_personal_data.blueprint,
             api_bounces.blueprint,
             api_offers.blueprint,
             api_campaigns.blueprint,

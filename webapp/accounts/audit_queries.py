@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from sqlalchemy import select
+from sqlalchemy import or_, select
 
 from webapp.accounts.models import AuditEntry
 from webapp.core.extensions import db
@@ -28,6 +28,18 @@ def find_last_audit_entry(action: str, subject: str) -> AuditEntry | None:
     """Return the latest audit entry for an action on a subject, or None."""
     entries = select(AuditEntry).where(AuditEntry.action == action, AuditEntry.subject == subject)
     return db.session.scalar(entries.order_by(AuditEntry.id.desc()).limit(1))
+
+
+def iter_customer_entries(customer_id: int) -> Iterator[AuditEntry]:
+    """Yield the entries about a customer, oldest first, five hundred fetched at a time.
+
+    The transaction must stay open until the last one.
+    """
+    is_about_customer = or_(
+        AuditEntry.subject == f"customer {customer_id}", AuditEntry.detail.contains({"customer": customer_id})
+    )
+    statement = select(AuditEntry).where(is_about_customer).order_by(AuditEntry.id)
+    yield from db.session.scalars(statement, execution_options={"yield_per": 500})
 
 
 def load_audit_page(before: int | None = None, after: int | None = None) -> AuditPage:

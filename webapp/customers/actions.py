@@ -5,7 +5,6 @@ For audiences see `customers.audience_actions`, for file imports `customers.impo
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import timedelta
 
@@ -29,6 +28,7 @@ from webapp.customers.models import (
     CustomerImport,
     RejectedRow,
 )
+from webapp.customers.rejected_rows import iter_rejected_rows_of
 from webapp.customers.validation import CustomerValues, clean_locale, clean_name, clean_source_id
 
 MAX_UPSERT_ATTEMPTS = 3
@@ -217,16 +217,17 @@ def _erase_related_data(customer_ids: Sequence[int]) -> None:
 
 
 def _erase_rejected_rows(customer: Customer) -> None:
-    """Erase the text of the rejected rows that contain the customer's email address.
+    row_ids = [found.id for found in iter_rejected_rows_of(customer)]
+    db.session.execute(update(RejectedRow).where(RejectedRow.id.in_(row_ids)).values(row=""))
 
-    The address may be in upper or lower case.
+
+def record_personal_data_export(customer: Customer, by: str, form: str) -> None:
+    """Record in the audit log who exported the personal data of a customer. Commits.
+
+    :param form: `page` or `json`.
     """
-    for email in {customer.email, customer.email_as_given}:
-        whole_address = re.compile(rf"(?<![\w.+-]){re.escape(email)}(?!\.?[\w-])", re.IGNORECASE)
-        row_ids = [
-            row_id for row_id, row in customer_queries.find_rejected_rows_containing(email) if whole_address.search(row)
-        ]
-        db.session.execute(update(RejectedRow).where(RejectedRow.id.in_(row_ids)).values(row=""))
+    _record_customer_entry(by, "customer.personal_data_exported", customer, form=form)
+    db.session.commit()
 
 
 def record_customer_export(audience: Audience | None, by: str) -> None:

@@ -23,6 +23,7 @@ ACTION_LABELS = {
     "customer.changed": _l("Customer edited"),
     "customer.created": _l("Customer created"),
     "customer.erased": _l("Customer erased"),
+    "customer.personal_data_exported": _l("Personal data exported"),
     "customer.subscribed_again": _l("Customer subscribed again"),
     "customer.unsubscribed": _l("Customer unsubscribed"),
     "customers.exported": _l("Customers exported"),
