@@ -49,6 +49,7 @@ from webapp.views.staff import (
     campaign_launch,
     keys,  # noqa: F401
     personal_data,  # noqa: F401
+    privacy,  # noqa: F401
     profile,  # noqa: F401
     sign_in,  # noqa: F401
 )

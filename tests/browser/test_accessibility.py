@@ -41,6 +41,8 @@ STAFF = [
     "/customers/1",
     "/customers/1/edit",
     "/customers/1/erase",
+    "/customers/1/personal-data",
+    "/customers/1/personal-data/report",
     "/customers/new",
     "/customers/import",
     "/customers/imports",
@@ -57,6 +59,7 @@ STAFF = [
     "/settings/api-keys",
     "/settings/keys",
     "/settings/audit",
+    "/settings/privacy",
     "/settings/profile",
     "/nowhere",
 ]

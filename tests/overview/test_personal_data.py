@@ -50,7 +50,7 @@ REDEMPTION = review(
     order_metadata idempotency_key body_hash""",
 )
 REVIEWED: dict[str, Review] = {
-    "customer": review("customer", "id email email_as_given name locale source_id created_at")
+    "customer": review("customer", "id email email_as_given name locale source_id created_at active_at")
     | review("erased customers have no export", "erased_at"),
     "suppression": review("suppressions", "email reason at source words"),
     "audience_member": review("audiences", "audience_id customer_id joined_at"),
@@ -115,9 +115,11 @@ def ada(make_offer: MakeOffer, import_file: ImportFileFixture, app: Flask) -> Cu
         f"bob@example.com,Bob Babbage,C-2,,Engineers\nADA@example.com,{long_name},,,\nbob@example.com,{long_name},,,\n"
     )
     found = customer_queries.find_customer_by_email("ada@example.com")
+    poets = customer_queries.find_audience_by_name("Poets")
     assert found is not None
+    assert poets is not None
     customer_actions.update_customer(
-        found.id, CustomerValues("Ada@Example.com", "Ada Lovelace", "en-GB", "C-1815"), [1], by="eve@example.com"
+        found.id, CustomerValues("Ada@Example.com", "Ada Lovelace", "en-GB", "C-1815"), [poets.id], by="eve@example.com"
     )
     for code in ("SUMMER25", "WINTER"):
         offer = make_offer(code, name=code.title(), max_redemptions=10)
@@ -246,10 +248,14 @@ def test_the_export_is_one_snapshot(ada: Customer) -> None:
 
 # --- large data -----------------------------------------------------------------------------------
 
-MANY = 20_000
+MANY = 5000
 _MANY_OFFERS = """
-insert into offer (code, code_as_written, name, discount_type, percent, starts_at)
-select 'C' || n, 'C' || n, 'Offer ' || n, 'percent', 25, now() from generate_series(1, :many) n
+with made as (
+  insert into offer (code, code_as_written, name, discount_type, percent, starts_at)
+  select 'CODE' || n, 'CODE' || n, 'Offer ' || n, 'percent', 25, now() from generate_series(1, :many) n
+  returning id, code
+)
+insert into offer_code (code, code_as_written, offer_id) select code, code, id from made
 """
 _MANY_REDEMPTIONS = "insert into redemption (customer_id, offer_id, channel) select :id, id, 'link' from offer"
 
@@ -300,9 +306,9 @@ def test_the_number_of_statements_does_not_depend_on_the_number_of_campaigns(
         for code in codes:
             preparation.prepare_campaign(launch_actions.launch_announcement(make_offer(code).id, "tests").campaign.id)
 
-    launch(["A1"])
+    launch(["CODE1"])
     before = count_statements()
-    launch(["A2", "A3", "A4", "A5"])
+    launch(["CODE2", "CODE3", "CODE4", "CODE5"])
 
     assert count_statements() == before
     assert len(export(ada)["emails"]) == 5
@@ -354,7 +360,7 @@ def test_the_page_is_streamed(sign_in: Callable[..., FlaskClient], busy_customer
 
     sizes = [len(chunk) for chunk in response.iter_encoded()]
     response.close()
-    assert len(sizes) > 20
+    assert len(sizes) > 5
     assert max(sizes) < 200_000
 
 
@@ -375,11 +381,12 @@ def test_an_erased_customer_has_no_export_page(sign_in: Callable[..., FlaskClien
 
 
 def test_the_api_exports_by_source_id_and_by_email(api: FlaskClient, ada: Customer) -> None:
-    by_source_id = api.get("/api/v1/personal-data/C-1815")
-    by_email = api.post("/api/v1/personal-data", json={"email": " ADA@example.com"})
+    # A streamed response has to be read before the next request.
+    by_source_id = api.get("/api/v1/personal-data/C-1815").get_json()
+    by_email = api.post("/api/v1/personal-data", json={"email": " ADA@example.com"}).get_json()
 
-    assert (by_source_id.status_code, by_email.status_code) == (200, 200)
-    assert by_source_id.get_json()["customer"] == by_email.get_json()["customer"]
+    assert by_source_id["customer"]["email"] == "Ada@Example.com"
+    assert by_email["customer"] == by_source_id["customer"]
     assert exports_of(ada) == [("API key tests", {"form": "json"})] * 2
 
 

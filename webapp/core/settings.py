@@ -29,6 +29,7 @@ from webapp.core.setting_parsers import (
     parse_mail_rate,
     parse_mail_server,
     parse_public_url,
+    parse_retention_days,
     parse_sender,
     require_external_services,
 )
@@ -41,7 +42,8 @@ SETTING_NAMES = (
     "DATABASE_URL", "SECRET_KEY", "INSTANCE_PATH", "PORT", "WEB_HOST", "WEB_WORKERS", "PUBLIC_URL", "SHOP_NAME",
     "TRUSTED_PROXIES", "MAIL_SERVER", "MAIL_PORT", "MAIL_USERNAME", "MAIL_PASSWORD", "MAIL_USE_TLS", "MAIL_USE_SSL",
     "MAIL_DEFAULT_SENDER", "MAIL_CONNECTIONS", "MAIL_PER_SECOND", "MAIL_BOUNCE_ADDRESS",
-    "LOG_FORMAT", "LOG_LEVEL",
+    "LOG_FORMAT", "LOG_LEVEL", "RETENTION_CUSTOMER_DAYS", "RETENTION_REDEMPTION_DAYS", "RETENTION_DELIVERY_DAYS",
+    "RETENTION_AUDIT_DAYS",
 )  # fmt: skip
 
 
@@ -77,6 +79,11 @@ class Settings:
     # `text` or `json`; the level is None for the default (webapp/core/logs.py).
     log_format: str
     log_level: str | None
+    # Retention periods in days; 0 keeps the data.
+    retention_customer_days: int
+    retention_redemption_days: int
+    retention_delivery_days: int
+    retention_audit_days: int
     max_upload_bytes: int = 512 * 1024 * 1024
 
     @property
@@ -136,6 +143,10 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         trusted_proxies=parse_integer(variables, "TRUSTED_PROXIES", 0, 0, 10),
         log_format=parse_choice(variables, "LOG_FORMAT", "text", "json") or "text",
         log_level=parse_choice(variables, "LOG_LEVEL", "DEBUG", "INFO", "WARNING", "ERROR"),
+        retention_customer_days=parse_retention_days(variables, "RETENTION_CUSTOMER_DAYS"),
+        retention_redemption_days=parse_retention_days(variables, "RETENTION_REDEMPTION_DAYS"),
+        retention_delivery_days=parse_retention_days(variables, "RETENTION_DELIVERY_DAYS"),
+        retention_audit_days=parse_retention_days(variables, "RETENTION_AUDIT_DAYS"),
     )
 
 

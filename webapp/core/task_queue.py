@@ -34,6 +34,7 @@ TaskName = Literal[
     "monitoring.drop_silent",
     "redemptions.count_hours",
     "redemptions.send_receipt",
+    "retention.run",
 ]
 Function = Callable[..., None]
 

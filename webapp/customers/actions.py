@@ -6,7 +6,7 @@ For audiences see `customers.audience_actions`, for file imports `customers.impo
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from flask_babel import gettext as _
 from sqlalchemy import delete, func, literal, select, update
@@ -21,6 +21,7 @@ from webapp.customers import queries as customer_queries
 from webapp.customers import suppression_sync
 from webapp.customers.audience_actions import get_or_create_audience, require_audience_name
 from webapp.customers.models import (
+    ACTIVITY_PRECISION,
     ERASED_EMAIL_PLACEHOLDER,
     Audience,
     AudienceMember,
@@ -75,6 +76,7 @@ def update_customer(customer_id: int, values: CustomerValues, audience_ids: Coll
     changed_fields = _apply_values(customer, _clean_values(values))
     _flush_customer()
     _carry_suppression_over(previous_email, customer)
+    _record_activity(customer.id)
     if _set_audiences(customer.id, audience_ids):
         changed_fields.append("audiences")
     if changed_fields:
@@ -132,6 +134,7 @@ def _upsert_once(
         changed_fields = _apply_values(customer, columns)
     _flush_customer()
     _carry_suppression_over(previous_email, customer)
+    _record_activity(customer.id)
     has_moved = audience_names is not None and _set_audiences(
         customer.id, [get_or_create_audience(name) for name in audience_names]
     )
@@ -162,19 +165,22 @@ def _find_customer_without_source_id(email: str) -> Customer | None:
 erasure_hooks: tuple[Callable[[Sequence[int]], None], ...] = ()
 
 
-def erase_customer(customer_id: int, by: str) -> None:
+def erase_customer(customer_id: int, by: str, if_inactive_since: datetime | None = None) -> bool:
     """Erase all personal data of a customer in every table. Idempotent. Commits.
 
     The row keeps its id, so that redemptions, limits and counts stay correct.
 
+    :param if_inactive_since: erase only if `active_at` is more than `ACTIVITY_PRECISION` before this time.
+    :returns: whether the customer was erased by this call.
     :raises NotFound: when there never was such a customer.
     """
     customer = customer_queries.lock_customer(customer_id)
     if customer is None:
         raise NotFound(_("This customer does not exist."))
-    if customer.erased_at is not None:
+    is_active = if_inactive_since is not None and customer.active_at >= if_inactive_since - ACTIVITY_PRECISION
+    if customer.erased_at is not None or is_active:
         db.session.rollback()
-        return
+        return False
     _erase_rejected_rows(customer)
     suppression_sync.erase_suppression(customer)
     blank_values = {
@@ -188,6 +194,7 @@ def erase_customer(customer_id: int, by: str) -> None:
     _erase_related_data([customer_id])
     _record_customer_entry(by, "customer.erased", customer)
     db.session.commit()
+    return True
 
 
 def repeat_recent_erasures() -> None:
@@ -278,6 +285,11 @@ def _apply_values(customer: Customer, columns: dict[str, str | None]) -> list[st
         _check_unique(customer)
     # A change of `email`, of `email_as_given` (such as its case) or of both is one change of the email address.
     return list(dict.fromkeys(column.removesuffix("_as_given") for column in changed))
+
+
+def _record_activity(customer_id: int) -> None:
+    stale = update(Customer).where(Customer.id == customer_id, Customer.active_at < func.now() - ACTIVITY_PRECISION)
+    db.session.execute(stale.values(active_at=func.now()))
 
 
 def _carry_suppression_over(previous_email: str, customer: Customer) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from sqlalchemy import text
 
 from webapp.core.extensions import db
+from webapp.redemptions.models import ERASED_REASON
 
 # The order id of the shop stays with the amounts: accounts must be kept, and here it identifies no customer.
 _ERASE_CURRENT = text(
@@ -22,8 +23,6 @@ _ERASE_ROLLED_BACK = text(
       and (num_nonnulls(order_metadata, idempotency_key, body_hash) > 0 or reason <> :reason)
     """
 )
-# Stored in the database, always in English.
-ERASED_REASON = "The reason was erased with the customer."  # no translation
 
 
 def erase_redemption_data(customer_ids: Sequence[int]) -> None:

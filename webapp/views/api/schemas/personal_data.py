@@ -37,7 +37,11 @@ class PersonalDataIn(BaseModel):
 
 
 class PersonOut(BaseModel):
-    """The customer. `normalised_email` is the address in the form that identifies the customer."""
+    """The customer.
+
+    `normalised_email` is the address in the form that identifies the customer. `active_at` decides about the end of the
+    retention period.
+    """
 
     id: int
     email: str
@@ -46,6 +50,7 @@ class PersonOut(BaseModel):
     locale: str | None
     source_id: str | None
     created_at: str
+    active_at: str
 
 
 class SuppressionEntryOut(BaseModel):
@@ -179,6 +184,7 @@ def _customer_json(customer: Customer) -> dict[str, Any]:
         "locale": customer.locale,
         "source_id": customer.source_id,
         "created_at": format_rfc3339(customer.created_at),
+        "active_at": format_rfc3339(customer.active_at),
     }
 
 
