@@ -22,12 +22,14 @@ from whitenoise import WhiteNoise
 
 import webapp.tasks  # noqa: F401 (registers every task)
 from webapp import cli
+from webapp.accounts import staff_erasure_actions
 from webapp.campaigns import erasure as campaign_erasure
 from webapp.core import database_health, logs, rate_limit, sessions, task_queue
 from webapp.core.extensions import babel, csrf, db, huey, login, mail, migrate
 from webapp.core.json_provider import JsonProvider
 from webapp.core.settings import ROOT, Settings, load_settings
 from webapp.customers import actions as customer_actions
+from webapp.customers.imports import actions as import_actions
 from webapp.redemptions import erasure as redemption_erasure
 from webapp.views import error_handlers, problem_details, rendering
 from webapp.views.api import blueprint as api_blueprint
@@ -109,6 +111,11 @@ def create_app(settings: Settings | None = None) -> Flask:
     _init_extensions(app, settings)
     _register_blueprints(app)
     customer_actions.erasure_hooks = (redemption_erasure.erase_redemption_data, campaign_erasure.clear_reply_texts)
+    staff_erasure_actions.staff_erasure_hooks = (
+        import_actions.replace_staff_in_imports,
+        redemption_erasure.replace_staff_in_rollbacks,
+        campaign_erasure.replace_staff_in_campaigns,
+    )
     _register_request_hooks(app)
     _register_health_checks(app)
     error_handlers.init_app(app)

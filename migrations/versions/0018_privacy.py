@@ -18,6 +18,49 @@ ERASED_STAFF_USER = (
     "erased_at is null or (email = 'erased user ' || id and name = 'Erased user ' || id and password_hash = ''"
     " and time_zone = 'UTC' and last_sign_in_at is null and disabled_at is not null)"
 )
+# The label of an erased account may replace its email address, and the network addresses of its entries may be removed.
+# Nothing else of an entry may change.
+REJECT_CHANGE = """
+create or replace function reject_audit_entry_change() returns trigger language plpgsql as $$
+declare
+  changeable constant text[] := array['actor', 'subject', 'address'];
+  is_by_erased_user boolean;
+begin
+  if tg_op = 'DELETE' and old.at < now() - interval '30 days' then
+    return old;
+  end if;
+  if tg_op = 'UPDATE' then
+    is_by_erased_user := exists (select from staff_user where email = new.actor and erased_at is not null);
+    if to_jsonb(new) - changeable = to_jsonb(old) - changeable
+      and (new.actor = old.actor or is_by_erased_user)
+      and (
+        new.subject = old.subject
+        or exists (select from staff_user where email = new.subject and erased_at is not null)
+      )
+      and (
+        to_jsonb(new) -> 'address' is not distinct from to_jsonb(old) -> 'address'
+        or is_by_erased_user and to_jsonb(new) ->> 'address' is null
+      )
+    then
+      return new;
+    end if;
+  end if;
+  raise exception 'audit_entry is append-only: % is not allowed', tg_op
+    using errcode = 'insufficient_privilege', hint = 'Only entries older than 30 days may be deleted.';
+end
+$$
+"""
+REJECT_CHANGE_BEFORE = """
+create or replace function reject_audit_entry_change() returns trigger language plpgsql as $$
+begin
+  if tg_op = 'DELETE' and old.at < now() - interval '30 days' then
+    return old;
+  end if;
+  raise exception 'audit_entry is append-only: % is not allowed', tg_op
+    using errcode = 'insufficient_privilege', hint = 'Only entries older than 30 days may be deleted.';
+end
+$$
+"""
 
 
 def upgrade() -> None:
@@ -53,10 +96,12 @@ def upgrade() -> None:
     )
     op.add_column("staff_user", sa.Column("erased_at", sa.DateTime(timezone=True), nullable=True))
     op.create_check_constraint(op.f("ck_staff_user_erased"), "staff_user", ERASED_STAFF_USER)
+    op.execute(REJECT_CHANGE)
 
 
 def downgrade() -> None:
     """Erased staff accounts stay erased. Loses the progress of retention."""
+    op.execute(REJECT_CHANGE_BEFORE)
     op.drop_constraint(op.f("ck_staff_user_erased"), "staff_user")
     op.drop_column("staff_user", "erased_at")
     op.drop_table("redemption_retention")

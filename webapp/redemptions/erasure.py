@@ -1,4 +1,4 @@
-"""Erase personal data from the redemptions of customers who are erased."""
+"""Erase personal data of erased customers and users from redemptions."""
 
 from __future__ import annotations
 
@@ -33,3 +33,11 @@ def erase_redemption_data(customer_ids: Sequence[int]) -> None:
     """
     db.session.execute(_ERASE_CURRENT, {"ids": list(customer_ids)})
     db.session.execute(_ERASE_ROLLED_BACK, {"ids": list(customer_ids), "reason": ERASED_REASON})
+
+
+def replace_staff_in_rollbacks(email: str, label: str) -> None:
+    """Replace the email address of an erased user as the actor of rollbacks. The caller commits."""
+    db.session.execute(
+        text("update rollback set rolled_back_by = :label where rolled_back_by = :email"),
+        {"email": email, "label": label},
+    )

@@ -49,6 +49,7 @@ ACTION_LABELS = {
     "shop.saved": _l("Shop saved"),
     "staff.disabled": _l("User disabled"),
     "staff.enabled": _l("User enabled"),
+    "staff.erased": _l("User erased"),
     "staff.joined": _l("Invitation accepted"),
     "staff.profile_changed": _l("Profile changed"),
     "staff.role_changed": _l("Role changed"),
