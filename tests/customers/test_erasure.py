@@ -332,8 +332,11 @@ def test_concurrent_erasures_and_redemptions_leave_consistent_rows(
         group_commit.redeem(request)
         outcomes.append("redeemed")
 
+    def erase(customer_id: int) -> None:
+        customer_actions.erase_customer(customer_id, by="tests")
+
     calls = [lambda n=n: redeem(n) for n in range(12)]
-    calls += [lambda i=i: customer_actions.erase_customer(i, by="tests") for i in customer_ids]
+    calls += [lambda i=i: erase(i) for i in customer_ids]
     threads = [threading.Thread(target=run, args=(call,)) for call in calls]
     for thread in threads:
         thread.start()

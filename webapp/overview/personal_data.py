@@ -130,14 +130,14 @@ def _list_memberships(customer_id: int) -> list[AudienceMembership]:
 
 
 def _iter_emails(customer_id: int) -> Iterator[CampaignEmail]:
-    columns = Campaign.kind, Campaign.subject, Offer.name, Offer.code_as_written, Campaign.launched_at
+    columns = Campaign.id, Campaign.kind, Campaign.subject, Campaign.launched_at, Offer.name, Offer.code_as_written
     remaining = delivery_queries.iter_customer_deliveries(customer_id)
     while deliveries := list(islice(remaining, _CAMPAIGNS_PER_QUERY)):
+        ids = [delivery.campaign_id for delivery in deliveries]
         rows = db.session.execute(
-            select(Campaign.id, *columns)
-            .join(Offer, Offer.id == Campaign.offer_id)
-            .where(Campaign.id.in_([delivery.campaign_id for delivery in deliveries]))
+            select(*columns).join(Offer, Offer.id == Campaign.offer_id).where(Campaign.id.in_(ids))
         )
-        campaigns = {row.id: tuple(row)[1:] for row in rows}
+        campaigns = {row.id: row for row in rows}
         for delivery in deliveries:
-            yield CampaignEmail(*campaigns[delivery.campaign_id], delivery)
+            row = campaigns[delivery.campaign_id]
+            yield CampaignEmail(row.kind, row.subject, row.name, row.code_as_written, row.launched_at, delivery)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 
-from sqlalchemy import func, select, text
+from sqlalchemy import Select, func, select, text
 
 from webapp.campaigns import queries as campaign_queries
 from webapp.core.database_clock import get_database_time
@@ -82,7 +82,7 @@ def count_candidates(days: int, limit: int) -> int:
     return db.session.execute(select(func.count()).select_from(candidates)).scalar_one()
 
 
-def _select_candidates(cutoff: datetime) -> object:
+def _select_candidates(cutoff: datetime) -> Select[int]:
     return (
         select(Customer.id)
         .where(Customer.active_at < cutoff - ACTIVITY_PRECISION, Customer.erased_at.is_(None))

@@ -22,7 +22,6 @@ from webapp.views.rendering import load_shop, render
 from webapp.views.staff.audit_labels import action_label
 from webapp.views.staff.blueprint import require_role
 from webapp.views.staff.customers import blueprint
-from webapp.views.staff.forms.redemptions import CHANNEL_LABELS
 
 
 @blueprint.get("/customers/<int:customer_id>/personal-data")
@@ -43,7 +42,6 @@ def print_personal_data(customer_id: int) -> Response:
         data=data,
         classify_actor=personal_data.classify_actor,
         action_label=action_label,
-        channels=CHANNEL_LABELS,
     )
     return Response(stream_with_context(_close_after(join_chunks(part.encode() for part in page))))
 
