@@ -24,6 +24,7 @@ from whitenoise import WhiteNoise
 
 import webapp.tasks  # noqa: F401 (registers every task)
 from webapp import cli
+from webapp.accounts import staff_erasure_actions
 from webapp.campaigns import erasure as campaign_erasure
 from webapp.core import database_health, logs, rate_limit, sessions, task_queue
 from webapp.core.extensions import babel, csrf, db, huey, login, mail, migrate
@@ -31,6 +32,7 @@ from webapp.core.json_provider import JsonProvider
 from webapp.core.request_limits import LimitedRequest, check_request
 from webapp.core.settings import ROOT, Settings, load_settings
 from webapp.customers import actions as customer_actions
+from webapp.customers.imports import actions as import_actions
 from webapp.redemptions import erasure as redemption_erasure
 from webapp.views import access_notes, error_handlers, problem_details, rendering
 from webapp.views.api import blueprint as api_blueprint
@@ -40,6 +42,7 @@ from webapp.views.api import customers as api_customers
 from webapp.views.api import docs as api_docs
 from webapp.views.api import metrics as api_metrics
 from webapp.views.api import offers as api_offers
+from webapp.views.api import personal_data as api_personal_data
 from webapp.views.api import redemptions as api_redemptions
 from webapp.views.public import blueprint as public_blueprint
 from webapp.views.public import campaigns as public_campaigns
@@ -51,6 +54,8 @@ from webapp.views.staff import (
     audit,  # noqa: F401
     campaign_launch,
     keys,  # noqa: F401
+    personal_data,  # noqa: F401
+    privacy,  # noqa: F401
     profile,  # noqa: F401
     session_pages,  # noqa: F401
     sign_in,  # noqa: F401
@@ -123,6 +128,11 @@ def create_app(settings: Settings | None = None) -> Flask:
     _init_extensions(app, settings)
     _register_blueprints(app)
     customer_actions.erasure_hooks = (redemption_erasure.erase_redemption_data, campaign_erasure.clear_reply_texts)
+    staff_erasure_actions.staff_erasure_hooks = (
+        import_actions.replace_staff_in_imports,
+        redemption_erasure.replace_staff_in_rollbacks,
+        campaign_erasure.replace_staff_in_campaigns,
+    )
     _register_health_checks(app)
     error_handlers.init_app(app)
     access_notes.init_app(app)
@@ -245,6 +255,7 @@ def _register_blueprints(app: OpenAPI) -> None:
     app.register_api(
         api_blueprint.create_api_blueprint(
             api_customers.blueprint,
+            api_personal_data.blueprint,
             api_bounces.blueprint,
             api_offers.blueprint,
             api_campaigns.blueprint,

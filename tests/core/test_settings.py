@@ -187,3 +187,19 @@ def test_a_valid_value_is_accepted_up_to_its_limits(
 def test_a_value_beyond_its_limits_is_rejected(tmp_path: Path, name: str, value: str) -> None:
     with pytest.raises(SettingsError, match=f"^{name} must be "):
         _load(tmp_path, **{name: value})
+
+
+RETENTION_SETTINGS = [name for name in app_settings.SETTING_NAMES if name.startswith("RETENTION_")]
+
+
+@pytest.mark.parametrize("name", RETENTION_SETTINGS)
+@pytest.mark.parametrize(("given", "days"), [("", 0), ("0", 0), ("30", 30), ("36500", 36_500)])
+def test_a_retention_period_is_a_number_of_days(tmp_path: Path, name: str, given: str, days: int) -> None:
+    assert getattr(_load(tmp_path, **{name: given}), name.lower()) == days
+
+
+@pytest.mark.parametrize("name", RETENTION_SETTINGS)
+@pytest.mark.parametrize("given", ["1", "29", "36501", "-1", "30.5", "a month"])
+def test_a_retention_period_that_is_too_short_or_no_number_is_rejected(tmp_path: Path, name: str, given: str) -> None:
+    with pytest.raises(SettingsError, match=f"^{name} must be "):
+        _load(tmp_path, **{name: given})

@@ -13,6 +13,7 @@ from flask import Flask, current_app
 from flask.testing import FlaskClient
 from sqlalchemy import select, text
 
+from tests.support.databases import dump_tables
 from tests.support.factories import MakeCustomer, MakeOffer
 from tests.support.imports import ImportFileFixture
 from webapp.accounts import api_key_actions
@@ -38,14 +39,6 @@ from webapp.redemptions.errors import RedemptionRefused
 from webapp.redemptions.rules import Order, RedemptionRequest
 
 SECRETS = ("ada@", "Ada Lovelace", "C-1815", "en-GB", "poems", "key-of-ada")
-
-
-def dump_tables() -> str:
-    """Return all rows of all tables as text."""
-    names = [t.name for t in db.metadata.sorted_tables]
-    rows = [db.session.execute(text(f"select t::text from {name} t")).scalars().all() for name in names]
-    db.session.rollback()
-    return "\n".join(row for table in rows for row in table)
 
 
 @pytest.fixture
@@ -339,8 +332,11 @@ def test_concurrent_erasures_and_redemptions_leave_consistent_rows(
         group_commit.redeem(request)
         outcomes.append("redeemed")
 
+    def erase(customer_id: int) -> None:
+        customer_actions.erase_customer(customer_id, by="tests")
+
     calls = [lambda n=n: redeem(n) for n in range(12)]
-    calls += [lambda i=i: customer_actions.erase_customer(i, by="tests") for i in customer_ids]
+    calls += [lambda i=i: erase(i) for i in customer_ids]
     threads = [threading.Thread(target=run, args=(call,)) for call in calls]
     for thread in threads:
         thread.start()

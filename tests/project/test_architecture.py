@@ -32,7 +32,7 @@ webapp.campaigns.launch
 webapp.campaigns.deliveries
 webapp.campaigns.sending
 webapp.campaigns.bounces
-webapp.overview webapp.monitoring
+webapp.overview webapp.monitoring webapp.retention
 webapp.tasks
 webapp.views
 webapp.views.api.schemas

@@ -123,3 +123,11 @@ def empty_tables(keep: Collection[str] = ()) -> None:
         db.session.execute(text("alter table audit_entry enable trigger user"))
     db.session.execute(text("update redemption_tally set counted_until = '-infinity'"))
     db.session.commit()
+
+
+def dump_tables() -> str:
+    """Return all rows of all tables as text."""
+    names = [table.name for table in db.metadata.sorted_tables]
+    rows = [db.session.execute(text(f"select t::text from {name} t")).scalars().all() for name in names]
+    db.session.rollback()
+    return "\n".join(row for table in rows for row in table)

@@ -110,10 +110,10 @@ def _check_admin_remains(user_id: int) -> None:
 def lock_existing_staff_user(user_id: int) -> StaffUser:
     """Return the current row of a user, locked until the transaction ends.
 
-    :raises NotFound: when there is no user with this id.
+    :raises NotFound: when there is no user with this id, or the user was erased.
     """
     user = account_queries.lock_staff_user(user_id)
-    if user is None:
+    if user is None or user.erased_at is not None:
         raise NotFound(_("This user does not exist. See the list of users."))
     return user
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import exists, select
+from sqlalchemy import exists, or_, select
 
 from webapp.accounts.models import AccessCount, AuditEntry
 from webapp.core.csv_export import FORMULA_SAFE_COLUMN, TIME_COLUMN, stream_csv
@@ -85,6 +85,18 @@ def find_last_audit_entry(action: str, subject: str) -> AuditEntry | None:
     """Return the latest audit entry for an action on a subject, or None."""
     entries = select(AuditEntry).where(AuditEntry.action == action, AuditEntry.subject == subject)
     return db.session.scalar(entries.order_by(AuditEntry.at.desc(), AuditEntry.id.desc()).limit(1))
+
+
+def iter_customer_entries(customer_id: int) -> Iterator[AuditEntry]:
+    """Yield the entries about a customer, oldest first, five hundred fetched at a time.
+
+    The transaction must stay open until the last one.
+    """
+    is_about_customer = or_(
+        AuditEntry.subject == f"customer {customer_id}", AuditEntry.detail.contains({"customer": customer_id})
+    )
+    statement = select(AuditEntry).where(is_about_customer).order_by(AuditEntry.id)
+    yield from db.session.scalars(statement, execution_options={"yield_per": 500})
 
 
 def has_subject(subject: str) -> bool:

@@ -32,8 +32,17 @@ class StaffUser(UserMixin, Model):
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     last_sign_in_at: Mapped[datetime | None]
     disabled_at: Mapped[datetime | None]
+    erased_at: Mapped[datetime | None]
 
-    __table_args__ = (CheckConstraint("role in ('admin', 'manager', 'viewer')", name="role"),)
+    __table_args__ = (
+        CheckConstraint("role in ('admin', 'manager', 'viewer')", name="role"),
+        # Erasure is final: personal data cannot be written to an erased row again.
+        CheckConstraint(
+            "erased_at is null or (email = 'erased user ' || id and name = 'Erased user ' || id and password_hash = ''"
+            " and time_zone = 'UTC' and last_sign_in_at is null and disabled_at is not null)",
+            name="erased",
+        ),
+    )
 
     @property
     def is_active(self) -> bool:

@@ -72,9 +72,11 @@ def lock_active_admins() -> list[int]:
 
 
 def list_staff_users() -> Sequence[StaffUser]:
-    """Return all users, active ones first."""
+    """Return all users who are not erased, active ones first."""
     return db.session.scalars(
-        select(StaffUser).order_by(StaffUser.disabled_at.is_not(None), func.lower(StaffUser.name), StaffUser.id)
+        select(StaffUser)
+        .where(StaffUser.erased_at.is_(None))
+        .order_by(StaffUser.disabled_at.is_not(None), func.lower(StaffUser.name), StaffUser.id)
     ).all()
 
 

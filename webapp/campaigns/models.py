@@ -57,6 +57,8 @@ class Campaign(Model):
     launched_by: Mapped[str | None]
     finished_at: Mapped[datetime | None]
     cancelled_at: Mapped[datetime | None]
+    # When the replies of mail servers were shortened because their retention period had ended.
+    replies_cleared_at: Mapped[datetime | None]
 
     __table_args__ = (
         CheckConstraint("kind in ('announcement', 'reminder')", name="kind"),

@@ -17,6 +17,9 @@ from psycopg.conninfo import conninfo_to_dict
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
+# A shorter period would delete what running campaigns, retries of tills and disputes still need.
+MIN_RETENTION_DAYS, MAX_RETENTION_DAYS = 30, 36_500
+
 
 class SettingsError(Exception):
     """A setting is missing or invalid.
@@ -196,6 +199,17 @@ def parse_integer(variables: Mapping[str, str], name: str, default: int, low: in
     if not text.isascii() or not text.isdigit() or not low <= int(text) <= high:
         raise SettingsError(f"{name} must be a whole number from {low} to {high}, not {text!r}")
     return int(text)
+
+
+def parse_retention_days(variables: Mapping[str, str], name: str) -> int:
+    """Return a retention period in days: 0 to keep the data, or at least `MIN_RETENTION_DAYS`."""
+    days = parse_integer(variables, name, 0, 0, MAX_RETENTION_DAYS)
+    if 0 < days < MIN_RETENTION_DAYS:
+        raise SettingsError(
+            f"{name} must be 0 (keep), or a whole number from {MIN_RETENTION_DAYS} to {MAX_RETENTION_DAYS}, "
+            f"not {str(days)!r}"
+        )
+    return days
 
 
 def parse_choice(variables: Mapping[str, str], name: str, *choices: str) -> str | None:

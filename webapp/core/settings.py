@@ -29,6 +29,7 @@ from webapp.core.setting_parsers import (
     parse_mail_rate,
     parse_mail_server,
     parse_public_url,
+    parse_retention_days,
     parse_security_contact,
     parse_sender,
     require_external_services,
@@ -42,8 +43,9 @@ SETTING_NAMES = (
     "DATABASE_URL", "SECRET_KEY", "INSTANCE_PATH", "PORT", "WEB_HOST", "WEB_WORKERS", "PUBLIC_URL", "SHOP_NAME",
     "TRUSTED_PROXIES", "MAIL_SERVER", "MAIL_PORT", "MAIL_USERNAME", "MAIL_PASSWORD", "MAIL_USE_TLS", "MAIL_USE_SSL",
     "MAIL_DEFAULT_SENDER", "MAIL_CONNECTIONS", "MAIL_PER_SECOND", "MAIL_BOUNCE_ADDRESS",
-    "PUBLIC_CUSTOMERS_PER_ADDRESS", "SECURITY_CONTACT", "SESSION_IDLE_HOURS", "SESSION_MAX_DAYS", "LOG_FORMAT",
-    "LOG_LEVEL",
+    "PUBLIC_CUSTOMERS_PER_ADDRESS", "SECURITY_CONTACT", "SESSION_IDLE_HOURS", "SESSION_MAX_DAYS",
+    "RETENTION_CUSTOMER_DAYS", "RETENTION_REDEMPTION_DAYS", "RETENTION_DELIVERY_DAYS", "RETENTION_AUDIT_DAYS",
+    "LOG_FORMAT", "LOG_LEVEL",
 )  # fmt: skip
 
 
@@ -84,6 +86,11 @@ class Settings:
     # A session of staff ends when it was not used for some hours, and in any case after some days.
     session_idle_hours: int
     session_max_days: int
+    # Retention periods in days; 0 keeps the data.
+    retention_customer_days: int
+    retention_redemption_days: int
+    retention_delivery_days: int
+    retention_audit_days: int
     # URI for reports about security; None if the operator has set none.
     security_contact: str | None = None
     max_upload_bytes: int = 512 * 1024 * 1024
@@ -149,6 +156,10 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         session_idle_hours=parse_integer(variables, "SESSION_IDLE_HOURS", 12, 1, 8760),
         session_max_days=parse_integer(variables, "SESSION_MAX_DAYS", 14, 1, 365),
         security_contact=parse_security_contact(variables),
+        retention_customer_days=parse_retention_days(variables, "RETENTION_CUSTOMER_DAYS"),
+        retention_redemption_days=parse_retention_days(variables, "RETENTION_REDEMPTION_DAYS"),
+        retention_delivery_days=parse_retention_days(variables, "RETENTION_DELIVERY_DAYS"),
+        retention_audit_days=parse_retention_days(variables, "RETENTION_AUDIT_DAYS"),
     )
 
 

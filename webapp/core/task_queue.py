@@ -37,6 +37,7 @@ TaskName = Literal[
     "redemptions.delete_expired_addresses",
     "redemptions.send_personal_link",
     "redemptions.send_receipt",
+    "retention.run",
 ]
 Function = Callable[..., None]
 

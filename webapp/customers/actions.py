@@ -5,9 +5,8 @@ For audiences see `customers.audience_actions`, for file imports `customers.impo
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Collection, Iterable, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from flask_babel import gettext as _
 from sqlalchemy import delete, func, literal, select, update
@@ -22,6 +21,7 @@ from webapp.customers import queries as customer_queries
 from webapp.customers import suppression_sync
 from webapp.customers.audience_actions import get_or_create_audience, require_audience_name
 from webapp.customers.models import (
+    ACTIVITY_PRECISION,
     ERASED_EMAIL_PLACEHOLDER,
     Audience,
     AudienceMember,
@@ -29,6 +29,7 @@ from webapp.customers.models import (
     CustomerImport,
     RejectedRow,
 )
+from webapp.customers.rejected_rows import iter_rejected_rows_of
 from webapp.customers.validation import CustomerValues, clean_locale, clean_name, clean_source_id
 
 MAX_UPSERT_ATTEMPTS = 3
@@ -75,6 +76,7 @@ def update_customer(customer_id: int, values: CustomerValues, audience_ids: Coll
     changed_fields = _apply_values(customer, _clean_values(values))
     _flush_customer()
     _carry_suppression_over(previous_email, customer)
+    _record_activity(customer.id)
     if _set_audiences(customer.id, audience_ids):
         changed_fields.append("audiences")
     if changed_fields:
@@ -132,6 +134,7 @@ def _upsert_once(
         changed_fields = _apply_values(customer, columns)
     _flush_customer()
     _carry_suppression_over(previous_email, customer)
+    _record_activity(customer.id)
     has_moved = audience_names is not None and _set_audiences(
         customer.id, [get_or_create_audience(name) for name in audience_names]
     )
@@ -162,19 +165,22 @@ def _find_customer_without_source_id(email: str) -> Customer | None:
 erasure_hooks: tuple[Callable[[Sequence[int]], None], ...] = ()
 
 
-def erase_customer(customer_id: int, by: str) -> None:
+def erase_customer(customer_id: int, by: str, if_inactive_since: datetime | None = None) -> bool:
     """Erase all personal data of a customer in every table. Idempotent. Commits.
 
     The row keeps its id, so that redemptions, limits and counts stay correct.
 
+    :param if_inactive_since: erase only if `active_at` is more than `ACTIVITY_PRECISION` before this time.
+    :returns: whether the customer was erased by this call.
     :raises NotFound: when there never was such a customer.
     """
     customer = customer_queries.lock_customer(customer_id)
     if customer is None:
         raise NotFound(_("This customer does not exist."))
-    if customer.erased_at is not None:
+    is_active = if_inactive_since is not None and customer.active_at >= if_inactive_since - ACTIVITY_PRECISION
+    if customer.erased_at is not None or is_active:
         db.session.rollback()
-        return
+        return False
     _erase_rejected_rows(customer)
     suppression_sync.erase_suppression(customer)
     blank_values = {
@@ -188,6 +194,7 @@ def erase_customer(customer_id: int, by: str) -> None:
     _erase_related_data([customer_id])
     _record_customer_entry(by, "customer.erased", customer)
     db.session.commit()
+    return True
 
 
 def repeat_recent_erasures() -> None:
@@ -217,16 +224,17 @@ def _erase_related_data(customer_ids: Sequence[int]) -> None:
 
 
 def _erase_rejected_rows(customer: Customer) -> None:
-    """Erase the text of the rejected rows that contain the customer's email address.
+    row_ids = [found.id for found in iter_rejected_rows_of(customer)]
+    db.session.execute(update(RejectedRow).where(RejectedRow.id.in_(row_ids)).values(row=""))
 
-    The address may be in upper or lower case.
+
+def record_personal_data_export(customer: Customer, by: str, form: str) -> None:
+    """Record in the audit log who exported the personal data of a customer. Commits.
+
+    :param form: `page` or `json`.
     """
-    for email in {customer.email, customer.email_as_given}:
-        whole_address = re.compile(rf"(?<![\w.+-]){re.escape(email)}(?!\.?[\w-])", re.IGNORECASE)
-        row_ids = [
-            row_id for row_id, row in customer_queries.find_rejected_rows_containing(email) if whole_address.search(row)
-        ]
-        db.session.execute(update(RejectedRow).where(RejectedRow.id.in_(row_ids)).values(row=""))
+    _record_customer_entry(by, "customer.personal_data_exported", customer, form=form)
+    db.session.commit()
 
 
 def record_customer_export(audience: Audience | None, by: str) -> None:
@@ -277,6 +285,11 @@ def _apply_values(customer: Customer, columns: dict[str, str | None]) -> list[st
         _check_unique(customer)
     # A change of `email`, of `email_as_given` (such as its case) or of both is one change of the email address.
     return list(dict.fromkeys(column.removesuffix("_as_given") for column in changed))
+
+
+def _record_activity(customer_id: int) -> None:
+    stale = update(Customer).where(Customer.id == customer_id, Customer.active_at < func.now() - ACTIVITY_PRECISION)
+    db.session.execute(stale.values(active_at=func.now()))
 
 
 def _carry_suppression_over(previous_email: str, customer: Customer) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from sqlalchemy import ARRAY, BigInteger, CheckConstraint, ForeignKey, Identity, Index, Text, func, text
 from sqlalchemy.orm import Mapped, mapped_column
@@ -12,6 +12,9 @@ from webapp.core.extensions import Id, Model
 
 # Replaces the email address of an erased customer. Without an @ it cannot be a valid address.
 ERASED_EMAIL_PLACEHOLDER = "erased customer"
+# `customer.active_at` is written only if it is older than this: a shop that imports all customers every night would
+# rewrite every row each time otherwise.
+ACTIVITY_PRECISION = timedelta(days=7)
 # The reasons for a suppression, the weakest first.
 SUPPRESSION_REASONS = ("bounced", "unsubscribed", "complained")
 
@@ -31,6 +34,9 @@ class Customer(Model):
     source_id: Mapped[str | None] = mapped_column(Text(collation="C"), unique=True)
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     erased_at: Mapped[datetime | None]
+    # The customer has been active at this time or up to `ACTIVITY_PRECISION` later: created, edited, imported or sent
+    # through the API. Retention moves it to the time of a later redemption or campaign.
+    active_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
     __table_args__ = (
         CheckConstraint("length(email) <= 320 and email <> ''", name="email_length"),
@@ -41,6 +47,7 @@ class Customer(Model):
             name="erased",
         ),
         Index("ix_customer_erased_at", "erased_at", postgresql_where=text("erased_at is not null")),
+        Index("ix_customer_active_at", "active_at", postgresql_where=text("erased_at is null")),
         # Makes a search by any word of a name an index lookup, also with a million customers.
         Index("ix_customer_words", text("to_tsvector('simple', name)"), postgresql_using="gin"),
     )

@@ -13,7 +13,7 @@ from sqlalchemy.orm import InstrumentedAttribute, aliased
 
 from webapp.core.csv_export import FORMULA_SAFE_COLUMN, TIME_COLUMN, stream_csv
 from webapp.core.extensions import db
-from webapp.customers.models import Audience, AudienceMember, Customer, RejectedRow, Suppression
+from webapp.customers.models import Audience, AudienceMember, Customer, Suppression
 
 PAGE_SIZE = 50
 # Below this number of rows, an exact count is as cheap as an estimate.
@@ -296,14 +296,6 @@ def list_audience_summaries() -> list[AudienceSummary]:
     """
     rows = db.session.execute(_AUDIENCE_SUMMARIES, {"exact_count_limit": EXACT_COUNT_LIMIT})
     return [AudienceSummary(*row) for row in rows]
-
-
-def find_rejected_rows_containing(text_part: str) -> list[tuple[int, str]]:
-    """Return id and text of all rejected rows that contain a text, ignoring case."""
-    rows = db.session.execute(
-        select(RejectedRow.id, RejectedRow.row).where(func.strpos(func.lower(RejectedRow.row), text_part.lower()) > 0)
-    )
-    return [(row_id, row) for row_id, row in rows]
 
 
 def export_customers(audience_id: int | None) -> Iterator[bytes]:

@@ -1,4 +1,4 @@
-"""Erase personal data from the redemptions of customers who are erased."""
+"""Erase personal data of erased customers and users from redemptions."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from sqlalchemy import text
 
 from webapp.core.extensions import db
+from webapp.redemptions.models import ERASED_REASON
 
 # The order id of the shop stays with the amounts: accounts must be kept, and here it identifies no customer.
 _ERASE_CURRENT = text(
@@ -22,8 +23,6 @@ _ERASE_ROLLED_BACK = text(
       and (num_nonnulls(order_metadata, idempotency_key, body_hash) > 0 or reason <> :reason)
     """
 )
-# Stored in the database, always in English.
-ERASED_REASON = "The reason was erased with the customer."  # no translation
 
 
 def erase_redemption_data(customer_ids: Sequence[int]) -> None:
@@ -34,3 +33,11 @@ def erase_redemption_data(customer_ids: Sequence[int]) -> None:
     """
     db.session.execute(_ERASE_CURRENT, {"ids": list(customer_ids)})
     db.session.execute(_ERASE_ROLLED_BACK, {"ids": list(customer_ids), "reason": ERASED_REASON})
+
+
+def replace_staff_in_rollbacks(email: str, label: str) -> None:
+    """Replace the email address of an erased user as the actor of rollbacks. The caller commits."""
+    db.session.execute(
+        text("update rollback set rolled_back_by = :label where rolled_back_by = :email"),
+        {"email": email, "label": label},
+    )

@@ -10,10 +10,18 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, CheckConstraint, Index, LargeBinary, SmallInteger, Text, func
+from sqlalchemy import BigInteger, CheckConstraint, Index, LargeBinary, SmallInteger, Text, func, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from webapp.core.extensions import Model
+
+# Replace the reason of a rollback. Stored in the database, always in English.
+ERASED_REASON = "The reason was erased with the customer."  # no translation
+EXPIRED_REASON = "The reason was deleted after the retention period."  # no translation
+REDEMPTION_HAS_FREE_TEXT = "num_nonnulls(order_metadata, idempotency_key, body_hash) > 0"
+ROLLBACK_HAS_FREE_TEXT = (
+    f"{REDEMPTION_HAS_FREE_TEXT} or reason not in ('{ERASED_REASON}', '{EXPIRED_REASON}')"  # no translation
+)
 
 
 class Redemption(Model):
@@ -65,6 +73,22 @@ class Rollback(Model):
     rolled_back_at: Mapped[datetime] = mapped_column(server_default=func.now())
     rolled_back_by: Mapped[str] = mapped_column(Text)
     reason: Mapped[str] = mapped_column(Text)
+
+    __table_args__ = (
+        # Finds the rows with data that the retention period covers.
+        Index("ix_rollback_free_text", "rolled_back_at", postgresql_where=text(ROLLBACK_HAS_FREE_TEXT)),
+    )
+
+
+class RedemptionRetention(Model):
+    """The time until which the redemptions of an offer have lost the data that their retention period covers.
+
+    Without it, each run would read all old redemptions again; an index on them would slow down redeeming.
+    """
+
+    __tablename__ = "redemption_retention"
+    offer_id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    cleared_until: Mapped[datetime]
 
 
 class RedemptionHour(Model):

@@ -148,6 +148,16 @@ def list_customer_redemptions(customer_id: int) -> list[RedemptionRecord]:
     return [_build_record(row) for row in db.session.execute(_SELECT_BY_CUSTOMER, {"customer_id": customer_id})]
 
 
+def iter_customer_redemptions(customer_id: int) -> Iterator[RedemptionRecord]:
+    """Yield all redemptions of a customer, as `list_customer_redemptions`, a thousand fetched at a time.
+
+    The transaction must stay open until the last one.
+    """
+    options = {"yield_per": 1000}
+    for row in db.session.execute(_SELECT_BY_CUSTOMER, {"customer_id": customer_id}, execution_options=options):
+        yield _build_record(row)
+
+
 def find_redeemed_customer_ids(offer_id: int, customer_ids: Sequence[int]) -> set[int]:
     """Return the ids of the customers, among these, who have redeemed the offer."""
     rows = db.session.execute(

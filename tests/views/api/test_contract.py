@@ -167,6 +167,8 @@ def test_every_operation_has_a_success_that_conforms_to_the_document(contract: A
     relay.behaviour.rcpt["bob@example.com"] = "550 no such user"
     for call_group in (call_offers, call_redemptions, call_customers, call_campaigns, call_codes):
         call_group(call)
+    call("GET", "/personal-data/{source_id}", 200, path_parameters={"source_id": "C-2"})
+    call("POST", "/personal-data", 200, {"email": "ada@example.org"})
     call("DELETE", "/customers/{source_id}", 204, path_parameters={"source_id": "C-2"})
     call("POST", "/erasures", 204, {"email": "ada@example.org"})
     assert call.operations == {

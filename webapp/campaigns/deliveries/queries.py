@@ -154,6 +154,16 @@ def list_customer_deliveries(customer_id: int, limit: int = 50) -> list[Campaign
     ]
 
 
+def iter_customer_deliveries(customer_id: int) -> Iterator[DeliveryStatus]:
+    """Yield the states of all campaign emails of a customer, newest campaign first, without queue positions.
+
+    A hundred are fetched at a time. The transaction must stay open until the last one.
+    """
+    values = {"customer": customer_id, "limit": None}
+    for row in db.session.execute(_SELECT_BY_CUSTOMER, values, execution_options={"yield_per": 100}):
+        yield to_delivery_status(row)
+
+
 def list_recipients(
     campaign_id: int,
     state: str = "",

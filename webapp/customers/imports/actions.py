@@ -149,3 +149,8 @@ def record_rejected_rows_export(import_id: int, by: str) -> None:
 
 def _seconds_from_now(seconds: int) -> Any:
     return func.now() + timedelta(seconds=seconds)
+
+
+def replace_staff_in_imports(email: str, label: str) -> None:
+    """Replace the email address of an erased user as the author of imports. The caller commits."""
+    db.session.execute(update(CustomerImport).where(CustomerImport.by == email).values(by=label))

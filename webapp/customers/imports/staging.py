@@ -16,6 +16,7 @@ from flask_babel import gettext as _
 
 from webapp.customers.imports.customer_rows import CUSTOMER_STAGING_FIELDS
 from webapp.customers.imports.parse_results import Rejection
+from webapp.customers.models import ACTIVITY_PRECISION
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
@@ -97,7 +98,8 @@ _UPSERT: LiteralString = """
       email_as_given = excluded.email_as_given,
       name = case when excluded.name = '' then customer.name else excluded.name end,
       locale = coalesce(excluded.locale, customer.locale),
-      source_id = coalesce(excluded.source_id, customer.source_id)
+      source_id = coalesce(excluded.source_id, customer.source_id),
+      active_at = now()
     where (customer.email_as_given, customer.name, customer.locale, customer.source_id) is distinct from (
       excluded.email_as_given,
       case when excluded.name = '' then customer.name else excluded.name end,
@@ -109,6 +111,14 @@ _UPSERT: LiteralString = """
   select count(*) filter (where is_new), count(*) filter (where not is_new),
     (select count(*) from staged where line > %(start)s and line <= %(end)s)
   from merged
+"""
+
+# Unchanged customers are active too (see `customer.active_at`). In most imports none is stale, which the index shows.
+_RECORD_ACTIVITY: LiteralString = """
+  update customer c set active_at = now() from staged s
+  where s.line > %(start)s and s.line <= %(end)s and c.email = s.email and c.erased_at is null
+    and c.active_at < now() - %(precision)s
+    and exists (select from customer where erased_at is null and active_at < now() - %(precision)s)
 """
 
 _ADD_TO_NAMED_AUDIENCES: LiteralString = """
@@ -244,6 +254,7 @@ def merge_rows(connection: Connection, import_id: int, start: int, end: int, str
         message = _("Another customer has this source ID. Correct the file, or edit that customer.")
         rejected = fetch_one(connection, _REJECT_TAKEN_SOURCE_IDS, params | {"source_id_taken": message})[0]
     created, updated, staged = fetch_one(connection, _UPSERT, params)
+    connection.execute(_RECORD_ACTIVITY, params | {"precision": ACTIVITY_PRECISION})
     return MergeCounts(created, updated, staged - created - updated, rejected)
 
 

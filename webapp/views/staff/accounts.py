@@ -8,11 +8,12 @@ from flask_login import current_user
 from werkzeug.wrappers import Response as BaseResponse
 
 from webapp.accounts import actions as account_actions
-from webapp.accounts import invitation_actions
+from webapp.accounts import invitation_actions, staff_erasure_actions
 from webapp.accounts import queries as account_queries
 from webapp.accounts.models import StaffUser
 from webapp.core.errors import DomainError, NotFound
-from webapp.views.rendering import add_form_errors, form_status, render, role_label
+from webapp.views.form_base import PostForm
+from webapp.views.rendering import add_form_errors, flash_domain_error, form_status, render, role_label
 from webapp.views.staff.blueprint import require_recent_password, require_role
 from webapp.views.staff.forms.accounts import InviteForm, OneTimeForm, RoleForm
 
@@ -134,13 +135,30 @@ def enable_staff_user(user_id: int) -> BaseResponse:
     return _redirect_to_staff_user(user_id, _("%(name)s can sign in again.", name=user.name))
 
 
+@blueprint.route("/settings/people/<int:user_id>/erase", methods=["GET", "POST"])
+@require_role("admin")
+def erase_staff_user(user_id: int) -> BaseResponse:
+    """Erase a disabled user after a confirmation page."""
+    user = get_staff_user_or_404(user_id)
+    if user.is_active:
+        message = _("Disable %(name)s first. Then the account can be erased.", name=user.name)
+        return _redirect_to_staff_user(user_id, message, "error")
+    form = PostForm()
+    if form.validate_on_submit():
+        with flash_domain_error():
+            label = staff_erasure_actions.erase_staff_user(user_id, by=current_user.email)
+            flash(_("The account was erased. Entries of the audit log now name “%(label)s”.", label=label), "success")
+        return redirect(url_for("staff.accounts.staff_users"))
+    return render("accounts/erase_user.html", form=form, user=user)
+
+
 def get_staff_user_or_404(user_id: int) -> StaffUser:
     """Return the user with this id.
 
-    :raises NotFound: when there is none.
+    :raises NotFound: when there is none, or the user was erased.
     """
     user = account_queries.find_staff_user(user_id)
-    if user is None:
+    if user is None or user.erased_at is not None:
         raise NotFound(_("This user does not exist. See the list of users."))
     return user
 

@@ -1,0 +1,684 @@
+"""Retention periods: what is deleted when, what stays, and how the work is divided."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from flask import Flask, current_app
+from flask.testing import FlaskClient
+from sqlalchemy import select, text
+
+from tests.support.factories import MakeCustomer, MakeOffer
+from tests.support.imports import ImportFileFixture
+from webapp.accounts import audit_retention
+from webapp.accounts.models import AuditEntry
+from webapp.campaigns import retention as campaign_retention
+from webapp.campaigns import stats_queries
+from webapp.campaigns.launch import actions as launch_actions
+from webapp.campaigns.launch import preparation
+from webapp.campaigns.models import Campaign
+from webapp.core import task_queue
+from webapp.core.extensions import db
+from webapp.core.settings import Settings
+from webapp.customers import actions as customer_actions
+from webapp.customers import queries as customer_queries
+from webapp.customers.models import Customer
+from webapp.customers.validation import CustomerValues
+from webapp.offers.models import Offer
+from webapp.redemptions import count_queries, group_commit
+from webapp.redemptions import queries as redemption_queries
+from webapp.redemptions import retention as redemption_retention
+from webapp.redemptions import rollback as redemption_rollback
+from webapp.redemptions.errors import RedemptionRefused
+from webapp.redemptions.rules import Order, RedemptionRequest
+from webapp.retention import actions as retention_actions
+from webapp.retention import inactive_customers
+from webapp.retention import queries as retention_queries
+from webapp.retention.models import RetentionRun
+
+DAYS = 100
+# A little more and a little less than a period of `DAYS` days.
+OVER, UNDER = timedelta(days=DAYS, minutes=5), timedelta(days=DAYS, minutes=-5)
+
+SetPeriods = Callable[..., Settings]
+
+
+@pytest.fixture
+def set_periods(with_settings: Callable[..., Settings]) -> SetPeriods:
+    """Sets retention periods in days: `set_periods(audit=90)`."""
+    names = {
+        "customers": "customer_days",
+        "redemptions": "redemption_days",
+        "deliveries": "delivery_days",
+        "audit": "audit_days",
+    }
+    return lambda **days: with_settings(**{f"retention_{names[kind]}": number for kind, number in days.items()})
+
+
+def run_retention() -> None:
+    task_queue.run("retention.run")
+    db.session.rollback()
+    db.session.expire_all()
+
+
+def execute(statement: str, **values: object) -> None:
+    db.session.execute(text(statement), values)
+    db.session.commit()
+
+
+def runs() -> dict[str, tuple[int, bool]]:
+    """Return the removed rows and the completeness of the last run, by kind."""
+    db.session.rollback()
+    db.session.expire_all()
+    return {run.kind: (run.removed, run.is_complete) for run in db.session.scalars(select(RetentionRun))}
+
+
+def allow_another_run() -> None:
+    execute("update retention_run set started_at = now() - interval '1 hour'")
+
+
+# --- audit log ------------------------------------------------------------------------------------
+
+
+def add_entry(age: timedelta, action: str = "shop.saved") -> None:
+    execute(
+        "insert into audit_entry (at, actor, action, subject) values (now() - :age, 'tests', :action, 'Shop')",
+        age=age,
+        action=action,
+    )
+
+
+def test_audit_entries_are_deleted_after_their_period(app: Flask, set_periods: SetPeriods) -> None:
+    add_entry(OVER, "old")
+    add_entry(UNDER, "young")
+    set_periods(audit=DAYS)
+
+    run_retention()
+
+    assert db.session.scalars(select(AuditEntry.action)).all() == ["young"]
+    assert runs() == {"audit": (1, True)}
+
+
+def test_many_old_audit_entries_are_deleted_in_steps(
+    app: Flask, set_periods: SetPeriods, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audit_retention, "ENTRIES_PER_STEP", 3)
+    add_entry(OVER, "old")
+    # Its time is wrong: the entries after it are deleted all the same.
+    add_entry(-OVER, "future")
+    for _ in range(7):
+        add_entry(OVER, "old")
+    set_periods(audit=DAYS)
+
+    run_retention()
+
+    assert db.session.scalars(select(AuditEntry.action)).all() == ["future"]
+    assert runs() == {"audit": (8, True)}
+
+
+# --- redemptions ----------------------------------------------------------------------------------
+
+
+def redeem(code: str = "SUMMER25", email: str = "ada@example.com") -> redemption_queries.RedemptionRecord:
+    return group_commit.redeem(
+        RedemptionRequest(
+            channel="api",
+            code=code,
+            email=email,
+            order=Order("A-1", 4999, "EUR"),
+            metadata={"gift": "poems"},
+            api_key_id=1,
+            idempotency_key="key",
+            body_hash=b"hash",
+        )
+    )
+
+
+def make_older(age: timedelta, table: str = "redemption", column: str = "redeemed_at") -> None:
+    execute(f"update {table} set {column} = {column} - cast(:age as interval)", age=age)
+
+
+@pytest.mark.parametrize(("age", "is_cleared"), [(OVER, True), (UNDER, False)])
+def test_the_data_sent_with_a_redemption_is_deleted_after_its_period(
+    make_customer: MakeCustomer, make_offer: MakeOffer, set_periods: SetPeriods, age: timedelta, is_cleared: bool
+) -> None:
+    ada = make_customer()
+    make_offer()
+    redeem()
+    make_older(age)
+    set_periods(redemptions=DAYS)
+
+    run_retention()
+
+    row = redemption_queries.list_customer_redemptions(ada.id)[0].row
+    sent = (row.order_metadata, row.idempotency_key, row.body_hash)
+    assert (sent == (None, None, None)) is is_cleared
+    assert (row.order_id, row.order_amount, row.discount_amount, row.channel) == ("A-1", 4999, 1250, "api")
+    assert runs() == {"redemptions": (int(is_cleared), True)}
+
+
+@pytest.mark.parametrize(("age", "is_cleared"), [(OVER, True), (UNDER, False)])
+def test_the_data_and_reason_of_an_undone_redemption_are_deleted_after_its_period(
+    make_customer: MakeCustomer, make_offer: MakeOffer, set_periods: SetPeriods, age: timedelta, is_cleared: bool
+) -> None:
+    ada = make_customer()
+    make_offer()
+    redemption_rollback.roll_back_redemption(redeem().public_id, "Ada called", by="eve@example.com")
+    make_older(age, "rollback", "rolled_back_at")
+    set_periods(redemptions=DAYS)
+
+    run_retention()
+
+    row = redemption_queries.list_customer_redemptions(ada.id)[0].row
+    assert ("Ada called" not in (row.reason or "")) is is_cleared
+    assert ((row.order_metadata, row.idempotency_key, row.body_hash) == (None, None, None)) is is_cleared
+    assert (row.order_id, row.rolled_back_by) == ("A-1", "eve@example.com")
+
+
+def test_limits_and_counts_stay_and_no_offer_is_redeemed_twice(
+    make_customer: MakeCustomer, make_offer: MakeOffer, set_periods: SetPeriods
+) -> None:
+    make_customer()
+    offer = make_offer(max_redemptions=1)
+    redeem()
+    make_older(OVER)
+    task_queue.run("redemptions.count_hours")
+    set_periods(redemptions=DAYS)
+
+    run_retention()
+
+    assert count_queries.count_redemptions([offer.id]) == {offer.id: 1}
+    assert db.session.scalars(select(Offer.redeemed)).one() == 1
+    with pytest.raises(RedemptionRefused) as refusal:
+        group_commit.redeem(RedemptionRequest(channel="form", code="SUMMER25", email="ada@example.com"))
+    assert refusal.value.reason == "already_redeemed"
+
+
+def test_old_redemptions_are_read_once(
+    make_customer: MakeCustomer, make_offer: MakeOffer, set_periods: SetPeriods, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redemption_retention, "ROWS_PER_STEP", 2)
+    for code in ("SUMMER25", "WINTER"):
+        make_offer(code)
+        for number in range(5):
+            email = f"c{number}@example.com"
+            if code == "SUMMER25":
+                make_customer(email)
+            redeem(code, email)
+    # All at the same microsecond, which no step may split.
+    execute("update redemption set redeemed_at = now() - cast(:age as interval)", age=OVER)
+    set_periods(redemptions=DAYS)
+
+    run_retention()
+    first_run = runs()
+    allow_another_run()
+    execute("update redemption set idempotency_key = 'written later'")
+    run_retention()
+
+    assert (first_run, runs()) == ({"redemptions": (10, True)}, {"redemptions": (0, True)})
+
+
+def test_a_redemption_that_is_locked_does_not_stop_the_run(
+    make_customer: MakeCustomer, make_offer: MakeOffer, set_periods: SetPeriods
+) -> None:
+    for number in range(2):
+        make_customer(f"c{number}@example.com")
+        if number == 0:
+            make_offer()
+        redeem(email=f"c{number}@example.com")
+    make_older(OVER)
+    set_periods(redemptions=DAYS)
+    with db.engine.connect() as other:
+        other.execute(text("select from redemption where customer_id = 1 for update"))
+
+        run_retention()
+
+        assert runs() == {"redemptions": (1, True)}
+
+
+# --- replies of mail servers ----------------------------------------------------------------------
+
+REPLIES = [
+    # (state, smtp_code, text, shortened text)
+    ("failed", 550, "5.1.1 <c1@example.com>: unknown", "5.1.1"),
+    ("failed", 550, "No such user c1@example.com", ""),
+    ("failed", None, "bounced: 5.2.2 <c1@example.com> full", "bounced: 5.2.2"),
+    ("failed", None, "bounced: c1@example.com is gone", "bounced:"),
+    ("failed", None, "the address has invalid characters", "the address has invalid characters"),
+    ("skipped", None, "unsubscribed", "unsubscribed"),
+    ("left", None, "sending was interrupted; dismissed by eve@example.com", ""),
+]
+
+
+@pytest.fixture
+def ended_campaign(app: Flask, make_offer: MakeOffer, make_customer: MakeCustomer) -> Campaign:
+    """A campaign that ended over `DAYS` days ago, with `REPLIES`."""
+    make_customer()
+    offer = make_offer()
+    campaign = launch_actions.launch_announcement(offer.id, "tests").campaign
+    preparation.prepare_campaign(campaign.id)
+    for number, (state, code, reply, _) in enumerate(REPLIES, 1):
+        db.session.execute(
+            text(
+                "insert into mail_issue (campaign_id, customer_id, state, smtp_code, text) "
+                "values (:campaign, :customer, :state, :code, :reply)"
+            ),
+            {"campaign": campaign.id, "customer": number, "state": state, "code": code, "reply": reply},
+        )
+    execute("update campaign set status = 'done', finished_at = now() - cast(:age as interval)", age=OVER)
+    return campaign
+
+
+def stored_replies() -> list[str]:
+    return list(db.session.scalars(text("select text from mail_issue order by customer_id")))
+
+
+def test_replies_are_shortened_after_their_period(
+    ended_campaign: Campaign, set_periods: SetPeriods, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(campaign_retention, "ROWS_PER_STEP", 2)
+    before = stats_queries.get_campaign_stats(ended_campaign.id)
+    causes = select(text("campaign_id, smtp_code, cause from mail_issue where smtp_code is not null order by 2, 3"))
+    causes_before = db.session.execute(causes).all()
+    set_periods(deliveries=DAYS)
+
+    run_retention()
+
+    assert stored_replies() == [shortened for *_, shortened in REPLIES]
+    assert stats_queries.get_campaign_stats(ended_campaign.id).failed == before.failed
+    assert db.session.execute(causes).all() == causes_before
+    assert runs() == {"deliveries": (5, True)}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "finished_at = now() - cast(:under as interval)",
+        "status = 'sending'",
+        "status = 'paused'",
+        "status = 'cancelled', cancelled_at = now() - cast(:under as interval)",
+    ],
+)
+def test_replies_of_open_and_recent_campaigns_stay(
+    ended_campaign: Campaign, set_periods: SetPeriods, change: str
+) -> None:
+    execute(f"update campaign set {change}, mails_again = :under is null", under=UNDER)
+    set_periods(deliveries=DAYS)
+
+    run_retention()
+
+    assert stored_replies() == [reply for _, _, reply, _ in REPLIES]
+
+
+def test_a_campaign_that_was_resent_is_shortened_again(ended_campaign: Campaign, set_periods: SetPeriods) -> None:
+    set_periods(deliveries=DAYS)
+    run_retention()
+    execute("update mail_issue set text = '5.1.1 ada@example.com' where customer_id = 1")
+    allow_another_run()
+    run_retention()
+    unchanged = stored_replies()[0]
+    execute("update campaign set replies_cleared_at = finished_at - interval '1 day'")
+    allow_another_run()
+
+    run_retention()
+
+    assert (unchanged, stored_replies()[0]) == ("5.1.1 ada@example.com", "5.1.1")
+
+
+# --- inactive customers ---------------------------------------------------------------------------
+
+
+def age_customers() -> None:
+    """Make all customers look as if they had last been edited or imported long ago."""
+    execute("update customer set active_at = now() - interval '1000 days', created_at = now() - interval '1000 days'")
+
+
+def is_erased(customer_id: int) -> bool:
+    db.session.rollback()
+    db.session.expire_all()
+    customer = customer_queries.find_customer(customer_id)
+    assert customer is not None
+    return customer.erased_at is not None
+
+
+@pytest.mark.parametrize(
+    ("age", "erased"),
+    [
+        (timedelta(days=DAYS + 7, minutes=5), True),
+        # `active_at` is up to a week too early, so an earlier erasure could be too early.
+        (timedelta(days=DAYS + 7, minutes=-5), False),
+    ],
+)
+def test_inactive_customers_are_erased_after_their_period(
+    make_customer: MakeCustomer, set_periods: SetPeriods, age: timedelta, erased: bool
+) -> None:
+    ada = make_customer()
+    make_older(age, "customer", "active_at")
+    set_periods(customers=DAYS)
+
+    run_retention()
+
+    assert is_erased(ada.id) is erased
+    entries = db.session.execute(select(AuditEntry.actor, AuditEntry.action, AuditEntry.subject)).all()
+    assert entries == ([("retention period", "customer.erased", f"customer {ada.id}")] if erased else [])
+    assert runs() == {"customers": (int(erased), True)}
+
+
+@pytest.mark.parametrize(("age", "erased"), [(OVER, True), (UNDER, False)])
+@pytest.mark.parametrize("is_undone", [False, True])
+def test_redemptions_count_as_activity(
+    make_customer: MakeCustomer,
+    make_offer: MakeOffer,
+    set_periods: SetPeriods,
+    age: timedelta,
+    erased: bool,
+    is_undone: bool,
+) -> None:
+    ada = make_customer()
+    make_offer()
+    redemption = redeem()
+    if is_undone:
+        redemption_rollback.roll_back_redemption(redemption.public_id, "mistake", by="tests")
+        make_older(age, "rollback", "rolled_back_at")
+        make_older(OVER, "rollback", "redeemed_at")
+    else:
+        make_older(age)
+    age_customers()
+    set_periods(customers=DAYS)
+
+    run_retention()
+
+    assert is_erased(ada.id) is erased
+
+
+def launch_campaign(make_offer: MakeOffer, age: timedelta) -> Campaign:
+    campaign = launch_actions.launch_announcement(make_offer().id, "tests").campaign
+    preparation.prepare_campaign(campaign.id)
+    execute("update campaign set launched_at = now() - cast(:age as interval)", age=age)
+    return campaign
+
+
+@pytest.mark.parametrize(
+    ("age", "state", "erased"),
+    [
+        (OVER, None, True),
+        (UNDER, None, False),
+        (UNDER, "skipped", True),
+        (UNDER, "failed", True),
+        (UNDER, "left", False),
+    ],
+)
+def test_campaign_emails_count_as_activity(
+    make_customer: MakeCustomer,
+    make_offer: MakeOffer,
+    set_periods: SetPeriods,
+    age: timedelta,
+    state: str | None,
+    erased: bool,
+) -> None:
+    make_customer("first@example.com")
+    ada = make_customer()
+    make_customer("last@example.com")
+    campaign = launch_campaign(make_offer, age)
+    if state:
+        execute(
+            "insert into mail_issue (campaign_id, customer_id, state) values (:campaign, :customer, :state)",
+            campaign=campaign.id,
+            customer=ada.id,
+            state=state,
+        )
+    age_customers()
+    set_periods(customers=DAYS)
+
+    run_retention()
+
+    assert is_erased(ada.id) is erased
+
+
+def test_a_campaign_does_not_count_for_customers_who_are_no_recipients(
+    make_customer: MakeCustomer, make_offer: MakeOffer, set_periods: SetPeriods
+) -> None:
+    recipients = [
+        make_customer("first@example.com"),
+        make_customer("second@example.com"),
+        make_customer("c@example.com"),
+    ]
+    launch_campaign(make_offer, UNDER)
+    # The second one is within the range of the batch, but no recipient.
+    execute("update batch set gaps = array[1, 2]")
+    late = make_customer("late@example.com")
+    age_customers()
+    set_periods(customers=DAYS)
+
+    run_retention()
+
+    assert [is_erased(customer.id) for customer in (*recipients, late)] == [False, True, False, True]
+
+
+def test_nothing_is_erased_while_a_campaign_is_being_prepared(
+    make_customer: MakeCustomer, make_offer: MakeOffer, set_periods: SetPeriods
+) -> None:
+    ada = make_customer()
+    launch_actions.launch_announcement(make_offer().id, "tests")
+    age_customers()
+    set_periods(customers=DAYS)
+
+    run_retention()
+
+    assert not is_erased(ada.id)
+
+
+def edit(customer: Customer) -> None:
+    values = CustomerValues(customer.email, customer.name, customer.locale, customer.source_id)
+    customer_actions.update_customer(customer.id, values, [], by="tests")
+
+
+def put(customer: Customer) -> None:
+    customer_actions.upsert_customer(CustomerValues(customer.email, source_id="C-1"), None, by="tests")
+
+
+@pytest.mark.parametrize("keep_active", [edit, put])
+def test_editing_a_customer_counts_as_activity_even_without_a_change(
+    make_customer: MakeCustomer, set_periods: SetPeriods, keep_active: Callable[[Customer], None]
+) -> None:
+    ada = make_customer("ada@example.com", source_id="C-1")
+    age_customers()
+    db.session.refresh(ada)
+    keep_active(ada)
+    set_periods(customers=DAYS)
+
+    run_retention()
+
+    assert not is_erased(ada.id)
+
+
+@pytest.mark.parametrize("name", ["Ada Lovelace", "Ada King"])
+def test_an_import_counts_as_activity_and_unchanged_rows_stay_unchanged(
+    make_customer: MakeCustomer, set_periods: SetPeriods, import_file: ImportFileFixture, name: str
+) -> None:
+    ada, bob = make_customer("ada@example.com"), make_customer("bob@example.com")
+    age_customers()
+    done = import_file(f"email,name\nada@example.com,{name}\n")
+    set_periods(customers=DAYS)
+
+    run_retention()
+
+    assert [is_erased(customer.id) for customer in (ada, bob)] == [False, True]
+    assert (done.unchanged, done.updated) == ((1, 0) if name == "Ada Lovelace" else (0, 1))
+
+
+def test_an_import_does_not_write_recently_active_customers(
+    make_customer: MakeCustomer, import_file: ImportFileFixture
+) -> None:
+    make_customer("ada@example.com")
+    version = text("select xmin::text from customer")
+    before = db.session.scalar(version)
+    db.session.rollback()
+
+    import_file("email,name\nada@example.com,Ada Lovelace\n")
+
+    assert db.session.scalar(version) == before
+
+
+def test_a_customer_who_becomes_active_before_the_erasure_is_kept(make_customer: MakeCustomer) -> None:
+    ada = make_customer()
+    since = datetime.now(UTC) - timedelta(days=DAYS)
+
+    assert customer_actions.erase_customer(ada.id, by="tests", if_inactive_since=since) is False
+    assert not is_erased(ada.id)
+
+
+def test_customers_are_checked_again_only_when_their_activity_is_old(
+    make_customer: MakeCustomer, make_offer: MakeOffer, set_periods: SetPeriods
+) -> None:
+    make_customer()
+    make_offer()
+    redeem()
+    make_older(UNDER)
+    age_customers()
+    set_periods(customers=DAYS)
+    run_retention()
+
+    db.session.rollback()
+    assert inactive_customers.count_candidates(DAYS, 10) == 0
+
+
+# --- runs -----------------------------------------------------------------------------------------
+
+
+def test_nothing_is_deleted_without_a_period(make_customer: MakeCustomer, make_offer: MakeOffer) -> None:
+    ada = make_customer()
+    make_offer()
+    redeem()
+    make_older(timedelta(days=5000))
+    age_customers()
+    add_entry(timedelta(days=5000))
+
+    run_retention()
+
+    assert runs() == {}
+    assert not is_erased(ada.id)
+    assert redemption_queries.list_customer_redemptions(ada.id)[0].row.idempotency_key == "key"
+
+
+def test_a_kind_of_data_runs_once_an_hour(app: Flask, set_periods: SetPeriods) -> None:
+    set_periods(audit=DAYS)
+    run_retention()
+    add_entry(OVER)
+
+    run_retention()
+    within_the_hour = runs()
+    allow_another_run()
+    run_retention()
+
+    assert (within_the_hour, runs()) == ({"audit": (0, True)}, {"audit": (1, True)})
+
+
+def test_a_run_that_exceeds_its_time_continues_soon(
+    app: Flask, set_periods: SetPeriods, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audit_retention, "ENTRIES_PER_STEP", 1)
+    add_entry(OVER)
+    add_entry(OVER)
+    set_periods(audit=DAYS)
+    # The clock is read for the deadline, before the run, and after each step.
+    times = iter([0.0, 0.0, retention_actions.TIME_BUDGET])
+    with monkeypatch.context() as clock:
+        clock.setattr(retention_actions, "time", SimpleNamespace(monotonic=lambda: next(times)))
+        run_retention()
+    first_run = runs()
+    run_retention()
+    too_soon = runs()
+    execute("update retention_run set started_at = now() - interval '1 minute'")
+    run_retention()
+
+    assert (first_run, too_soon) == ({"audit": (1, False)},) * 2
+    assert runs() == {"audit": (1, True)}
+    assert db.session.scalars(select(RetentionRun.removed_in_total)).one() == 2
+
+
+def test_a_run_stops_with_its_worker(app: Flask, set_periods: SetPeriods, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(audit_retention, "ENTRIES_PER_STEP", 1)
+    add_entry(OVER)
+    add_entry(OVER)
+    set_periods(audit=DAYS)
+    monkeypatch.setattr(task_queue, "stop_requested", threading.Event())
+    task_queue.stop_requested.set()
+
+    run_retention()
+
+    assert runs() == {"audit": (1, False)}
+
+
+def test_concurrent_workers_run_it_once(app: Flask, set_periods: SetPeriods, caplog: pytest.LogCaptureFixture) -> None:
+    for _ in range(20):
+        add_entry(OVER)
+    set_periods(audit=DAYS)
+    app_object: Any = current_app._get_current_object()  # type: ignore[attr-defined]
+    start = threading.Barrier(4)
+
+    def work() -> None:
+        with app_object.app_context():
+            start.wait()
+            retention_actions.apply_retention_periods()
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    with caplog.at_level("INFO", logger="webapp.retention.actions"):
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    assert runs() == {"audit": (20, True)}
+    assert [record.getMessage() for record in caplog.records] == ["retention: 20 audit removed"]
+
+
+# --- the page -------------------------------------------------------------------------------------
+
+
+def test_the_page_shows_periods_and_what_is_due(
+    sign_in: Callable[..., FlaskClient], set_periods: SetPeriods, make_customer: MakeCustomer
+) -> None:
+    make_customer()
+    age_customers()
+    add_entry(OVER)
+    set_periods(customers=365, audit=DAYS)
+    staff = sign_in("manager")
+
+    before = staff.get("/settings/privacy").text
+    run_retention()
+    after = staff.get("/settings/privacy").text
+
+    assert all(part in before for part in ("365 days", "100 days", "No limit", "RETENTION_AUDIT_DAYS"))
+    assert "1 customer is checked for activity next." in before
+    assert "1 entry is due." in before
+    assert "1 removed, 1 in total" in after
+    assert "Nothing is due." in after
+
+
+def test_viewers_do_not_see_the_page(sign_in: Callable[..., FlaskClient]) -> None:
+    viewer = sign_in("viewer")
+
+    assert viewer.get("/settings/privacy").status_code == 403
+    assert "/settings/privacy" not in viewer.get("/settings/profile").text
+
+
+def test_the_status_counts_what_the_next_run_reads(
+    make_customer: MakeCustomer, make_offer: MakeOffer, set_periods: SetPeriods, ended_campaign: Campaign
+) -> None:
+    redeem()
+    make_older(OVER)
+    set_periods(redemptions=DAYS, deliveries=DAYS)
+
+    before = {status.kind: status.due for status in retention_queries.list_retention_statuses()}
+    db.session.rollback()
+    run_retention()
+    after = {status.kind: status.due for status in retention_queries.list_retention_statuses()}
+
+    assert before == {"customers": 0, "redemptions": 1, "deliveries": 1, "audit": 0}
+    assert after == dict.fromkeys(before, 0)

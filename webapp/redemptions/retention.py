@@ -1,0 +1,117 @@
+"""Delete the data sent with redemptions that are older than their retention period.
+
+Redemptions stay with offer, customer, time, order number and amounts: they decide whether a customer may redeem again,
+and they belong to the accounts of the shop. The link to a person ends when the customer is erased.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+
+from sqlalchemy import text
+
+from webapp.core.database_clock import get_database_time
+from webapp.core.extensions import db
+from webapp.redemptions.models import EXPIRED_REASON, REDEMPTION_HAS_FREE_TEXT, ROLLBACK_HAS_FREE_TEXT
+
+ROWS_PER_STEP = 1000
+
+# One index probe per offer.
+_SELECT_DUE_OFFERS = text(
+    """
+    select o.id from offer o left join redemption_retention t on t.offer_id = o.id
+    where exists (
+      select from redemption r
+      where r.offer_id = o.id and r.redeemed_at >= coalesce(t.cleared_until, '-infinity') and r.redeemed_at < :cutoff
+    )
+    order by o.id
+    """
+)
+# Rows that another transaction has locked are skipped: it erases them or moves them to `rollback`.
+_CLEAR_REDEMPTIONS = text(
+    f"""
+    with due as (
+      select r.customer_id, r.redeemed_at from redemption r
+      where r.offer_id = :offer_id and r.redeemed_at < :cutoff and r.redeemed_at >= coalesce(
+        (select cleared_until from redemption_retention where offer_id = :offer_id), '-infinity'
+      )
+      order by r.redeemed_at fetch first :rows rows with ties
+    ),
+    filled as (
+      select r.customer_id from due join redemption r using (customer_id, redeemed_at)
+      where r.offer_id = :offer_id and {REDEMPTION_HAS_FREE_TEXT}
+      for update of r skip locked
+    ),
+    cleared as (
+      update redemption r set order_metadata = null, idempotency_key = null, body_hash = null
+      from filled where r.offer_id = :offer_id and r.customer_id = filled.customer_id
+      returning r.customer_id
+    ),
+    progress as (
+      insert into redemption_retention as known (offer_id, cleared_until)
+      select :offer_id, case when count(*) < :rows then :cutoff else max(redeemed_at) + interval '1 microsecond' end
+      from due
+      on conflict (offer_id) do update set cleared_until = greatest(known.cleared_until, excluded.cleared_until)
+    )
+    select (select count(*) from due) as found, (select count(*) from cleared) as cleared
+    """  # noqa: S608
+)
+_CLEAR_ROLLBACKS = text(
+    f"""
+    with due as (
+      select customer_id, offer_id, redeemed_at from rollback
+      where rolled_back_at < :cutoff and ({ROLLBACK_HAS_FREE_TEXT})
+      order by rolled_back_at limit :rows for update skip locked
+    )
+    update rollback b set order_metadata = null, idempotency_key = null, body_hash = null, reason = :reason
+    from due where (b.customer_id, b.offer_id, b.redeemed_at) = (due.customer_id, due.offer_id, due.redeemed_at)
+    returning 1
+    """  # noqa: S608
+)
+_COUNT_DUE = text(
+    f"""
+    select count(*) from (
+      (
+        select from offer o left join redemption_retention t on t.offer_id = o.id cross join lateral (
+          select from redemption r
+          where r.offer_id = o.id and r.redeemed_at < :cutoff
+            and r.redeemed_at >= coalesce(t.cleared_until, '-infinity')
+          limit :limit
+        ) old
+        limit :limit
+      )
+      union all
+      (select from rollback where rolled_back_at < :cutoff and ({ROLLBACK_HAS_FREE_TEXT}) limit :limit)
+      limit :limit
+    ) due
+    """  # noqa: S608
+)
+
+
+def clear_old_redemption_data(days: int) -> Iterator[int]:
+    """Delete `metadata`, idempotency keys and body hashes of redemptions made or undone more than `days` days ago.
+
+    The reasons of undone ones are replaced. Yields the number of cleared rows after each step; the caller commits.
+    """
+    cutoff = _get_cutoff(days)
+    for offer_id in db.session.scalars(_SELECT_DUE_OFFERS, {"cutoff": cutoff}).all():
+        found = ROWS_PER_STEP
+        while found >= ROWS_PER_STEP:
+            values = {"offer_id": offer_id, "cutoff": cutoff, "rows": ROWS_PER_STEP}
+            found, cleared = db.session.execute(_CLEAR_REDEMPTIONS, values).one()
+            yield cleared
+    cleared = ROWS_PER_STEP
+    while cleared >= ROWS_PER_STEP:
+        values = {"cutoff": cutoff, "rows": ROWS_PER_STEP, "reason": EXPIRED_REASON}
+        cleared = len(db.session.execute(_CLEAR_ROLLBACKS, values).all())
+        yield cleared
+
+
+def count_old_redemptions(days: int, limit: int) -> int:
+    """Count the redemptions that the next run reads, at most `limit`; some may have no data to delete."""
+    return int(db.session.execute(_COUNT_DUE, {"cutoff": _get_cutoff(days), "limit": limit}).scalar_one())
+
+
+def _get_cutoff(days: int) -> datetime:
+    return get_database_time() - timedelta(days=days)
