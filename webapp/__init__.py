@@ -22,6 +22,7 @@ from whitenoise import WhiteNoise
 
 import webapp.tasks  # noqa: F401 (registers every task)
 from webapp import cli
+from webapp.accounts import passwords
 from webapp.campaigns import erasure as campaign_erasure
 from webapp.core import database_health, logs, rate_limit, sessions, task_queue
 from webapp.core.extensions import babel, csrf, db, huey, login, mail, migrate
@@ -29,6 +30,7 @@ from webapp.core.json_provider import JsonProvider
 from webapp.core.settings import ROOT, Settings, load_settings
 from webapp.customers import actions as customer_actions
 from webapp.redemptions import erasure as redemption_erasure
+from webapp.shop import queries as shop_queries
 from webapp.views import error_handlers, problem_details, rendering
 from webapp.views.api import blueprint as api_blueprint
 from webapp.views.api import bounces as api_bounces
@@ -105,6 +107,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.url_map.converters |= {"int": rendering.RowIdConverter, "email": rendering.EmailConverter}
     _init_extensions(app, settings)
     _register_blueprints(app)
+    passwords.load_shop_name = lambda: shop_queries.get_shop().name
     customer_actions.erasure_hooks = (redemption_erasure.erase_redemption_data, campaign_erasure.clear_reply_texts)
     _register_request_hooks(app)
     _register_health_checks(app)

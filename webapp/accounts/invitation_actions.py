@@ -91,11 +91,14 @@ def accept_invitation(token: str, name: str, email: str, password: str, time_zon
 
     :param email: as entered.
     :raises NotFound: when the link is used, expired or unknown, or resets a password.
-    :raises InvalidInput: when the email address is invalid or taken; the link then still works.
+    :raises InvalidInput: when the email address is invalid or taken, or the password is easy to guess; the link then
+        still works.
     """
-    if account_queries.find_unused_invitation(links.hash_token(token)) is None:
+    unused_invitation = account_queries.find_unused_invitation(links.hash_token(token))
+    if unused_invitation is None or unused_invitation.staff_user_id is not None:
         raise NotFound(links.LINK_EXPIRED_MESSAGE)
     email = normalise_email(email)
+    passwords.check_new_password(password, name, email)
     # The password is hashed before any row is locked, since hashing is slow.
     password_hash = passwords.hash_password(password)
     invitation = links.consume_link(token, is_reset=False)
@@ -130,9 +133,14 @@ def reset_password(token: str, password: str) -> StaffUser:
     This ends every session of the user.
 
     :raises NotFound: when the link is used, expired or unknown, or its user is disabled.
+    :raises InvalidInput: when the password is easy to guess; the link then still works.
     """
-    if account_queries.find_unused_invitation(links.hash_token(token)) is None:
+    unused_invitation = account_queries.find_unused_invitation(links.hash_token(token))
+    owner_id = unused_invitation.staff_user_id if unused_invitation else None
+    owner = account_queries.find_staff_user(owner_id) if owner_id else None
+    if owner is None:
         raise NotFound(links.LINK_EXPIRED_MESSAGE)
+    passwords.check_new_password(password, owner.name, owner.email)
     password_hash = passwords.hash_password(password)
     invitation = links.consume_link(token, is_reset=True)
     user: StaffUser | None = db.session.scalar(

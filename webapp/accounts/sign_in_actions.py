@@ -52,11 +52,12 @@ def change_own_password(user_id: int, current_password: str, new_password: str) 
 
     This ends every session; the caller starts a new one for the current browser.
 
-    :raises InvalidInput: `password_wrong` when the current password is wrong.
+    :raises InvalidInput: `password_wrong` when the current password is wrong; when the new one is easy to guess.
     """
     user = lock_existing_staff_user(user_id)
     if not passwords.verify_password(user.password_hash, current_password):
         raise InvalidInput(FieldError("current", "password_wrong", _("This is not your current password.")))
+    passwords.check_new_password(new_password, user.name, user.email)
     user.password_hash = passwords.hash_password(new_password)
     user.session_version += 1
     links.delete_reset_links(user.id)

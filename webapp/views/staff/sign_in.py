@@ -11,7 +11,7 @@ from webapp.accounts import invitation_actions, links, sign_in_actions
 from webapp.accounts import queries as account_queries
 from webapp.accounts.models import Invitation, StaffUser
 from webapp.core.email_addresses import normalise_email
-from webapp.core.errors import DomainError, NotFound
+from webapp.core.errors import DomainError, InvalidInput, NotFound
 from webapp.core.extensions import login
 from webapp.core.local_time import list_time_zones
 from webapp.core.rate_limit import client_address, form_field_key_func, limiter, reset_attempts
@@ -114,9 +114,12 @@ def _choose_password(token: str, unused_invitation: Invitation) -> BaseResponse:
     is_first_password = user.last_sign_in_at is None
     form = FirstPasswordForm() if is_first_password else NewPasswordForm()
     if form.validate_on_submit():
-        user = invitation_actions.reset_password(token, form.password.data)
-        welcome = _("Welcome, %(name)s.", name=user.name)
-        return _sign_in_and_redirect(user, welcome if is_first_password else _("Your new password was set."))
+        try:
+            user = invitation_actions.reset_password(token, form.password.data)
+            welcome = _("Welcome, %(name)s.", name=user.name)
+            return _sign_in_and_redirect(user, welcome if is_first_password else _("Your new password was set."))
+        except InvalidInput as error:
+            add_form_errors(form, error)
     status = form_status(form)
     return render(
         "accounts/new_password.html", status=status, form=form, user=user, is_first_password=is_first_password
