@@ -49,6 +49,7 @@ from webapp.views.staff import (
     audit,  # noqa: F401
     campaign_launch,
     keys,  # noqa: F401
+    password_reset,  # noqa: F401
     profile,  # noqa: F401
     sign_in,  # noqa: F401
 )

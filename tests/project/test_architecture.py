@@ -24,7 +24,7 @@ webapp.customers.suppressions
 webapp.customers.imports
 webapp.offers webapp.shop
 webapp.mail
-webapp.redemptions
+webapp.account_emails webapp.redemptions
 webapp.campaigns
 webapp.campaigns.content
 webapp.campaigns.drafts
@@ -68,7 +68,13 @@ WRITERS = {
     "webapp.redemptions.rollback",
 }
 # Below the views, only these modules may use the request.
-REQUEST_READERS = {"webapp.core.logs", "webapp.core.pagination", "webapp.core.rate_limit", "webapp.core.sessions"}
+REQUEST_READERS = {
+    "webapp.core.logs",
+    "webapp.core.pagination",
+    "webapp.core.rate_limit",
+    "webapp.core.request_origin",
+    "webapp.core.sessions",
+}
 REQUEST_NAMES = {"request", "session", "redirect", "render_template", "render_template_string", "url_for", "Request"}
 # Views that may use the database: they turn outages into responses.
 DATABASE_ERRORS_ONLY = {"webapp.views.api.metrics", "webapp.views.error_handlers", "webapp.views.rendering"}

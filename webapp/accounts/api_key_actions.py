@@ -14,6 +14,7 @@ from flask import current_app
 from flask_babel import gettext as _
 from sqlalchemy import func, update
 
+from webapp.accounts import notices
 from webapp.accounts import queries as account_queries
 from webapp.accounts.audit import record_audit_entry
 from webapp.accounts.models import SCOPES, ApiKey
@@ -63,7 +64,9 @@ def create_api_key(name: str, scopes: list[str], by: str, expires_at: datetime |
         )
     )
     record_audit_entry(by, "api_key.created", name.strip(), scopes=scopes)
+    notices.notify_api_key_created(name.strip(), scopes, by)
     db.session.commit()
+    notices.enqueue_account_emails()
     return f"{API_KEY_PREFIX}_{public_id}_{secret}"
 
 

@@ -11,6 +11,7 @@ from flask import current_app
 from flask_babel import lazy_gettext as _l
 from sqlalchemy import delete, func, update
 
+from webapp.accounts import queries as account_queries
 from webapp.accounts.models import Invitation
 from webapp.core.errors import NotFound
 from webapp.core.extensions import db
@@ -24,8 +25,13 @@ def hash_token(token: str) -> bytes:
     return hashlib.sha256(token.encode()).digest()
 
 
-def create_link(role: str, email: str | None, staff_user_id: int | None = None) -> str:
-    """Create a link that works once, within `LINK_DAYS`; return it. Does not commit.
+def create_link(
+    role: str,
+    email: str | None,
+    staff_user_id: int | None = None,
+    lifetime: timedelta = timedelta(days=LINK_DAYS),
+) -> str:
+    """Create a link that works once, within its lifetime; return it. Does not commit.
 
     :param staff_user_id: the user whose password it resets; without one it is an invitation.
     """
@@ -36,9 +42,28 @@ def create_link(role: str, email: str | None, staff_user_id: int | None = None) 
             role=role,
             email=email,
             staff_user_id=staff_user_id,
-            expires_at=datetime.now(UTC) + timedelta(days=LINK_DAYS),
+            expires_at=datetime.now(UTC) + lifetime,
         )
     )
+    return _format_link(token)
+
+
+def add_emailed_link(invitation_id: int) -> tuple[str, str] | None:
+    """Return the email address of an unused invitation and another link to it, for the email. Does not commit.
+
+    The link that was shown still works; using either one uses the invitation. None when it is used, expired or revoked.
+    """
+    token = secrets.token_urlsafe(24)
+    email = db.session.scalar(
+        update(Invitation)
+        .where(Invitation.id == invitation_id, Invitation.used_at.is_(None), Invitation.expires_at > func.now())
+        .values(emailed_token_hash=hash_token(token))
+        .returning(Invitation.email)
+    )
+    return (email, _format_link(token)) if email else None
+
+
+def _format_link(token: str) -> str:
     return f"{current_app.config['SETTINGS'].public_url}/invitations/{token}"
 
 
@@ -61,7 +86,7 @@ def consume_link(token: str, is_reset: bool) -> UsedLink:
     used_link = db.session.execute(
         update(Invitation)
         .where(
-            Invitation.token_hash == hash_token(token),
+            account_queries.has_token(hash_token(token)),
             Invitation.used_at.is_(None),
             Invitation.expires_at > func.now(),
             owner.is_not(None) if is_reset else owner.is_(None),

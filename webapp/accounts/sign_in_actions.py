@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 from flask_babel import gettext as _
 
-from webapp.accounts import links, passwords
+from webapp.accounts import links, notices, passwords
 from webapp.accounts import queries as account_queries
 from webapp.accounts.actions import lock_existing_staff_user
 from webapp.accounts.audit import record_audit_entry
@@ -62,5 +62,7 @@ def change_own_password(user_id: int, current_password: str, new_password: str) 
     user.session_version += 1
     links.delete_reset_links(user.id)
     record_audit_entry(user.email, "password.changed", user.email)
+    notices.notify_password_changed(user)
     db.session.commit()
+    notices.enqueue_account_emails()
     return user

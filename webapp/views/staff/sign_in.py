@@ -100,11 +100,15 @@ def _accept_invitation(token: str, unused_invitation: Invitation) -> BaseRespons
             raise
         except DomainError as error:
             add_form_errors(form, error)
+    if unused_invitation.email:
+        # The field is read-only: another address could not be corrected.
+        form.email.data = unused_invitation.email
     return render(
         "accounts/accept_invitation.html",
         status=form_status(form),
         form=form,
         role=unused_invitation.role,
+        invited_email=unused_invitation.email,
     )
 
 
