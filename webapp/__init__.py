@@ -24,7 +24,7 @@ from whitenoise import WhiteNoise
 
 import webapp.tasks  # noqa: F401 (registers every task)
 from webapp import cli
-from webapp.accounts import staff_erasure_actions
+from webapp.accounts import passwords, staff_erasure_actions
 from webapp.campaigns import erasure as campaign_erasure
 from webapp.core import database_health, logs, rate_limit, sessions, task_queue
 from webapp.core.extensions import babel, csrf, db, huey, login, mail, migrate
@@ -34,6 +34,7 @@ from webapp.core.settings import ROOT, Settings, load_settings
 from webapp.customers import actions as customer_actions
 from webapp.customers.imports import actions as import_actions
 from webapp.redemptions import erasure as redemption_erasure
+from webapp.shop import queries as shop_queries
 from webapp.views import access_notes, error_handlers, problem_details, rendering
 from webapp.views.api import blueprint as api_blueprint
 from webapp.views.api import bounces as api_bounces
@@ -54,6 +55,7 @@ from webapp.views.staff import (
     audit,  # noqa: F401
     campaign_launch,
     keys,  # noqa: F401
+    password_reset,  # noqa: F401
     personal_data,  # noqa: F401
     privacy,  # noqa: F401
     profile,  # noqa: F401
@@ -127,6 +129,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     _register_request_hooks(app)
     _init_extensions(app, settings)
     _register_blueprints(app)
+    passwords.load_shop_name = lambda: shop_queries.get_shop().name
     customer_actions.erasure_hooks = (redemption_erasure.erase_redemption_data, campaign_erasure.clear_reply_texts)
     staff_erasure_actions.staff_erasure_hooks = (
         import_actions.replace_staff_in_imports,

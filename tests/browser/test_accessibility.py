@@ -87,8 +87,10 @@ def test_staff_pages(shop: RunningShop, window: OpenPage, tmp_path: Path, make_o
     assert erased is not None
     call_api(shop, "POST", "/erasures", {"email": "person1@example.com"})
     page = window()
-    page.goto(f"{shop.url}/sign-in")
-    found = [problems_by_appearance(page)]
+    found: list[dict[str, list[str]]] = []
+    for path in ("/sign-in", "/forgot-password", "/forgot-password/sent"):
+        page.goto(shop.url + path)
+        found.append(problems_by_appearance(page))
     accept_invitation(page, shop)
     paths = [*STAFF, f"/customers/{erased.id}", f"/campaigns/{scheduled['id']}/launch", "/offers/1/reminder"]
     for path in paths:

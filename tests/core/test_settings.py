@@ -203,3 +203,19 @@ def test_a_retention_period_is_a_number_of_days(tmp_path: Path, name: str, given
 def test_a_retention_period_that_is_too_short_or_no_number_is_rejected(tmp_path: Path, name: str, given: str) -> None:
     with pytest.raises(SettingsError, match=f"^{name} must be "):
         _load(tmp_path, **{name: given})
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, True),
+        ({"PUBLIC_URL": "http://localhost:8000"}, True),
+        ({"PUBLIC_URL": "https://shop.example"}, False),
+        ({"PUBLIC_URL": "https://localhost.shop.example"}, False),
+        ({"PUBLIC_URL": "https://shop.example", "MAIL_SERVER": "relay.example.com"}, True),
+    ],
+)
+def test_users_are_emailed_by_a_relay_or_on_the_machine_of_the_mail_sink(
+    tmp_path: Path, given: dict[str, str], expected: bool
+) -> None:
+    assert _load(tmp_path, **given).can_email_users == expected

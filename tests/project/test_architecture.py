@@ -24,7 +24,7 @@ webapp.customers.suppressions
 webapp.customers.imports
 webapp.offers webapp.shop
 webapp.mail
-webapp.redemptions
+webapp.account_emails webapp.redemptions
 webapp.campaigns
 webapp.campaigns.content
 webapp.campaigns.drafts

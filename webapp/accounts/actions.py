@@ -7,7 +7,7 @@ from typing import NoReturn
 
 from flask_babel import gettext as _
 
-from webapp.accounts import links, staff_sessions
+from webapp.accounts import links, notices, staff_sessions
 from webapp.accounts import queries as account_queries
 from webapp.accounts.audit import record_audit_entry
 from webapp.accounts.models import Role, StaffUser
@@ -42,7 +42,10 @@ def change_staff_role(user_id: int, role: Role, by: str, kept_session_id: int | 
         # Also for a new administrator: a link that was created while the role was lowered must not work again.
         links.delete_links_created_by(user.id)
         record_audit_entry(by, "staff.role_changed", user.email, before=before, now=role)
+        if role == "admin":
+            notices.notify_admin_added(user.id, user.name, user.email, by)
     db.session.commit()
+    notices.enqueue_account_emails()
     return user
 
 

@@ -15,6 +15,7 @@ from flask_babel import gettext as _
 from sqlalchemy import func, update
 from sqlalchemy.dialects.postgresql import insert
 
+from webapp.accounts import notices
 from webapp.accounts import queries as account_queries
 from webapp.accounts.audit import record_audit_entry
 from webapp.accounts.models import SCOPES, ApiKey
@@ -72,7 +73,9 @@ def create_api_key(name: str, scopes: list[str], by: str, expires_at: datetime |
         message = _("Another key has this name. Choose a different name, or revoke the other key first.")
         raise InvalidInput(FieldError("name", "name_taken", message))
     record_audit_entry(by, "api_key.created", name.strip(), scopes=scopes)
+    notices.notify_api_key_created(name.strip(), scopes, by)
     db.session.commit()
+    notices.enqueue_account_emails()
     return f"{API_KEY_PREFIX}_{public_id}_{secret}"
 
 

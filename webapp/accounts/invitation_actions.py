@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from flask_babel import gettext as _
 from sqlalchemy import delete, func, update
 from sqlalchemy.dialects.postgresql import insert
 
-from webapp.accounts import links, passwords, staff_sessions
+from webapp.accounts import links, notices, passwords, staff_sessions
 from webapp.accounts import queries as account_queries
 from webapp.accounts.actions import lock_existing_staff_user, roll_back_and_raise
 from webapp.accounts.audit import record_audit_entry
-from webapp.accounts.models import ROLES, Invitation, StaffUser
+from webapp.accounts.models import ROLES, AccountEmail, Invitation, StaffUser
 from webapp.core.email_addresses import normalise_email
 from webapp.core.errors import DomainError, FieldError, InvalidInput, NotFound
 from webapp.core.extensions import db
 
 
-def create_invitation(role: str, email: str | None, by: str) -> str:
+def create_invitation(role: str, email: str | None, by: str, *, is_emailed: bool = False) -> str:
     """Create an invitation; return its link.
 
     The link is not stored. It works once, within `links.LINK_DAYS`. Earlier links for this email address stop working.
 
-    :raises InvalidInput: when the role is unknown, the email address is invalid, or a user with it exists.
+    :param is_emailed: whether to email another link to the address, too.
+    :raises InvalidInput: when the role is unknown, the email address is invalid, a user with it exists, or the
+        invitation cannot be emailed.
     :raises DomainError: `forbidden` when `by` is a user, but no active administrator.
     """
     if role not in ROLES:
@@ -32,12 +36,40 @@ def create_invitation(role: str, email: str | None, by: str) -> str:
         message = _("A user with this email address already exists. Create a password reset link instead.")
         raise InvalidInput(FieldError("email", "email_taken", message))
     created_by = links.find_link_maker(by)
+    if is_emailed and not (email and notices.can_email_users()):
+        raise InvalidInput(FieldError("email", "email_missing", _("Enter the email address to send the link to.")))
     if email:
         links.delete_invitations(email)
     link = links.create_link(role, email, created_by=created_by)
-    record_audit_entry(by, "invitation.created", email or "", role=role)
+    record_audit_entry(by, "invitation.created", email or "", role=role, **({"emailed": "yes"} if is_emailed else {}))
+    if is_emailed:
+        _add_invitation_email(link)
     db.session.commit()
+    notices.enqueue_account_emails()
     return link
+
+
+def _add_invitation_email(link: str) -> None:
+    invitation = account_queries.find_unused_invitation(links.hash_token(link.rpartition("/")[2]))
+    if invitation is not None:
+        db.session.add(AccountEmail(kind="invitation", invitation_id=invitation.id))
+
+
+class EmailedLink(NamedTuple):
+    """The link in an email, and its recipient."""
+
+    email: str
+    link: str
+
+
+def create_emailed_link(invitation_id: int) -> EmailedLink | None:
+    """Create the link for the email of an invitation; None when it was used or revoked, or has expired.
+
+    The link of an earlier attempt to send it stops working.
+    """
+    created = links.add_emailed_link(invitation_id)
+    db.session.commit()
+    return None if created is None else EmailedLink(*created)
 
 
 def create_first_admin_invitation(by: str) -> str:
@@ -95,11 +127,20 @@ def accept_invitation(token: str, name: str, email: str, password: str, time_zon
 
     :param email: as entered.
     :raises NotFound: when the link is used, expired or unknown, or resets a password.
-    :raises InvalidInput: when the email address is invalid or taken; the link then still works.
+    :raises InvalidInput: when the email address is invalid, taken or not the one that was invited, or the password is
+        easy to guess; the link then still works.
     """
-    if account_queries.find_unused_invitation(links.hash_token(token)) is None:
+    unused_invitation = account_queries.find_unused_invitation(links.hash_token(token))
+    if unused_invitation is None or unused_invitation.staff_user_id is not None:
         raise NotFound(links.LINK_EXPIRED_MESSAGE)
     email = normalise_email(email)
+    if unused_invitation.email not in (None, email):
+        message = _(
+            "This invitation is for %(email)s. To use another address, ask an administrator for another invitation.",
+            email=unused_invitation.email,
+        )
+        raise InvalidInput(FieldError("email", "email_not_invited", message))
+    passwords.check_new_password(password, name, email)
     # The password is hashed before any row is locked, since hashing is slow.
     password_hash = passwords.hash_password(password)
     invitation = links.consume_link(token, is_reset=False)
@@ -122,9 +163,12 @@ def accept_invitation(token: str, name: str, email: str, password: str, time_zon
         )
         roll_back_and_raise(InvalidInput(FieldError("email", "email_taken", message)))
     # Another link, perhaps for a higher role, would create a second account of this person.
-    links.delete_invitations(email, invitation.email or email)
+    links.delete_invitations(email)
     record_audit_entry(email, "staff.joined", email, role=invitation.role)
+    if invitation.role == "admin":
+        notices.notify_admin_added(user_id, name, email, by=email)
     db.session.commit()
+    notices.enqueue_account_emails()
     return lock_existing_staff_user(user_id)
 
 
@@ -134,9 +178,16 @@ def reset_password(token: str, password: str) -> StaffUser:
     This ends every session of the user, and the browsers they signed in with become unknown.
 
     :raises NotFound: when the link is used, expired or unknown, or its user is disabled.
+    :raises InvalidInput: when the password is easy to guess; the link then still works.
     """
-    if account_queries.find_unused_invitation(links.hash_token(token)) is None:
+    unused_invitation = account_queries.find_unused_invitation(links.hash_token(token))
+    owner_id = unused_invitation.staff_user_id if unused_invitation else None
+    owner = account_queries.find_staff_user(owner_id) if owner_id else None
+    if owner is None:
         raise NotFound(links.LINK_EXPIRED_MESSAGE)
+    # A user who has never signed in has no password that somebody else could have reset.
+    is_first_password = owner.last_sign_in_at is None
+    passwords.check_new_password(password, owner.name, owner.email)
     password_hash = passwords.hash_password(password)
     invitation = links.consume_link(token, is_reset=True)
     user: StaffUser | None = db.session.scalar(
@@ -152,5 +203,8 @@ def reset_password(token: str, password: str) -> StaffUser:
         roll_back_and_raise(NotFound(links.LINK_EXPIRED_MESSAGE))
     staff_sessions.delete_user_sessions_and_devices(user.id)
     record_audit_entry(user.email, "password.reset", user.email)
+    if not is_first_password:
+        notices.notify_password_reset(user)
     db.session.commit()
+    notices.enqueue_account_emails()
     return user

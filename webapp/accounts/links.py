@@ -26,8 +26,14 @@ def hash_token(token: str) -> bytes:
     return hashlib.sha256(token.encode()).digest()
 
 
-def create_link(role: str, email: str | None, staff_user_id: int | None = None, created_by: int | None = None) -> str:
-    """Create a link that works once, within `LINK_DAYS`; return it. Does not commit.
+def create_link(
+    role: str,
+    email: str | None,
+    staff_user_id: int | None = None,
+    created_by: int | None = None,
+    lifetime: timedelta = timedelta(days=LINK_DAYS),
+) -> str:
+    """Create a link that works once, within its lifetime; return it. Does not commit.
 
     :param staff_user_id: the user whose password it resets; without one it is an invitation.
     :param created_by: the administrator who creates it (see `find_link_maker`); the link stops working when they are
@@ -41,9 +47,28 @@ def create_link(role: str, email: str | None, staff_user_id: int | None = None, 
             email=email,
             staff_user_id=staff_user_id,
             created_by=created_by,
-            expires_at=datetime.now(UTC) + timedelta(days=LINK_DAYS),
+            expires_at=datetime.now(UTC) + lifetime,
         )
     )
+    return _format_link(token)
+
+
+def add_emailed_link(invitation_id: int) -> tuple[str, str] | None:
+    """Return the email address of an unused invitation and another link to it, for the email. Does not commit.
+
+    The link that was shown still works; using either one uses the invitation. None when it is used, expired or revoked.
+    """
+    token = secrets.token_urlsafe(24)
+    email = db.session.scalar(
+        update(Invitation)
+        .where(Invitation.id == invitation_id, Invitation.used_at.is_(None), Invitation.expires_at > func.now())
+        .values(emailed_token_hash=hash_token(token))
+        .returning(Invitation.email)
+    )
+    return (email, _format_link(token)) if email else None
+
+
+def _format_link(token: str) -> str:
     return f"{current_app.config['SETTINGS'].public_url}/invitations/{token}"
 
 
@@ -79,7 +104,7 @@ def consume_link(token: str, is_reset: bool) -> UsedLink:
     used_link = db.session.execute(
         update(Invitation)
         .where(
-            Invitation.token_hash == hash_token(token),
+            account_queries.has_token(hash_token(token)),
             Invitation.used_at.is_(None),
             Invitation.expires_at > func.now(),
             account_queries.IS_LINK_MAKER_ADMIN,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from flask_login import UserMixin
 from sqlalchemy import ARRAY, BigInteger, CheckConstraint, ForeignKey, Index, LargeBinary, Text, func, text
@@ -13,6 +13,16 @@ from webapp.core.extensions import Id, Model
 
 Role = Literal["admin", "manager", "viewer"]
 ROLES: tuple[Role, ...] = ("admin", "manager", "viewer")
+AccountEmailKind = Literal[
+    "invitation",
+    "reset_link",
+    "new_device",
+    "api_key_created",
+    "admin_added",
+    "password_changed",
+    "password_reset",
+]
+ACCOUNT_EMAIL_KINDS: tuple[AccountEmailKind, ...] = get_args(AccountEmailKind)
 SCOPES = ("read", "redeem", "manage")
 
 
@@ -107,6 +117,8 @@ class Invitation(Model):
     id: Mapped[Id]
     token_hash: Mapped[bytes] = mapped_column(LargeBinary, unique=True)
     role: Mapped[str]
+    # Of the link in an email: the program sends another link than the one that it shows.
+    emailed_token_hash: Mapped[bytes | None] = mapped_column(LargeBinary, unique=True)
     email: Mapped[str | None]
     # Set when the link resets the password of an existing user.
     staff_user_id: Mapped[int | None] = mapped_column(ForeignKey("staff_user.id"))
@@ -117,6 +129,32 @@ class Invitation(Model):
     used_at: Mapped[datetime | None]
 
     __table_args__ = (CheckConstraint("role in ('admin', 'manager', 'viewer')", name="role"),)
+
+
+class AccountEmail(Model):
+    """An email to a user or an invited person, until it is sent or given up.
+
+    It has no secrets: the link in it is created when it is sent.
+    """
+
+    __tablename__ = "account_email"
+    id: Mapped[Id]
+    kind: Mapped[str]
+    # The recipient; None for an invitation, and for a password reset of an email address without a user.
+    staff_user_id: Mapped[int | None] = mapped_column(ForeignKey("staff_user.id", ondelete="CASCADE"))
+    invitation_id: Mapped[int | None] = mapped_column(ForeignKey("invitation.id", ondelete="CASCADE"))
+    # What has happened, and the network address of the client; None for a command.
+    detail: Mapped[dict[str, Any] | None]
+    address: Mapped[str | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    # When to send it, or to try again: during an attempt, the time at which another worker may take over.
+    due_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    attempts: Mapped[int] = mapped_column(server_default="0")
+
+    __table_args__ = (
+        CheckConstraint(f"kind in ({', '.join(repr(kind) for kind in ACCOUNT_EMAIL_KINDS)})", name="kind"),
+        CheckConstraint("(kind = 'invitation') = (invitation_id is not null)", name="invitation"),
+    )
 
 
 class ApiKey(Model):

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from typing import NamedTuple
 
-from sqlalchemy import Select, and_, bindparam, exists, func, or_, select
+from sqlalchemy import ColumnElement, Select, and_, bindparam, exists, func, or_, select
 from sqlalchemy.orm import aliased
 
 from webapp.accounts.models import ApiKey, Invitation, StaffUser
@@ -87,11 +87,16 @@ def load_staff_names() -> dict[str, str]:
     return {row.email: row.name for row in db.session.execute(users)}
 
 
+def has_token(token_hash: bytes) -> ColumnElement[bool]:
+    """Return the condition that an invitation has this token, in the link that was shown or in the emailed one."""
+    return or_(Invitation.token_hash == token_hash, Invitation.emailed_token_hash == token_hash)
+
+
 def find_unused_invitation(token_hash: bytes) -> Invitation | None:
     """Return the invitation with this token, if it can still be used."""
     return db.session.scalar(
         select(Invitation).where(
-            Invitation.token_hash == token_hash,
+            has_token(token_hash),
             Invitation.used_at.is_(None),
             Invitation.expires_at > func.now(),
             IS_LINK_MAKER_ADMIN,

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 from flask_babel import gettext as _
 
-from webapp.accounts import links, passwords, staff_sessions
+from webapp.accounts import links, notices, passwords, staff_sessions
 from webapp.accounts import queries as account_queries
 from webapp.accounts.actions import lock_existing_staff_user
 from webapp.accounts.audit import record_audit_entry
@@ -59,14 +59,17 @@ def change_own_password(user_id: int, current_password: str, new_password: str) 
 
     This ends every session, and every browser becomes unknown; the caller starts a new session for the current one.
 
-    :raises InvalidInput: `password_wrong` when the current password is wrong.
+    :raises InvalidInput: `password_wrong` when the current password is wrong; when the new one is easy to guess.
     """
     user = lock_existing_staff_user(user_id)
     if not passwords.verify_password(user.password_hash, current_password):
         raise InvalidInput(FieldError("current", "password_wrong", _("This is not your current password.")))
+    passwords.check_new_password(new_password, user.name, user.email)
     user.password_hash = passwords.hash_password(new_password)
     staff_sessions.delete_user_sessions_and_devices(user.id)
     links.delete_reset_links(user.id)
     record_audit_entry(user.email, "password.changed", user.email)
+    notices.notify_password_changed(user)
     db.session.commit()
+    notices.enqueue_account_emails()
     return user

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from dotenv import dotenv_values
 
@@ -37,6 +37,7 @@ from webapp.core.setting_parsers import (
 
 # Folder of the embedded server when it cannot be in the instance folder (see local/postgresql.py).
 SHARED_HOME = Path("/var/lib/onecode")
+LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
 ROOT = Path(__file__).resolve().parent.parent.parent
 # All settings; docs/settings.md describes them.
 SETTING_NAMES = (
@@ -99,6 +100,11 @@ class Settings:
     def libpq_url(self) -> str:
         """The database URL as libpq, psycopg and Huey expect it."""
         return self.database_url.replace("postgresql+psycopg://", "postgresql://", 1)
+
+    @property
+    def can_email_users(self) -> bool:
+        """Whether emails to users arrive: a relay is set, or the users are on this machine, as the mail sink is."""
+        return not self.uses_mail_sink or urlsplit(self.public_url).hostname in LOOPBACK_HOSTS
 
     @property
     def sink_page_port(self) -> int:

@@ -16,6 +16,7 @@ from webapp.customers.models import Customer
 from webapp.customers.suppressions import queries as suppression_queries
 from webapp.mail import addresses, locales
 from webapp.mail.outgoing_message import OutgoingMessage
+from webapp.mail.plain_email import build_plain_email
 from webapp.redemptions import customer_emails, personal_links, receipts
 from webapp.redemptions import facts as redemption_facts
 from webapp.redemptions.receipts import DAY_SECONDS, HOUR_SECONDS
@@ -93,4 +94,4 @@ def _build_link_email(offer: OfferFacts, customer: Customer) -> OutgoingMessage:
         shop_name=shop.name,
     )
     subject = _("Your personal link: %(offer)s", offer=offer.name)
-    return customer_emails.build_customer_email(shop, addresses.recipient_address(customer), subject, body)
+    return build_plain_email(shop, addresses.recipient_address(customer), subject, body)

@@ -13,6 +13,7 @@ from webapp.core.rate_limit import TableStorage
 from webapp.customers import queries as customer_queries
 from webapp.mail import addresses
 from webapp.mail.outgoing_message import OutgoingMessage
+from webapp.mail.plain_email import build_plain_email
 from webapp.redemptions import customer_emails, personal_links
 from webapp.redemptions import queries as redemption_queries
 from webapp.redemptions.queries import RedemptionRecord
@@ -69,4 +70,4 @@ def _build_receipt_email(record: RedemptionRecord, to: str) -> OutgoingMessage:
     template = current_app.jinja_env.get_template("email/receipt.txt")
     body = template.render(done=record, link=link, shop_name=shop.name)
     subject = _("Your receipt: %(offer)s", offer=record.offer_name)
-    return customer_emails.build_customer_email(shop, to, subject, body)
+    return build_plain_email(shop, to, subject, body)

@@ -18,6 +18,7 @@ from werkzeug.routing import BaseConverter, IntegerConverter, Map
 from werkzeug.wrappers import Response as BaseResponse
 
 from webapp.accounts import queries as account_queries
+from webapp.accounts.notices import can_email_users
 from webapp.core.errors import MAX_LISTED_ERRORS, DomainError, NotFound, format_error_count
 from webapp.core.formatting import (
     bidi_isolate,
@@ -255,6 +256,7 @@ def init_app(app: Flask) -> None:
         bidi_isolate=bidi_isolate,
     )
     app.jinja_env.globals.update(now=lambda: datetime.now(UTC), is_htmx=is_htmx, state_label=state_label)
+    app.jinja_env.globals["can_email_users"] = can_email_users
 
     @app.context_processor
     def shop_context() -> dict[str, object]:

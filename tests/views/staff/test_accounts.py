@@ -189,6 +189,7 @@ class TestInvitationPages:
         "invalid",
         [
             {"password": "short", "confirm": "short"},
+            {"password": "Ann Example 1", "confirm": "Ann Example 1"},
             {"confirm": "something else"},
             {"name": " \u200b "},
             {"email": "no address"},
@@ -202,6 +203,7 @@ class TestInvitationPages:
         assert response.status_code == 422
         assert ('value="ann@example.com"' in response.text) or "email" in invalid
         assert "invalid-feedback" in response.text
+        assert (f'id="{next(iter(invalid))}-error"') in response.text
         assert db.session.scalar(select(Invitation.used_at)) is None
 
     def test_a_used_invitation_explains_how_to_get_another(
@@ -235,6 +237,16 @@ class TestInvitationPages:
         new = {"password": "a brand new one", "confirm": "a brand new one"}
         assert client.post(link, data=new).location == "/"
         assert "Your new password was set." in client.get("/").text
+
+    def test_a_weak_password_is_reported_and_the_reset_link_still_works(
+        self, client: FlaskClient, make_user_with_password: MakeUser
+    ) -> None:
+        user = make_user_with_password()
+        link = invitation_actions.create_password_reset_link(user.id, by="tests").removeprefix("http://localhost")
+        response = client.post(link, data={"password": "password123", "confirm": "password123"})
+        assert (response.status_code, 'id="password-error"' in response.text) == (422, True)
+        assert "password123" not in response.text
+        assert client.post(link, data={"password": "a brand new one", "confirm": "a brand new one"}).location == "/"
 
     def test_a_password_link_for_a_new_user_is_a_welcome(
         self, client: FlaskClient, make_user_with_password: MakeUser
@@ -433,6 +445,17 @@ class TestProfile:
             data={"current": PASSWORD, "password": "a brand new one", "confirm": "a brand new one"},
         )
         assert (is_signed_in(this_client), is_signed_in(other_client)) == (True, False)
+
+    def test_a_weak_new_password_is_reported_at_its_field(
+        self, client: FlaskClient, make_user_with_password: MakeUser
+    ) -> None:
+        user = make_user_with_password("viewer")
+        post_sign_in(client, user.email)
+        data = {"current": PASSWORD, "password": "1234567890", "confirm": "1234567890"}
+        response = client.post("/settings/profile/password", data=data)
+        assert (response.status_code, 'id="password-error"' in response.text) == (422, True)
+        assert "This is a commonly used password." in response.text
+        assert is_signed_in(client)
 
     def test_the_current_password_must_be_right(self, client: FlaskClient, make_user_with_password: MakeUser) -> None:
         post_sign_in(client, make_user_with_password("viewer").email)

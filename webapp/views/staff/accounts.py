@@ -8,7 +8,7 @@ from flask_login import current_user
 from werkzeug.wrappers import Response as BaseResponse
 
 from webapp.accounts import actions as account_actions
-from webapp.accounts import invitation_actions, staff_erasure_actions
+from webapp.accounts import invitation_actions, notices, staff_erasure_actions
 from webapp.accounts import queries as account_queries
 from webapp.accounts.models import StaffUser
 from webapp.core.errors import DomainError, NotFound
@@ -28,21 +28,34 @@ def staff_users() -> BaseResponse:
 
     The link is only in this response: it is shown once and not stored.
     """
-    form = InviteForm()
+    form = _create_invite_form()
     if form.validate_on_submit():
         if not form.mark_submitted():
             flash(_("This link was already created and is not shown again. Revoke it if you do not have it."), "info")
             return redirect(url_for("staff.accounts.staff_users"))
         try:
-            link = invitation_actions.create_invitation(form.role.data, form.email.data or None, by=current_user.email)
-            return _render_staff_users(InviteForm(formdata=None), link=link)
+            is_emailed = bool(form.is_emailed and form.is_emailed.data)
+            link = invitation_actions.create_invitation(
+                form.role.data, form.email.data or None, by=current_user.email, is_emailed=is_emailed
+            )
+            emailed_to = form.email.data if is_emailed else None
+            return _render_staff_users(_create_invite_form(formdata=None), link=link, emailed_to=emailed_to)
         except DomainError as error:
             form.mark_rejected()
             add_form_errors(form, error)
     return _render_staff_users(form, status=form_status(form))
 
 
-def _render_staff_users(form: InviteForm, link: str | None = None, status: int = 200) -> Response:
+def _create_invite_form(**values: object) -> InviteForm:
+    form = InviteForm(**values)
+    if not notices.can_email_users():
+        del form.is_emailed
+    return form
+
+
+def _render_staff_users(
+    form: InviteForm, link: str | None = None, emailed_to: str | None = None, status: int = 200
+) -> Response:
     invitations = account_queries.list_unused_invitations()
     return render(
         "accounts/users.html",
@@ -52,6 +65,7 @@ def _render_staff_users(form: InviteForm, link: str | None = None, status: int =
         makers=account_queries.find_staff_users(invitation.created_by for invitation in invitations),
         form=form,
         link=link,
+        emailed_to=emailed_to,
     )
 
 

@@ -45,6 +45,7 @@ ACTION_LABELS = {
     "password.changed": _l("Password changed"),
     "password.link_created": _l("Password reset link created"),
     "password.reset": _l("Password reset"),
+    "password.reset_requested": _l("Password reset requested"),
     "redemption.entered": _l("Redemption entered"),
     "redemption.undone": _l("Redemption undone"),
     "redemptions.exported": _l("Redemptions exported"),

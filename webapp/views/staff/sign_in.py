@@ -12,7 +12,7 @@ from werkzeug.wrappers import Response as BaseResponse
 from webapp.accounts import invitation_actions, links, session_actions, session_queries, sign_in_actions
 from webapp.accounts import queries as account_queries
 from webapp.accounts.models import Invitation, StaffUser
-from webapp.core.errors import DomainError, NotFound
+from webapp.core.errors import DomainError, InvalidInput, NotFound
 from webapp.core.extensions import login
 from webapp.core.local_time import list_time_zones
 from webapp.core.rate_limit import RateLimit, client_address, email_attempt_key, limit_requests
@@ -142,11 +142,15 @@ def _accept_invitation(token: str, unused_invitation: Invitation) -> BaseRespons
             raise
         except DomainError as error:
             add_form_errors(form, error)
+    if unused_invitation.email:
+        # The field is read-only: another address could not be corrected.
+        form.email.data = unused_invitation.email
     return render(
         "accounts/accept_invitation.html",
         status=form_status(form),
         form=form,
         role=unused_invitation.role,
+        invited_email=unused_invitation.email,
     )
 
 
@@ -156,9 +160,12 @@ def _choose_password(token: str, unused_invitation: Invitation) -> BaseResponse:
     is_first_password = user.last_sign_in_at is None
     form = FirstPasswordForm() if is_first_password else NewPasswordForm()
     if form.validate_on_submit():
-        user = invitation_actions.reset_password(token, form.password.data)
-        welcome = _("Welcome, %(name)s.", name=user.name)
-        return _sign_in_and_redirect(user, welcome if is_first_password else _("Your new password was set."))
+        try:
+            user = invitation_actions.reset_password(token, form.password.data)
+            welcome = _("Welcome, %(name)s.", name=user.name)
+            return _sign_in_and_redirect(user, welcome if is_first_password else _("Your new password was set."))
+        except InvalidInput as error:
+            add_form_errors(form, error)
     status = form_status(form)
     return render(
         "accounts/new_password.html", status=status, form=form, user=user, is_first_password=is_first_password

@@ -9,6 +9,7 @@ from zoneinfo import ZoneInfo
 from flask_babel import gettext as _
 from flask_babel import lazy_gettext as _l
 from wtforms import (
+    BooleanField,
     DateField,
     EmailField,
     Field,
@@ -71,6 +72,12 @@ class SignInForm(PostForm):
 
     email = EmailField(_l("Email address"), [InputRequired(_l("Enter your email address."))])
     password = PasswordField(_l("Password"), [InputRequired(_l("Enter your password."))])
+
+
+class RequestResetForm(PostForm):
+    """The email address of a user who has forgotten the password."""
+
+    email = EmailField(_l("Email address"), [InputRequired(_l("Enter your email address."))])
 
 
 class _NameAndTimeZoneForm(PostForm):
@@ -153,6 +160,8 @@ class InviteForm(OneTimeForm):
 
     role = SelectField(_l("Role"), choices=_build_choices(ROLE_DESCRIPTIONS), default="manager")
     email = EmailField(_l("Email address"), filters=[lambda text: (text or "").strip()])
+    # The view removes it when no email can be sent.
+    is_emailed = BooleanField(_l("Email the link to this address"))
 
 
 class RoleForm(PostForm):
