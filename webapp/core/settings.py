@@ -18,16 +18,19 @@ from dotenv import dotenv_values
 
 from webapp.core import atomic_files
 from webapp.core.setting_parsers import (
+    OidcSettings,
     SettingsError,
     check_relay_settings,
     parse_boolean,
     parse_bounce_address,
     parse_choice,
+    parse_choices,
     parse_database_url,
     parse_integer,
     parse_ip_address,
     parse_mail_rate,
     parse_mail_server,
+    parse_oidc,
     parse_public_url,
     parse_sender,
     require_external_services,
@@ -41,6 +44,7 @@ SETTING_NAMES = (
     "DATABASE_URL", "SECRET_KEY", "INSTANCE_PATH", "PORT", "WEB_HOST", "WEB_WORKERS", "PUBLIC_URL", "SHOP_NAME",
     "TRUSTED_PROXIES", "MAIL_SERVER", "MAIL_PORT", "MAIL_USERNAME", "MAIL_PASSWORD", "MAIL_USE_TLS", "MAIL_USE_SSL",
     "MAIL_DEFAULT_SENDER", "MAIL_CONNECTIONS", "MAIL_PER_SECOND", "MAIL_BOUNCE_ADDRESS",
+    "SECOND_FACTOR_ROLES", "OIDC_ISSUER", "OIDC_CLIENT_ID", "OIDC_CLIENT_SECRET", "OIDC_NAME",
     "LOG_FORMAT", "LOG_LEVEL",
 )  # fmt: skip
 
@@ -78,6 +82,10 @@ class Settings:
     log_format: str
     log_level: str | None
     max_upload_bytes: int = 512 * 1024 * 1024
+    # Roles whose users must have a second factor. A setting, so that no administrator can turn it off in the browser.
+    second_factor_roles: tuple[str, ...] = ()
+    # The OpenID Connect provider; None without one.
+    oidc: OidcSettings | None = None
 
     @property
     def libpq_url(self) -> str:
@@ -136,6 +144,8 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         trusted_proxies=parse_integer(variables, "TRUSTED_PROXIES", 0, 0, 10),
         log_format=parse_choice(variables, "LOG_FORMAT", "text", "json") or "text",
         log_level=parse_choice(variables, "LOG_LEVEL", "DEBUG", "INFO", "WARNING", "ERROR"),
+        second_factor_roles=parse_choices(variables, "SECOND_FACTOR_ROLES", "admin", "manager", "viewer"),
+        oidc=parse_oidc(variables),
     )
 
 
