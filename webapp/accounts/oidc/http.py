@@ -43,7 +43,7 @@ class ProviderSession(OAuth2Session):
         )
         # requests would send the password of a .netrc file instead.
         self.auth = lambda request: request
-        self.headers |= {"Accept": "application/json", "Accept-Encoding": "identity"}
+        self.headers.update({"Accept": "application/json", "Accept-Encoding": "identity"})
 
     def send(self, request: requests.PreparedRequest, **options: Any) -> requests.Response:
         """Send a request and read the response, without following redirects.

@@ -140,7 +140,7 @@ def finish_flow(redirect_uri: str, flow: OidcFlow | None, response: dict[str, st
         token = _fetch_token(settings, redirect_uri, metadata, response.get("code", ""), flow)
         claims = _verify_id_token(session, settings, metadata, token, flow)
         return _build_claims(session, settings, metadata, token, claims)
-    except JoseError as error:
+    except (JoseError, ValueError) as error:
         raise _invalid(settings, error) from error
     except http.ProviderError as error:
         raise _unavailable(settings, error) from error
@@ -269,7 +269,14 @@ def _load_metadata(session: ProviderSession, settings: OidcSettings) -> dict[str
 def _load_keys(session: ProviderSession, metadata: dict[str, Any], is_reload: bool = False) -> Any:
     from joserfc.jwk import KeySet
 
-    return KeySet.import_key_set(_load_cached(session, _get_endpoint(metadata, "jwks_uri"), is_reload))  # type: ignore[arg-type]
+    from webapp.accounts.oidc import http
+
+    url = _get_endpoint(metadata, "jwks_uri")
+    try:
+        return KeySet.import_key_set(_load_cached(session, url, is_reload))  # type: ignore[arg-type]
+    # The library raises errors of many kinds for malformed keys.
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise http.ProviderError(f"{url} has no usable keys") from error
 
 
 def _load_cached(session: ProviderSession, url: str, is_reload: bool = False) -> dict[str, Any]:
