@@ -14,7 +14,9 @@ from benchmarks import command, onecode, pages_report, pages_tables, server
 from benchmarks.measure import DATABASE
 from benchmarks.pages_report import PagesResults, Visits
 from benchmarks.server import DatabaseServer
+from webapp.accounts import session_actions
 from webapp.accounts.models import StaffUser
+from webapp.accounts.session_actions import SessionClient
 from webapp.campaigns import queries as campaign_queries
 from webapp.core.extensions import db
 from webapp.redemptions import queries as redemption_queries
@@ -81,9 +83,9 @@ class StaffPages:
             user = StaffUser(email="ann@example.com", name="Ann", role="admin", password_hash="!")
             db.session.add(user)
             db.session.commit()
-            user_id = user.get_id()
+            started = session_actions.start_staff_session(user.id, SessionClient("127.0.0.1", "benchmark"))
         with client.session_transaction() as session:
-            session["_user_id"], session["_fresh"] = user_id, True
+            session["_user_id"] = started.token
         return client
 
     def _placeholder_values(self) -> dict[str, int | str]:

@@ -26,6 +26,7 @@ from local import postgresql as embedded_postgresql
 from tests.support import program, smtp_relay, watchdog
 from tests.support.chromium import find_chromium
 from tests.support.databases import drop_template, migrated_database
+from tests.support.sessions import start_session
 from webapp.accounts import api_key_actions
 from webapp.accounts.models import StaffUser
 from webapp.core import settings as app_settings
@@ -183,10 +184,7 @@ def sign_in(client: FlaskClient, make_staff_user: Callable[..., StaffUser]) -> C
     """Signs in a new user with a role, without the form, and returns the client."""
 
     def sign_in_as(role: str = "manager") -> FlaskClient:
-        user = make_staff_user(role)
-        with client.session_transaction() as session:
-            session["_user_id"] = user.get_id()
-            session["_fresh"] = True
+        start_session(client, make_staff_user(role))
         return client
 
     return sign_in_as

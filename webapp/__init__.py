@@ -9,9 +9,9 @@ import secrets
 import time
 import tomllib
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 from wsgiref.headers import Headers
 
 from flask import Flask, Response, g, request
@@ -48,6 +48,7 @@ from webapp.views.staff import (
     campaign_launch,
     keys,  # noqa: F401
     profile,  # noqa: F401
+    session_pages,  # noqa: F401
     sign_in,  # noqa: F401
 )
 from webapp.views.staff import blueprint as staff_blueprint
@@ -103,13 +104,12 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.openapi_version = "3.1.0"
     app.config.from_mapping(_build_config(settings))
     app.url_map.converters |= {"int": rendering.RowIdConverter, "email": rendering.EmailConverter}
+    _register_request_hooks(app)
     _init_extensions(app, settings)
     _register_blueprints(app)
     customer_actions.erasure_hooks = (redemption_erasure.erase_redemption_data, campaign_erasure.clear_reply_texts)
-    _register_request_hooks(app)
     _register_health_checks(app)
     error_handlers.init_app(app)
-    rate_limit.init_app(app)
     rendering.init_app(app)
     app.jinja_env.globals["app_version"] = get_app_version()
     cli.init_app(app)
@@ -151,13 +151,12 @@ def _build_config(settings: Settings) -> dict[str, Any]:
         # Above Flask's default of 500 kB. The email editor has its own, higher limit (`allow_form_size`).
         "MAX_FORM_MEMORY_SIZE": 2 * 1024 * 1024,
         "WTF_CSRF_TIME_LIMIT": None,
-        # Cookies are not separated by port: two installations on one host would overwrite each other's session cookie.
-        # The port is that of the public URL, since behind a proxy the web processes of one installation have different
-        # ports.
-        "SESSION_COOKIE_NAME": f"onecode_{urlsplit(settings.public_url).port or ''}".rstrip("_"),
+        "SESSION_COOKIE_NAME": sessions.build_cookie_name(settings.public_url),
         "SESSION_COOKIE_HTTPONLY": True,
         "SESSION_COOKIE_SAMESITE": "Lax",
         "SESSION_COOKIE_SECURE": settings.public_url.startswith("https://"),
+        # The signature of the cookie must not expire before the session, which the clock of the database ends.
+        "PERMANENT_SESSION_LIFETIME": timedelta(days=settings.session_max_days + 1),
     }
 
 
@@ -173,6 +172,7 @@ def _init_extensions(app: Flask, settings: Settings) -> None:
     migrate.init_app(app, db, directory=str(ROOT / "migrations"))
     mail.init_app(app)
     # Registered before the CSRF check, which parses the form.
+    rate_limit.init_app(app)
     app.before_request(staff_blueprint.apply_form_size_limit)
     csrf.init_app(app)
     # English is the language of the source; every user-visible text goes through gettext (see CONTRIBUTING.md).

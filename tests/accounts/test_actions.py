@@ -13,11 +13,20 @@ from flask import Flask
 from sqlalchemy import event, func, select, update
 
 from tests.support.accounts import PASSWORD
+from tests.support.sessions import TEST_CLIENT
 from tests.support.sql_statements import recorded_statements
 from webapp.accounts import actions as account_actions
-from webapp.accounts import api_key_actions, invitation_actions, links, passwords, sign_in_actions
+from webapp.accounts import (
+    api_key_actions,
+    invitation_actions,
+    links,
+    passwords,
+    session_actions,
+    session_queries,
+    sign_in_actions,
+)
 from webapp.accounts import queries as account_queries
-from webapp.accounts.models import ApiKey, AuditEntry, Invitation, StaffUser
+from webapp.accounts.models import ApiKey, AuditEntry, Invitation, StaffDevice, StaffSession, StaffUser
 from webapp.core.errors import DomainError, InvalidInput, NotFound
 from webapp.core.extensions import db
 
@@ -183,9 +192,10 @@ class TestPasswordChanges:
 
     def test_a_reset_replaces_the_password_and_ends_the_sessions(self, make_user_with_password: Person) -> None:
         user = make_user_with_password("manager")
-        version = user.session_version
+        session_actions.start_staff_session(user.id, TEST_CLIENT)
         invitation_actions.reset_password(self.reset_token(user), "a brand new one")
-        assert sign_in_actions.sign_in_user(user.email, "a brand new one").session_version == version + 1
+        assert sign_in_actions.sign_in_user(user.email, "a brand new one")
+        assert (count(StaffSession), count(StaffDevice)) == (0, 0)
 
     def test_a_reset_link_works_once(self, make_user_with_password: Person) -> None:
         token = self.reset_token(make_user_with_password())
@@ -235,9 +245,9 @@ class TestPasswordChanges:
 
     def test_changing_the_own_password_ends_every_session(self, make_user_with_password: Person) -> None:
         user = make_user_with_password()
-        before = user.get_id()
+        session_actions.start_staff_session(user.id, TEST_CLIENT)
         sign_in_actions.change_own_password(user.id, PASSWORD, "a brand new one")
-        assert user.get_id() != before
+        assert (count(StaffSession), count(StaffDevice)) == (0, 0)
 
     def test_changing_the_own_password_revokes_the_reset_link(self, make_user_with_password: Person) -> None:
         user = make_user_with_password()
@@ -360,15 +370,17 @@ class TestStaff:
     def test_enabling_a_user_does_not_restore_ended_sessions(self, make_user_with_password: Person) -> None:
         make_user_with_password("admin")
         user = make_user_with_password("viewer")
-        session = user.id, user.session_version
+        token = session_actions.start_staff_session(user.id, TEST_CLIENT).token
         account_actions.disable_staff_user(user.id, by="tests")
         account_actions.enable_staff_user(user.id, by="tests")
-        assert account_queries.find_session_user(*session) is None
+        assert session_queries.find_staff_session(token) is None
         assert sign_in_actions.sign_in_user(user.email, PASSWORD)
 
     def test_a_disabled_user_has_no_session(self, make_user_with_password: Person) -> None:
-        user = make_user_with_password("viewer", disabled_at=datetime.now(UTC))
-        assert account_queries.find_session_user(user.id, user.session_version) is None
+        user = make_user_with_password("viewer")
+        token = session_actions.start_staff_session(user.id, TEST_CLIENT).token
+        db.session.execute(update(StaffUser).values(disabled_at=func.now()))
+        assert session_queries.find_staff_session(token) is None
 
     def test_every_change_is_in_the_audit_log(self, make_user_with_password: Person) -> None:
         make_user_with_password("admin")

@@ -15,7 +15,6 @@ from werkzeug.test import TestResponse
 from webapp import create_app
 from webapp.accounts import passwords
 from webapp.accounts.models import StaffUser
-from webapp.core.email_addresses import normalise_email
 from webapp.core.extensions import db
 from webapp.core.rate_limit import (
     CLEANUP_CHUNK_SIZE,
@@ -23,7 +22,6 @@ from webapp.core.rate_limit import (
     TableStorage,
     _delete_expired,
     client_address,
-    form_field_key_func,
 )
 from webapp.core.settings import Settings
 
@@ -177,11 +175,6 @@ def test_a_very_long_value_is_counted(client: FlaskClient) -> None:
 def test_addresses_of_one_ipv6_network_share_a_counter(app: Flask, given: str, counted: str) -> None:
     with app.test_request_context(environ_base={"REMOTE_ADDR": given}):
         assert client_address() == counted
-
-
-def test_fields_with_the_same_value_have_separate_counters(app: Flask) -> None:
-    with app.test_request_context(method="POST", data={"email": "a@example.com", "code": "a@example.com"}):
-        assert form_field_key_func("email", normalise_email)() != form_field_key_func("code")()
 
 
 def test_without_the_table_requests_are_not_limited(client: FlaskClient) -> None:

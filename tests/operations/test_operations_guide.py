@@ -134,8 +134,8 @@ def test_the_main_workflow_works_through_nginx(
     site: Site, relay: Relay, staff: HttpBrowser, visitor: HttpBrowser, key: str
 ) -> None:
     """Import, create an offer, launch and redeem with the real forms."""
-    cookie = next(iter(staff.http.cookies))
-    assert (cookie.name, cookie.secure) == (f"onecode_{site.https}", True)
+    name = f"__Host-onecode_{site.https}"
+    assert {(cookie.name, cookie.secure) for cookie in staff.http.cookies} == {(name, True), (f"{name}_device", True)}
     assert all("Sign out" in staff.get(f"{site.url}/").text for _ in range(6))
     page = staff.get(f"{site.url}/customers/import")
     file = ("people.csv", "email,name\ngrace@example.com,Grace\nada@example.com,Ada\n", "text/csv")

@@ -22,7 +22,8 @@ from flask_wtf.csrf import generate_csrf
 from sqlalchemy import text
 
 from tests.support import live_server
-from webapp.accounts import api_key_actions
+from tests.support.sessions import TEST_CLIENT
+from webapp.accounts import api_key_actions, session_actions
 from webapp.accounts.models import StaffUser
 from webapp.core.extensions import db
 from webapp.customers.models import Customer
@@ -155,7 +156,7 @@ def _sign_in(app: Flask, user: StaffUser) -> tuple[str, str]:
     """Return the session cookie and the CSRF token of a signed-in user."""
     with app.test_request_context():
         token = generate_csrf()
-        session["_user_id"], session["_fresh"] = user.get_id(), True
+        session["_user_id"] = session_actions.start_staff_session(user.id, TEST_CLIENT).token
         serializer: Any = app.session_interface.get_signing_serializer(app)  # type: ignore[attr-defined]
         return serializer.dumps(dict(session)), token
 

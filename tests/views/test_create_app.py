@@ -78,7 +78,11 @@ def test_typed_input_is_shown_again_during_a_database_outage(make_app: Callable[
 
 @pytest.mark.parametrize(
     ("public_url", "name"),
-    [("https://offers.shop.example", "onecode"), ("http://127.0.0.1:8010", "onecode_8010"), ("", "onecode_8003")],
+    [
+        ("https://offers.shop.example", "__Host-onecode"),
+        ("http://127.0.0.1:8010", "onecode_8010"),
+        ("", "onecode_8003"),
+    ],
 )
 def test_web_processes_behind_one_public_url_share_the_session_cookie(
     make_app: Callable[..., Flask], public_url: str, name: str

@@ -7,7 +7,7 @@ from typing import NoReturn
 
 from flask_babel import gettext as _
 
-from webapp.accounts import links
+from webapp.accounts import links, staff_sessions
 from webapp.accounts import queries as account_queries
 from webapp.accounts.audit import record_audit_entry
 from webapp.accounts.models import Role, StaffUser
@@ -23,9 +23,12 @@ def update_profile(user_id: int, name: str, time_zone: str) -> None:
     db.session.commit()
 
 
-def change_staff_role(user_id: int, role: Role, by: str) -> StaffUser:
-    """Change the role of a user; it applies from their next request.
+def change_staff_role(user_id: int, role: Role, by: str, kept_session_id: int | None = None) -> StaffUser:
+    """Change the role of a user, and end their sessions.
 
+    Nobody who is using one of them gains the new role without the password, or keeps pages of the former one open.
+
+    :param kept_session_id: a session that does not end: the one in which administrators change their own role.
     :raises NotFound: when there is no user with this id.
     :raises DomainError: `last_admin` when there would be no active administrator.
     """
@@ -34,6 +37,7 @@ def change_staff_role(user_id: int, role: Role, by: str) -> StaffUser:
     user = lock_existing_staff_user(user_id)
     before, user.role = user.role, role
     if before != role:
+        staff_sessions.delete_user_sessions(user.id, except_id=kept_session_id)
         record_audit_entry(by, "staff.role_changed", user.email, before=before, now=role)
     db.session.commit()
     return user
@@ -51,7 +55,7 @@ def disable_staff_user(user_id: int, by: str) -> StaffUser:
     user = lock_existing_staff_user(user_id)
     if user.is_active:
         user.disabled_at = datetime.now(UTC)
-        user.session_version += 1
+        staff_sessions.delete_user_sessions_and_devices(user.id)
         links.delete_reset_links(user.id)
         record_audit_entry(by, "staff.disabled", user.email)
     db.session.commit()
@@ -72,12 +76,12 @@ def enable_staff_user(user_id: int, by: str) -> StaffUser:
 
 
 def end_staff_sessions(user_id: int, by: str) -> StaffUser:
-    """End all sessions of a user.
+    """End all sessions of a user; the browsers they signed in with become unknown.
 
     :raises NotFound: when there is no user with this id.
     """
     user = lock_existing_staff_user(user_id)
-    user.session_version += 1
+    staff_sessions.delete_user_sessions_and_devices(user.id)
     record_audit_entry(by, "staff.sessions_ended", user.email)
     db.session.commit()
     return user

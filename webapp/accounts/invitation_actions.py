@@ -6,7 +6,7 @@ from flask_babel import gettext as _
 from sqlalchemy import delete, func, update
 from sqlalchemy.dialects.postgresql import insert
 
-from webapp.accounts import links, passwords
+from webapp.accounts import links, passwords, staff_sessions
 from webapp.accounts import queries as account_queries
 from webapp.accounts.actions import lock_existing_staff_user, roll_back_and_raise
 from webapp.accounts.audit import record_audit_entry
@@ -127,7 +127,7 @@ def accept_invitation(token: str, name: str, email: str, password: str, time_zon
 def reset_password(token: str, password: str) -> StaffUser:
     """Set a new password with a password reset link.
 
-    This ends every session of the user.
+    This ends every session of the user, and the browsers they signed in with become unknown.
 
     :raises NotFound: when the link is used, expired or unknown, or its user is disabled.
     """
@@ -140,13 +140,13 @@ def reset_password(token: str, password: str) -> StaffUser:
         .where(StaffUser.id == invitation.staff_user_id, StaffUser.disabled_at.is_(None))
         .values(
             password_hash=password_hash,
-            session_version=StaffUser.session_version + 1,
             last_sign_in_at=func.now(),
         )
         .returning(StaffUser)
     )
     if user is None:
         roll_back_and_raise(NotFound(links.LINK_EXPIRED_MESSAGE))
+    staff_sessions.delete_user_sessions_and_devices(user.id)
     record_audit_entry(user.email, "password.reset", user.email)
     db.session.commit()
     return user

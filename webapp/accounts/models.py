@@ -1,4 +1,4 @@
-"""Tables for staff users, invitations, API keys and the audit log."""
+"""Tables for staff users, their sessions and devices, invitations, API keys and the audit log."""
 
 from __future__ import annotations
 
@@ -29,16 +29,11 @@ class StaffUser(UserMixin, Model):
     password_hash: Mapped[str]
     role: Mapped[str]
     time_zone: Mapped[str] = mapped_column(server_default="UTC")
-    # Incremented to end every session of this user.
-    session_version: Mapped[int] = mapped_column(server_default="1")
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     last_sign_in_at: Mapped[datetime | None]
     disabled_at: Mapped[datetime | None]
 
     __table_args__ = (CheckConstraint("role in ('admin', 'manager', 'viewer')", name="role"),)
-
-    def get_id(self) -> str:
-        return f"{self.id}.{self.session_version}"
 
     @property
     def is_active(self) -> bool:
@@ -47,6 +42,47 @@ class StaffUser(UserMixin, Model):
     def has_at_least_role(self, role: Role) -> bool:
         """Return whether this user's role is `role` or one with more permissions."""
         return ROLES.index(self.role) <= ROLES.index(role)
+
+
+class StaffDevice(Model):
+    """A browser in which a user has signed in: its attempts to sign in are counted apart from those of strangers.
+
+    Only a hash of the token in its cookie is stored.
+    """
+
+    __tablename__ = "staff_device"
+    id: Mapped[Id]
+    token_hash: Mapped[bytes] = mapped_column(LargeBinary, unique=True)
+    staff_user_id: Mapped[int] = mapped_column(ForeignKey("staff_user.id", ondelete="CASCADE"), index=True)
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    last_used_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+    __table_args__ = (CheckConstraint("length(token_hash) = 32", name="token_hash"),)
+
+
+class StaffSession(Model):
+    """A session of a user in a browser; deleting it signs out.
+
+    Only a hash of the token in its cookie is stored.
+    """
+
+    __tablename__ = "staff_session"
+    id: Mapped[Id]
+    token_hash: Mapped[bytes] = mapped_column(LargeBinary, unique=True)
+    staff_user_id: Mapped[int] = mapped_column(ForeignKey("staff_user.id", ondelete="CASCADE"), index=True)
+    staff_device_id: Mapped[int | None] = mapped_column(ForeignKey("staff_device.id", ondelete="SET NULL"), index=True)
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    # Updated at most once a minute, together with the address and the user agent.
+    last_used_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    # When the user last entered the password in this session.
+    authenticated_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    client_address: Mapped[str]
+    user_agent: Mapped[str]
+
+    __table_args__ = (
+        CheckConstraint("length(token_hash) = 32", name="token_hash"),
+        CheckConstraint("length(client_address) <= 64 and length(user_agent) <= 300", name="lengths"),
+    )
 
 
 class Invitation(Model):

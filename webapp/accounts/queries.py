@@ -29,17 +29,6 @@ def has_active_admin() -> bool:
     return bool(db.session.scalar(select(exists().where(StaffUser.disabled_at.is_(None), StaffUser.role == "admin"))))
 
 
-def find_session_user(user_id: int, session_version: int) -> StaffUser | None:
-    """Return the user of a session, unless the session was ended or the user disabled."""
-    return db.session.scalar(
-        select(StaffUser).where(
-            StaffUser.id == user_id,
-            StaffUser.session_version == session_version,
-            StaffUser.disabled_at.is_(None),
-        )
-    )
-
-
 def find_staff_user_by_email(email: str) -> StaffUser | None:
     """Return the user with a normalised email address, or None."""
     return db.session.scalar(select(StaffUser).where(StaffUser.email == email))

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 from flask_babel import gettext as _
 
-from webapp.accounts import links, passwords
+from webapp.accounts import links, passwords, staff_sessions
 from webapp.accounts import queries as account_queries
 from webapp.accounts.actions import lock_existing_staff_user
 from webapp.accounts.audit import record_audit_entry
@@ -17,9 +17,10 @@ from webapp.core.extensions import db
 
 
 def sign_in_user(email: str, password: str) -> StaffUser:
-    """Return the user with this email address and password.
+    """Return the user with this email address and password. Does not commit.
 
-    A hash with outdated parameters is replaced.
+    A hash with outdated parameters is replaced. The row of the user is locked until the caller commits by starting the
+    session: a concurrent change of the password, or disabling the user, then ends that session too.
 
     :raises DomainError: `sign_in_failed`, with the same message and timing for an unknown email address and a wrong
         password; `disabled` for the right password of a disabled user.
@@ -27,17 +28,23 @@ def sign_in_user(email: str, password: str) -> StaffUser:
     user = _find_user_by_email(email)
     if user is None:
         passwords.verify_dummy_password(password)
-    if user is None or not passwords.verify_password(user.password_hash, password):
-        message = _("The email address or password is wrong. Check both and try again.")
-        raise DomainError("sign_in_failed", message, 422)
+    verified_hash = user.password_hash if user is not None else ""
+    if user is None or not passwords.verify_password(verified_hash, password):
+        raise _sign_in_error()
+    user = account_queries.lock_staff_user(user.id)
+    if user is None or user.password_hash != verified_hash:
+        raise _sign_in_error()
     if not user.is_active:
         raise DomainError("disabled", _("Your account is disabled. Ask an administrator to enable it."), 422)
     if passwords.needs_rehash(user.password_hash):
         user.password_hash = passwords.hash_password(password)
     user.last_sign_in_at = datetime.now(UTC)
     record_audit_entry(user.email, "staff.signed_in", user.email)
-    db.session.commit()
     return user
+
+
+def _sign_in_error() -> DomainError:
+    return DomainError("sign_in_failed", _("The email address or password is wrong. Check both and try again."), 422)
 
 
 def _find_user_by_email(email: str) -> StaffUser | None:
@@ -50,7 +57,7 @@ def _find_user_by_email(email: str) -> StaffUser | None:
 def change_own_password(user_id: int, current_password: str, new_password: str) -> StaffUser:
     """Change a user's own password.
 
-    This ends every session; the caller starts a new one for the current browser.
+    This ends every session, and every browser becomes unknown; the caller starts a new session for the current one.
 
     :raises InvalidInput: `password_wrong` when the current password is wrong.
     """
@@ -58,7 +65,7 @@ def change_own_password(user_id: int, current_password: str, new_password: str) 
     if not passwords.verify_password(user.password_hash, current_password):
         raise InvalidInput(FieldError("current", "password_wrong", _("This is not your current password.")))
     user.password_hash = passwords.hash_password(new_password)
-    user.session_version += 1
+    staff_sessions.delete_user_sessions_and_devices(user.id)
     links.delete_reset_links(user.id)
     record_audit_entry(user.email, "password.changed", user.email)
     db.session.commit()

@@ -50,6 +50,8 @@ mail = Mail()
 csrf = CSRFProtect()
 babel = Babel()
 login = LoginManager()
+# The rows of the sessions protect them, not the address and the user agent of the client.
+login.session_protection = None
 
 # Task results are never read: the database rows are authoritative, and the queue only wakes the workers.
 huey = PostgresHuey("onecode", dsn="", create_tables=False, results=False, read_timeout=5)

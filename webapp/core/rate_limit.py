@@ -1,10 +1,15 @@
 """Rate limits, shared by all processes and machines through one unlogged table.
 
-A view is limited by decorators; each of them may reject a request:
+Limits of an address or a link are checked before the body of a request is parsed:
 
     @blueprint.post("/sign-in")
-    @limiter.limit("30 per minute", key_func=client_address)
-    @limiter.limit("10 per 5 minutes", key_func=form_field_key_func("email", normalise_email))
+    @limit_requests("30 per minute")
+
+Limits of an account are counted by the view, after parsing and before the expensive work. Their key is the parsed
+value, so that a request cannot evade them by a body that the form parses differently:
+
+    _account_limit = RateLimit("sign in", "10 per 5 minutes")
+    _account_limit.count(email_attempt_key(form.email.data))
 
 If the table is unavailable, the limits are not applied: the views need the database too and report the outage.
 """
@@ -13,26 +18,32 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
+import logging
 import math
 import time
 from collections.abc import Callable
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
-from flask import Flask, Response, request
-from flask.typing import ResponseReturnValue
+from flask import Flask, Response, current_app, request
 from flask_babel import gettext as _
 from flask_babel import ngettext
-from flask_limiter import Limiter, RateLimitExceeded
+from limits import parse
 from limits.storage import Storage
+from limits.strategies import FixedWindowRateLimiter
 from sqlalchemy import Index, Text, case, delete, func, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Mapped, mapped_column
 
+from webapp.core import database_health
+from webapp.core.email_addresses import normalise_email
 from webapp.core.errors import DomainError
 from webapp.core.extensions import Model, db
+
+log = logging.getLogger(__name__)
+LimitedView = TypeVar("LimitedView", bound=Callable[..., Any])
 
 # Number of expired rows that are deleted with each insert, so that the table does not grow beyond the rows in use.
 CLEANUP_CHUNK_SIZE = 10
@@ -108,31 +119,18 @@ def client_address() -> str:
     return str(getattr(address, "ipv4_mapped", None) or address)
 
 
-def form_field_key_func(field: str, normalise: Callable[[str], str] = str) -> Callable[[], str]:
-    """Return a key function for the value of a form field, such as an email address.
+def email_attempt_key(text: str) -> str:
+    """Return the key of an email address, the same for all its spellings.
 
-    The key is a hash, which is short and contains no personal data.
+    It is a hash, which is short and contains no personal data.
 
-    :param normalise: maps different spellings to one; a value that it rejects is counted as entered.
+    :param text: the parsed form field; a text that is not an email address is counted as entered.
     """
-
-    def key() -> str:
-        value = request.form.get(field, "")
-        try:
-            value = normalise(value)
-        except DomainError:
-            value = value.strip()
-        return f"{field}:{hashlib.sha256(value.encode()).hexdigest()}"
-
-    return key
-
-
-def combined_key_func(*parts: Callable[[], str]) -> Callable[[], str]:
-    """Combine key functions, such as those of email and client address.
-
-    Then other clients do not use up the attempts.
-    """
-    return lambda: "|".join(part() for part in parts)
+    try:
+        email = normalise_email(text)
+    except DomainError:
+        email = text.strip()
+    return f"email:{hashlib.sha256(email.encode('utf-8', 'surrogatepass')).hexdigest()}"
 
 
 class TooManyRequests(DomainError):
@@ -148,21 +146,84 @@ class TooManyRequests(DomainError):
         super().__init__("rate_limited", message, 429)
 
 
-# `swallow_errors` lets a request pass when the table is unavailable, and logs it.
-limiter = Limiter(client_address, storage_uri="table://", strategy="fixed-window", swallow_errors=True)
+class RateLimit:
+    """A limit of attempts, counted in fixed windows for each key.
 
-
-def reset_attempts(key_func: Callable[[], str]) -> None:
-    """Reset the counter of one of the limits of this request.
-
-    A successful attempt shows that the earlier ones were not guessing.
-
-    :param key_func: the key function of that limit.
+    :param name: what is limited; unique in the program.
+    :param rate: such as `10 per 5 minutes`.
     """
-    key = key_func()
-    for limit in limiter.current_limits:
-        if limit.request_args[0] == key:
-            limiter.limiter.clear(limit.limit, *limit.request_args)
+
+    def __init__(self, name: str, rate: str) -> None:
+        self._name = name
+        self._item = parse(rate)
+
+    def count(self, *key: str) -> None:
+        """Count an attempt. Commits on its own.
+
+        Call it before the work that the limit protects: then concurrent attempts cannot exceed it.
+
+        :param key: the parts of the key, such as `email_attempt_key` and `client_address`.
+        :raises TooManyRequests: when the limit is exceeded.
+        """
+        self._raise_unless(_windows.hit, key)
+
+    def check(self, *key: str) -> None:
+        """Check that another attempt is allowed, without counting it.
+
+        :raises TooManyRequests: when it is not.
+        """
+        self._raise_unless(_windows.test, key)
+
+    def reset(self, *key: str) -> None:
+        """Forget the attempts: a success shows that they were not guessing. Commits on its own."""
+        try:
+            _windows.clear(self._item, self._name, *key)
+        except SQLAlchemyError as error:
+            _report_unavailable_table(error)
+
+    def _raise_unless(self, is_allowed: Callable[..., bool], key: tuple[str, ...]) -> None:
+        try:
+            if is_allowed(self._item, self._name, *key):
+                return
+            reset_at = _windows.get_window_stats(self._item, self._name, *key).reset_time
+        except SQLAlchemyError as error:
+            _report_unavailable_table(error)
+            return
+        raise TooManyRequests(max(1, math.ceil(reset_at - time.time())))
+
+
+_windows = FixedWindowRateLimiter(TableStorage())
+
+
+def limit_requests(rate: str, key_func: Callable[[], str] = client_address) -> Callable[[LimitedView], LimitedView]:
+    """Limit the requests to a view that write, before their body is parsed.
+
+    Several limits may be set; each of them may reject a request.
+
+    :param rate: such as `30 per minute`.
+    :param key_func: what is counted; it must not read the body.
+    """
+
+    def decorate(view: LimitedView) -> LimitedView:
+        limit = RateLimit(f"{view.__module__}.{view.__name__}", rate)
+        view.request_limits = [*getattr(view, "request_limits", ()), (limit, key_func)]  # type: ignore[attr-defined]
+        return view
+
+    return decorate
+
+
+def _check_request_limits() -> None:
+    if request.method in ("GET", "HEAD", "OPTIONS"):
+        return
+    view = current_app.view_functions.get(request.endpoint or "")
+    for limit, key_func in getattr(view, "request_limits", ()):
+        limit.count(key_func())
+
+
+def _report_unavailable_table(error: SQLAlchemyError) -> None:
+    """Log that a limit was not applied: the view needs the database too and reports an outage itself."""
+    if not database_health.report_if_outage(error):
+        log.error("a rate limit was not applied: %s", error)
 
 
 def use_once(token: str, seconds: int) -> bool:
@@ -183,37 +244,19 @@ def _token_key(token: str) -> str:
 
 
 def init_app(app: Flask) -> None:
-    """Enable the limits for an app.
+    """Enable the limits for an app, before hooks that are registered later.
 
     Responses with status 429 have a Retry-After header and the format of the interface.
     """
-    limiter.init_app(app)
-    # Only these blueprints have limits. Looking for limits in every API call would take longer than the call.
-    hooks_by_kind: list[Any] = [app.before_request_funcs, app.after_request_funcs, app.teardown_request_funcs]
-    for hooks in hooks_by_kind:
-        hook = hooks[None].pop()
-        for blueprint in ("staff", "public"):
-            hooks.setdefault(blueprint, []).append(hook)
+    app.before_request(_check_request_limits)
 
-    @app.errorhandler(RateLimitExceeded)
-    def handle_limit_exceeded(_error: RateLimitExceeded) -> ResponseReturnValue:
-        # A blueprint may handle TooManyRequests itself, to show its own page with the input.
-        return app.handle_user_exception(TooManyRequests(_seconds_until_reset()))
-
+    # A blueprint may handle TooManyRequests itself, to show its own page with the input.
     @app.errorhandler(TooManyRequests)
     def handle_too_many_requests(error: TooManyRequests) -> Response:
         generic_error = DomainError(error.key, error.message, error.status)
         response: Response = app.make_response(app.handle_user_exception(generic_error))
         response.headers["Retry-After"] = str(error.retry_after_seconds)
         return response
-
-
-def _seconds_until_reset() -> int:
-    limit = limiter.current_limit
-    try:
-        return max(1, math.ceil(limit.window[0] - time.time())) if limit else 60
-    except SQLAlchemyError:
-        return 60
 
 
 def _connect_autocommit() -> Connection:

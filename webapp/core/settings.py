@@ -44,8 +44,8 @@ SETTING_NAMES = (
     "DATABASE_URL", "SECRET_KEY", "INSTANCE_PATH", "PORT", "WEB_HOST", "WEB_WORKERS", "PUBLIC_URL", "SHOP_NAME",
     "TRUSTED_PROXIES", "MAIL_SERVER", "MAIL_PORT", "MAIL_USERNAME", "MAIL_PASSWORD", "MAIL_USE_TLS", "MAIL_USE_SSL",
     "MAIL_DEFAULT_SENDER", "MAIL_CONNECTIONS", "MAIL_PER_SECOND", "MAIL_BOUNCE_ADDRESS",
+    "LOG_FORMAT", "LOG_LEVEL", "SESSION_IDLE_HOURS", "SESSION_MAX_DAYS",
     "SECOND_FACTOR_ROLES", "OIDC_ISSUER", "OIDC_CLIENT_ID", "OIDC_CLIENT_SECRET", "OIDC_NAME",
-    "LOG_FORMAT", "LOG_LEVEL",
 )  # fmt: skip
 
 
@@ -81,6 +81,9 @@ class Settings:
     # `text` or `json`; the level is None for the default (webapp/core/logs.py).
     log_format: str
     log_level: str | None
+    # A session of staff ends when it was not used for some hours, and in any case after some days.
+    session_idle_hours: int
+    session_max_days: int
     max_upload_bytes: int = 512 * 1024 * 1024
     # Roles whose users must have a second factor. A setting, so that no administrator can turn it off in the browser.
     second_factor_roles: tuple[str, ...] = ()
@@ -144,6 +147,8 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         trusted_proxies=parse_integer(variables, "TRUSTED_PROXIES", 0, 0, 10),
         log_format=parse_choice(variables, "LOG_FORMAT", "text", "json") or "text",
         log_level=parse_choice(variables, "LOG_LEVEL", "DEBUG", "INFO", "WARNING", "ERROR"),
+        session_idle_hours=parse_integer(variables, "SESSION_IDLE_HOURS", 12, 1, 8760),
+        session_max_days=parse_integer(variables, "SESSION_MAX_DAYS", 14, 1, 365),
         second_factor_roles=parse_choices(variables, "SECOND_FACTOR_ROLES", "admin", "manager", "viewer"),
         oidc=parse_oidc(variables),
     )

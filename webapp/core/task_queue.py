@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 # Every task of the program. The names are stored in the queue and shown in logs; those of periodic tasks are also the
 # label `task` of a metric.
 TaskName = Literal[
+    "accounts.sweep",
     "campaigns.clean_up_cancelled",
     "campaigns.prepare",
     "campaigns.send",

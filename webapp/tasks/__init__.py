@@ -3,6 +3,6 @@
 Each task calls actions; actions enqueue tasks by name.
 """
 
-from webapp.tasks import campaigns, customers, monitoring, redemptions
+from webapp.tasks import accounts, campaigns, customers, monitoring, redemptions
 
-__all__ = ["campaigns", "customers", "monitoring", "redemptions"]
+__all__ = ["accounts", "campaigns", "customers", "monitoring", "redemptions"]

@@ -60,7 +60,7 @@ API_MESSAGES = {
 # After an outage the submitted form can be sent again. This excludes pages that ask for a password and the token of the
 # session.
 NO_RESUBMIT_PATHS = ("/sign-in", "/invitations/", "/settings/")
-NO_RESUBMIT_FIELDS = ("csrf_token",)
+NO_RESUBMIT_FIELDS = ("csrf_token", "recent_password")
 
 
 def init_app(app: Flask) -> None:

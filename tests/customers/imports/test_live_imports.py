@@ -17,6 +17,7 @@ from sqlalchemy import func, select, update
 
 from tests.support import live_server
 from tests.support.imports import ImportFileFixture, file_chunks
+from tests.support.sessions import start_session
 from webapp.accounts import api_key_actions
 from webapp.accounts.models import StaffUser
 from webapp.core import task_queue
@@ -63,8 +64,7 @@ def import_size(import_id: int) -> int:
 
 def sign_in_client(app: Flask, user: StaffUser) -> FlaskClient:
     client = app.test_client()
-    with client.session_transaction() as session:
-        session["_user_id"], session["_fresh"] = user.get_id(), True
+    start_session(client, user)
     return client
 
 

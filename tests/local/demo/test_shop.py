@@ -13,6 +13,7 @@ from flask.testing import FlaskClient
 from sqlalchemy import select, text
 
 from local.demo import scenario
+from tests.support.sessions import start_session
 from webapp.accounts.models import StaffUser
 from webapp.campaigns import stats_queries
 from webapp.campaigns.deliveries import queries as delivery_queries
@@ -33,8 +34,7 @@ def manager(shop: Flask) -> FlaskClient:
     client = shop.test_client()
     user = db.session.scalar(select(StaffUser).where(StaffUser.email == scenario.MANAGER.email))
     assert user is not None
-    with client.session_transaction() as session:
-        session["_user_id"], session["_fresh"] = user.get_id(), True
+    start_session(client, user)
     return client
 
 

@@ -15,6 +15,7 @@ from werkzeug.test import TestResponse
 
 from tests.support.factories import MakeCustomer
 from tests.support.imports import ImportFileFixture
+from tests.support.sessions import start_session
 from webapp.accounts.models import AuditEntry, StaffUser
 from webapp.core.extensions import db
 from webapp.core.settings import Settings
@@ -268,9 +269,7 @@ def test_a_request_without_a_file_is_rejected(staff: FlaskClient, content_type: 
 
 
 def test_an_upload_needs_the_csrf_token(csrf_client: FlaskClient, make_staff_user: Callable[..., StaffUser]) -> None:
-    user = make_staff_user("manager")
-    with csrf_client.session_transaction() as session:
-        session["_user_id"], session["_fresh"] = user.get_id(), True
+    start_session(csrf_client, make_staff_user("manager"))
     page = csrf_client.get("/customers/import").text
     token = page.split('name="csrf_token" value="', 1)[1].split('"', 1)[0]
     file = b"email\nada@example.com\n"

@@ -10,6 +10,7 @@ import pytest
 from flask.testing import FlaskClient
 
 from tests.support.factories import MakeOffer
+from tests.support.sessions import start_session
 from webapp.core.extensions import db
 from webapp.core.money import Discount
 from webapp.customers.models import Audience, Customer
@@ -368,10 +369,7 @@ def test_an_unknown_offer_is_not_found(staff: FlaskClient, path: str) -> None:
 def test_creating_an_offer_needs_the_csrf_token(
     csrf_client: Any, client: FlaskClient, make_staff_user: Callable[..., Any]
 ) -> None:
-    user = make_staff_user("manager")
-    with csrf_client.session_transaction() as session:
-        session["_user_id"] = user.get_id()
-        session["_fresh"] = True
+    start_session(csrf_client, make_staff_user("manager"))
     client.application.config["WTF_CSRF_ENABLED"] = True
 
     assert csrf_client.post("/offers/new", data=SUMMER).status_code == 400

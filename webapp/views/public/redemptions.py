@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import segno
-from flask import Blueprint, Response, g, render_template, request
+from flask import Blueprint, Response, render_template, request
 from markupsafe import Markup
 
-from webapp.core.email_addresses import normalise_email
 from webapp.core.errors import InvalidInput
-from webapp.core.rate_limit import TooManyRequests, client_address, combined_key_func, form_field_key_func, limiter
+from webapp.core.rate_limit import RateLimit, TooManyRequests, client_address, email_attempt_key, limit_requests
 from webapp.customers import queries as customer_queries
 from webapp.mail import locales
 from webapp.redemptions import facts as redemption_facts
@@ -23,15 +22,11 @@ from webapp.views.public.forms import RedeemForm
 blueprint = Blueprint("redemptions", __name__)
 
 
-_email_key_func = form_field_key_func("email", normalise_email)
-
-
-def _is_failed_attempt(response: Response) -> bool:
-    """Return whether the view has marked the request as a failed attempt.
-
-    A request for a popular offer that is used up is not counted as guessing.
-    """
-    return bool(g.get("is_failed_attempt", False))
+_email_limit = RateLimit("redeem by email and address", "20 per 5 minutes")
+# Counts failed attempts only: a request for a popular offer that is used up is not guessing.
+_failed_email_limit = RateLimit("redeem by email", "100 per 10 minutes")
+# A larger form is not shown again to a client that sends too many.
+_MAX_THROTTLED_FORM_BYTES = 16 * 1024
 
 
 def _link_rate_limit_key() -> str:
@@ -53,12 +48,13 @@ def redeem_form() -> Response:
 
 
 @blueprint.post("/redeem")
-@limiter.limit("60 per minute", key_func=client_address)
-@limiter.limit("20 per 5 minutes", key_func=combined_key_func(_email_key_func, client_address))
-@limiter.limit("100 per 10 minutes", key_func=_email_key_func, deduct_when=_is_failed_attempt)
+@limit_requests("60 per minute")
 def redeem() -> Response:
     """Redeem a code: show the receipt, or the submitted form with the refusal."""
     form = RedeemForm(request.form)
+    email_key = email_attempt_key(form.email.data or "")
+    _email_limit.count(email_key, client_address())
+    _failed_email_limit.check(email_key)
     try:
         redemption_request = form.to_request()
         if guessing.is_code_blocked(redemption_request.code or ""):
@@ -69,7 +65,8 @@ def redeem() -> Response:
         return _render_page("redemptions/redeem.html", 422, form=form)
     except RedemptionRefused as refusal:
         reason, offer = refusal.evaluation.public_reason or refusal.reason, refusal.facts.offer
-        g.is_failed_attempt = reason in ("not_found", "customer_not_eligible")
+        if reason in ("not_found", "customer_not_eligible"):
+            _failed_email_limit.count(email_key)
         if offer is not None and reason == "customer_not_eligible":
             guessing.record_failed_attempt(offer.id)
         if offer is not None and refusal.facts.customer_id is not None and reason == "already_redeemed":
@@ -88,7 +85,9 @@ def handle_too_many_requests(error: TooManyRequests) -> Response:
     """
     if request.endpoint == "public.redemptions.redeem":
         message = refusals.format_throttle_message(error.wait_text)
-        response = _render_page("redemptions/redeem.html", 429, form=RedeemForm(request.form), refusal=message)
+        is_small = (request.content_length or 0) <= _MAX_THROTTLED_FORM_BYTES
+        form = RedeemForm(request.form if is_small else None)
+        response = _render_page("redemptions/redeem.html", 429, form=form, refusal=message)
     else:
         response = _render_page("redemptions/link_wait.html", 429, message=error.message)
     response.headers["Retry-After"] = str(error.retry_after_seconds)
@@ -123,8 +122,8 @@ def personal_link(token: str) -> Response:
 
 
 @blueprint.post("/r/<token>")
-@limiter.limit("60 per minute", key_func=client_address)
-@limiter.limit("20 per 5 minutes", key_func=_link_rate_limit_key)
+@limit_requests("60 per minute")
+@limit_requests("20 per 5 minutes", key_func=_link_rate_limit_key)
 def redeem_personal_link(token: str) -> Response:
     """Redeem the offer of a personal link: show the receipt or the refusal."""
     ids = personal_links.parse_personal_token(token)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flask import Blueprint, Response, flash, redirect, url_for
+from flask import Blueprint, Response, flash, g, redirect, url_for
 from flask_babel import gettext as _
 from flask_login import current_user
 from werkzeug.wrappers import Response as BaseResponse
@@ -13,7 +13,7 @@ from webapp.accounts import queries as account_queries
 from webapp.accounts.models import StaffUser
 from webapp.core.errors import DomainError, NotFound
 from webapp.views.rendering import add_form_errors, form_status, render, role_label
-from webapp.views.staff.blueprint import require_role
+from webapp.views.staff.blueprint import require_recent_password, require_role
 from webapp.views.staff.forms.accounts import InviteForm, OneTimeForm, RoleForm
 
 blueprint = Blueprint("accounts", __name__)
@@ -21,6 +21,7 @@ blueprint = Blueprint("accounts", __name__)
 
 @blueprint.route("/settings/people", methods=["GET", "POST"])
 @require_role("admin")
+@require_recent_password
 def staff_users() -> BaseResponse:
     """List the users and invite new ones.
 
@@ -62,13 +63,16 @@ def withdraw_invitation(invitation_id: int) -> BaseResponse:
 
 @blueprint.route("/settings/people/<int:user_id>", methods=["GET", "POST"])
 @require_role("admin")
+@require_recent_password
 def staff_user(user_id: int) -> BaseResponse:
     """Show a user, or change their role."""
     user = get_staff_user_or_404(user_id)
     form = RoleForm(obj=user)
     if form.validate_on_submit():
         try:
-            user = account_actions.change_staff_role(user_id, form.role.data, by=current_user.email)
+            user = account_actions.change_staff_role(
+                user_id, form.role.data, by=current_user.email, kept_session_id=g.staff_session_id
+            )
             flash(_("%(name)s now has the role %(role)s.", name=user.name, role=role_label(user.role)), "success")
             if user.has_at_least_role("admin") or user != current_user:
                 return redirect(url_for("staff.accounts.staff_user", user_id=user_id))
@@ -86,6 +90,7 @@ def _render_staff_user(user_id: int, form: RoleForm, link: str | None = None, st
 
 @blueprint.post("/settings/people/<int:user_id>/new-password")
 @require_role("admin")
+@require_recent_password
 def create_reset_link(user_id: int) -> BaseResponse:
     """Create a password reset link and show it once: it is not stored."""
     form = OneTimeForm()
@@ -109,6 +114,7 @@ def end_sessions(user_id: int) -> BaseResponse:
 
 @blueprint.post("/settings/people/<int:user_id>/disable")
 @require_role("admin")
+@require_recent_password
 def disable_staff_user(user_id: int) -> BaseResponse:
     """Disable a user and end their sessions."""
     try:

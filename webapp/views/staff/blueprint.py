@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar
 
-from flask import Blueprint, Response, abort, current_app, redirect, request, session, url_for
+from flask import Blueprint, Response, abort, current_app, flash, redirect, request, session, url_for
 from flask_babel import gettext as _
 from flask_login import current_user
 from flask_wtf.csrf import CSRFError
+from werkzeug.wrappers import Response as BaseResponse
 
 from webapp.accounts.models import Role
+from webapp.views.staff.recent_password import ask_for_recent_password
 
 StaffView = TypeVar("StaffView", bound=Callable[..., Any])
 
@@ -36,6 +38,15 @@ def require_role(role: Role) -> Callable[[StaffView], StaffView]:
         return view
 
     return decorate
+
+
+def require_recent_password(view: StaffView) -> StaffView:
+    """Mark a view whose writes need a password that was entered recently in this session.
+
+    Otherwise the response asks for it, and sends the form again with it.
+    """
+    view.requires_recent_password = True  # type: ignore[attr-defined]
+    return view
 
 
 def allow_form_size(max_bytes: int) -> Callable[[StaffView], StaffView]:
@@ -95,19 +106,25 @@ def create_staff_blueprint(*blueprints: Blueprint) -> Blueprint:
     return staff
 
 
-def _authorize_request() -> Response | None:
+def _authorize_request() -> BaseResponse | None:
     view = current_app.view_functions[request.endpoint or ""]
     if getattr(view, "is_login_exempt", False):
         return None
     if not current_user.is_authenticated:
+        if session.pop("_user_id", None) is not None:
+            # The session was ended elsewhere or has expired.
+            flash(_("Your session has ended. Please sign in again."), "info")
         # Only a GET can be repeated after signing in.
         next_path = request.full_path.rstrip("?") if request.method == "GET" else None
         if request.headers.get("HX-Request"):
             return Response(status=401, headers={"HX-Redirect": url_for("staff.accounts.sign_in")})
         if request.method == "POST" and hasattr(view, "preserved_fields"):
             raise SessionExpired("The session has ended.")  # no translation
-        return redirect(url_for("staff.accounts.sign_in", next=next_path))  # type: ignore[return-value]
-    default_role: Role = "viewer" if request.method in ("GET", "HEAD", "OPTIONS") else "manager"
+        return redirect(url_for("staff.accounts.sign_in", next=next_path))
+    is_read = request.method in ("GET", "HEAD", "OPTIONS")
+    default_role: Role = "viewer" if is_read else "manager"
     if not current_user.has_at_least_role(getattr(view, "required_role", default_role)):
         abort_insufficient_role()
+    if getattr(view, "requires_recent_password", False) and not is_read:
+        return ask_for_recent_password()
     return None

@@ -24,7 +24,7 @@ from webapp.redemptions import queries as redemption_queries
 from webapp.redemptions.rules import evaluate
 from webapp.views import rendering
 from webapp.views.form_base import PostForm
-from webapp.views.staff.blueprint import require_role
+from webapp.views.staff.blueprint import require_recent_password, require_role
 from webapp.views.staff.forms.customers import AudienceForm, CustomerForm, CustomerSearchForm
 from webapp.views.staff.forms.redemptions import CHANNEL_LABELS
 
@@ -150,6 +150,7 @@ def edit(customer_id: int) -> BaseResponse:
 
 @blueprint.route("/customers/<int:customer_id>/erase", methods=["GET", "POST"])
 @require_role("admin")
+@require_recent_password
 def erase(customer_id: int) -> BaseResponse:
     """Erase a customer's personal data after a confirmation page."""
     customer = customer_queries.find_customer(customer_id)

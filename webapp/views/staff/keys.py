@@ -13,12 +13,13 @@ from webapp.core import signing_keys
 from webapp.core.errors import DomainError
 from webapp.views.rendering import add_form_errors, flash_domain_error, form_status, render
 from webapp.views.staff.accounts import blueprint
-from webapp.views.staff.blueprint import require_role
+from webapp.views.staff.blueprint import require_recent_password, require_role
 from webapp.views.staff.forms.accounts import ApiKeyForm
 
 
 @blueprint.route("/settings/api-keys", methods=["GET", "POST"])
 @require_role("admin")
+@require_recent_password
 def api_keys() -> BaseResponse:
     """List the API keys and create new ones.
 
@@ -67,6 +68,7 @@ def show_signing_keys() -> BaseResponse:
 
 @blueprint.post("/settings/keys/<purpose>/renew")
 @require_role("admin")
+@require_recent_password
 def rotate_signing_key(purpose: str) -> BaseResponse:
     """Create a new version of a signing key, which signs from now on."""
     version = signing_key_actions.rotate_signing_key(purpose, by=current_user.email)
@@ -79,6 +81,7 @@ def rotate_signing_key(purpose: str) -> BaseResponse:
 
 @blueprint.post("/settings/keys/<purpose>/<int:version>/retire")
 @require_role("admin")
+@require_recent_password
 def revoke_signing_key(purpose: str, version: int) -> BaseResponse:
     """Revoke a version of a signing key: its signatures are no longer accepted."""
     with flash_domain_error():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flask import Response, flash, redirect, url_for
+from flask import Response, flash, g, redirect, url_for
 from flask_babel import gettext as _
 from flask_login import current_user
 from werkzeug.wrappers import Response as BaseResponse
@@ -11,11 +11,11 @@ from webapp.accounts import actions as account_actions
 from webapp.accounts import sign_in_actions
 from webapp.core.errors import DomainError
 from webapp.core.local_time import list_time_zones
-from webapp.core.rate_limit import limiter
 from webapp.views.rendering import add_form_errors, form_status, render
 from webapp.views.staff.accounts import blueprint
 from webapp.views.staff.blueprint import require_role
 from webapp.views.staff.forms.accounts import ChangePasswordForm, ProfileForm
+from webapp.views.staff.recent_password import password_limit
 from webapp.views.staff.sign_in import start_session
 
 
@@ -41,11 +41,11 @@ def profile() -> BaseResponse:
 
 @blueprint.post("/settings/profile/password")
 @require_role("viewer")
-@limiter.limit("10 per 5 minutes", key_func=lambda: f"user:{current_user.get_id()}")
 def change_password() -> BaseResponse:
     """Change the password of the signed-in user and end all other sessions."""
     form = ChangePasswordForm()
     if form.validate_on_submit():
+        password_limit.count(str(g.staff_session_id))
         try:
             user = sign_in_actions.change_own_password(current_user.id, form.current.data, form.password.data)
         except DomainError as error:

@@ -2,42 +2,47 @@
 
 from __future__ import annotations
 
-from flask import flash, redirect, request, session, url_for
+from flask import flash, g, redirect, request, session, url_for
 from flask_babel import gettext as _
-from flask_login import current_user, login_user, logout_user
+from flask_login import current_user
 from werkzeug.wrappers import Response as BaseResponse
 
-from webapp.accounts import invitation_actions, links, sign_in_actions
+from webapp.accounts import invitation_actions, links, session_actions, session_queries, sign_in_actions
 from webapp.accounts import queries as account_queries
 from webapp.accounts.models import Invitation, StaffUser
-from webapp.core.email_addresses import normalise_email
 from webapp.core.errors import DomainError, NotFound
 from webapp.core.extensions import login
 from webapp.core.local_time import list_time_zones
-from webapp.core.rate_limit import client_address, form_field_key_func, limiter, reset_attempts
+from webapp.core.rate_limit import RateLimit, email_attempt_key, limit_requests
+from webapp.core.sessions import load_device_tokens, save_device_token
+from webapp.core.user_agents import clean_user_agent
 from webapp.views.rendering import add_form_errors, add_privacy_headers, form_status, render
 from webapp.views.staff.accounts import blueprint, get_staff_user_or_404
 from webapp.views.staff.blueprint import login_exempt
 from webapp.views.staff.forms.accounts import AcceptInvitationForm, FirstPasswordForm, NewPasswordForm, SignInForm
 
-_sign_in_rate_limit_key = form_field_key_func("email", normalise_email)
+# Guesses at one account from unknown browsers; a stranger can use them up.
+_account_limit = RateLimit("sign in", "10 per 5 minutes")
+# Guesses from a browser in which the user has signed in before. A stranger cannot use them up.
+_device_limit = RateLimit("sign in with a device", "10 per 5 minutes")
 
 
 @login.user_loader
-def load_user(session_id: str) -> StaffUser | None:
-    """Return the user of a session, unless the session was ended or the user disabled."""
-    user_id, _dot, version = session_id.partition(".")
-    return (
-        account_queries.find_session_user(int(user_id), int(version))
-        if user_id.isdigit() and version.isdigit()
-        else None
-    )
+def load_user(token: str) -> StaffUser | None:
+    """Return the user of a session, unless it has ended or expired or the user is disabled."""
+    loaded = session_queries.find_staff_session(token)
+    if loaded is not None and loaded.is_last_use_stale:
+        session_actions.update_last_use(loaded.id, _read_client())
+        loaded = session_queries.find_staff_session(token)
+    if loaded is None:
+        return None
+    g.staff_session_id, g.has_recent_password = loaded.id, loaded.has_recent_password
+    return loaded.user
 
 
 @blueprint.route("/sign-in", methods=["GET", "POST"])
 @login_exempt
-@limiter.limit("30 per minute", key_func=client_address, methods=["POST"])
-@limiter.limit("10 per 5 minutes", key_func=_sign_in_rate_limit_key, methods=["POST"])
+@limit_requests("30 per minute")
 def sign_in() -> BaseResponse:
     """Show the sign-in form, or sign in."""
     form = SignInForm()
@@ -46,21 +51,41 @@ def sign_in() -> BaseResponse:
         return redirect(next_path)
     if not form.validate_on_submit():
         return render("accounts/sign_in.html", status=form_status(form), form=form)
+    limit, key = _choose_sign_in_limit(form.email.data)
+    limit.count(key)
     try:
         user = sign_in_actions.sign_in_user(form.email.data, form.password.data)
     except DomainError as error:
         add_form_errors(form, error)
         return render("accounts/sign_in.html", status=error.status, form=form)
-    reset_attempts(_sign_in_rate_limit_key)
+    limit.reset(key)
+    # A second factor is asked for here: the password is right, and no session exists yet.
     start_session(user)
     return redirect(next_path)
+
+
+def _choose_sign_in_limit(email: str) -> tuple[RateLimit, str]:
+    """Return the limit of an attempt to sign in, and its key.
+
+    Attempts from a browser that is known for the account are counted for that browser, all others for the account. So
+    strangers cannot lock a user out, and guesses stay limited in both cases (OWASP, "Slow Down Online Guessing Attacks
+    with Device Cookies").
+
+    :param email: as parsed by the form.
+    """
+    device_id = session_queries.find_device_id(email, load_device_tokens())
+    if device_id is not None:
+        return _device_limit, str(device_id)
+    return _account_limit, email_attempt_key(email)
 
 
 @blueprint.post("/sign-out")
 @login_exempt
 def sign_out() -> BaseResponse:
-    """End the session."""
-    logout_user()
+    """End the session, also on the server: a copy of its cookie is of no use."""
+    token = session.get("_user_id")
+    if token is not None:
+        session_actions.sign_out(token)
     session.clear()
     flash(_("You are signed out."), "success")
     return redirect(url_for("staff.accounts.sign_in"))
@@ -130,12 +155,23 @@ def _sign_in_and_redirect(user: StaffUser, message: str) -> BaseResponse:
 
 
 def start_session(user: StaffUser) -> None:
-    """Start a new session.
+    """Start a session of an authenticated user in this browser, which becomes known for the account.
 
-    The previous one is cleared, because an attacker may have set it (session fixation).
+    The previous session is cleared, because an attacker may have set it (session fixation), and ends.
     """
+    started = session_actions.start_staff_session(
+        user.id, _read_client(), load_device_tokens(), replaced_token=session.get("_user_id")
+    )
     session.clear()
-    login_user(user)
+    session["_user_id"] = started.token
+    save_device_token(started.device_token)
+    g.staff_session_id, g.has_recent_password = started.id, True
+    g._login_user = user
+
+
+def _read_client() -> session_actions.SessionClient:
+    user_agent = clean_user_agent(request.headers.get("User-Agent", ""))
+    return session_actions.SessionClient((request.remote_addr or "")[:64], user_agent)
 
 
 def safe_redirect_path(path: str | None) -> str:

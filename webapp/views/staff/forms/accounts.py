@@ -121,6 +121,12 @@ class ChangePasswordForm(PostForm):
     confirm = PasswordField(_l("Repeat new password"), _confirmation_validators("password"))
 
 
+class RecentPasswordForm(PostForm):
+    """The password of the signed-in user, entered again before certain actions."""
+
+    recent_password = PasswordField(_l("Password"), [InputRequired(_l("Enter your password."))])
+
+
 class OneTimeForm(PostForm):
     """A form that creates a secret, which the response to its POST shows once.
 

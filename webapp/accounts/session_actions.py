@@ -1,0 +1,146 @@
+"""Actions on the sessions of staff."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import NamedTuple
+
+from flask_babel import gettext as _
+from sqlalchemy import delete, func, not_, select, update
+
+from webapp.accounts import passwords, staff_sessions
+from webapp.accounts import queries as account_queries
+from webapp.accounts.actions import lock_existing_staff_user, roll_back_and_raise
+from webapp.accounts.audit import record_audit_entry
+from webapp.accounts.models import StaffDevice, StaffSession, StaffUser
+from webapp.accounts.session_queries import LAST_USE_IS_STALE
+from webapp.core.errors import DomainError, FieldError, InvalidInput
+from webapp.core.extensions import db
+from webapp.core.sessions import DEVICE_DAYS
+
+
+class SessionClient(NamedTuple):
+    """The client of a session: its network address and its cleaned User-Agent header."""
+
+    address: str
+    user_agent: str
+
+
+class StartedSession(NamedTuple):
+    """A new session, with the tokens for the cookies of the browser.
+
+    :ivar is_new_device: whether the user had not signed in with this browser before.
+    """
+
+    id: int
+    token: str
+    device_token: str
+    is_new_device: bool
+
+
+def start_staff_session(
+    user_id: int, client: SessionClient, device_tokens: Sequence[str] = (), replaced_token: str | None = None
+) -> StartedSession:
+    """Start a session of a user who has just been authenticated.
+
+    :param device_tokens: the tokens in the device cookie of the browser.
+    :param replaced_token: the token of the session that the browser had before; that session ends.
+    :raises DomainError: `disabled` when the user has been disabled.
+    """
+    db.session.flush()
+    user = lock_existing_staff_user(user_id)
+    if not user.is_active:
+        roll_back_and_raise(
+            DomainError("disabled", _("Your account is disabled. Ask an administrator to enable it."), 422)
+        )
+    if replaced_token is not None:
+        _delete_session(replaced_token)
+    device_id, device_token, is_new_device = staff_sessions.remember_device(user_id, device_tokens)
+    session_id, token = staff_sessions.insert_session(user_id, device_id, client.address, client.user_agent)
+    db.session.commit()
+    return StartedSession(session_id, token, device_token, is_new_device)
+
+
+def update_last_use(session_id: int, client: SessionClient) -> None:
+    """Record the use of a session and its client, once a minute.
+
+    Only one of several concurrent requests writes; the others return immediately.
+    """
+    stale = select(StaffSession.id).where(StaffSession.id == session_id, LAST_USE_IS_STALE)
+    db.session.execute(
+        update(StaffSession)
+        .where(StaffSession.id.in_(stale.with_for_update(skip_locked=True)))
+        .values(last_used_at=func.now(), client_address=client.address, user_agent=client.user_agent)
+    )
+    db.session.commit()
+
+
+def confirm_password(user_id: int, session_id: int, password: str) -> None:
+    """Record that a user has entered the password again in a session.
+
+    :raises InvalidInput: `password_wrong` when it is wrong.
+    :raises DomainError: `session_ended` when the session has just ended.
+    """
+    user = account_queries.find_staff_user(user_id)
+    if user is None or not passwords.verify_password(user.password_hash, password):
+        raise InvalidInput(FieldError("recent_password", "password_wrong", _("This is not your password.")))
+    confirmed = update(StaffSession).where(StaffSession.id == session_id, StaffSession.staff_user_id == user_id)
+    row = db.session.execute(confirmed.values(authenticated_at=func.now()).returning(StaffSession.id)).first()
+    db.session.commit()
+    if row is None:
+        raise DomainError("session_ended", _("Your session has ended. Sign in again and repeat the step."), 401)
+
+
+def sign_out(token: str) -> None:
+    """End the session with a token. Idempotent."""
+    email = _delete_session(token)
+    if email:
+        record_audit_entry(email, "staff.signed_out", email)
+    db.session.commit()
+
+
+def end_own_session(user: StaffUser, session_id: int, current_id: int) -> None:
+    """End a session of a user, who asked for it in the current one. Idempotent.
+
+    Its browser becomes unknown, unless it is the current one.
+    """
+    own = StaffSession.id == session_id, StaffSession.staff_user_id == user.id
+    device_ids = select(StaffSession.staff_device_id).where(*own)
+    current_device_ids = select(StaffSession.staff_device_id).where(
+        StaffSession.id == current_id, StaffSession.staff_device_id.is_not(None)
+    )
+    db.session.execute(
+        delete(StaffDevice).where(StaffDevice.id.in_(device_ids), StaffDevice.id.not_in(current_device_ids))
+    )
+    if db.session.execute(delete(StaffSession).where(*own).returning(StaffSession.id)).first():
+        record_audit_entry(user.email, "staff.session_ended", user.email)
+    db.session.commit()
+
+
+def end_other_sessions(user: StaffUser, session_id: int) -> None:
+    """End all sessions of a user except one; all browsers except that of this session become unknown."""
+    staff_sessions.delete_user_sessions(user.id, except_id=session_id)
+    kept_device_ids = select(StaffSession.staff_device_id).where(
+        StaffSession.staff_user_id == user.id, StaffSession.staff_device_id.is_not(None)
+    )
+    db.session.execute(
+        delete(StaffDevice).where(StaffDevice.staff_user_id == user.id, StaffDevice.id.not_in(kept_device_ids))
+    )
+    record_audit_entry(user.email, "staff.sessions_ended", user.email)
+    db.session.commit()
+
+
+def delete_expired_sessions() -> None:
+    """Delete the sessions that have expired, and the devices that were not used for `DEVICE_DAYS`."""
+    db.session.execute(delete(StaffSession).where(not_(staff_sessions.is_session_active())))
+    db.session.execute(delete(StaffDevice).where(StaffDevice.last_used_at < func.now() - timedelta(days=DEVICE_DAYS)))
+    db.session.commit()
+
+
+def _delete_session(token: str) -> str | None:
+    """Delete the session with a token; return the email address of its user, or None without such a session."""
+    session = StaffSession.token_hash == staff_sessions.hash_session_token(token)
+    user_id = db.session.scalar(delete(StaffSession).where(session).returning(StaffSession.staff_user_id))
+    user = account_queries.find_staff_user(user_id) if user_id is not None else None
+    return user.email if user is not None else None
