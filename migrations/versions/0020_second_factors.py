@@ -7,10 +7,11 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0020"
-down_revision = "0014"
+down_revision = "0015"
 
 
 def upgrade() -> None:
+    op.add_column("staff_session", sa.Column("second_factor_at", sa.DateTime(timezone=True), nullable=True))
     op.create_table(
         "totp_authenticator",
         sa.Column("id", sa.BigInteger(), sa.Identity(), nullable=False),
@@ -97,3 +98,4 @@ def downgrade() -> None:
     op.drop_table("passkey")
     op.drop_table("recovery_code")
     op.drop_table("totp_authenticator")
+    op.drop_column("staff_session", "second_factor_at")

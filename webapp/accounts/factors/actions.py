@@ -6,6 +6,7 @@ from flask import current_app
 from flask_babel import gettext as _
 from sqlalchemy import delete
 
+from webapp.accounts import staff_sessions
 from webapp.accounts.actions import lock_existing_staff_user, roll_back_and_raise
 from webapp.accounts.audit import record_audit_entry
 from webapp.accounts.factors import queries as factor_queries
@@ -57,7 +58,7 @@ def reset_second_factor(user_id: int, by: str) -> StaffUser:
     user = lock_existing_staff_user(user_id)
     for model in (TotpAuthenticator, Passkey, RecoveryCode):
         db.session.execute(delete(model).where(model.staff_user_id == user_id))
-    user.session_version += 1
+    staff_sessions.delete_user_sessions_and_devices(user_id)
     record_audit_entry(by, "second_factor.reset", user.email)
     db.session.commit()
     return user
