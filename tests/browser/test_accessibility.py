@@ -58,6 +58,7 @@ STAFF = [
     "/settings/keys",
     "/settings/audit",
     "/settings/profile",
+    "/settings/profile/sessions",
     "/nowhere",
 ]
 

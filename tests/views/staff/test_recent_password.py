@@ -1,0 +1,150 @@
+"""The password is asked for again before certain actions."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from datetime import timedelta
+
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+from sqlalchemy import func, select, update
+
+from tests.support.accounts import PASSWORD
+from tests.support.sessions import start_session
+from webapp.accounts.models import ApiKey, AuditEntry, StaffSession, StaffUser
+from webapp.core.extensions import db
+
+MakeUser = Callable[..., StaffUser]
+# The actions that need it, for a viewer with id 2 and a customer with id 1.
+PROTECTED = [
+    ("/settings/api-keys", {"name": "Till", "scopes": "read"}, "/settings/api-keys"),
+    ("/settings/people", {"role": "viewer"}, "/settings/people"),
+    ("/settings/people/2", {"role": "manager"}, "/settings/people/2"),
+    ("/settings/people/2/new-password", {}, "/settings/people/2"),
+    ("/settings/people/2/disable", {}, "/settings/people/2"),
+    ("/settings/keys/personal_code/renew", {}, "/settings/keys"),
+    ("/settings/keys/personal_code/1/retire", {}, "/settings/keys"),
+    ("/customers/1/erase", {}, "/customers/1/erase"),
+]
+
+
+@pytest.fixture
+def admin(client: FlaskClient, make_user_with_password: MakeUser) -> FlaskClient:
+    """A client in which an administrator signed in an hour ago."""
+    start_session(client, make_user_with_password("admin"))
+    db.session.execute(update(StaffSession).values(authenticated_at=func.now() - timedelta(hours=1)))
+    db.session.commit()
+    return client
+
+
+def count_keys() -> int:
+    return db.session.scalar(select(func.count()).select_from(ApiKey)) or 0
+
+
+@pytest.mark.parametrize(("path", "values", "page"), PROTECTED)
+def test_the_password_is_asked_for_and_the_action_continues(
+    admin: FlaskClient, make_staff_user: MakeUser, make_customer: Callable[..., object],
+    path: str, values: dict[str, str], page: str,
+) -> None:  # fmt: skip
+    make_staff_user("viewer"), make_customer()
+    assert admin.get(page).status_code == 200
+
+    response = admin.post(path, data=values)
+
+    assert response.status_code == 403
+    assert "Confirm your password" in response.text
+    assert f'href="{page}"' in response.text
+    assert not db.session.scalars(select(AuditEntry.id)).all()
+    for name, value in values.items():
+        assert f'<input type="hidden" name="{name}" value="{value}">' in response.text
+
+    confirmed = admin.post(path, data={**values, "recent_password": PASSWORD})
+
+    if path.endswith("/retire"):
+        assert "This key has no version 1." in confirmed.text
+    else:
+        assert confirmed.status_code in (200, 302)
+        assert db.session.scalars(select(AuditEntry.id)).all()
+
+
+def test_every_protected_view_is_in_this_list(app: Flask) -> None:
+    urls = app.url_map.bind("")
+    tested = {urls.match(path, "POST")[0] for path, _values, _page in PROTECTED}
+    protected = {name for name, view in app.view_functions.items() if getattr(view, "requires_recent_password", False)}
+    assert protected == tested
+
+
+def test_the_password_is_asked_for_once_in_fifteen_minutes(admin: FlaskClient) -> None:
+    values = {"name": "Till", "scopes": "read"}
+    assert admin.post("/settings/api-keys", data={**values, "recent_password": PASSWORD}).status_code == 200
+    assert admin.post("/settings/api-keys", data={**values, "name": "Shop"}).status_code == 200
+    assert count_keys() == 2
+    db.session.execute(update(StaffSession).values(authenticated_at=func.now() - timedelta(minutes=16)))
+    db.session.commit()
+    assert admin.post("/settings/api-keys", data=values).status_code == 403
+
+
+def test_signing_in_counts_as_recent(client: FlaskClient, make_user_with_password: MakeUser) -> None:
+    client.post("/sign-in", data={"email": make_user_with_password().email, "password": PASSWORD})
+    assert client.post("/settings/api-keys", data={"name": "Till", "scopes": "read"}).status_code == 200
+
+
+@pytest.mark.parametrize("password", ["wrong", "", "\0", "x" * 100_000])
+def test_after_a_wrong_password_nothing_is_done_or_lost(admin: FlaskClient, password: str) -> None:
+    values = {"name": '"Till" & <co>', "scopes": ["read", "redeem"]}
+    response = admin.post("/settings/api-keys", data={**values, "recent_password": password})
+    assert response.status_code == 422
+    assert "invalid-feedback" in response.text
+    assert re.findall('<input type="hidden" name="(name|scopes)" value="([^"]*)">', response.text) == [
+        ("name", "&#34;Till&#34; &amp; &lt;co&gt;"),
+        ("scopes", "read"),
+        ("scopes", "redeem"),
+    ]
+    assert "x" * 100 not in response.text
+    assert count_keys() == 0
+
+
+def test_wrong_passwords_are_limited_in_each_session(
+    app: Flask, admin: FlaskClient, make_user_with_password: MakeUser
+) -> None:
+    values = {"name": "Till", "scopes": "read", "recent_password": "wrong"}
+    statuses = [admin.post("/settings/api-keys", data=values).status_code for _ in range(11)]
+    assert statuses == [422] * 10 + [429]
+    assert admin.post("/settings/api-keys", data={**values, "recent_password": PASSWORD}).status_code == 429
+    # The form that changes the password shares the limit.
+    change = {"current": "wrong", "password": "a brand new one", "confirm": "a brand new one"}
+    assert admin.post("/settings/profile/password", data=change).status_code == 429
+    assert count_keys() == 0
+    other = app.test_client()
+    start_session(other, db.session.scalars(select(StaffUser)).one())
+    assert other.post("/settings/api-keys", data={"name": "Till", "scopes": "read"}).status_code == 200
+
+
+def test_a_session_that_ends_meanwhile_leads_to_the_sign_in_page(admin: FlaskClient) -> None:
+    db.session.execute(update(StaffSession).values(last_used_at=func.now() - timedelta(days=1)))
+    db.session.commit()
+    values = {"name": "Till", "scopes": "read", "recent_password": PASSWORD}
+    assert admin.post("/settings/api-keys", data=values).location == "/sign-in"
+    assert count_keys() == 0
+
+
+def test_the_role_is_checked_first(client: FlaskClient, make_user_with_password: MakeUser) -> None:
+    start_session(client, make_user_with_password("manager"))
+    db.session.execute(update(StaffSession).values(authenticated_at=func.now() - timedelta(hours=1)))
+    db.session.commit()
+    assert "Confirm your password" not in client.post("/settings/api-keys").text
+
+
+def test_the_confirmation_needs_the_csrf_token(csrf_client: FlaskClient, make_user_with_password: MakeUser) -> None:
+    start_session(csrf_client, make_user_with_password("admin"))
+    db.session.execute(update(StaffSession).values(authenticated_at=func.now() - timedelta(hours=1)))
+    db.session.commit()
+    values = {"name": "Till", "scopes": "read", "recent_password": PASSWORD}
+    assert csrf_client.post("/settings/api-keys", data=values).status_code == 400
+    page = csrf_client.get("/settings/api-keys").text
+    token = page.split('name="csrf_token" value="', 1)[1].split('"', 1)[0]
+    asked = csrf_client.post("/settings/api-keys", data={"name": "Till", "scopes": "read", "csrf_token": token})
+    assert asked.text.count('name="csrf_token"') == 1
+    assert csrf_client.post("/settings/api-keys", data={**values, "csrf_token": token}).status_code == 200
