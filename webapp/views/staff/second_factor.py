@@ -114,7 +114,7 @@ def _find_user() -> StaffUser | None:
     """Return the user whose second factor is missing: of a pending sign-in, or of a session that began without it."""
     pending = session.get("pending_sign_in")
     if pending:
-        return find_pending_user(pending[:3])
+        return find_pending_user(pending[:3] if isinstance(pending, list) else None)
     is_missing = current_user.is_authenticated and is_second_factor_required(current_user.role)
     user: StaffUser | None = current_user if is_missing and not g.has_second_factor else None
     return user
