@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import pytest
 from flask import Flask
@@ -35,7 +35,7 @@ def count(model: type[StaffSession | StaffDevice]) -> int:
 
 def set_times(**ages: timedelta) -> None:
     """Set columns of all sessions to times before now."""
-    values: dict[str, ColumnElement[object]] = {name: func.now() - age for name, age in ages.items()}
+    values: dict[str, ColumnElement[datetime]] = {name: func.now() - age for name, age in ages.items()}
     db.session.execute(update(StaffSession).values(**values))
     db.session.commit()
 
@@ -114,9 +114,10 @@ class TestSessions:
         user = make_user_with_password()
         here, other = start(user), start(user)
         set_times(authenticated_at=timedelta(hours=1))
-        session_actions.confirm_password(user.id, here.id, PASSWORD)
-        loaded = [session_queries.find_staff_session(started.token) for started in (here, other)]
+        token = session_actions.confirm_password(user.id, here.id, PASSWORD)
+        loaded = [session_queries.find_staff_session(item) for item in (token, other.token)]
         assert [item is not None and item.has_recent_password for item in loaded] == [True, False]
+        assert session_queries.find_staff_session(here.token) is None
 
     def test_a_wrong_password_confirms_nothing(self, make_user_with_password: MakeUser) -> None:
         user = make_user_with_password()

@@ -70,7 +70,10 @@ class StaffSession(Model):
     id: Mapped[Id]
     token_hash: Mapped[bytes] = mapped_column(LargeBinary, unique=True)
     staff_user_id: Mapped[int] = mapped_column(ForeignKey("staff_user.id", ondelete="CASCADE"), index=True)
-    staff_device_id: Mapped[int | None] = mapped_column(ForeignKey("staff_device.id", ondelete="SET NULL"), index=True)
+    staff_device_id: Mapped[int | None] = mapped_column(
+        ForeignKey("staff_device.id", ondelete="SET NULL"),  # no translation
+        index=True,
+    )
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     # Updated at most once a minute, together with the address and the user agent.
     last_used_at: Mapped[datetime] = mapped_column(server_default=func.now())

@@ -72,19 +72,24 @@ def start_staff_session(
 def update_last_use(session_id: int, client: SessionClient) -> None:
     """Record the use of a session and its client, once a minute.
 
-    Only one of several concurrent requests writes; the others return immediately.
+    Only one of several concurrent requests writes; the others return immediately. It is a transaction of its own, since
+    a page may load its user after other writes.
     """
     stale = select(StaffSession.id).where(StaffSession.id == session_id, LAST_USE_IS_STALE)
-    db.session.execute(
+    use = (
         update(StaffSession)
         .where(StaffSession.id.in_(stale.with_for_update(skip_locked=True)))
         .values(last_used_at=func.now(), client_address=client.address, user_agent=client.user_agent)
     )
-    db.session.commit()
+    with db.engine.begin() as connection:
+        connection.execute(use)
 
 
-def confirm_password(user_id: int, session_id: int, password: str) -> None:
-    """Record that a user has entered the password again in a session.
+def confirm_password(user_id: int, session_id: int, password: str) -> str:
+    """Record that a user has entered the password again in a session; return its new token.
+
+    The former token becomes invalid, so that a copy of the cookie does not gain what the password allows (OWASP ASVS
+    5.0, 7.2.4).
 
     :raises InvalidInput: `password_wrong` when it is wrong.
     :raises DomainError: `session_ended` when the session has just ended.
@@ -92,11 +97,17 @@ def confirm_password(user_id: int, session_id: int, password: str) -> None:
     user = account_queries.find_staff_user(user_id)
     if user is None or not passwords.verify_password(user.password_hash, password):
         raise InvalidInput(FieldError("recent_password", "password_wrong", _("This is not your password.")))
-    confirmed = update(StaffSession).where(StaffSession.id == session_id, StaffSession.staff_user_id == user_id)
-    row = db.session.execute(confirmed.values(authenticated_at=func.now()).returning(StaffSession.id)).first()
+    token = staff_sessions.create_token()
+    row = db.session.execute(
+        update(StaffSession)
+        .where(StaffSession.id == session_id, StaffSession.staff_user_id == user_id)
+        .values(authenticated_at=func.now(), token_hash=staff_sessions.hash_session_token(token))
+        .returning(StaffSession.id)
+    ).first()
     db.session.commit()
     if row is None:
         raise DomainError("session_ended", _("Your session has ended. Sign in again and repeat the step."), 401)
+    return token
 
 
 def record_second_factor(session_id: int) -> None:

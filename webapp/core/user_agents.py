@@ -12,7 +12,7 @@ MAX_USER_AGENT_LENGTH = 300
 _BROWSERS = (
     ("Edge", r"\bEdg(?:e|A|iOS)?/"),
     ("Opera", r"\bOPR/|\bOpera\b"),
-    ("Samsung Internet", r"\bSamsungBrowser/"),
+    ("Samsung Internet", r"\bSamsungBrowser/"),  # no translation
     ("Firefox", r"\b(?:Firefox|FxiOS)/"),
     ("Chrome", r"\b(?:Headless)?(?:Chrome|CriOS|Chromium)/"),
     ("Safari", r"\bVersion/[\d.]+.* Safari/"),

@@ -103,6 +103,15 @@ def test_the_password_is_asked_for_once_in_fifteen_minutes(admin: FlaskClient) -
     assert admin.post("/settings/api-keys", data=values).status_code == 403
 
 
+def test_confirming_replaces_the_cookie(app: Flask, admin: FlaskClient) -> None:
+    former = admin.get_cookie(app.config["SESSION_COOKIE_NAME"])
+    assert former is not None
+    admin.post("/settings/api-keys", data={"name": "Till", "scopes": "read", "recent_password": PASSWORD})
+    thief = app.test_client()
+    thief.set_cookie(former.key, former.value)
+    assert [client.get("/settings/profile").status_code for client in (admin, thief)] == [200, 302]
+
+
 def test_signing_in_counts_as_recent(client: FlaskClient, make_user_with_password: MakeUser) -> None:
     client.post("/sign-in", data={"email": make_user_with_password().email, "password": PASSWORD})
     assert client.post("/settings/api-keys", data={"name": "Till", "scopes": "read"}).status_code == 200

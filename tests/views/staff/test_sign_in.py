@@ -133,6 +133,16 @@ class TestKnownBrowsers:
         # Signing in does not give the strangers more attempts.
         assert post_sign_in(app.test_client(), host="203.0.113.99").status_code == 429
 
+    def test_strangers_with_the_same_address_cannot_lock_out_a_known_browser(
+        self, app: Flask, client: FlaskClient, make_user_with_password: MakeUser
+    ) -> None:
+        make_user_with_password()
+        post_sign_in(client)
+        statuses = [post_sign_in(app.test_client(), f"n{n}@example.com", "a guess").status_code for n in range(31)]
+        assert (statuses[-1], post_sign_in(client).status_code) == (429, 302)
+        guesses = [post_sign_in(client, f"n{n}@example.com", "a guess").status_code for n in range(30)]
+        assert guesses[-1] == 429
+
     def test_guesses_from_a_known_browser_are_limited(
         self, app: Flask, client: FlaskClient, make_user_with_password: MakeUser
     ) -> None:
@@ -322,6 +332,23 @@ class TestSessionOnTheServer:
         assert client.get("/settings/profile", environ_base={"REMOTE_ADDR": "2001:db8::7"}).status_code == 200
         recent = StaffSession.last_used_at > func.now() - timedelta(minutes=1)
         assert db.session.execute(select(StaffSession.client_address, recent)).all() == [("2001:db8::7", True)]
+
+    def test_a_page_that_refreshes_itself_does_not_count_as_use(self, sign_in: SignIn) -> None:
+        client = sign_in("viewer")
+        db.session.execute(update(StaffSession).values(last_used_at=func.now() - timedelta(hours=11)))
+        db.session.commit()
+        recent = select(StaffSession.last_used_at > func.now() - timedelta(minutes=1))
+        assert client.get("/offers", headers={"HX-Request": "true"}).status_code == 200
+        assert db.session.scalars(recent).all() == [False]
+        client.post("/offers/new", headers={"HX-Request": "true"})
+        assert db.session.scalars(recent).all() == [True]
+
+    def test_a_refresh_with_a_former_token_keeps_the_cookie(self, sign_in: SignIn) -> None:
+        client = sign_in("viewer")
+        db.session.execute(text("delete from staff_session"))
+        db.session.commit()
+        response = client.get("/offers", headers={"HX-Request": "true"})
+        assert (response.status_code, response.headers.getlist("Set-Cookie")) == (401, [])
 
     def test_signing_in_again_replaces_the_session_of_the_browser(
         self, client: FlaskClient, make_user_with_password: MakeUser

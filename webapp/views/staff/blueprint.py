@@ -128,13 +128,14 @@ def _authorize_request() -> BaseResponse | None:
     if getattr(view, "is_login_exempt", False):
         return None
     if not current_user.is_authenticated:
-        if session.pop("_user_id", None) is not None:
-            # The session was ended elsewhere or has expired.
-            flash(_("Your session has ended. Please sign in again."), "info")
         # Only a GET can be repeated after signing in.
         next_path = request.full_path.rstrip("?") if request.method == "GET" else None
         if request.headers.get("HX-Request"):
+            # The cookie stays as it is: another request of this browser may just have replaced the token.
             return Response(status=401, headers={"HX-Redirect": url_for("staff.accounts.sign_in")})
+        if session.pop("_user_id", None) is not None:
+            # The session was ended elsewhere or has expired.
+            flash(_("Your session has ended. Please sign in again."), "info")
         if request.method == "POST" and hasattr(view, "preserved_fields"):
             raise SessionExpired("The session has ended.")  # no translation
         return redirect(url_for("staff.accounts.sign_in", next=next_path))

@@ -42,7 +42,24 @@ def start_oidc_sign_in() -> BaseResponse:
 @blueprint.get("/sign-in/oidc/callback")
 @login_exempt
 def oidc_callback() -> BaseResponse:
-    """Receive the response of the provider: sign in, or continue with what the browser was sent there for."""
+    """Receive the response of the provider, and send the browser on with it.
+
+    The browser comes from another site, so that it does not send the device cookie (SameSite=Strict) until a page of
+    this site has sent it on.
+    """
+    parameters = {name: request.args[name] for name in ("code", "state", "error", "iss") if name in request.args}
+    response = render(
+        "accounts/go_on.html",
+        url=url_for("staff.accounts.finish_oidc", **parameters),
+        title=_("Signing in with %(provider)s", provider=_provider_name()),
+    )
+    return add_privacy_headers(response)
+
+
+@blueprint.get("/sign-in/oidc/finish")
+@login_exempt
+def finish_oidc() -> BaseResponse:
+    """Verify the response of the provider: sign in, or continue with what the browser was sent there for."""
     flow = OidcFlow.load(session.pop("oidc_flow", None))
     purpose, _space, detail = (flow.purpose if flow else "sign-in /").partition(" ")
     page = {"link": "staff.accounts.two_step", "invitation": "staff.accounts.invitation"}.get(purpose)
@@ -83,7 +100,8 @@ def start_link() -> BaseResponse:
         url = _start_flow(f"link {current_user.id}")
     except DomainError as error:
         return _fail(error, "staff.accounts.two_step")
-    return render("accounts/go_to_provider.html", url=url, provider_name=_provider_name())
+    title = _("Continue with %(provider)s", provider=_provider_name())
+    return render("accounts/go_on.html", url=url, title=title, cancel_url=url_for("staff.accounts.two_step"))
 
 
 def _ask_to_link(claims: OidcClaims, user_id: str) -> BaseResponse:

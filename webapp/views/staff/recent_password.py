@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flask import current_app, g, request
+from flask import current_app, g, request, session
 from flask_login import current_user
 from werkzeug.exceptions import HTTPException
 from werkzeug.wrappers import Response as BaseResponse
@@ -32,7 +32,9 @@ def ask_for_recent_password() -> BaseResponse | None:
         if form.validate():
             password_limit.count(str(g.staff_session_id))
             try:
-                session_actions.confirm_password(current_user.id, g.staff_session_id, form.recent_password.data)
+                session["_user_id"] = session_actions.confirm_password(
+                    current_user.id, g.staff_session_id, form.recent_password.data
+                )
             except DomainError as error:
                 add_form_errors(form, error)
             else:

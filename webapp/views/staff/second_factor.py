@@ -20,7 +20,7 @@ from webapp.views.rendering import add_form_errors, form_status, render
 from webapp.views.staff.accounts import blueprint
 from webapp.views.staff.blueprint import login_exempt
 from webapp.views.staff.forms.factors import AppCodeForm, PasskeyResponseForm, RecoveryCodeForm
-from webapp.views.staff.sign_in import complete_sign_in, safe_redirect_path
+from webapp.views.staff.sign_in import complete_sign_in, safe_redirect_path, sign_in_client_key
 
 # Guesses at the second factor of one account. They need the right password, so strangers cannot use up the limits.
 _code_limits = (
@@ -31,7 +31,7 @@ _code_limits = (
 
 @blueprint.route("/sign-in/second-factor", methods=["GET", "POST"])
 @login_exempt
-@limit_requests("30 per minute")
+@limit_requests("30 per minute", key_func=sign_in_client_key)
 def second_factor() -> BaseResponse:
     """Ask for a code of the authenticator app, a recovery code or a passkey, and sign in."""
     user = _find_user()
@@ -77,7 +77,7 @@ def _check_code(user: StaffUser, code: str, is_recovery_code: bool, next_path: s
 
 @blueprint.post("/sign-in/passkey/options")
 @login_exempt
-@limit_requests("30 per minute")
+@limit_requests("30 per minute", key_func=sign_in_client_key)
 def passkey_options() -> BaseResponse:
     """Return options for signing in with a passkey: those of the pending sign-in, or of any user."""
     user = _find_user()
@@ -89,7 +89,7 @@ def passkey_options() -> BaseResponse:
 
 @blueprint.post("/sign-in/passkey")
 @login_exempt
-@limit_requests("30 per minute")
+@limit_requests("30 per minute", key_func=sign_in_client_key)
 def sign_in_with_passkey() -> BaseResponse:
     """Sign in with a passkey, alone or as the second factor.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 from flask import Response, current_app, flash, g, redirect, request, session, url_for
 from flask_babel import gettext as _
 from flask_login import current_user
@@ -35,15 +37,28 @@ _code_total_limit = RateLimit("sign in with a code from anywhere", "1000 per hou
 _device_limit = RateLimit("sign in with a device", "10 per 5 minutes")
 
 
+def sign_in_client_key() -> str:
+    """Return the rate limit key of a known browser, whatever the account, or of the client address.
+
+    Strangers behind the same address cannot lock such a browser out.
+    """
+    tokens = load_device_tokens()
+    return f"browser:{hashlib.sha256(' '.join(tokens).encode()).hexdigest()}" if tokens else client_address()
+
+
+def _is_automatic_refresh() -> bool:
+    """Return whether the request may come from a page that refreshes itself, which does not count as use."""
+    return request.method == "GET" and "HX-Request" in request.headers
+
+
 @login.user_loader
 def load_user(token: str) -> StaffUser | None:
     """Return the user of a session, unless it has ended or expired or the user is disabled."""
     loaded = session_queries.find_staff_session(token)
-    if loaded is not None and loaded.is_last_use_stale:
-        session_actions.update_last_use(loaded.id, _read_client())
-        loaded = session_queries.find_staff_session(token)
     if loaded is None:
         return None
+    if loaded.is_last_use_stale and not _is_automatic_refresh():
+        session_actions.update_last_use(loaded.id, _read_client())
     g.staff_session_id, g.has_recent_password = loaded.id, loaded.has_recent_password
     g.has_second_factor = loaded.has_second_factor
     return loaded.user
@@ -51,7 +66,7 @@ def load_user(token: str) -> StaffUser | None:
 
 @blueprint.route("/sign-in", methods=["GET", "POST"])
 @login_exempt
-@limit_requests("30 per minute")
+@limit_requests("30 per minute", key_func=sign_in_client_key)
 def sign_in() -> BaseResponse:
     """Show the sign-in form, or sign in."""
     form = SignInForm()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from flask_babel import gettext as _
 from flask_babel import lazy_gettext as _l
-from wtforms import HiddenField, StringField
+from wtforms import Field, HiddenField, StringField, ValidationError
 from wtforms.validators import InputRequired, Length
 
 from webapp.accounts.factors.passkey_actions import MAX_NAME_LENGTH
@@ -39,6 +40,10 @@ class PasskeyNameForm(PostForm):
         ],
         [lambda text: " ".join("".join(char if char.isprintable() else " " for char in text or "").split())],
     )
+
+    def validate_name(self, field: Field) -> None:
+        if not field.data:
+            raise ValidationError(_("Enter a name by which you recognise the device."))
 
 
 class PasskeyForm(PasskeyNameForm):
