@@ -95,7 +95,7 @@ def test_a_passkey_is_created_and_signs_in(localhost: RunningShop, window: OpenP
     session, authenticator_id = add_authenticator(page)
     accept_invitation(page, localhost)
     add_passkey(page, localhost)
-    expect(page.get_by_text("The passkey “Work laptop” was added.")).to_be_visible()
+    expect(page.get_by_text("The passkey “Work laptop” was added.")).to_be_visible(timeout=20_000)
     page.get_by_role("link", name="I have saved the codes").click()
     expect(page.get_by_role("cell", name="Work laptop")).to_be_visible()
     [credential] = session.send("WebAuthn.getCredentials", {"authenticatorId": authenticator_id})["credentials"]
@@ -130,7 +130,7 @@ def test_a_copied_passkey_is_refused(localhost: RunningShop, window: OpenPage) -
     session, authenticator_id = add_authenticator(page)
     accept_invitation(page, localhost)
     add_passkey(page, localhost)
-    expect(page.get_by_text("was added")).to_be_visible()
+    expect(page.get_by_text("was added")).to_be_visible(timeout=20_000)
     [credential] = session.send("WebAuthn.getCredentials", {"authenticatorId": authenticator_id})["credentials"]
     sign_out(page)
     for _ in range(2):
@@ -158,7 +158,7 @@ def test_pages_are_accessible(localhost: RunningShop, window: OpenPage) -> None:
     page.get_by_role("button", name="Add passkey").click()
     found.append(problems_by_appearance(page))
     page.get_by_role("button", name="Create passkey").click()
-    expect(page.get_by_text("was added")).to_be_visible()
+    expect(page.get_by_text("was added")).to_be_visible(timeout=20_000)
     found.append(problems_by_appearance(page))
     page.goto(two_step)
     found.append(problems_by_appearance(page))

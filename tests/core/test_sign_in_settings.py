@@ -26,7 +26,7 @@ def test_roles_that_need_a_second_factor_are_a_list(tmp_path: Path, value: str, 
 
 @pytest.mark.parametrize("value", ["admins", "admin manager", "admin;viewer"])
 def test_an_unknown_role_is_rejected(tmp_path: Path, value: str) -> None:
-    with pytest.raises(SettingsError, match="^SECOND_FACTOR_ROLES must be a list of admin, manager, viewer"):
+    with pytest.raises(SettingsError, match=r"^SECOND_FACTOR_ROLES must be a list of admin, manager, viewer"):
         _load(tmp_path, SECOND_FACTOR_ROLES=value)
 
 
@@ -63,5 +63,5 @@ def test_an_issuer_on_loopback_needs_no_https(tmp_path: Path, issuer: str) -> No
     ],
 )
 def test_an_invalid_issuer_is_rejected(tmp_path: Path, issuer: str) -> None:
-    with pytest.raises(SettingsError, match="^OIDC_ISSUER must be "):
+    with pytest.raises(SettingsError, match=r"^OIDC_ISSUER must be "):
         _load(tmp_path, **PROVIDER | {"OIDC_ISSUER": issuer})

@@ -67,11 +67,14 @@ def test_a_code_of_another_user_or_an_earlier_list_is_refused(
 
 def test_only_one_hash_is_verified(user: StaffUser, monkeypatch: pytest.MonkeyPatch) -> None:
     codes = recovery_code_actions.replace_recovery_codes(user.id)
-    verified = []
+    verified: list[str] = []
     verify = passwords.verify_password
-    monkeypatch.setattr(
-        passwords, "verify_password", lambda *arguments: verified.append(arguments) or verify(*arguments)
-    )
+
+    def record(password_hash: str, password: str) -> bool:
+        verified.append(password)
+        return verify(password_hash, password)
+
+    monkeypatch.setattr(passwords, "verify_password", record)
     recovery_code_actions.use_recovery_code(user.id, codes[9])
     assert len(verified) == 1
 

@@ -46,7 +46,8 @@ def secret_in(page: str) -> str:
 def options_in(page: str) -> dict[str, Any]:
     options = re.search('data-passkey-create="([^"]*)"', page)
     assert options
-    return json.loads(html.unescape(options[1]))
+    parsed: dict[str, Any] = json.loads(html.unescape(options[1]))
+    return parsed
 
 
 class TestApp:
@@ -56,7 +57,7 @@ class TestApp:
         assert client.post(f"{PAGE}/app/start").location == f"{PAGE}/app"
         response = client.get(f"{PAGE}/app")
         assert response.headers["Cache-Control"] == "no-store"
-        assert "<svg" in response.text
+        assert '<div class="qr"><svg' in response.text
         secret = secret_in(response.text)
         assert f"secret={secret}" in response.text
         page = client.post(f"{PAGE}/app", data={"code": code_now(secret)}).text

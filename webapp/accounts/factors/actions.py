@@ -27,8 +27,8 @@ def remove_totp(user_id: int) -> None:
     :raises DomainError: `second_factor_required` when it is the last second factor and the role requires one.
     """
     user = lock_existing_staff_user(user_id)
-    removed = db.session.execute(delete(TotpAuthenticator).where(TotpAuthenticator.staff_user_id == user_id))
-    if removed.rowcount:
+    apps = delete(TotpAuthenticator).where(TotpAuthenticator.staff_user_id == user_id)
+    if db.session.execute(apps.returning(TotpAuthenticator.id)).all():
         record_audit_entry(user.email, "totp.removed", user.email)
     _finish_removal(user)
 
@@ -40,7 +40,7 @@ def remove_passkey(user_id: int, passkey_id: int) -> str:
     :raises DomainError: `second_factor_required` when it is the last second factor and the role requires one.
     """
     user = lock_existing_staff_user(user_id)
-    name = db.session.scalar(
+    name: str | None = db.session.scalar(
         delete(Passkey).where(Passkey.id == passkey_id, Passkey.staff_user_id == user_id).returning(Passkey.name)
     )
     if name is None:

@@ -58,4 +58,4 @@ def find_pending_user(data: object) -> StaffUser | None:
 
 def _compute_binding(user: StaffUser) -> str:
     key = f"pending sign-in {current_app.config['SECRET_KEY']}".encode()
-    return hmac.new(key, f"{user.id} {user.password_hash}".encode(), hashlib.sha256).hexdigest()
+    return hmac.new(key, f"{user.id} {user.password_hash}".encode(), hashlib.sha256).hexdigest()  # no translation

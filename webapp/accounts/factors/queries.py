@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import NamedTuple
 
-from sqlalchemy import ColumnElement, exists, func, or_, select
+from sqlalchemy import ColumnElement, SQLColumnExpression, exists, func, or_, select
 
 from webapp.accounts.factors.models import Passkey, RecoveryCode, TotpAuthenticator
 from webapp.accounts.models import StaffUser
@@ -90,7 +90,7 @@ def find_active_totp_by_email(email: str) -> TotpAuthenticator | None:
     )
 
 
-def _factor_exists(user_id: int | ColumnElement[int]) -> ColumnElement[bool]:
+def _factor_exists(user_id: int | SQLColumnExpression[int]) -> ColumnElement[bool]:
     return or_(
         exists().where(TotpAuthenticator.staff_user_id == user_id, TotpAuthenticator.confirmed_at.is_not(None)),
         exists().where(Passkey.staff_user_id == user_id),

@@ -55,7 +55,7 @@ def use_recovery_code(user_id: int, code: str) -> int:
     if parsed is None or row is None or not passwords.verify_password(row.code_hash, parsed.text):
         message = _("This recovery code is wrong. Check it, and use a code from your newest list.")
         raise InvalidInput(FieldError("code", "code_wrong", message))
-    used = db.session.execute(
+    used_slot = db.session.scalar(
         update(RecoveryCode)
         .where(
             RecoveryCode.staff_user_id == user_id,
@@ -64,9 +64,10 @@ def use_recovery_code(user_id: int, code: str) -> int:
             RecoveryCode.used_at.is_(None),
         )
         .values(used_at=func.now())
+        .returning(RecoveryCode.slot)
         .execution_options(synchronize_session=False)
     )
-    if used.rowcount != 1:
+    if used_slot is None:
         db.session.rollback()
         raise InvalidInput(
             FieldError("code", "code_used", _("This recovery code was already used. Use another one from your list."))

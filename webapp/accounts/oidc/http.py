@@ -52,9 +52,10 @@ class ProviderSession(OAuth2Session):
         """
         deadline = time.monotonic() + RESPONSE_SECONDS
         options |= {"stream": True, "allow_redirects": False, "timeout": (CONNECT_SECONDS, READ_SECONDS)}
+        response: requests.Response
         with super().send(request, **options) as response:
             if response.is_redirect:
-                raise ProviderError(f"{request.url} redirects")
+                raise ProviderError(f"{request.url} redirects")  # no translation
             response._content = _read_body(response, deadline)
         return response
 
@@ -67,10 +68,10 @@ def fetch_json(session: ProviderSession, url: str, **options: Any) -> dict[str, 
     with provider_errors():
         response = session.get(url, **options)
         if response.status_code != 200:
-            raise ProviderError(f"{url} responded with {response.status_code}")
+            raise ProviderError(f"{url} responded with {response.status_code}")  # no translation
         body = response.json()
         if not isinstance(body, dict):
-            raise ProviderError(f"{url} is not a JSON object")
+            raise ProviderError(f"{url} is not a JSON object")  # no translation
         return body
 
 
@@ -96,7 +97,7 @@ def _read_body(response: requests.Response, deadline: float) -> bytes:
     while chunk := response.raw.read1(16 * 1024, decode_content=False):
         body += chunk
         if len(body) > MAX_RESPONSE_BYTES:
-            raise ProviderError(f"{response.url} is larger than {MAX_RESPONSE_BYTES} bytes")
+            raise ProviderError(f"{response.url} is larger than {MAX_RESPONSE_BYTES} bytes")  # no translation
         if time.monotonic() > deadline:
-            raise ProviderError(f"{response.url} took longer than {RESPONSE_SECONDS} seconds")
+            raise ProviderError(f"{response.url} took longer than {RESPONSE_SECONDS} seconds")  # no translation
     return bytes(body)

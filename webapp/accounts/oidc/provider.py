@@ -232,7 +232,7 @@ def _build_claims(
     if not isinstance(subject, str) or not 0 < len(subject) <= 255 or not subject.isprintable():
         raise _invalid(settings, "the subject is not valid")
     if "email" not in claims and "userinfo_endpoint" in metadata and "access_token" in token:
-        headers = {"Authorization": f"Bearer {token['access_token']}"}
+        headers = {"Authorization": f"Bearer {token['access_token']}"}  # no translation
         url = _get_endpoint(metadata, "userinfo_endpoint")
         more = http.fetch_json(session, url, withhold_token=True, headers=headers)
         if more.get("sub") != subject:
@@ -262,7 +262,7 @@ def _load_metadata(session: ProviderSession, settings: OidcSettings) -> dict[str
     metadata = _load_cached(session, url)
     if metadata.get("issuer") != settings.issuer:
         _get_cache().pop(url, None)
-        raise http.ProviderError(f"{url} is about the issuer {metadata.get('issuer')!r}")
+        raise http.ProviderError(f"{url} is about the issuer {metadata.get('issuer')!r}")  # no translation
     return metadata
 
 
@@ -276,7 +276,7 @@ def _load_keys(session: ProviderSession, metadata: dict[str, Any], is_reload: bo
         return KeySet.import_key_set(_load_cached(session, url, is_reload))  # type: ignore[arg-type]
     # The library raises errors of many kinds for malformed keys.
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise http.ProviderError(f"{url} has no usable keys") from error
+        raise http.ProviderError(f"{url} has no usable keys") from error  # no translation
 
 
 def _load_cached(session: ProviderSession, url: str, is_reload: bool = False) -> dict[str, Any]:
@@ -306,7 +306,7 @@ def _get_endpoint(metadata: dict[str, Any], name: str) -> str:
         # An endpoint may have a query, unlike the issuer.
         check_oidc_url(urlsplit(url)._replace(query="").geturl())
     except (SettingsError, ValueError) as error:
-        raise http.ProviderError(f"{name} does not use HTTPS") from error
+        raise http.ProviderError(f"{name} does not use HTTPS") from error  # no translation
     return url
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from typing import Any
+from urllib.parse import urlencode
 
 from flask import current_app, flash, redirect, request, session, url_for
 from flask_babel import gettext as _
@@ -25,7 +27,7 @@ from webapp.views.staff.forms.accounts import AcceptIdentityForm
 from webapp.views.staff.sign_in import complete_sign_in, continue_sign_in, safe_redirect_path
 
 # Each response from a browser causes requests to the provider.
-_callback_limit = RateLimit("OpenID Connect response", "20 per minute")
+_callback_limit = RateLimit("openid connect response", "20 per minute")
 
 
 @blueprint.get("/sign-in/oidc")
@@ -50,7 +52,7 @@ def oidc_callback() -> BaseResponse:
     parameters = {name: request.args[name] for name in ("code", "state", "error", "iss") if name in request.args}
     response = render(
         "accounts/go_on.html",
-        url=url_for("staff.accounts.finish_oidc", **parameters),
+        url=f"{url_for('staff.accounts.finish_oidc')}?{urlencode(parameters)}",
         title=_("Signing in with %(provider)s", provider=_provider_name()),
     )
     return add_privacy_headers(response)
@@ -62,7 +64,6 @@ def finish_oidc() -> BaseResponse:
     """Verify the response of the provider: sign in, or continue with what the browser was sent there for."""
     flow = OidcFlow.load(session.pop("oidc_flow", None))
     purpose, _space, detail = (flow.purpose if flow else "sign-in /").partition(" ")
-    page = {"link": "staff.accounts.two_step", "invitation": "staff.accounts.invitation"}.get(purpose)
     try:
         _callback_limit.count(client_address())
         claims = oidc_provider.finish_flow(_redirect_uri(), flow, request.args.to_dict())
@@ -76,7 +77,9 @@ def finish_oidc() -> BaseResponse:
     except DomainError as error:
         if error.key == "identity_unknown":
             return render("accounts/identity_unknown.html", status=403, provider_name=_provider_name())
-        return _fail(error, page or "staff.accounts.sign_in", **({"token": detail} if purpose == "invitation" else {}))
+        if purpose == "invitation":
+            return _fail(error, "staff.accounts.invitation", token=detail)
+        return _fail(error, "staff.accounts.two_step" if purpose == "link" else "staff.accounts.sign_in")
 
 
 def _sign_in(claims: OidcClaims, next_path: str) -> BaseResponse:
@@ -210,7 +213,7 @@ def _provider_name() -> str:
     return oidc_provider.get_oidc_settings().name
 
 
-def _fail(error: DomainError, endpoint: str, **values: str) -> BaseResponse:
+def _fail(error: DomainError, endpoint: str, **values: Any) -> BaseResponse:
     flash(error.message, "error")
     return redirect(url_for(endpoint, **values))
 

@@ -11,6 +11,7 @@ from werkzeug.wrappers import Response as BaseResponse
 from webapp.accounts.factors import passkey_actions, passkeys, recovery_code_actions, totp_actions
 from webapp.accounts.factors import queries as factor_queries
 from webapp.accounts.factors.actions import is_second_factor_required
+from webapp.accounts.factors.models import Passkey
 from webapp.accounts.factors.passkeys import Challenge
 from webapp.accounts.factors.pending_sign_in import find_pending_user
 from webapp.accounts.models import StaffUser
@@ -122,7 +123,7 @@ def _find_user() -> StaffUser | None:
 
 def _complete(user: StaffUser, factor: str, is_second: bool) -> None:
     pending = session.get("pending_sign_in")
-    method = f"{pending[-1]} and {factor}" if pending and is_second else factor
+    method = f"{pending[-1]} and {factor}" if pending and is_second else factor  # no translation
     complete_sign_in(user, method, has_second_factor=True)
 
 
@@ -132,7 +133,7 @@ def _restart_sign_in(next_path: str) -> BaseResponse:
     return redirect(url_for("staff.accounts.sign_in", next=next_path))
 
 
-def _list_usable_passkeys(user_id: int) -> list[passkeys.Passkey]:
+def _list_usable_passkeys(user_id: int) -> list[Passkey]:
     """Return the passkeys of a user that were created for the address of this server."""
     party = passkeys.find_relying_party()
     return [passkey for passkey in factor_queries.list_passkeys(user_id) if party and passkey.rp_id == party.id]
