@@ -1,4 +1,4 @@
-// Enhancements of forms with passwords and time zones, which also work without this file.
+// Enhancements of pages about accounts, which also work without this file.
 (() => {
   "use strict";
 
@@ -21,6 +21,11 @@
       box.checked = false;
       show(false);
     });
+  }
+
+  for (const button of document.querySelectorAll("[data-print]")) {
+    button.hidden = false;
+    button.addEventListener("click", () => print());
   }
 
   // The time zone of the browser is most likely that of a new user.

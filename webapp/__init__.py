@@ -55,12 +55,15 @@ from webapp.views.staff import (
     audit,  # noqa: F401
     campaign_launch,
     keys,  # noqa: F401
+    oidc,  # noqa: F401
     password_reset,  # noqa: F401
     personal_data,  # noqa: F401
     privacy,  # noqa: F401
     profile,  # noqa: F401
+    second_factor,  # noqa: F401
     session_pages,  # noqa: F401
     sign_in,  # noqa: F401
+    two_step,  # noqa: F401
 )
 from webapp.views.staff import blueprint as staff_blueprint
 from webapp.views.staff import campaigns as staff_campaigns

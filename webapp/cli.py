@@ -12,6 +12,7 @@ from flask import Flask
 
 from webapp.accounts import api_key_actions, invitation_actions, signing_key_actions
 from webapp.accounts import queries as account_queries
+from webapp.accounts.factors import actions as factor_actions
 from webapp.accounts.models import ROLES, SCOPES
 from webapp.campaigns.bounces import actions as bounce_actions
 from webapp.campaigns.bounces import mailbox
@@ -39,6 +40,27 @@ def invite_command(role: str, email: str | None, reset: str | None) -> None:
             raise NotFound(f"there is no user with the email address {reset}")
     except DomainError as error:
         _exit_with_error(error)
+
+
+@click.command("reset-second-factor")
+@click.argument("email")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
+def reset_second_factor_command(email: str, yes: bool) -> None:
+    """Remove the authenticator app, passkeys and recovery codes of a user.
+
+    For users who have lost them, such as the only administrator. Their sessions end, and their password is enough to
+    sign in again.
+    """
+    try:
+        user = account_queries.find_staff_user_by_email(normalise_email(email))
+        if user is None:
+            raise NotFound(f"there is no user with the email address {email}")
+        if not yes:
+            click.confirm(f"Remove the second factors of {user.name} ({user.email})?", abort=True)
+        factor_actions.reset_second_factor(user.id, by="command line")
+    except DomainError as error:
+        _exit_with_error(error)
+    click.echo(f"The two-step verification of {user.email} is reset; their sessions have ended.")
 
 
 @click.group("api-key")
@@ -165,7 +187,14 @@ def _exit_with_error(error: Exception | str) -> NoReturn:
     raise SystemExit(f"onecode: {error}")
 
 
-COMMANDS: tuple[click.Command, ...] = (invite_command, api_key_group, key_group, bounces_command, worker_alive_command)
+COMMANDS: tuple[click.Command, ...] = (
+    invite_command,
+    reset_second_factor_command,
+    api_key_group,
+    key_group,
+    bounces_command,
+    worker_alive_command,
+)
 
 
 def init_app(app: Flask) -> None:

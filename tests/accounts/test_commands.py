@@ -8,7 +8,9 @@ from click.testing import Result
 from flask import Flask
 
 from tests.support.accounts import PASSWORD
+from tests.support.factors import add_app
 from webapp.accounts import api_key_actions, invitation_actions, sign_in_actions
+from webapp.accounts.factors import queries as factor_queries
 from webapp.accounts.models import StaffUser
 
 
@@ -52,3 +54,27 @@ def test_an_unknown_scope_fails_with_one_line(app: Flask) -> None:
         1,
         "onecode: Choose one or more of these scopes: read, redeem, manage.",
     )
+
+
+class TestResetSecondFactor:
+    def test_the_factors_of_a_user_are_removed(self, app: Flask, make_staff_user: Callable[..., StaffUser]) -> None:
+        user = make_staff_user("admin")
+        add_app(user)
+        result = run(app, "reset-second-factor", "Admin@example.com", "--yes")
+        assert (result.exit_code, result.output) == (
+            0,
+            "The two-step verification of admin@example.com is reset; their sessions have ended.\n",
+        )
+        assert not factor_queries.has_second_factor(user.id)
+
+    def test_without_a_confirmation_nothing_is_removed(
+        self, app: Flask, make_staff_user: Callable[..., StaffUser]
+    ) -> None:
+        user = make_staff_user("admin")
+        add_app(user)
+        assert run(app, "reset-second-factor", "admin@example.com").exit_code == 1
+        assert factor_queries.has_second_factor(user.id)
+
+    def test_an_unknown_email_fails_with_one_line(self, app: Flask) -> None:
+        result = run(app, "reset-second-factor", "nobody@example.com", "--yes")
+        assert str(result.exception) == "onecode: there is no user with the email address nobody@example.com"

@@ -19,6 +19,8 @@ from webapp.core.settings import ROOT
 LAYERS = """
 webapp.core
 webapp.accounts
+webapp.accounts.factors
+webapp.accounts.oidc
 webapp.customers
 webapp.customers.suppressions
 webapp.customers.imports

@@ -50,10 +50,13 @@ def environment(settings: Settings, **more: str) -> dict[str, str]:
 
 
 @contextmanager
-def web_server(settings: Settings, workers: int = 2, **more: str) -> Iterator[LiveProcess]:
-    """Run the web server on a free port; yield when it is ready."""
+def web_server(settings: Settings, workers: int = 2, host: str = "127.0.0.1", **more: str) -> Iterator[LiveProcess]:
+    """Run the web server on a free port; yield when it is ready.
+
+    :param host: the loopback interface in its public URL.
+    """
     port = free_port()
-    url = f"http://127.0.0.1:{port}"
+    url = f"http://{host}:{port}"
     command = [sys.executable, *serve.web_arguments(port, workers)]
     with _running(command, environment(settings, **{"PUBLIC_URL": url} | more)) as process:
         _wait_for(f"{url}/readyz", process)

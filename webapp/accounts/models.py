@@ -98,6 +98,8 @@ class StaffSession(Model):
     last_used_at: Mapped[datetime] = mapped_column(server_default=func.now())
     # When the user last entered the password in this session.
     authenticated_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    # When a second factor was verified in this session.
+    second_factor_at: Mapped[datetime | None]
     client_address: Mapped[str]
     user_agent: Mapped[str]
 

@@ -40,12 +40,17 @@ class StartedSession(NamedTuple):
 
 
 def start_staff_session(
-    user_id: int, client: SessionClient, device_tokens: Sequence[str] = (), replaced_token: str | None = None
+    user_id: int,
+    client: SessionClient,
+    device_tokens: Sequence[str] = (),
+    replaced_token: str | None = None,
+    has_second_factor: bool = False,
 ) -> StartedSession:
     """Start a session of a user who has just been authenticated.
 
     :param device_tokens: the tokens in the device cookie of the browser.
     :param replaced_token: the token of the session that the browser had before; that session ends.
+    :param has_second_factor: whether a second factor was verified.
     :raises DomainError: `disabled` when the user has been disabled.
     """
     db.session.flush()
@@ -57,7 +62,9 @@ def start_staff_session(
     if replaced_token is not None:
         _delete_session(replaced_token)
     device_id, device_token, is_new_device = staff_sessions.remember_device(user_id, device_tokens)
-    session_id, token = staff_sessions.insert_session(user_id, device_id, client.address, client.user_agent)
+    session_id, token = staff_sessions.insert_session(
+        user_id, device_id, client.address, client.user_agent, has_second_factor
+    )
     db.session.commit()
     return StartedSession(session_id, token, device_token, is_new_device)
 
@@ -101,6 +108,12 @@ def confirm_password(user_id: int, session_id: int, password: str) -> str:
     if row is None:
         raise DomainError("session_ended", _("Your session has ended. Sign in again and repeat the step."), 401)
     return token
+
+
+def record_second_factor(session_id: int) -> None:
+    """Record that the user of a session has set up a second factor in it."""
+    db.session.execute(update(StaffSession).where(StaffSession.id == session_id).values(second_factor_at=func.now()))
+    db.session.commit()
 
 
 def sign_out(token: str) -> None:

@@ -21,12 +21,14 @@ class LoadedSession(NamedTuple):
     """The session of a request.
 
     :ivar has_recent_password: whether the password was entered recently.
+    :ivar has_second_factor: whether a second factor was verified in it.
     :ivar is_last_use_stale: whether the time of its last use is to be updated.
     """
 
     id: int
     user: StaffUser
     has_recent_password: bool
+    has_second_factor: bool
     is_last_use_stale: bool
 
 
@@ -36,7 +38,13 @@ def find_staff_session(token: str) -> LoadedSession | None:
     None if it has ended or expired, or the user is disabled.
     """
     row = db.session.execute(
-        select(StaffSession.id, StaffUser, has_recent_password(), LAST_USE_IS_STALE)
+        select(
+            StaffSession.id,
+            StaffUser,
+            has_recent_password(),
+            StaffSession.second_factor_at.is_not(None),
+            LAST_USE_IS_STALE,
+        )
         .join(StaffUser, StaffUser.id == StaffSession.staff_user_id)
         .where(
             StaffSession.token_hash == hash_session_token(token),

@@ -19,8 +19,9 @@ from webapp.core.extensions import db
 def sign_in_user(email: str, password: str) -> StaffUser:
     """Return the user with this email address and password. Does not commit.
 
-    A hash with outdated parameters is replaced. The row of the user is locked until the caller commits by starting the
-    session: a concurrent change of the password, or disabling the user, then ends that session too.
+    The caller calls `record_sign_in` and starts the session, or asks for a second factor first. A hash with outdated
+    parameters is replaced. The row of the user is locked until the caller commits: a concurrent change of the password,
+    or disabling the user, then ends that session too.
 
     :raises DomainError: `sign_in_failed`, with the same message and timing for an unknown email address and a wrong
         password; `disabled` for the right password of a disabled user.
@@ -38,9 +39,21 @@ def sign_in_user(email: str, password: str) -> StaffUser:
         raise DomainError("disabled", _("Your account is disabled. Ask an administrator to enable it."), 422)
     if passwords.needs_rehash(user.password_hash):
         user.password_hash = passwords.hash_password(password)
-    user.last_sign_in_at = datetime.now(UTC)
-    record_audit_entry(user.email, "staff.signed_in", user.email)
     return user
+
+
+def record_sign_in(user: StaffUser, method: str) -> None:
+    """Record that a user has signed in; the caller commits by starting the session.
+
+    :param method: how, such as `password` or `passkey`.
+    """
+    user.last_sign_in_at = datetime.now(UTC)
+    record_audit_entry(user.email, "staff.signed_in", user.email, method=method)
+
+
+def end_password_check() -> None:
+    """Commit the transaction of `sign_in_user` without starting a session."""
+    db.session.commit()
 
 
 def _sign_in_error() -> DomainError:

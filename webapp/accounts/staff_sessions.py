@@ -59,7 +59,9 @@ def has_recent_password() -> ColumnElement[bool]:
     )
 
 
-def insert_session(user_id: int, device_id: int, client_address: str, user_agent: str) -> tuple[int, str]:
+def insert_session(
+    user_id: int, device_id: int, client_address: str, user_agent: str, has_second_factor: bool = False
+) -> tuple[int, str]:
     """Insert a session; return its id and its token. The oldest sessions above the maximum end."""
     token = create_token()
     row = insert(StaffSession).values(
@@ -68,6 +70,7 @@ def insert_session(user_id: int, device_id: int, client_address: str, user_agent
         staff_device_id=device_id,
         client_address=client_address,
         user_agent=user_agent,
+        second_factor_at=func.now() if has_second_factor else None,
     )
     session_id: int = db.session.execute(row.returning(StaffSession.id)).scalar_one()
     _delete_oldest(StaffSession, user_id, MAX_SESSIONS_PER_USER)

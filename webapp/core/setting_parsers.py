@@ -8,6 +8,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from email.utils import parseaddr
 from urllib.parse import urlsplit
 
@@ -222,6 +223,74 @@ def parse_choice(variables: Mapping[str, str], name: str, *choices: str) -> str 
     if text and choice is None:
         raise SettingsError(f"{name} must be {', '.join(choices[:-1])} or {choices[-1]}, not {text!r}")
     return choice
+
+
+def parse_choices(variables: Mapping[str, str], name: str, *choices: str) -> tuple[str, ...]:
+    """Return some of the choices, from a list with commas; empty if the variable is not set."""
+    texts = [text.strip().lower() for text in variables.get(name, "").split(",") if text.strip()]
+    unknown = [text for text in texts if text not in choices]
+    if unknown:
+        raise SettingsError(
+            f"{name} must be a list of {', '.join(choices)} with commas; {unknown[0]!r} is not one of them"
+        )
+    return tuple(choice for choice in choices if choice in texts)
+
+
+@dataclass(frozen=True)
+class OidcSettings:
+    """The OpenID Connect provider with which staff can sign in.
+
+    :ivar name: what the button calls it.
+    """
+
+    issuer: str
+    client_id: str
+    client_secret: str = field(repr=False)
+    name: str
+
+
+def parse_oidc(variables: Mapping[str, str]) -> OidcSettings | None:
+    """Return the settings of the OpenID Connect provider; None if none of them is set."""
+    names = ("OIDC_ISSUER", "OIDC_CLIENT_ID", "OIDC_CLIENT_SECRET")
+    values = {name: variables.get(name, "").strip() for name in names}
+    if not any(values.values()):
+        return None
+    missing = [name for name in names if not values[name]]
+    if missing:
+        raise SettingsError(f"set {missing[0]} too, or none of {', '.join(names)}")
+    issuer = values["OIDC_ISSUER"]
+    host = check_oidc_url(issuer)
+    return OidcSettings(
+        issuer, values["OIDC_CLIENT_ID"], values["OIDC_CLIENT_SECRET"], variables.get("OIDC_NAME", "").strip() or host
+    )
+
+
+def check_oidc_url(url: str) -> str:
+    """Check the URL of an OpenID Connect provider; return its host.
+
+    :raises SettingsError: unless it uses HTTPS, or the loopback interface.
+    """
+    invalid = SettingsError("OIDC_ISSUER must be a URL such as https://login.example.com, without a query")
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname or ""
+        _ = parts.port
+    except ValueError as error:
+        raise invalid from error
+    is_secure = parts.scheme == "https" or (parts.scheme == "http" and is_loopback_host(host))
+    if not host or not is_secure or "@" in parts.netloc or any(character in url for character in "?# \t\r\n"):
+        raise invalid
+    return host
+
+
+def is_loopback_host(host: str) -> bool:
+    """Return whether a host name or IP address is that of the loopback interface."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def parse_mail_rate(variables: Mapping[str, str]) -> float:

@@ -18,16 +18,19 @@ from dotenv import dotenv_values
 
 from webapp.core import atomic_files
 from webapp.core.setting_parsers import (
+    OidcSettings,
     SettingsError,
     check_relay_settings,
     parse_boolean,
     parse_bounce_address,
     parse_choice,
+    parse_choices,
     parse_database_url,
     parse_integer,
     parse_ip_address,
     parse_mail_rate,
     parse_mail_server,
+    parse_oidc,
     parse_public_url,
     parse_retention_days,
     parse_security_contact,
@@ -46,6 +49,7 @@ SETTING_NAMES = (
     "MAIL_DEFAULT_SENDER", "MAIL_CONNECTIONS", "MAIL_PER_SECOND", "MAIL_BOUNCE_ADDRESS",
     "PUBLIC_CUSTOMERS_PER_ADDRESS", "SECURITY_CONTACT", "SESSION_IDLE_HOURS", "SESSION_MAX_DAYS",
     "RETENTION_CUSTOMER_DAYS", "RETENTION_REDEMPTION_DAYS", "RETENTION_DELIVERY_DAYS", "RETENTION_AUDIT_DAYS",
+    "SECOND_FACTOR_ROLES", "OIDC_ISSUER", "OIDC_CLIENT_ID", "OIDC_CLIENT_SECRET", "OIDC_NAME",
     "LOG_FORMAT", "LOG_LEVEL",
 )  # fmt: skip
 
@@ -95,6 +99,10 @@ class Settings:
     # URI for reports about security; None if the operator has set none.
     security_contact: str | None = None
     max_upload_bytes: int = 512 * 1024 * 1024
+    # Roles whose users must have a second factor. A setting, so that no administrator can turn it off in the browser.
+    second_factor_roles: tuple[str, ...] = ()
+    # The OpenID Connect provider; None without one.
+    oidc: OidcSettings | None = None
 
     @property
     def libpq_url(self) -> str:
@@ -166,6 +174,8 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         retention_redemption_days=parse_retention_days(variables, "RETENTION_REDEMPTION_DAYS"),
         retention_delivery_days=parse_retention_days(variables, "RETENTION_DELIVERY_DAYS"),
         retention_audit_days=parse_retention_days(variables, "RETENTION_AUDIT_DAYS"),
+        second_factor_roles=parse_choices(variables, "SECOND_FACTOR_ROLES", "admin", "manager", "viewer"),
+        oidc=parse_oidc(variables),
     )
 
 

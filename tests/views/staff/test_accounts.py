@@ -228,7 +228,8 @@ class TestInvitationPages:
         self, client: FlaskClient, make_user_with_password: MakeUser
     ) -> None:
         user = make_user_with_password()
-        sign_in_actions.sign_in_user(user.email, PASSWORD)
+        sign_in_actions.record_sign_in(user, "password")
+        db.session.commit()
         link = invitation_actions.create_password_reset_link(user.id, by="tests").removeprefix("http://localhost")
         page = client.get(link).text
         assert "admin@example.com" in page

@@ -10,6 +10,8 @@ from werkzeug.wrappers import Response as BaseResponse
 from webapp.accounts import actions as account_actions
 from webapp.accounts import invitation_actions, notices, staff_erasure_actions
 from webapp.accounts import queries as account_queries
+from webapp.accounts.factors import actions as factor_actions
+from webapp.accounts.factors import queries as factor_queries
 from webapp.accounts.models import StaffUser
 from webapp.core.errors import DomainError, NotFound
 from webapp.views.form_base import PostForm
@@ -61,6 +63,7 @@ def _render_staff_users(
         "accounts/users.html",
         status=status,
         users=account_queries.list_staff_users(),
+        with_second_factor=factor_queries.list_users_with_second_factor(),
         invitations=invitations,
         makers=account_queries.find_staff_users(invitation.created_by for invitation in invitations),
         form=form,
@@ -102,7 +105,15 @@ def staff_user(user_id: int) -> BaseResponse:
 def _render_staff_user(user_id: int, form: RoleForm, link: str | None = None, status: int = 200) -> Response:
     link_form = OneTimeForm(formdata=None)
     user = get_staff_user_or_404(user_id)
-    return render("accounts/user.html", status=status, user=user, form=form, link=link, link_form=link_form)
+    return render(
+        "accounts/user.html",
+        status=status,
+        user=user,
+        has_second_factor=factor_queries.has_second_factor(user_id),
+        form=form,
+        link=link,
+        link_form=link_form,
+    )
 
 
 @blueprint.post("/settings/people/<int:user_id>/new-password")
@@ -127,6 +138,15 @@ def end_sessions(user_id: int) -> BaseResponse:
     """Sign a user out on all devices."""
     user = account_actions.end_staff_sessions(user_id, by=current_user.email)
     return _redirect_to_staff_user(user_id, _("%(name)s was signed out on all devices.", name=user.name))
+
+
+@blueprint.post("/settings/people/<int:user_id>/reset-second-factor")
+@require_role("admin")
+@require_recent_password
+def reset_second_factor(user_id: int) -> BaseResponse:
+    """Remove all second factors of a user who has lost them."""
+    user = factor_actions.reset_second_factor(user_id, by=current_user.email)
+    return _redirect_to_staff_user(user_id, _("The two-step verification of %(name)s was reset.", name=user.name))
 
 
 @blueprint.post("/settings/people/<int:user_id>/disable")

@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar
 
-from flask import Blueprint, Response, abort, current_app, flash, redirect, request, session, url_for
+from flask import Blueprint, Response, abort, current_app, flash, g, redirect, request, session, url_for
 from flask_babel import gettext as _
 from flask_login import current_user
 from flask_wtf.csrf import CSRFError
 from werkzeug.wrappers import Response as BaseResponse
 
+from webapp.accounts.factors import queries as factor_queries
+from webapp.accounts.factors.actions import is_second_factor_required
 from webapp.accounts.models import Role
 from webapp.views.staff.recent_password import ask_for_recent_password
 
@@ -46,6 +48,12 @@ def require_recent_password(view: StaffView) -> StaffView:
     Otherwise the response asks for it, and sends the form again with it.
     """
     view.requires_recent_password = True  # type: ignore[attr-defined]
+    return view
+
+
+def second_factor_exempt(view: StaffView) -> StaffView:
+    """Mark a view that users may use before they have set up the second factor that their role requires."""
+    view.is_second_factor_exempt = True  # type: ignore[attr-defined]
     return view
 
 
@@ -106,6 +114,15 @@ def create_staff_blueprint(*blueprints: Blueprint) -> Blueprint:
     return staff
 
 
+def _redirect_to_second_factor() -> BaseResponse:
+    """Redirect to the page that asks for the second factor, or to the one that sets it up."""
+    has_factor = factor_queries.has_second_factor(current_user.id)
+    url = url_for("staff.accounts.second_factor" if has_factor else "staff.accounts.two_step")
+    if request.headers.get("HX-Request"):
+        return Response(status=401, headers={"HX-Redirect": url})
+    return redirect(url)
+
+
 def _authorize_request() -> BaseResponse | None:
     view = current_app.view_functions[request.endpoint or ""]
     if getattr(view, "is_login_exempt", False):
@@ -126,6 +143,12 @@ def _authorize_request() -> BaseResponse | None:
     default_role: Role = "viewer" if is_read else "manager"
     if not current_user.has_at_least_role(getattr(view, "required_role", default_role)):
         abort_insufficient_role()
+    if (
+        is_second_factor_required(current_user.role)
+        and not g.has_second_factor
+        and not getattr(view, "is_second_factor_exempt", False)
+    ):
+        return _redirect_to_second_factor()
     if getattr(view, "requires_recent_password", False) and not is_read:
         return ask_for_recent_password()
     return None

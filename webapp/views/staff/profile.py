@@ -9,6 +9,7 @@ from werkzeug.wrappers import Response as BaseResponse
 
 from webapp.accounts import actions as account_actions
 from webapp.accounts import sign_in_actions
+from webapp.accounts.factors import queries as factor_queries
 from webapp.core.errors import DomainError
 from webapp.core.local_time import list_time_zones
 from webapp.views.rendering import add_form_errors, form_status, render
@@ -51,7 +52,7 @@ def change_password() -> BaseResponse:
         except DomainError as error:
             add_form_errors(form, error)
         else:
-            start_session(user)
+            start_session(user, g.has_second_factor)
             flash(_("Your password was changed. You were signed out on all other devices."), "success")
             return redirect(url_for("staff.accounts.profile"))
     profile_form = ProfileForm(formdata=None, obj=current_user)
@@ -60,4 +61,10 @@ def change_password() -> BaseResponse:
 
 
 def _render_profile(form: ProfileForm, password_form: ChangePasswordForm, status: int) -> Response:
-    return render("accounts/profile.html", status=status, form=form, password_form=password_form)
+    return render(
+        "accounts/profile.html",
+        status=status,
+        form=form,
+        password_form=password_form,
+        has_second_factor=factor_queries.has_second_factor(current_user.id),
+    )

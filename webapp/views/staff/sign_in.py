@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import hashlib
 
-from flask import flash, g, redirect, request, session, url_for
+from flask import Response, current_app, flash, g, redirect, request, session, url_for
 from flask_babel import gettext as _
 from flask_login import current_user
 from werkzeug.wrappers import Response as BaseResponse
 
 from webapp.accounts import invitation_actions, links, session_actions, session_queries, sign_in_actions
 from webapp.accounts import queries as account_queries
+from webapp.accounts.factors import passkeys, totp_actions
+from webapp.accounts.factors import queries as factor_queries
+from webapp.accounts.factors.pending_sign_in import create_pending_sign_in
 from webapp.accounts.models import Invitation, StaffUser
 from webapp.core.errors import DomainError, InvalidInput, NotFound
 from webapp.core.extensions import login
 from webapp.core.local_time import list_time_zones
-from webapp.core.rate_limit import RateLimit, client_address, email_attempt_key, limit_requests
+from webapp.core.rate_limit import RateLimit, TooManyRequests, client_address, email_attempt_key, limit_requests
 from webapp.core.sessions import load_device_tokens, save_device_token
+from webapp.core.setting_parsers import OidcSettings
 from webapp.core.user_agents import clean_user_agent
 from webapp.views.access_notes import note_access
 from webapp.views.rendering import add_form_errors, add_privacy_headers, form_status, render
@@ -26,11 +30,15 @@ from webapp.views.staff.forms.accounts import AcceptInvitationForm, FirstPasswor
 
 # Guesses at one account from unknown browsers; a stranger can use them up.
 _account_limit = RateLimit("sign in", "10 per 5 minutes")
+# Attempts with an authentication code, while the limits of passwords are used up: from one address, and in total. The
+# code is checked first, so that they are no guesses at the password.
+_code_limit = RateLimit("sign in with a code", "5 per 5 minutes")
+_code_total_limit = RateLimit("sign in with a code from anywhere", "1000 per hour")
 # Guesses from a browser in which the user has signed in before. A stranger cannot use them up.
 _device_limit = RateLimit("sign in with a device", "10 per 5 minutes")
 
 
-def _sign_in_client_key() -> str:
+def sign_in_client_key() -> str:
     """Return the rate limit key of a known browser, whatever the account, or of the client address.
 
     Strangers behind the same address cannot lock such a browser out.
@@ -53,12 +61,13 @@ def load_user(token: str) -> StaffUser | None:
     if loaded.is_last_use_stale and not _is_automatic_refresh():
         session_actions.update_last_use(loaded.id, _read_client())
     g.staff_session_id, g.has_recent_password = loaded.id, loaded.has_recent_password
+    g.has_second_factor = loaded.has_second_factor
     return loaded.user
 
 
 @blueprint.route("/sign-in", methods=["GET", "POST"])
 @login_exempt
-@limit_requests("30 per minute", key_func=_sign_in_client_key)
+@limit_requests("30 per minute", key_func=sign_in_client_key)
 def sign_in() -> BaseResponse:
     """Show the sign-in form, or sign in."""
     form = SignInForm()
@@ -66,19 +75,90 @@ def sign_in() -> BaseResponse:
     if request.method == "GET" and current_user.is_authenticated:
         return redirect(next_path)
     if not form.validate_on_submit():
-        return render("accounts/sign_in.html", status=form_status(form), form=form)
-    limit, key = _choose_sign_in_limit(form.email.data)
-    limit.count(key)
+        return _render_sign_in(form, form_status(form))
     try:
-        user = sign_in_actions.sign_in_user(form.email.data, form.password.data)
+        user = _check_code_and_password(form) if form.code.data else _check_password(form)
+    except TooManyRequests as error:
+        return _render_limited_sign_in(form, error)
     except DomainError as error:
         note_access("sign_in.failed", entered_email=form.email.data)
         add_form_errors(form, error)
-        return render("accounts/sign_in.html", status=error.status, form=form)
+        return _render_sign_in(form, error.status)
+    if form.code.data:
+        complete_sign_in(user, "password and authenticator app", has_second_factor=True)
+        return redirect(next_path)
+    return continue_sign_in(user, "password", next_path)
+
+
+def _check_password(form: SignInForm) -> StaffUser:
+    limit, key = _choose_sign_in_limit(form.email.data)
+    limit.count(key)
+    user = sign_in_actions.sign_in_user(form.email.data, form.password.data)
     limit.reset(key)
-    # A second factor is asked for here: the password is right, and no session exists yet.
-    start_session(user)
-    return redirect(next_path)
+    return user
+
+
+def _check_code_and_password(form: SignInForm) -> StaffUser:
+    """Return the user with this authentication code and password.
+
+    Only a right code leads to the check of the password, so that strangers can use up no limit of the password, and
+    cannot guess it. For accounts without an app, and unknown ones, no code is right.
+    """
+    key = email_attempt_key(form.email.data)
+    _code_limit.count(key, client_address())
+    _code_total_limit.count(key)
+    if not totp_actions.check_code_before_password(form.email.data, form.code.data):
+        message = _("The email address, password or code is wrong. Check them and enter a new code.")
+        raise DomainError("sign_in_failed", message, 422)
+    return sign_in_actions.sign_in_user(form.email.data, form.password.data)
+
+
+def _render_sign_in(form: SignInForm, status: int) -> Response:
+    return render(
+        "accounts/sign_in.html",
+        status=status,
+        form=form,
+        has_passkeys=passkeys.find_relying_party() is not None,
+        provider_name=get_provider_name(),
+    )
+
+
+def _render_limited_sign_in(form: SignInForm, error: TooManyRequests) -> Response:
+    """Render the sign-in page with the field for an authentication code, the same for all accounts."""
+    form.form_errors.append(_("There were too many attempts to sign in to this account. %(wait)s", wait=error.message))
+    form.is_code_offered = True
+    response = _render_sign_in(form, error.status)
+    response.headers["Retry-After"] = str(error.retry_after_seconds)
+    return response
+
+
+def continue_sign_in(user: StaffUser, method: str, next_path: str, message: str | None = None) -> BaseResponse:
+    """Sign in a user whose first factor was right, or ask for the second one if they have one.
+
+    :param method: the first factor, for the audit log.
+    :param message: a message to show after signing in.
+    """
+    if not factor_queries.has_second_factor(user.id):
+        complete_sign_in(user, method)
+        if message:
+            flash(message, "success")
+        return redirect(next_path)
+    sign_in_actions.end_password_check()
+    session.clear()
+    session["pending_sign_in"] = [*create_pending_sign_in(user).dump(), method]
+    return redirect(url_for("staff.accounts.second_factor", next=next_path))
+
+
+def complete_sign_in(user: StaffUser, method: str, has_second_factor: bool = False) -> None:
+    """Start the session of a user who has been authenticated, and record how."""
+    sign_in_actions.record_sign_in(user, method)
+    start_session(user, has_second_factor)
+
+
+def get_provider_name() -> str | None:
+    """Return the name of the OpenID Connect provider; None without one."""
+    oidc: OidcSettings | None = current_app.config["SETTINGS"].oidc
+    return oidc.name if oidc else None
 
 
 def _choose_sign_in_limit(email: str) -> tuple[RateLimit, str]:
@@ -151,6 +231,8 @@ def _accept_invitation(token: str, unused_invitation: Invitation) -> BaseRespons
         form=form,
         role=unused_invitation.role,
         invited_email=unused_invitation.email,
+        provider_name=get_provider_name(),
+        provider_url=url_for("staff.accounts.start_oidc_invitation", token=token) if get_provider_name() else None,
     )
 
 
@@ -162,10 +244,13 @@ def _choose_password(token: str, unused_invitation: Invitation) -> BaseResponse:
     if form.validate_on_submit():
         try:
             user = invitation_actions.reset_password(token, form.password.data)
-            welcome = _("Welcome, %(name)s.", name=user.name)
-            return _sign_in_and_redirect(user, welcome if is_first_password else _("Your new password was set."))
         except InvalidInput as error:
             add_form_errors(form, error)
+        else:
+            welcome = _("Welcome, %(name)s.", name=user.name)
+            # A new password does not replace the second factor.
+            message = welcome if is_first_password else _("Your new password was set.")
+            return continue_sign_in(user, "password reset link", url_for("staff.home.index"), message)
     status = form_status(form)
     return render(
         "accounts/new_password.html", status=status, form=form, user=user, is_first_password=is_first_password
@@ -178,18 +263,24 @@ def _sign_in_and_redirect(user: StaffUser, message: str) -> BaseResponse:
     return redirect(url_for("staff.home.index"))
 
 
-def start_session(user: StaffUser) -> None:
+def start_session(user: StaffUser, has_second_factor: bool = False) -> None:
     """Start a session of an authenticated user in this browser, which becomes known for the account.
 
     The previous session is cleared, because an attacker may have set it (session fixation), and ends.
+
+    :param has_second_factor: whether a second factor was verified.
     """
     started = session_actions.start_staff_session(
-        user.id, _read_client(), load_device_tokens(), replaced_token=session.get("_user_id")
+        user.id,
+        _read_client(),
+        load_device_tokens(),
+        replaced_token=session.get("_user_id"),
+        has_second_factor=has_second_factor,
     )
     session.clear()
     session["_user_id"] = started.token
     save_device_token(started.device_token)
-    g.staff_session_id, g.has_recent_password = started.id, True
+    g.staff_session_id, g.has_recent_password, g.has_second_factor = started.id, True, has_second_factor
     g._login_user = user
 
 

@@ -72,6 +72,9 @@ class SignInForm(PostForm):
 
     email = EmailField(_l("Email address"), [InputRequired(_l("Enter your email address."))])
     password = PasswordField(_l("Password"), [InputRequired(_l("Enter your password."))])
+    # Offered while too many passwords were wrong; see the view.
+    code = StringField(_l("Authentication code"))
+    is_code_offered = False
 
 
 class RequestResetForm(PostForm):
@@ -94,10 +97,15 @@ class _NameAndTimeZoneForm(PostForm):
             raise ValidationError(_("Enter a name."))
 
 
-class AcceptInvitationForm(_NameAndTimeZoneForm):
-    """The details of an invited user."""
+class AcceptIdentityForm(_NameAndTimeZoneForm):
+    """The details of an invited user who signs in with a provider."""
 
     email = EmailField(_l("Email address"), [InputRequired(_l("Enter your email address."))])
+
+
+class AcceptInvitationForm(AcceptIdentityForm):
+    """The details of an invited user."""
+
     password = PasswordField(_l("Password"), _new_password_validators())
     confirm = PasswordField(_l("Repeat password"), _confirmation_validators("password"))
 

@@ -1,0 +1,218 @@
+"""Authenticator apps: codes, their single use, and the encryption of secrets."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+
+import pyotp
+import pytest
+from flask import Flask
+from sqlalchemy import select
+
+from webapp.accounts.factors import actions as factor_actions
+from webapp.accounts.factors import queries as factor_queries
+from webapp.accounts.factors import totp, totp_actions
+from webapp.accounts.factors.models import TotpAuthenticator
+from webapp.accounts.models import StaffUser
+from webapp.core import database_clock
+from webapp.core.errors import DomainError, InvalidInput
+from webapp.core.extensions import db
+
+MakeUser = Callable[..., StaffUser]
+NOON = datetime(2026, 5, 3, 12, tzinfo=UTC)
+# RFC 6238, appendix B: the SHA-1 secret, times in seconds, and the last six digits of the codes.
+RFC_SECRET = "GEZDGNBVGY3TQOJQGEZDGNBVGY3TQOJQ"
+
+
+def code_at(secret: str, at: datetime) -> str:
+    return pyotp.TOTP(secret).at(at)
+
+
+def code_now(secret: str, steps: int = 0) -> str:
+    now = database_clock.get_database_time()
+    db.session.rollback()
+    return code_at(secret, now + timedelta(seconds=30 * steps))
+
+
+@pytest.fixture
+def user(make_staff_user: MakeUser) -> StaffUser:
+    return make_staff_user("manager")
+
+
+@pytest.fixture
+def secret(user: StaffUser) -> str:
+    """The secret of a confirmed app, whose last used code is that of the previous step."""
+    secret = totp_actions.start_totp_setup(user.id)
+    totp_actions.confirm_totp(user.id, code_now(secret, -1))
+    return secret
+
+
+@pytest.mark.parametrize(("seconds", "code"), [(59, "287082"), (1111111109, "081804"), (20000000000, "353130")])
+def test_codes_are_those_of_the_standard(seconds: int, code: str) -> None:
+    assert totp.find_totp_step(RFC_SECRET, code, datetime.fromtimestamp(seconds, UTC)) == seconds // 30
+
+
+@pytest.mark.parametrize("seconds", [-30, 0, 30])
+def test_a_code_of_the_neighbouring_steps_is_accepted(seconds: int) -> None:
+    code = code_at(RFC_SECRET, NOON + timedelta(seconds=seconds))
+    assert totp.find_totp_step(RFC_SECRET, f" {code[:3]} {code[3:]} ", NOON) is not None
+
+
+@pytest.mark.parametrize("seconds", [-90, -60, 60, 90])
+def test_a_code_of_other_steps_is_refused(seconds: int) -> None:
+    assert totp.find_totp_step(RFC_SECRET, code_at(RFC_SECRET, NOON + timedelta(seconds=seconds)), NOON) is None
+
+
+@pytest.mark.parametrize("code", ["", "12345", "1234567", "abcdef", "١٢٣٤٥٦", "12345\x00", "1" * 100_000])
+def test_a_malformed_code_is_wrong(code: str) -> None:
+    assert totp.find_totp_step(RFC_SECRET, code, NOON) is None
+
+
+def test_a_secret_is_stored_encrypted_for_its_user(user: StaffUser) -> None:
+    secret = totp_actions.start_totp_setup(user.id)
+    stored = db.session.scalars(select(TotpAuthenticator.secret_encrypted)).one()
+    assert secret.encode() not in stored
+    assert totp.decrypt_totp_secret(stored, user.id) == secret
+    with pytest.raises(totp.SecretUnreadable):
+        totp.decrypt_totp_secret(stored, user.id + 1)
+
+
+def test_the_setup_keeps_its_secret_until_it_is_confirmed(user: StaffUser) -> None:
+    secret = totp_actions.start_totp_setup(user.id)
+    assert totp_actions.start_totp_setup(user.id) == secret
+    assert not factor_queries.has_second_factor(user.id)
+    codes = totp_actions.confirm_totp(user.id, code_now(secret))
+    assert len(codes) == 10
+    assert factor_queries.load_factor_overview(user.id).recovery_codes_left == 10
+    assert totp_actions.start_totp_setup(user.id) != secret
+
+
+def test_a_wrong_code_confirms_nothing(user: StaffUser) -> None:
+    totp_actions.start_totp_setup(user.id)
+    with pytest.raises(InvalidInput) as error:
+        totp_actions.confirm_totp(user.id, "000000x")
+    assert error.value.errors[0].field == "code"
+    assert not factor_queries.has_second_factor(user.id)
+
+
+def test_a_new_app_replaces_the_old_one_and_keeps_the_recovery_codes(user: StaffUser, secret: str) -> None:
+    new_secret = totp_actions.start_totp_setup(user.id)
+    totp_actions.use_totp_code(user.id, code_now(secret))
+    assert totp_actions.confirm_totp(user.id, code_now(new_secret)) == []
+    with pytest.raises(InvalidInput):
+        totp_actions.use_totp_code(user.id, code_now(secret, 1))
+    totp_actions.use_totp_code(user.id, code_now(new_secret, 1))
+
+
+def test_a_code_is_accepted_once(user: StaffUser, secret: str) -> None:
+    code = code_now(secret)
+    totp_actions.use_totp_code(user.id, code)
+    with pytest.raises(InvalidInput) as error:
+        totp_actions.use_totp_code(user.id, code)
+    assert error.value.errors[0].key == "code_used"
+
+
+def test_the_code_of_the_setup_is_not_accepted_again(user: StaffUser) -> None:
+    secret = totp_actions.start_totp_setup(user.id)
+    code = code_now(secret)
+    totp_actions.confirm_totp(user.id, code)
+    with pytest.raises(InvalidInput):
+        totp_actions.use_totp_code(user.id, code)
+
+
+def test_an_older_code_is_refused_after_a_newer_one(user: StaffUser, secret: str) -> None:
+    totp_actions.use_totp_code(user.id, code_now(secret, 1))
+    with pytest.raises(InvalidInput):
+        totp_actions.use_totp_code(user.id, code_now(secret))
+
+
+def test_concurrent_uses_of_a_code_succeed_once(app: Flask, user: StaffUser, secret: str) -> None:
+    code, user_id = code_now(secret), user.id
+    db.session.rollback()
+    barrier, results = threading.Barrier(4), []
+
+    def use() -> None:
+        with app.app_context():
+            barrier.wait()
+            try:
+                totp_actions.use_totp_code(user_id, code)
+                results.append("accepted")
+            except InvalidInput as error:
+                results.append(error.errors[0].key)
+            finally:
+                db.session.remove()
+
+    threads = [threading.Thread(target=use) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(results) == ["accepted", "code_used", "code_used", "code_used"]
+
+
+def test_another_secret_key_is_explained_and_the_app_can_be_set_up_again(
+    app: Flask, user: StaffUser, secret: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(app.config, "SECRET_KEY", "another")
+    with pytest.raises(DomainError) as error:
+        totp_actions.use_totp_code(user.id, code_now(secret))
+    assert error.value.key == "app_unreadable"
+    new_secret = totp_actions.start_totp_setup(user.id)
+    totp_actions.confirm_totp(user.id, code_now(new_secret))
+    totp_actions.use_totp_code(user.id, code_now(new_secret, 1))
+
+
+def test_a_setup_of_another_secret_key_is_started_again(
+    app: Flask, user: StaffUser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = totp_actions.start_totp_setup(user.id)
+    monkeypatch.setitem(app.config, "SECRET_KEY", "another")
+    with pytest.raises(DomainError) as error:
+        totp_actions.confirm_totp(user.id, code_now(secret))
+    assert error.value.key == "setup_expired"
+    assert totp_actions.start_totp_setup(user.id) != secret
+
+
+class TestCodeBeforePassword:
+    def test_the_code_of_the_user_is_right_once(self, user: StaffUser, secret: str) -> None:
+        code = code_now(secret)
+        assert totp_actions.check_code_before_password(" Manager@Example.com", code)
+        assert not totp_actions.check_code_before_password("manager@example.com", code)
+
+    def test_others_have_no_right_code(self, user: StaffUser, make_staff_user: MakeUser, secret: str) -> None:
+        make_staff_user("viewer")
+        for email in ("viewer@example.com", "unknown@example.com", "no address", ""):
+            assert not totp_actions.check_code_before_password(email, code_now(secret)), email
+
+    def test_a_disabled_user_has_none(self, user: StaffUser, secret: str, make_staff_user: MakeUser) -> None:
+        user.disabled_at = NOON
+        db.session.commit()
+        assert not totp_actions.check_code_before_password(user.email, code_now(secret))
+
+    def test_an_app_that_is_not_confirmed_has_none(self, user: StaffUser) -> None:
+        secret = totp_actions.start_totp_setup(user.id)
+        assert not totp_actions.check_code_before_password(user.email, code_now(secret))
+
+
+class TestRemoval:
+    def test_the_app_and_the_recovery_codes_are_removed(self, user: StaffUser, secret: str) -> None:
+        factor_actions.remove_totp(user.id)
+        overview = factor_queries.load_factor_overview(user.id)
+        assert (overview.is_enabled, overview.recovery_codes_left) == (False, 0)
+
+    def test_the_last_factor_stays_if_the_role_requires_one(
+        self, user: StaffUser, secret: str, with_settings: Callable[..., object]
+    ) -> None:
+        with_settings(second_factor_roles=("manager",))
+        with pytest.raises(DomainError) as error:
+            factor_actions.remove_totp(user.id)
+        assert error.value.key == "second_factor_required"
+        assert factor_queries.load_factor_overview(user.id).is_enabled
+        assert factor_queries.load_factor_overview(user.id).recovery_codes_left == 10
+
+    def test_a_reset_removes_everything(self, user: StaffUser, secret: str) -> None:
+        factor_actions.reset_second_factor(user.id, by="admin@example.com")
+        overview = factor_queries.load_factor_overview(user.id)
+        assert (overview.is_enabled, overview.recovery_codes_left) == (False, 0)

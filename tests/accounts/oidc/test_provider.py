@@ -1,0 +1,237 @@
+"""Responses of the OpenID Connect provider: what is accepted, and what a provider that lies gets."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import time_machine
+from flask import Flask
+from joserfc.jwk import RSAKey
+
+from tests.support.oidc_provider import OidcProvider
+from webapp.accounts.oidc import http
+from webapp.accounts.oidc import provider as oidc_provider
+from webapp.accounts.oidc.provider import OidcClaims, OidcFlow
+from webapp.core.errors import DomainError, NotFound
+
+REDIRECT_URI = "http://localhost/sign-in/oidc/callback"
+
+
+def sign_in(provider: OidcProvider, **changed: str) -> OidcClaims:
+    """Go through a sign-in at the provider; change parameters of its response."""
+    url, flow = oidc_provider.start_flow(REDIRECT_URI, "sign-in")
+    return oidc_provider.finish_flow(REDIRECT_URI, flow, provider.authorize(url) | changed)
+
+
+def key_of_failure(provider: OidcProvider, **changed: str) -> str:
+    with pytest.raises(DomainError) as error:
+        sign_in(provider, **changed)
+    return error.value.key
+
+
+def test_the_claims_of_a_valid_response_are_returned(provider: OidcProvider) -> None:
+    provider.claims = {"email": "Ada@example.com", "email_verified": True, "name": "Ada", "amr": ["pwd", "mfa"]}
+    claims = sign_in(provider)
+    assert claims == OidcClaims(provider.url, "248289761001", "Ada@example.com", True, "Ada", True)
+
+
+@pytest.mark.parametrize("verified", [False, None, "true", 1])
+def test_an_email_address_counts_as_verified_only_if_the_provider_says_so(
+    provider: OidcProvider, verified: Any
+) -> None:
+    provider.claims = {"email": "ada@example.com", "email_verified": verified, "amr": "mfa"[:0]}
+    claims = sign_in(provider)
+    assert (claims.is_email_verified, claims.is_multi_factor) == (False, False)
+
+
+def test_a_missing_email_address_is_read_from_the_user_info(provider: OidcProvider) -> None:
+    provider.userinfo = {"sub": "248289761001", "email": "ada@example.com", "email_verified": True}
+    assert sign_in(provider).email == "ada@example.com"
+    provider.userinfo["sub"] = "another"
+    assert key_of_failure(provider) == "oidc_invalid"
+
+
+NOW = int(time.time())
+
+
+@pytest.mark.parametrize(
+    "claims",
+    [
+        {"nonce": "another"},
+        {"nonce": None},
+        {"aud": "another client"},
+        {"aud": None},
+        {"aud": ["onecode", "another"], "azp": "another"},
+        {"aud": ["onecode", "another"]},
+        {"iss": "https://evil.example"},
+        {"iss": None},
+        {"exp": NOW - 120},
+        {"exp": None},
+        {"exp": "tomorrow"},
+        {"iat": NOW + 3600},
+        {"nbf": NOW + 3600},
+        {"sub": None},
+        {"sub": ""},
+        {"sub": 7},
+        {"sub": "x" * 256},
+        {"sub": "a\x00b"},
+        {"at_hash": "wrong"},
+    ],
+    ids=str,
+)
+def test_an_id_token_with_other_claims_is_refused(provider: OidcProvider, claims: dict[str, Any]) -> None:
+    provider.claims = claims
+    assert key_of_failure(provider) == "oidc_invalid"
+
+
+@pytest.mark.parametrize("algorithm", ["none", "HS256"])
+def test_an_id_token_without_the_signature_of_the_provider_is_refused(provider: OidcProvider, algorithm: str) -> None:
+    provider.algorithm = algorithm
+    assert key_of_failure(provider) == "oidc_invalid"
+
+
+@pytest.mark.parametrize("kid", ["first", "unknown"])
+def test_an_id_token_signed_with_another_key_is_refused(provider: OidcProvider, kid: str) -> None:
+    provider.signing_key = RSAKey.generate_key(2048, {"kid": kid})
+    assert key_of_failure(provider) == "oidc_invalid"
+
+
+def test_keys_are_read_again_after_the_provider_has_rotated_them(provider: OidcProvider) -> None:
+    sign_in(provider)
+    provider.key = RSAKey.generate_key(2048, {"kid": "second"})
+    sign_in(provider)
+    sign_in(provider)
+    assert provider.requests.count("/jwks") == 2
+    assert provider.requests.count("/.well-known/openid-configuration") == 1
+
+
+def test_the_response_of_another_sign_in_is_refused(provider: OidcProvider) -> None:
+    assert key_of_failure(provider, state="another") == "oidc_expired"
+    assert key_of_failure(provider, state="ä") == "oidc_expired"
+    assert key_of_failure(provider, code="another") == "oidc_invalid"
+    url, _ = oidc_provider.start_flow(REDIRECT_URI, "sign-in")
+    with pytest.raises(DomainError) as error:
+        oidc_provider.finish_flow(REDIRECT_URI, None, provider.authorize(url))
+    assert error.value.key == "oidc_expired"
+
+
+def test_a_sign_in_works_once_and_for_ten_minutes(provider: OidcProvider) -> None:
+    url, flow = oidc_provider.start_flow(REDIRECT_URI, "sign-in")
+    oidc_provider.finish_flow(REDIRECT_URI, flow, provider.authorize(url))
+    with pytest.raises(DomainError) as error:
+        oidc_provider.finish_flow(REDIRECT_URI, flow, provider.authorize(url))
+    assert error.value.key == "oidc_expired"
+    url, flow = oidc_provider.start_flow(REDIRECT_URI, "sign-in")
+    with time_machine.travel(flow.started_at + 601), pytest.raises(DomainError) as error:
+        oidc_provider.finish_flow(REDIRECT_URI, flow, provider.authorize(url))
+    assert error.value.key == "oidc_expired"
+
+
+def test_a_code_that_was_stolen_needs_the_code_verifier(provider: OidcProvider) -> None:
+    url, flow = oidc_provider.start_flow(REDIRECT_URI, "sign-in")
+    with pytest.raises(DomainError) as error:
+        oidc_provider.finish_flow(REDIRECT_URI, replace(flow, code_verifier="x" * 64), provider.authorize(url))
+    assert error.value.key == "oidc_invalid"
+
+
+def test_the_issuer_in_the_response_is_checked(provider: OidcProvider) -> None:
+    assert key_of_failure(provider, iss="https://evil.example") == "oidc_invalid"
+    sign_in(provider, iss=provider.url)
+
+
+def test_an_issuer_that_the_provider_promises_must_be_in_the_response(provider: OidcProvider) -> None:
+    provider.metadata = {"authorization_response_iss_parameter_supported": True}
+    assert key_of_failure(provider) == "oidc_invalid"
+
+
+def test_an_error_of_the_provider_is_reported(provider: OidcProvider) -> None:
+    provider.error = "access_denied"
+    assert key_of_failure(provider) == "oidc_refused"
+
+
+def test_the_client_secret_can_be_sent_in_the_form(provider: OidcProvider) -> None:
+    provider.metadata = {"token_endpoint_auth_methods_supported": ["client_secret_post"]}
+    assert sign_in(provider).subject == "248289761001"
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {"issuer": "https://evil.example"},
+        {"authorization_endpoint": "http://login.example.com/authorize"},
+        {"authorization_endpoint": "javascript:alert(1)"},
+        {"authorization_endpoint": None},
+        {"token_endpoint": "http://login.example.com/token"},
+        {"jwks_uri": 7},
+    ],
+    ids=str,
+)
+def test_invalid_metadata_is_refused(provider: OidcProvider, metadata: dict[str, Any]) -> None:
+    provider.metadata = metadata
+    assert key_of_failure(provider) == "oidc_unavailable"
+
+
+@pytest.mark.parametrize("path", ["/.well-known/openid-configuration", "/jwks", "/token"])
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (200, b" " * 10_000_000),
+        (200, b"[]"),
+        (200, b"<html>"),
+        (200, b"\xff"),
+        (200, b""),
+        (302, b"{}"),
+        (404, b"{}"),
+        (500, b"{}"),
+        (200, b'{"keys": 7}'),
+        (200, b'{"keys": [{"kty": "RSA"}]}'),
+    ],
+    ids=["10 MB", "list", "HTML", "bytes", "empty", "redirect", "missing", "failing", "keys", "key"],
+)
+def test_an_unusable_response_is_refused(provider: OidcProvider, path: str, status: int, body: bytes) -> None:
+    provider.bodies[path], provider.statuses[path] = body, status
+    assert key_of_failure(provider) in ("oidc_unavailable", "oidc_invalid")
+
+
+def test_a_provider_that_is_down_is_reported(provider: OidcProvider) -> None:
+    provider.metadata = {"token_endpoint": "http://127.0.0.1:1/token"}
+    assert key_of_failure(provider) == "oidc_unavailable"
+
+
+def test_a_response_without_end_is_cut_off(provider: OidcProvider, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "RESPONSE_SECONDS", -1)
+    assert key_of_failure(provider) == "oidc_unavailable"
+
+
+def test_a_slow_provider_is_not_waited_for(provider: OidcProvider, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "READ_SECONDS", 0.05)
+    provider.hold = threading.Event()
+    assert key_of_failure(provider) == "oidc_unavailable"
+
+
+def test_a_slow_provider_does_not_occupy_all_threads(
+    app: Flask, provider: OidcProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slots = threading.BoundedSemaphore(1)
+    monkeypatch.setattr(http, "_slots", slots)
+    slots.acquire()
+    assert key_of_failure(provider) == "oidc_unavailable"
+    assert provider.requests == []
+    slots.release()
+    sign_in(provider)
+    assert slots.acquire(blocking=False)
+
+
+def test_without_settings_there_is_no_provider(app: Flask) -> None:
+    with pytest.raises(NotFound):
+        oidc_provider.start_flow(REDIRECT_URI, "sign-in")
+
+
+def test_a_flow_survives_the_session(provider: OidcProvider) -> None:
+    _, flow = oidc_provider.start_flow(REDIRECT_URI, "sign-in")
+    assert OidcFlow.load(flow.dump()) == flow
+    assert OidcFlow.load(["a"]) is None

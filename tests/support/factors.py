@@ -1,0 +1,40 @@
+"""Users with second factors, and their codes."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pyotp
+from flask.testing import FlaskClient
+
+from tests.support.authenticator import SoftwareAuthenticator
+from webapp.accounts.factors import passkey_actions, passkeys, totp_actions
+from webapp.accounts.factors import queries as factor_queries
+from webapp.accounts.models import StaffUser
+from webapp.core import database_clock
+from webapp.core.extensions import db
+
+
+def code_now(secret: str, steps: int = 0) -> str:
+    """Return the code that an app shows now, or some steps of 30 seconds later."""
+    now = database_clock.get_database_time()
+    db.session.rollback()
+    return pyotp.TOTP(secret).at(now + timedelta(seconds=30 * steps))
+
+
+def add_app(user: StaffUser) -> tuple[str, list[str]]:
+    """Set up an authenticator app with the code of the previous step; return its secret and the recovery codes."""
+    secret = totp_actions.start_totp_setup(user.id)
+    return secret, totp_actions.confirm_totp(user.id, code_now(secret, -1))
+
+
+def add_passkey(user: StaffUser, authenticator: SoftwareAuthenticator, name: str = "Laptop") -> list[str]:
+    """Add a passkey; return the recovery codes."""
+    known = factor_queries.list_passkeys(user.id)
+    options, challenge = passkeys.build_registration_options(user.email, user.name, known)
+    return passkey_actions.add_passkey(user.id, name, authenticator.create(options), challenge)
+
+
+def sign_with_passkey(client: FlaskClient, authenticator: SoftwareAuthenticator) -> str:
+    """Return the response of an authenticator to the challenge that a client is given."""
+    return authenticator.get(client.post("/sign-in/passkey/options").json)  # type: ignore[arg-type]

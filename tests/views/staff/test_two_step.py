@@ -1,0 +1,240 @@
+"""The settings pages of two-step verification: app, recovery codes, passkeys, and the reset by an administrator."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+from urllib.parse import unquote
+
+import pytest
+from flask.testing import FlaskClient
+from sqlalchemy import func, select, update
+
+from tests.support.authenticator import SoftwareAuthenticator
+from tests.support.factors import add_app, add_passkey, code_now
+from tests.support.sessions import start_session
+from webapp.accounts.factors import queries as factor_queries
+from webapp.accounts.factors import recovery_code_actions
+from webapp.accounts.models import StaffSession, StaffUser
+from webapp.core.extensions import db
+
+PAGE = "/settings/profile/two-step"
+SignIn = Callable[..., FlaskClient]
+
+
+def user_of(role: str = "manager") -> StaffUser:
+    return db.session.scalars(select(StaffUser).where(StaffUser.role == role)).one()
+
+
+def age_password() -> None:
+    db.session.execute(update(StaffSession).values(authenticated_at=func.now() - timedelta(hours=1)))
+    db.session.commit()
+
+
+def codes_in(page: str) -> list[str]:
+    return re.findall(r"<code>(\w{4}-\w{4}-\w{4})</code>", page)
+
+
+def secret_in(page: str) -> str:
+    return re.search(r'class="copy-text" dir="ltr">([A-Z2-7]+)<', page)[1]  # type: ignore[index]
+
+
+def options_in(page: str) -> dict[str, Any]:
+    options = re.search('data-passkey-create="([^"]*)"', page)
+    assert options
+    parsed: dict[str, Any] = json.loads(html.unescape(options[1]))
+    return parsed
+
+
+class TestApp:
+    def test_an_app_is_set_up(self, sign_in: SignIn) -> None:
+        client = sign_in("viewer")
+        assert "Two-step verification is off" in client.get(PAGE).text
+        assert client.post(f"{PAGE}/app/start").location == f"{PAGE}/app"
+        response = client.get(f"{PAGE}/app")
+        assert response.headers["Cache-Control"] == "no-store"
+        assert '<div class="qr"><svg' in response.text
+        secret = secret_in(response.text)
+        assert f"secret={secret}" in response.text
+        page = client.post(f"{PAGE}/app", data={"code": code_now(secret)}).text
+        codes = codes_in(page)
+        assert len(codes) == 10
+        download = re.search('href="data:text/plain;charset=utf-8,([^"]*)"', page)
+        assert download
+        assert set(codes) <= set(unquote(download[1]).split("\n"))
+        assert "Two-step verification is on" in client.get(PAGE).text
+        assert "10 unused codes are left." in client.get(PAGE).text
+        assert not set(codes) & set(codes_in(client.get(PAGE).text))
+
+    def test_a_wrong_code_is_reported_at_its_field(self, sign_in: SignIn) -> None:
+        client = sign_in("viewer")
+        secret = secret_in(client.get(f"{PAGE}/app").text)
+        response = client.post(f"{PAGE}/app", data={"code": "000000x"})
+        assert response.status_code == 422
+        assert "This code is wrong or has expired." in response.text
+        assert secret_in(response.text) == secret
+        assert client.post(f"{PAGE}/app", data={}).status_code == 422
+
+    def test_sending_the_confirmation_again_shows_no_codes(self, sign_in: SignIn) -> None:
+        client = sign_in("viewer")
+        code = code_now(secret_in(client.get(f"{PAGE}/app").text))
+        client.post(f"{PAGE}/app", data={"code": code})
+        response = client.post(f"{PAGE}/app", data={"code": code})
+        assert (response.status_code, codes_in(response.text)) == (422, [])
+
+    def test_the_secret_is_shown_only_after_the_password(self, sign_in: SignIn) -> None:
+        client = sign_in("viewer")
+        age_password()
+        assert client.get(f"{PAGE}/app").location == PAGE
+        assert "Confirm your password" in client.post(f"{PAGE}/app/start").text
+
+    def test_an_app_is_removed(self, sign_in: SignIn) -> None:
+        client = sign_in("manager")
+        add_app(user_of())
+        assert client.post(f"{PAGE}/app/remove").location == PAGE
+        assert "The authenticator app was removed." in client.get(PAGE).text
+        assert not factor_queries.has_second_factor(user_of().id)
+
+    def test_the_last_factor_stays_if_the_role_requires_it(
+        self, sign_in: SignIn, with_settings: Callable[..., object]
+    ) -> None:
+        client = sign_in("manager")
+        add_app(user_of())
+        db.session.execute(update(StaffSession).values(second_factor_at=func.now()))
+        db.session.commit()
+        with_settings(second_factor_roles=("manager",))
+        client.post(f"{PAGE}/app/remove")
+        assert "Your role requires a second factor." in client.get(PAGE).text
+
+
+class TestRecoveryCodes:
+    def test_new_codes_are_shown_once_and_replace_the_old_ones(self, sign_in: SignIn) -> None:
+        client = sign_in("manager")
+        _, old = add_app(user_of())
+        token = re.search('name="form_token"[^>]*value="([^"]+)"', client.get(PAGE).text)
+        assert token
+        values = {"form_token": token[1]}
+        codes = codes_in(client.post(f"{PAGE}/recovery-codes", data=values).text)
+        assert len(codes) == 10
+        assert not set(codes) & set(old)
+        assert client.post(f"{PAGE}/recovery-codes", data=values).location == PAGE
+        assert recovery_code_actions.use_recovery_code(user_of().id, codes[0]) == 9
+
+    def test_without_a_factor_there_are_none(self, sign_in: SignIn) -> None:
+        client = sign_in("viewer")
+        assert client.post(f"{PAGE}/recovery-codes").location == PAGE
+        assert factor_queries.load_factor_overview(user_of("viewer").id).recovery_codes_left == 0
+
+
+class TestPasskeys:
+    def add(self, client: FlaskClient, authenticator: SoftwareAuthenticator, name: str = "Laptop") -> str:
+        options = options_in(client.post(f"{PAGE}/passkeys/new", data={"name": name}).text)
+        values = {"name": name, "credential": authenticator.create(options)}
+        return client.post(f"{PAGE}/passkeys", data=values, follow_redirects=True).text
+
+    def test_a_passkey_is_added_and_removed(self, sign_in: SignIn) -> None:
+        client = sign_in("viewer")
+        assert len(codes_in(self.add(client, SoftwareAuthenticator(), "Laptop <1>"))) == 10
+        page = client.get(PAGE).text
+        assert "Laptop &lt;1&gt;" in page
+        [passkey] = factor_queries.list_passkeys(user_of("viewer").id)
+        client.post(f"{PAGE}/passkeys/{passkey.id}/remove")
+        assert "was removed" in client.get(PAGE).text
+        assert not factor_queries.has_second_factor(user_of("viewer").id)
+
+    def test_a_response_of_another_origin_adds_nothing(self, sign_in: SignIn) -> None:
+        client = sign_in("viewer")
+        page = self.add(client, SoftwareAuthenticator(origin="https://evil.example"))
+        assert "could not be verified" in page
+        assert not factor_queries.has_second_factor(user_of("viewer").id)
+
+    def test_a_name_is_required(self, sign_in: SignIn) -> None:
+        client = sign_in("viewer")
+        for name in ("", "x" * 61, "\x00"):
+            assert client.post(f"{PAGE}/passkeys/new", data={"name": name}).status_code in (400, 422)
+
+    def test_the_passkeys_of_others_cannot_be_removed(
+        self, sign_in: SignIn, make_staff_user: Callable[..., StaffUser]
+    ) -> None:
+        other = make_staff_user("admin")
+        add_passkey(other, SoftwareAuthenticator())
+        [passkey] = factor_queries.list_passkeys(other.id)
+        client = sign_in("viewer")
+        client.post(f"{PAGE}/passkeys/{passkey.id}/remove")
+        assert factor_queries.has_second_factor(other.id)
+
+    @pytest.mark.parametrize(
+        ("public_url", "text"),
+        [
+            ("http://127.0.0.1:8000", "set PUBLIC_URL to http://localhost:8000"),
+            ("http://offers.example.com", "browsers require HTTPS"),
+            ("https://offers.example.com", "only at the public address"),
+        ],
+    )
+    def test_the_page_says_why_passkeys_do_not_work(
+        self, sign_in: SignIn, with_settings: Callable[..., object], public_url: str, text: str
+    ) -> None:
+        client = sign_in("viewer")
+        with_settings(public_url=public_url)
+        page = client.get(PAGE).text
+        assert text in page
+        assert "Add passkey" not in page
+
+    def test_a_passkey_of_another_host_is_marked(self, sign_in: SignIn, with_settings: Callable[..., object]) -> None:
+        client = sign_in("manager")
+        add_passkey(user_of(), SoftwareAuthenticator())
+        assert "Works only at" not in client.get(PAGE).text
+        with_settings(public_url="https://offers.example.com")
+        assert "Works only at localhost" in client.get(PAGE).text
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        f"{PAGE}/app/start",
+        f"{PAGE}/app",
+        f"{PAGE}/app/remove",
+        f"{PAGE}/recovery-codes",
+        f"{PAGE}/passkeys/new",
+        f"{PAGE}/passkeys",
+        f"{PAGE}/passkeys/1/remove",
+        f"{PAGE}/provider",
+        f"{PAGE}/provider/link",
+        f"{PAGE}/provider/unlink",
+        "/settings/people/1/reset-second-factor",
+    ],
+)
+def test_every_change_needs_a_recent_password(sign_in: SignIn, path: str) -> None:
+    client = sign_in("admin")
+    age_password()
+    response = client.post(path, data={})
+    assert response.status_code == 403
+    assert "Confirm your password" in response.text
+
+
+class TestReset:
+    def test_an_administrator_resets_the_factors_of_a_user(
+        self, sign_in: SignIn, app: Any, make_staff_user: Callable[..., StaffUser]
+    ) -> None:
+        user = make_staff_user("viewer")
+        add_app(user)
+        other = app.test_client()
+        start_session(other, user)
+        client = sign_in("admin")
+        assert "Two-step verification" in client.get("/settings/people").text
+        page = client.get(f"/settings/people/{user.id}").text
+        assert "Reset two-step verification" in page
+        client.post(f"/settings/people/{user.id}/reset-second-factor")
+        page = client.get(f"/settings/people/{user.id}").text
+        assert "was reset" in page
+        assert "Reset two-step verification" not in page
+        assert not factor_queries.has_second_factor(user.id)
+        assert other.get("/").status_code == 302
+
+    @pytest.mark.parametrize("role", ["manager", "viewer"])
+    def test_others_cannot(self, sign_in: SignIn, role: str) -> None:
+        assert sign_in(role).post("/settings/people/1/reset-second-factor").status_code == 403
