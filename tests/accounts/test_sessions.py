@@ -14,7 +14,7 @@ from tests.support.sessions import TEST_CLIENT
 from tests.support.sql_statements import recorded_statements
 from webapp.accounts import actions as account_actions
 from webapp.accounts import invitation_actions, passwords, session_actions, session_queries, sign_in_actions
-from webapp.accounts.models import AuditEntry, StaffDevice, StaffSession, StaffUser
+from webapp.accounts.models import AccountEmail, AuditEntry, StaffDevice, StaffSession, StaffUser
 from webapp.accounts.session_actions import SessionClient
 from webapp.accounts.staff_sessions import MAX_DEVICES_PER_USER, MAX_SESSIONS_PER_USER
 from webapp.core import task_queue
@@ -299,9 +299,18 @@ class TestDevices:
         first = start(user)
         db.session.execute(update(StaffDevice).values(last_used_at=func.now() - timedelta(days=30)))
         again = start(user, "of another user", first.device_token)
-        assert (first.is_new_device, again.is_new_device) == (True, False)
         assert again.device_token == first.device_token
         assert db.session.scalars(select(StaffDevice.last_used_at > func.now() - timedelta(days=1))).all() == [True]
+
+    def test_a_sign_in_with_a_new_browser_is_reported_unless_it_is_expected(self, make_staff_user: MakeUser) -> None:
+        user, client = make_staff_user(), session_actions.SessionClient("192.0.2.7", "Mozilla/5.0 (X11) Firefox/140.0")
+        known = session_actions.start_staff_session(user.id, client, is_new_device_expected=True).device_token
+        session_actions.start_staff_session(user.id, client, [known])
+        assert count(AccountEmail) == 0
+        session_actions.start_staff_session(user.id, client)
+        notice = db.session.scalars(select(AccountEmail)).one()
+        assert (notice.kind, notice.staff_user_id, notice.address) == ("new_device", user.id, "192.0.2.7")
+        assert notice.detail == {"device": "Firefox"}
 
     def test_a_copied_device_cookie_is_of_no_use_after_a_password_reset(
         self, make_user_with_password: MakeUser

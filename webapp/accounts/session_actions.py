@@ -9,7 +9,7 @@ from typing import NamedTuple
 from flask_babel import gettext as _
 from sqlalchemy import delete, func, not_, select, update
 
-from webapp.accounts import passwords, staff_sessions
+from webapp.accounts import notices, passwords, staff_sessions
 from webapp.accounts import queries as account_queries
 from webapp.accounts.actions import lock_existing_staff_user, roll_back_and_raise
 from webapp.accounts.audit import record_audit_entry
@@ -18,6 +18,7 @@ from webapp.accounts.session_queries import LAST_USE_IS_STALE
 from webapp.core.errors import DomainError, FieldError, InvalidInput
 from webapp.core.extensions import db
 from webapp.core.sessions import DEVICE_DAYS
+from webapp.core.user_agents import describe_user_agent
 
 
 class SessionClient(NamedTuple):
@@ -28,15 +29,11 @@ class SessionClient(NamedTuple):
 
 
 class StartedSession(NamedTuple):
-    """A new session, with the tokens for the cookies of the browser.
-
-    :ivar is_new_device: whether the user had not signed in with this browser before.
-    """
+    """A new session, with the tokens for the cookies of the browser."""
 
     id: int
     token: str
     device_token: str
-    is_new_device: bool
 
 
 def start_staff_session(
@@ -45,12 +42,16 @@ def start_staff_session(
     device_tokens: Sequence[str] = (),
     replaced_token: str | None = None,
     has_second_factor: bool = False,
+    is_new_device_expected: bool = False,
 ) -> StartedSession:
     """Start a session of a user who has just been authenticated.
+
+    The user is notified by email if they had not signed in with this browser before.
 
     :param device_tokens: the tokens in the device cookie of the browser.
     :param replaced_token: the token of the session that the browser had before; that session ends.
     :param has_second_factor: whether a second factor was verified.
+    :param is_new_device_expected: True for no such notice: the user has just joined or set a new password.
     :raises DomainError: `disabled` when the user has been disabled.
     """
     db.session.flush()
@@ -62,11 +63,14 @@ def start_staff_session(
     if replaced_token is not None:
         _delete_session(replaced_token)
     device_id, device_token, is_new_device = staff_sessions.remember_device(user_id, device_tokens)
+    if is_new_device and not is_new_device_expected:
+        notices.notify_new_device(user, describe_user_agent(client.user_agent), client.address)
     session_id, token = staff_sessions.insert_session(
         user_id, device_id, client.address, client.user_agent, has_second_factor
     )
     db.session.commit()
-    return StartedSession(session_id, token, device_token, is_new_device)
+    notices.enqueue_account_emails()
+    return StartedSession(session_id, token, device_token)
 
 
 def update_last_use(session_id: int, client: SessionClient) -> None:

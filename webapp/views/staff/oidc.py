@@ -184,7 +184,9 @@ def accept_with_identity(token: str) -> BaseResponse:
         except DomainError as error:
             add_form_errors(form, error)
         else:
-            complete_sign_in(user, _provider_name(), has_second_factor=claims.is_multi_factor)
+            complete_sign_in(
+                user, _provider_name(), has_second_factor=claims.is_multi_factor, is_new_device_expected=True
+            )
             flash(_("Welcome, %(name)s.", name=user.name), "success")
             return redirect(url_for("staff.home.index"))
     response = render(

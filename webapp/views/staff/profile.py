@@ -52,7 +52,7 @@ def change_password() -> BaseResponse:
         except DomainError as error:
             add_form_errors(form, error)
         else:
-            start_session(user, g.has_second_factor)
+            start_session(user, g.has_second_factor, is_new_device_expected=True)
             flash(_("Your password was changed. You were signed out on all other devices."), "success")
             return redirect(url_for("staff.accounts.profile"))
     profile_form = ProfileForm(formdata=None, obj=current_user)

@@ -136,10 +136,10 @@ def continue_sign_in(user: StaffUser, method: str, next_path: str, message: str 
     """Sign in a user whose first factor was right, or ask for the second one if they have one.
 
     :param method: the first factor, for the audit log.
-    :param message: a message to show after signing in.
+    :param message: a message to show after signing in with a new password.
     """
     if not factor_queries.has_second_factor(user.id):
-        complete_sign_in(user, method)
+        complete_sign_in(user, method, is_new_device_expected=message is not None)
         if message:
             flash(message, "success")
         return redirect(next_path)
@@ -149,10 +149,12 @@ def continue_sign_in(user: StaffUser, method: str, next_path: str, message: str 
     return redirect(url_for("staff.accounts.second_factor", next=next_path))
 
 
-def complete_sign_in(user: StaffUser, method: str, has_second_factor: bool = False) -> None:
+def complete_sign_in(
+    user: StaffUser, method: str, has_second_factor: bool = False, is_new_device_expected: bool = False
+) -> None:
     """Start the session of a user who has been authenticated, and record how."""
     sign_in_actions.record_sign_in(user, method)
-    start_session(user, has_second_factor)
+    start_session(user, has_second_factor, is_new_device_expected)
 
 
 def get_provider_name() -> str | None:
@@ -258,17 +260,18 @@ def _choose_password(token: str, unused_invitation: Invitation) -> BaseResponse:
 
 
 def _sign_in_and_redirect(user: StaffUser, message: str) -> BaseResponse:
-    start_session(user)
+    start_session(user, is_new_device_expected=True)
     flash(message, "success")
     return redirect(url_for("staff.home.index"))
 
 
-def start_session(user: StaffUser, has_second_factor: bool = False) -> None:
+def start_session(user: StaffUser, has_second_factor: bool = False, is_new_device_expected: bool = False) -> None:
     """Start a session of an authenticated user in this browser, which becomes known for the account.
 
     The previous session is cleared, because an attacker may have set it (session fixation), and ends.
 
     :param has_second_factor: whether a second factor was verified.
+    :param is_new_device_expected: whether to send no notice of a new device.
     """
     started = session_actions.start_staff_session(
         user.id,
@@ -276,6 +279,7 @@ def start_session(user: StaffUser, has_second_factor: bool = False) -> None:
         load_device_tokens(),
         replaced_token=session.get("_user_id"),
         has_second_factor=has_second_factor,
+        is_new_device_expected=is_new_device_expected,
     )
     session.clear()
     session["_user_id"] = started.token
