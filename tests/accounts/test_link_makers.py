@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from flask import Flask
 from flask.testing import FlaskClient
 from sqlalchemy import select, text
 
 from webapp.accounts import actions as account_actions
-from webapp.accounts import invitation_actions
+from webapp.accounts import invitation_actions, links
 from webapp.accounts import queries as account_queries
 from webapp.accounts.models import Invitation, StaffUser
 from webapp.core.errors import DomainError, NotFound
@@ -43,14 +42,22 @@ def lower_role(user_id: int) -> None:
     account_actions.change_staff_role(user_id, "manager", by="other@example.com")
 
 
+def enable(user_id: int) -> None:
+    account_actions.enable_staff_user(user_id, by="other@example.com")
+
+
+def raise_role(user_id: int) -> None:
+    account_actions.change_staff_role(user_id, "admin", by="other@example.com")
+
+
 def disable_and_enable(user_id: int) -> None:
     disable(user_id)
-    account_actions.enable_staff_user(user_id, by="other@example.com")
+    enable(user_id)
 
 
 def lower_and_raise_role(user_id: int) -> None:
     lower_role(user_id)
-    account_actions.change_staff_role(user_id, "admin", by="other@example.com")
+    raise_role(user_id)
 
 
 @pytest.mark.parametrize("change", [disable, lower_role, disable_and_enable, lower_and_raise_role])
@@ -78,9 +85,33 @@ def test_a_link_created_at_the_moment_of_the_change_does_not_work(maker: StaffUs
     db.session.commit()
 
     with pytest.raises(NotFound):
+        links.consume_link(token, is_reset=False)
+    with pytest.raises(NotFound):
         accept(token)
     assert account_queries.list_unused_invitations() == []
-    assert account_queries.find_unused_invitation(db.session.scalars(select(Invitation.token_hash)).one()) is None
+
+
+@pytest.mark.parametrize(
+    ("column", "restore"),
+    [
+        ("disabled_at = now()", lambda user_id: account_actions.enable_staff_user(user_id, by="other@example.com")),
+        (
+            "role = 'manager'",
+            lambda user_id: account_actions.change_staff_role(user_id, "admin", by="other@example.com"),
+        ),
+    ],
+)
+def test_such_a_link_does_not_come_back_with_the_account(
+    maker: StaffUser, column: str, restore: Callable[[int], object]
+) -> None:
+    token = token_of(invitation_actions.create_invitation("admin", None, by=maker.email))
+    db.session.execute(text(f"update staff_user set {column} where email = 'ann@example.com'"))
+    db.session.commit()
+
+    restore(maker.id)
+
+    with pytest.raises(NotFound):
+        accept(token)
 
 
 def test_links_of_others_and_of_commands_stay(maker: StaffUser) -> None:
@@ -115,13 +146,20 @@ def test_a_former_administrator_creates_no_links(
         invitation_actions.create_password_reset_link(viewer.id, by=maker.email)
 
 
-def test_a_link_can_be_created_while_the_row_of_its_maker_is_locked(app: Flask, maker: StaffUser) -> None:
-    email = maker.email
-    with db.engine.begin() as other:
-        other.execute(text("select from staff_user for no key update"))
-        db.session.execute(text("set local lock_timeout = '100ms'"))
+@pytest.mark.parametrize("lock", [account_queries.lock_active_admins, lambda: account_queries.lock_staff_user(2)])
+def test_the_lock_of_a_user_does_not_block_their_links(maker: StaffUser, lock: Callable[[], object]) -> None:
+    # Otherwise two administrators who reset each other's passwords could wait for each other.
+    assert maker.id == 2
+    lock()
 
-        assert invitation_actions.create_invitation("viewer", None, by=email)
+    with db.engine.begin() as other:
+        other.execute(text("set local lock_timeout = '100ms'"))
+        other.execute(
+            text(
+                "insert into invitation (token_hash, role, created_by, expires_at)"
+                " values ('x', 'viewer', 2, now() + interval '1 day')"
+            )
+        )
 
 
 def test_the_list_shows_maker_and_time(sign_in: Callable[..., FlaskClient]) -> None:
