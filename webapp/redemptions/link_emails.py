@@ -28,8 +28,8 @@ from webapp.shop import queries as shop_queries
 UNKNOWN_CUSTOMER_ID = 0
 # Anyone who knows a code and an email address could request links.
 MAX_LINKS_PER_DAY = 5
-# The email contains an offer. Whoever unsubscribed has requested it with the form; an address that bounced cannot
-# receive it, and a complaint may be about exactly such an email, which somebody else requested.
+# Customers who unsubscribed get the email, because it was requested with their address. An address that bounced cannot
+# receive it. The email contains an offer, and another person may have requested it, so a complaint is respected.
 REASONS_WITHOUT_LINK_EMAIL = ("bounced", "complained")
 
 
