@@ -58,7 +58,7 @@ class TestPasswordReset:
         assert (response.status_code, response.location) == (302, "/forgot-password/sent")
         assert received.message["Subject"] == "Reset your Onecode password"
         assert received.text.startswith("Hello Viewer,\r\n")
-        assert "Address: 127.0.0.1\r\n" in received.text
+        assert "IP address: 127.0.0.1\r\n" in received.text
         assert client.post(path_in(received), data=NEW).location == "/"
         assert sign_in_actions.sign_in_user(user.email, NEW["password"])
 
@@ -278,7 +278,7 @@ class TestInvitations:
         assert 'name="is_emailed"' in admin.get("/settings/people").text
         with_settings(uses_mail_sink=True, public_url="https://shop.example")
         assert 'name="is_emailed"' not in admin.get("/settings/people").text
-        with pytest.raises(InvalidInput):
+        with pytest.raises(InvalidInput, match="No relay is set"):
             invitation_actions.create_invitation("viewer", "ann@example.com", by="tests", is_emailed=True)
 
     def test_the_address_of_an_invitation_cannot_be_edited(

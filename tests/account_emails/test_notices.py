@@ -61,12 +61,14 @@ class TestWhoIsNotified:
         assert received.message["Subject"] == "New sign-in to Onecode: Firefox on Linux"
         assert (received.to, received.message["Auto-Submitted"]) == ("viewer@example.com", "auto-generated")
         body = received.text.replace("\r\n", "\n")
-        assert body.startswith("Hello Viewer,\n\nSomebody has signed in to your Onecode account")
-        assert "\n\nDevice:  Firefox on Linux\nTime:    3 May 2026, 19:00 JST\nAddress: 203.0.113.7\n\nIf that" in body
+        assert body.startswith("Hello Viewer,\n\nThere was a sign-in to your Onecode account from a new device.")
+        facts = "Device:     Firefox on Linux\nTime:       3 May 2026, 19:00 JST\nIP address: 203.0.113.7"
+        assert f"\n\n{facts}\n\nIf that" in body
         assert body.endswith("\nhttp://localhost/settings/profile\n\nTest shop\nhttp://localhost\n")
 
     def test_a_new_api_key_is_reported_to_all_active_admins(self, relay: Relay, admins: list[StaffUser]) -> None:
         key = api_key_actions.create_api_key("Web shop", ["read", "redeem"], by="ada@example.com")
+        assert count_emails() == 2
         send_emails()
 
         assert relay.recipients == {"ada@example.com": 1, "bob@example.com": 1}
@@ -74,7 +76,7 @@ class TestWhoIsNotified:
         for expected in ("Web shop", "read, redeem", "ada@example.com", "http://localhost/settings/api-keys"):
             assert expected in body
         assert key.rpartition("_")[2] not in body
-        assert "Address" not in body
+        assert "IP address" not in body
 
     def test_a_new_role_of_administrator_is_reported_to_all_admins(
         self, relay: Relay, admins: list[StaffUser], make_staff_user: MakeUser
@@ -150,7 +152,7 @@ class TestWhoIsNotified:
         form = {"name": "Till", "scopes": "read"}
         client.post("/settings/api-keys", data=form, environ_base={"REMOTE_ADDR": "203.0.113.9"})
         send_emails()
-        assert "Address: 203.0.113.9\r\n" in relay.message_to("admin@example.com").text
+        assert "IP address: 203.0.113.9\r\n" in relay.message_to("admin@example.com").text
 
     @pytest.mark.parametrize("kind", ["device", "key", "admin", "password", "reset"])
     def test_every_link_in_a_notice_leads_to_a_page(
@@ -215,7 +217,7 @@ class TestNames:
         send_emails()
         received = relay.message_to("admin@example.com")
         assert received.message.get_content_type() == "text/plain"
-        assert "Key:     <b>Tills & “shop”</b>\r\n" in received.text
+        assert "Key:        <b>Tills & “shop”</b>\r\n" in received.text
 
 
 class TestSending:

@@ -24,8 +24,8 @@ def create_invitation(role: str, email: str | None, by: str, *, is_emailed: bool
     The link is not stored. It works once, within `links.LINK_DAYS`. Earlier links for this email address stop working.
 
     :param is_emailed: whether to email another link to the address, too.
-    :raises InvalidInput: when the role is unknown, the email address is invalid, a user with it exists, or the
-        invitation cannot be emailed.
+    :raises InvalidInput: when the role is unknown, the email address is invalid, or a user with it exists; also when it
+        is to be emailed and there is no email address or no relay.
     :raises DomainError: `forbidden` when `by` is a user, but no active administrator.
     """
     if role not in ROLES:
@@ -36,8 +36,8 @@ def create_invitation(role: str, email: str | None, by: str, *, is_emailed: bool
         message = _("A user with this email address already exists. Create a password reset link instead.")
         raise InvalidInput(FieldError("email", "email_taken", message))
     created_by = links.find_link_maker(by)
-    if is_emailed and not (email and notices.can_email_users()):
-        raise InvalidInput(FieldError("email", "email_missing", _("Enter the email address to send the link to.")))
+    if is_emailed:
+        _check_can_be_emailed(email)
     if email:
         links.delete_invitations(email)
     link = links.create_link(role, email, created_by=created_by)
@@ -47,6 +47,14 @@ def create_invitation(role: str, email: str | None, by: str, *, is_emailed: bool
     db.session.commit()
     notices.enqueue_account_emails()
     return link
+
+
+def _check_can_be_emailed(email: str | None) -> None:
+    if not email:
+        raise InvalidInput(FieldError("email", "email_missing", _("Enter the email address to send the link to.")))
+    if not notices.can_email_users():
+        message = _("No relay is set, so no email can be sent. Create the link without an email and send it yourself.")
+        raise InvalidInput(FieldError("is_emailed", "no_relay", message))
 
 
 def _add_invitation_email(link: str) -> None:
