@@ -281,7 +281,7 @@ def _register_request_hooks(app: Flask) -> None:
         # Use the id assigned by the proxy if its format is safe to log. Without a proxy, clients could send any value.
         forwarded = request.headers.get("X-Request-Id", "") if is_behind_proxy else ""
         g.request_id = forwarded if REQUEST_ID_PATTERN.fullmatch(forwarded) else secrets.token_hex(8)
-        check_request()
+        check_request(request._get_current_object())  # type: ignore[attr-defined]
 
     @app.after_request
     def finish_request(response: Response) -> Response:

@@ -210,7 +210,7 @@ def check_request(app: Flask, query_string: str = "", encoding: str | None = Non
     environ = {"QUERY_STRING": query_string} | ({} if encoding is None else {"HTTP_CONTENT_ENCODING": encoding})
     with app.test_request_context(environ_overrides=environ):
         try:
-            request_limits.check_request()
+            request_limits.check_request(request)
         except DomainError as error:
             return error.key, error.status
         return None

@@ -15,6 +15,7 @@ from webapp import SECURITY_HEADERS, create_app
 from webapp.core import settings as app_settings
 from webapp.core import task_queue
 from webapp.core.extensions import db
+from webapp.core.request_limits import MAX_FIELDS
 
 
 @pytest.fixture
@@ -74,6 +75,19 @@ def test_typed_input_is_shown_again_during_a_database_outage(make_app: Callable[
     assert response.status_code == 503
     assert 'value="Summer &lt;sale&gt;"' in response.text
     assert "spent" not in response.text
+
+
+def test_a_refused_form_is_no_further_error_during_a_database_outage(
+    make_app: Callable[..., Flask], caplog: pytest.LogCaptureFixture
+) -> None:
+    client = make_app(DATABASE_URL="postgresql://127.0.0.1:1/nowhere").test_client()
+    with client.session_transaction() as session:
+        session["_user_id"] = "1.1"
+
+    response = client.post("/offers/new", data="&" * MAX_FIELDS, content_type="application/x-www-form-urlencoded")
+
+    assert response.status_code == 503
+    assert not [record for record in caplog.records if record.exc_info]
 
 
 @pytest.mark.parametrize(

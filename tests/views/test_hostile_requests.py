@@ -185,23 +185,18 @@ def test_no_call_fails_on_a_hostile_value_in_json(app: Flask, api: FlaskClient, 
     assert visitor.count > 300
 
 
-@pytest.mark.parametrize("header", HEADERS)
-def test_no_interface_fails_on_a_hostile_header(visitor: Visitor, header: str) -> None:
+@pytest.mark.parametrize("value", HEADER_VALUES)
+def test_no_interface_fails_on_a_hostile_header(visitor: Visitor, value: str) -> None:
     requests = [
-        ("GET", "/customers"), ("POST", "/offers/new"), ("GET", "/redeem"), ("POST", "/redeem"), ("POST", "/sign-in"),
+        ("POST", "/offers/new"), ("GET", "/redeem"), ("POST", "/redeem"), ("POST", "/sign-in"),
         ("GET", "/static/app.js"), ("GET", "/metrics"), ("PATCH", "/api/v1/offers/SUMMER25"),
         ("POST", "/api/v1/redemptions"), ("POST", "/customers/import"),
     ]  # fmt: skip
-    for value in HEADER_VALUES:
-        for method, path in requests:
-            body = {"json": {}} if path.startswith("/api/") else {"data": {"email": "ada@example.com"}}
-            visitor.send(
-                method,
-                path,
-                f"{header} {value!r:.20}",
-                environ_overrides={f"HTTP_{header}": value},
-                **(body if method != "GET" else {}),
-            )
+    for method, path in requests:
+        body = {"json": {}} if path.startswith("/api/") else {"data": {"email": "ada@example.com"}}
+        for header in HEADERS:
+            environ = {f"HTTP_{header}": value}
+            visitor.send(method, path, header, environ_overrides=environ, **(body if method != "GET" else {}))
 
     assert visitor.failures == set()
 

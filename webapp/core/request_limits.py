@@ -109,8 +109,9 @@ class LimitedRequest(Request):
         """
         if self._cached_json[silent] is ... and (force or self.is_json):
             body = self.get_data()
-            # As for forms: raises RequestEntityTooLarge for a body that was cut off.
-            self.stream.read(1)
+            if self.content_length is None:
+                # As for forms: raises RequestEntityTooLarge for a body that was cut off.
+                self.stream.read(1)
             check_json_size(body)
         return super().get_json(force, silent, cache)
 
@@ -128,7 +129,7 @@ def decode_percent_encoding(text: bytes) -> str:
     return binascii.a2b_qp(text.replace(b"=", b"=3D").replace(b"%", b"=")).decode()
 
 
-def check_request() -> None:
+def check_request(request: Request) -> None:
     """Check what needs no parsing: the Host header, the query string and the encoding of the body.
 
     :raises BadRequest: when the host is no host name.
@@ -141,11 +142,12 @@ def check_request() -> None:
     if query_string.count(b"&") >= MAX_FIELDS:
         message = _("The address has more than %(limit)s parameters.", limit=format_number(MAX_FIELDS))
         raise DomainError("invalid_payload", message, 400)
-    if not query_string.isascii() and not _is_utf8(query_string):
+    if not (query_string.isascii() or _is_utf8(query_string)):
         # Error pages may read it.
         request.query_string = b""
         raise DomainError("invalid_payload", _("The address contains characters that are not valid UTF-8."), 400)
-    if request.environ.get("HTTP_CONTENT_ENCODING", "identity").strip().lower() not in ("", "identity"):
+    encoding = request.environ.get("HTTP_CONTENT_ENCODING")
+    if encoding and encoding.strip().lower() != "identity":
         message = _("Send the body without compression (Content-Encoding).")
         raise DomainError("unsupported_media_type", message, 415)
 
@@ -174,7 +176,8 @@ def check_json_size(body: bytes) -> None:
     """
     # Every value follows a comma or an opening bracket, except the first. Strings may contain these too.
     opening = body.count(b"[") + body.count(b"{")
-    if opening <= MAX_JSON_DEPTH and opening + body.count(b",") < MAX_JSON_VALUES:
+    is_small = len(body) < MAX_JSON_VALUES or opening + body.count(b",") < MAX_JSON_VALUES
+    if opening <= MAX_JSON_DEPTH and is_small:
         return
     body = body.replace(b"\\\\", b"").replace(b'\\"', b"")
     # A value can have two strings: its name and itself.

@@ -65,3 +65,14 @@ def test_a_field_that_is_too_long_is_rejected() -> None:
         upload.parse_multipart_form(body, "multipart/form-data; boundary=x", LIMIT)
 
     assert raised.value.key == "form_broken"
+
+
+@pytest.mark.parametrize("start", [b"", b'--x\r\nContent-Disposition: form-data; name="audience"\r\n'])
+def test_headers_that_do_not_end_are_not_collected(start: bytes) -> None:
+    body = io.BytesIO(start + b"a: b\r\n" * upload.CHUNK_SIZE)
+
+    with pytest.raises(DomainError) as raised:
+        upload.parse_multipart_form(body, "multipart/form-data; boundary=x", LIMIT)
+
+    assert raised.value.key == "form_broken"
+    assert body.tell() <= 3 * upload.CHUNK_SIZE

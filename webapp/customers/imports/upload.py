@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import IO
 
 from flask_babel import gettext as _
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 from werkzeug.http import parse_options_header
 from werkzeug.sansio.multipart import NEED_DATA, Data, Epilogue, Field, File, MultipartDecoder
 
@@ -17,6 +17,8 @@ from webapp.core.request_limits import broken_form_error
 CHUNK_SIZE = 1024 * 1024
 MAX_FIELDS_SIZE = 64 * 1024
 MAX_PARTS = 20
+# What the parser may hold: data is passed on with each chunk, but headers only when they are complete.
+MAX_BUFFER_SIZE = 2 * CHUNK_SIZE
 
 
 @dataclass
@@ -57,7 +59,8 @@ def parse_multipart_form(stream: IO[bytes], content_type: str, limit: int) -> Up
     boundary = options.get("boundary", "").encode("ascii", "replace")
     if media_type != "multipart/form-data" or not boundary:
         raise broken_form_error()
-    events = _parse_events(stream, MultipartDecoder(boundary, max_parts=MAX_PARTS))
+    decoder = MultipartDecoder(boundary, max_form_memory_size=MAX_BUFFER_SIZE, max_parts=MAX_PARTS)
+    events = _parse_events(stream, decoder)
     upload = Upload()
     field_name: str | None = None
     size = 0
@@ -111,7 +114,7 @@ def _parse_events(stream: IO[bytes], decoder: MultipartDecoder) -> Iterator[Fiel
             event = decoder.next_event()
             if event is NEED_DATA:
                 # An empty read ends the form after the last boundary; before it, the decoder raises ValueError.
-                decoder.receive_data(_read_chunk(stream) or None)
+                _receive_chunk(decoder, _read_chunk(stream) or None)
                 continue
         except ValueError as error:
             raise _broken_upload_error() from error
@@ -119,6 +122,13 @@ def _parse_events(stream: IO[bytes], decoder: MultipartDecoder) -> Iterator[Fiel
             return
         if isinstance(event, Field | File | Data):
             yield event
+
+
+def _receive_chunk(decoder: MultipartDecoder, chunk: bytes | None) -> None:
+    try:
+        decoder.receive_data(chunk)
+    except RequestEntityTooLarge as error:
+        raise broken_form_error() from error
 
 
 def _read_file_part(events: Iterator[Field | File | Data], limit: int) -> Iterator[bytes]:

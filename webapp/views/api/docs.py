@@ -15,16 +15,16 @@ from webapp.views.api.blueprint import API_PREFIX, api_key_exempt
 blueprint = APIBlueprint("docs", __name__, doc_ui=False)
 
 ERROR_DESCRIPTIONS = {
-    400: "The body is not valid JSON, or the uploaded file is incomplete.",
+    400: "The body is not valid JSON, the uploaded file is incomplete, or the query string is malformed.",
     401: "The API key is missing or invalid.",
     403: "The API key lacks the required scope.",
     404: "The object does not exist.",
     409: "The current state does not allow this; `code` contains the reason.",
     411: "The `Content-Length` header is missing.",
     412: "The object was changed since the version in `If-Match`; fetch it again.",
-    413: "The body is too large.",
-    415: "The media type of the body is not supported.",
-    422: "Some fields are invalid; `errors` lists them.",
+    413: "The body is too large, or has too many values.",
+    415: "The media type of the body is not supported, or the body is compressed.",
+    422: "Some fields are invalid; `errors` lists the first 20.",
     429: "Too many requests; wait `Retry-After` seconds.",
     503: "The database is currently unavailable; try again after `Retry-After` seconds.",
 }
@@ -130,7 +130,7 @@ def _add_error_responses(operation: dict[str, Any], has_path_parameters: bool, m
     if has_path_parameters:
         statuses.add(404)
     if operation.get("parameters"):
-        statuses.add(422)
+        statuses |= {400, 422}
     if method != "get":
         statuses.add(409)
     if operation.get("requestBody"):
