@@ -15,9 +15,11 @@ from tests.support.accounts import PASSWORD
 from tests.support.databases import dump_tables
 from tests.support.factories import MakeCustomer, MakeOffer
 from tests.support.imports import ImportFileFixture
+from webapp.accounts import access_counts, invitation_actions, sign_in_actions, staff_erasure_actions
 from webapp.accounts import actions as account_actions
-from webapp.accounts import invitation_actions, sign_in_actions, staff_erasure_actions
 from webapp.accounts import queries as account_queries
+from webapp.accounts.factors import totp_actions
+from webapp.accounts.factors.models import TotpAuthenticator
 from webapp.accounts.models import AuditEntry, StaffUser
 from webapp.campaigns.deliveries import actions as delivery_actions
 from webapp.campaigns.deliveries.actions import DeliverySelection
@@ -52,6 +54,8 @@ def eve(
     """A disabled user whose email address is in every table that may hold one."""
     eve = make_user_with_password("admin", email=EVE)
     sign_in_actions.sign_in_user(EVE, PASSWORD)
+    access_counts.count_accesses([access_counts.Access("sign_in.failed", account=EVE)])
+    totp_actions.start_totp_setup(eve.id)
     account_actions.update_profile(eve.id, "Eve Moneypenny", "Europe/Berlin")
     invitation_actions.create_invitation("viewer", "new@example.com", by=EVE)
     make_customer()
@@ -85,6 +89,7 @@ def test_no_table_names_an_erased_user(eve: StaffUser, admin: StaffUser) -> None
     assert (EVE in after, "Moneypenny" in after, "argon2" in after) == (False, False, False)
     assert after.count(label) >= before.count(EVE)
     assert "new@example.com" in after
+    assert db.session.scalars(select(TotpAuthenticator)).all() == []
 
 
 def test_the_work_of_an_erased_user_stays_under_the_label(eve: StaffUser, admin: StaffUser) -> None:
