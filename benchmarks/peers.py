@@ -7,6 +7,7 @@ import dataclasses
 import json
 import logging
 import os
+import secrets
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -105,7 +106,7 @@ class PeersBench:
             "MAIL_SERVER": settings.mail_server,
         }
         with self.ours.app.app_context():
-            self.key = create_api_key("benchmark", ["redeem"], by="benchmark")
+            self.key = create_api_key(f"benchmark {secrets.token_hex(4)}", ["redeem"], by="benchmark")
         with web.serving(web.PROGRAM, settings, environment, "/readyz") as self.web:
             yield
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -77,7 +78,7 @@ class RedeemHttpBench:
 
     def _make_keys(self) -> None:
         with self.ours.app.app_context():
-            self.keys[OURS] = create_api_key("benchmark", ["redeem"], by="benchmark")
+            self.keys[OURS] = create_api_key(f"benchmark {secrets.token_hex(4)}", ["redeem"], by="benchmark")
             db.session.add(
                 ApiKey(
                     public_id="plain",

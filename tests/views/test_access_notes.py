@@ -175,6 +175,36 @@ STAFF_VIEWS = [
 ]
 
 
+def test_the_page_for_erasing_a_customer_is_counted(redemption_id: str, sign_in: Callable[..., FlaskClient]) -> None:
+    sign_in("admin").get("/customers/1/erase", buffered=True)
+
+    assert counted("kind", "account", "subject") == [("customer.viewed", "admin@example.com", "customer 1", 1)]
+
+
+def test_pages_of_rejected_rows_are_counted(api: FlaskClient, sign_in: Callable[..., FlaskClient]) -> None:
+    db.session.execute(
+        text(
+            "insert into customer_import (filename, media_type, status, started_at, finished_at, merged_to)"
+            " values ('a.csv', 'text/csv', 'done', now(), now(), '{2}')"
+        )
+    )
+    db.session.commit()
+    sign_in("manager").get("/customers/imports/1", buffered=True)
+    assert counted() == []
+    db.session.execute(
+        text("insert into import_rejection (import_id, line, code, detail, row) values (1, 2, 'x', '', 'y')")
+    )
+    db.session.commit()
+
+    sign_in("viewer").get("/customers/imports/1", buffered=True)
+    api.get("/api/v1/imports/1", buffered=True)
+
+    assert counted("kind", "account", "subject") == [
+        ("rejected_rows.listed", "viewer@example.com", "import 1", 1),
+        ("rejected_rows.listed", "API key tests", "", 1),
+    ]
+
+
 @pytest.mark.parametrize(("path", "kind", "subject"), STAFF_VIEWS)
 def test_views_of_staff_are_counted(redemption_id: str, staff: FlaskClient, path: str, kind: str, subject: str) -> None:
     for _time in range(2):

@@ -82,6 +82,8 @@ def read_import(path: ImportPath, query: ImportErrorsQuery) -> Response:
     rejected_rows = import_queries.list_rejected_rows(row.id, pagination.decode_cursor(query.cursor, 2), query.limit)
     page = rejected_rows[: query.limit]
     next_cursor = pagination.encode_cursor(page[-1].line, page[-1].id) if len(rejected_rows) > query.limit else None
+    if page:
+        note_access("rejected_rows.listed")
     response = jsonify(import_json(row, page, next_cursor))
     pagination.add_next_link(response, next_cursor)
     return response

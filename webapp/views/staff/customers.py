@@ -165,6 +165,7 @@ def erase(customer_id: int) -> BaseResponse:
         customer_actions.erase_customer(customer_id, by=current_user.email)
         flash(_("The customer was erased. The redemptions are still counted."), "success")
         return redirect(url_for("staff.customers.show", customer_id=customer_id))
+    note_access("customer.viewed", f"customer {customer_id}")
     return rendering.render(
         "customers/erase.html",
         form=form,
