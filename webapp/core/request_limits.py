@@ -140,12 +140,16 @@ def check_request(request: Request) -> None:
         raise request.routing_exception
     query_string = request.query_string
     if query_string.count(b"&") >= MAX_FIELDS:
-        message = _("The address has more than %(limit)s parameters.", limit=format_number(MAX_FIELDS))
+        message = _(
+            "The address has more than %(limit)s parameters. Remove some of them.", limit=format_number(MAX_FIELDS)
+        )
         raise DomainError("invalid_payload", message, 400)
     if not (query_string.isascii() or _is_utf8(query_string)):
         # Error pages may read it.
         request.query_string = b""
-        raise DomainError("invalid_payload", _("The address contains characters that are not valid UTF-8."), 400)
+        raise DomainError(
+            "invalid_payload", _("The address contains characters that are not valid UTF-8. Check the address."), 400
+        )
     encoding = request.environ.get("HTTP_CONTENT_ENCODING")
     if encoding and encoding.strip().lower() != "identity":
         message = _("Send the body without compression (Content-Encoding).")
@@ -186,7 +190,7 @@ def check_json_size(body: bytes) -> None:
     structure = b"".join(body.split(b'"')[::2])
     # With more brackets there are too many values.
     if _has_excessive_depth(structure.translate(None, _NOT_BRACKETS)[: 2 * MAX_JSON_VALUES]):
-        message = _("The body is nested more than %(limit)s levels deep.", limit=MAX_JSON_DEPTH)
+        message = _("The body is nested more than %(limit)s levels deep. Use fewer levels.", limit=MAX_JSON_DEPTH)
         raise DomainError("broken_json", message, 400)
     if structure.count(b"[") + structure.count(b"{") + structure.count(b",") >= MAX_JSON_VALUES:
         raise _too_many_values_error()
@@ -229,7 +233,7 @@ def _is_utf8(text: bytes) -> bool:
 
 
 def _too_many_fields_error() -> DomainError:
-    message = _("The form has more than %(limit)s fields.", limit=format_number(MAX_FIELDS))
+    message = _("The form has more than %(limit)s fields. Send fewer fields.", limit=format_number(MAX_FIELDS))
     return DomainError("too_large", message, 413)
 
 
