@@ -29,7 +29,7 @@ def start(user: StaffUser, *device_tokens: str) -> session_actions.StartedSessio
     return session_actions.start_staff_session(user.id, TEST_CLIENT, device_tokens)
 
 
-def count(model: type[StaffSession | StaffDevice]) -> int:
+def count(model: type[StaffSession | StaffDevice | AccountEmail]) -> int:
     return db.session.scalar(select(func.count()).select_from(model)) or 0
 
 

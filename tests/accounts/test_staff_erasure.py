@@ -54,7 +54,7 @@ def eve(
     """A disabled user whose email address is in every table that may hold one."""
     eve = make_user_with_password("admin", email=EVE)
     sign_in_actions.sign_in_user(EVE, PASSWORD)
-    access_counts.count_accesses([access_counts.Access("sign_in.failed", account=EVE)])
+    access_counts.count_accesses([access_counts.Access("sign_in.failed", "192.0.2.7", account=EVE)])
     totp_actions.start_totp_setup(eve.id)
     account_actions.update_profile(eve.id, "Eve Moneypenny", "Europe/Berlin")
     invitation_actions.create_invitation("viewer", "new@example.com", by=EVE)

@@ -74,5 +74,6 @@ def _replace_email(email: str, label: str) -> None:
     db.session.execute(update(AccessCount).where(AccessCount.account == email).values(account=label))
     for column in (AuditEntry.actor, AuditEntry.subject):
         db.session.execute(update(AuditEntry).where(column == email).values({column: label}))
+    db.session.execute(update(AuditEntry).where(AuditEntry.actor == label).values(address=None))
     for replace_staff_email in staff_erasure_hooks:
         replace_staff_email(email, label)

@@ -171,6 +171,7 @@ def enable_staff_user(user_id: int) -> BaseResponse:
 
 @blueprint.route("/settings/people/<int:user_id>/erase", methods=["GET", "POST"])
 @require_role("admin")
+@require_recent_password
 def erase_staff_user(user_id: int) -> BaseResponse:
     """Erase a disabled user after a confirmation page."""
     user = get_staff_user_or_404(user_id)
