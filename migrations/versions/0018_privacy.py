@@ -95,6 +95,8 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("offer_id", name=op.f("pk_redemption_retention")),
     )
     op.add_column("staff_user", sa.Column("erased_at", sa.DateTime(timezone=True), nullable=True))
+    # Accounts that were erased before a downgrade.
+    op.execute("update staff_user set erased_at = disabled_at where email = 'erased user ' || id")
     op.create_check_constraint(op.f("ck_staff_user_erased"), "staff_user", ERASED_STAFF_USER)
     op.execute(REJECT_CHANGE)
 
