@@ -129,6 +129,7 @@ STAFF_ERROR_CODES = {
     "last_admin",
     "relay_down",
     "relay_refuses",
+    "session_ended",
     "sign_in_failed",
     "suppressed",
 }
