@@ -30,6 +30,7 @@ class OidcProvider:
     :ivar metadata: values of the metadata, on top of valid ones.
     :ivar bodies: responses by path, sent instead of the normal ones.
     :ivar statuses: statuses by path.
+    :ivar padding: number of spaces before a valid response, by path.
     :ivar algorithm: `RS256`, `HS256` (signed with the client secret) or `none`.
     :ivar requests: the paths that were requested.
     """
@@ -42,6 +43,7 @@ class OidcProvider:
     userinfo: dict[str, Any] = field(default_factory=lambda: {"sub": SUBJECT})
     bodies: dict[str, bytes] = field(default_factory=dict)
     statuses: dict[str, int] = field(default_factory=dict)
+    padding: dict[str, int] = field(default_factory=dict)
     algorithm: str = "RS256"
     signing_key: RSAKey | None = None
     error: str = ""
@@ -138,7 +140,7 @@ def running() -> Iterator[OidcProvider]:
                 self.end_headers()
                 return
             status, body = provider.respond(path, form, self.headers["Authorization"] or "")
-            content = provider.bodies.get(path, json.dumps(body).encode())
+            content = provider.bodies.get(path, b" " * provider.padding.get(path, 0) + json.dumps(body).encode())
             self.send_response(provider.statuses.get(path, status))
             self.send_header("Content-Type", "application/json")
             self.send_header("Location", "/elsewhere")
