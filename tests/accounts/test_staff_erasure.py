@@ -97,7 +97,7 @@ def test_the_work_of_an_erased_user_stays_under_the_label(eve: StaffUser, admin:
 
     label = f"erased user {eve.id}"
     actions = db.session.scalars(select(AuditEntry.action).where(AuditEntry.actor == label)).all()
-    assert {"staff.signed_in", "campaign.launched", "campaign.paused", "redemption.undone"} <= set(actions)
+    assert {"staff.profile_changed", "campaign.launched", "campaign.paused", "redemption.undone"} <= set(actions)
     campaign = db.session.execute(text("select launched_by, pause_reason from campaign")).one()
     assert tuple(campaign) == (label, f"paused by {label}")
     assert [record.row.rolled_back_by for record in redemption_queries.list_customer_redemptions(1)] == [label]

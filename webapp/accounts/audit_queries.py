@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
-from sqlalchemy import exists, or_, select
+from sqlalchemy import exists, func, or_, select
 
 from webapp.accounts.models import AccessCount, AuditEntry
 from webapp.core.csv_export import FORMULA_SAFE_COLUMN, TIME_COLUMN, stream_csv
@@ -85,6 +85,29 @@ def find_last_audit_entry(action: str, subject: str) -> AuditEntry | None:
     """Return the latest audit entry for an action on a subject, or None."""
     entries = select(AuditEntry).where(AuditEntry.action == action, AuditEntry.subject == subject)
     return db.session.scalar(entries.order_by(AuditEntry.at.desc(), AuditEntry.id.desc()).limit(1))
+
+
+class CustomerViews(NamedTuple):
+    """How often staff or API clients viewed a customer in one hour."""
+
+    hour: datetime
+    kind: str
+    count: int
+
+
+def iter_customer_views(customer_id: int) -> Iterator[CustomerViews]:
+    """Yield the counts of views of a customer, oldest first, five hundred fetched at a time.
+
+    The transaction must stay open until the last one.
+    """
+    statement = (
+        select(AccessCount.period, AccessCount.kind, func.sum(AccessCount.n))
+        .where(AccessCount.subject == f"customer {customer_id}")
+        .group_by(AccessCount.period, AccessCount.kind)
+        .order_by(AccessCount.period, AccessCount.kind)
+    )
+    for row in db.session.execute(statement, execution_options={"yield_per": 500}):
+        yield CustomerViews(*row)
 
 
 def iter_customer_entries(customer_id: int) -> Iterator[AuditEntry]:

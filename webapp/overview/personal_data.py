@@ -14,6 +14,7 @@ from typing import Literal
 from sqlalchemy import select
 
 from webapp.accounts import audit_queries
+from webapp.accounts.audit_queries import CustomerViews
 from webapp.accounts.models import AuditEntry
 from webapp.campaigns.deliveries import queries as delivery_queries
 from webapp.campaigns.deliveries.status import DeliveryStatus
@@ -69,6 +70,7 @@ class PersonalData:
     emails: Iterator[CampaignEmail]
     rejected_rows: Iterator[RejectedRowOfCustomer]
     audit_entries: Iterator[AuditEntry]
+    views: Iterator[CustomerViews]
 
 
 def load_personal_data(customer_id: int) -> PersonalData | None:
@@ -92,6 +94,7 @@ def load_personal_data(customer_id: int) -> PersonalData | None:
         _iter_emails(customer_id),
         iter_rejected_rows_of(customer),
         audit_queries.iter_customer_entries(customer_id),
+        audit_queries.iter_customer_views(customer_id),
     )
 
 

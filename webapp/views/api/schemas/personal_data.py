@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import pydantic_core
 from pydantic import BaseModel, ConfigDict, Field
 
+from webapp.accounts.audit_queries import CustomerViews
 from webapp.accounts.models import AuditEntry
 from webapp.core.formatting import format_rfc3339
 from webapp.customers.models import Customer, Suppression
@@ -120,6 +121,14 @@ class PersonalAuditEntryOut(BaseModel):
     detail: dict[str, Any] | None
 
 
+class ViewsOut(BaseModel):
+    """How often staff viewed the customer in one hour, of the last 90 days. It never names them."""
+
+    hour: str
+    action: str
+    count: int
+
+
 class PersonalDataOut(BaseModel):
     """All personal data of a customer, from one snapshot."""
 
@@ -131,6 +140,7 @@ class PersonalDataOut(BaseModel):
     emails: list[CampaignEmailOut]
     rejected_rows: list[RejectedRowOut]
     audit_entries: list[PersonalAuditEntryOut]
+    views: list[ViewsOut]
 
 
 def stream_personal_data_json(data: PersonalData) -> Iterator[bytes]:
@@ -142,6 +152,7 @@ def stream_personal_data_json(data: PersonalData) -> Iterator[bytes]:
         ("emails", map(_email_json, data.emails)),
         ("rejected_rows", map(_rejected_row_json, data.rejected_rows)),
         ("audit_entries", map(_audit_entry_json, data.audit_entries)),
+        ("views", map(_views_json, data.views)),
     )
     head = {"exported_at": format_rfc3339(data.exported_at), "customer": _customer_json(data.customer)}
     parts = chain([_to_json(head)[:-1]], *(_stream_list(name, items) for name, items in lists), [b"}\n"])
@@ -244,3 +255,7 @@ def _audit_entry_json(entry: AuditEntry) -> dict[str, Any]:
         "by": classify_actor(entry.actor),
         "detail": entry.detail,
     }
+
+
+def _views_json(views: CustomerViews) -> dict[str, Any]:
+    return {"hour": format_rfc3339(views.hour), "action": views.kind, "count": views.count}
