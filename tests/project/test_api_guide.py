@@ -124,14 +124,30 @@ def test_every_call_of_the_table_is_used_on_the_page() -> None:
 
 # Error codes that only staff pages have.
 STAFF_ERROR_CODES = {
+    "app_unreadable",
     "disabled",
+    "email_mismatch",
     "form_broken",
+    "identity_taken",
+    "identity_unknown",
     "last_admin",
+    "oidc_expired",
+    "oidc_invalid",
+    "oidc_refused",
+    "oidc_unavailable",
+    "passkey_exists",
+    "passkey_expired",
+    "passkey_invalid",
+    "passkey_unknown",
+    "passkeys_unavailable",
     "relay_down",
     "relay_refuses",
+    "second_factor_required",
     "session_ended",
+    "setup_expired",
     "sign_in_failed",
     "suppressed",
+    "too_many_passkeys",
 }
 # Error codes of fields that only staff forms have: suppressions, audience names, local times, uncertain deliveries.
 STAFF_FIELD_CODES = {"reason_unknown", "cells_odd", "name_taken", "time_missing", "time_ambiguous", "policy_unknown"}
