@@ -11,6 +11,7 @@ import pytest
 from flask import Flask
 from sqlalchemy import select
 
+from tests.support.sql_statements import recorded_statements
 from webapp.accounts.factors import actions as factor_actions
 from webapp.accounts.factors import queries as factor_queries
 from webapp.accounts.factors import totp, totp_actions
@@ -185,6 +186,18 @@ class TestCodeBeforePassword:
         make_staff_user("viewer")
         for email in ("viewer@example.com", "unknown@example.com", "no address", ""):
             assert not totp_actions.check_code_before_password(email, code_now(secret)), email
+
+    def test_wrong_codes_cost_the_same_for_all_accounts(
+        self, user: StaffUser, make_staff_user: MakeUser, secret: str
+    ) -> None:
+        make_staff_user("viewer")
+        costs = []
+        for email in (user.email, "viewer@example.com", "unknown@example.com"):
+            db.session.rollback()
+            with recorded_statements() as statements:
+                assert not totp_actions.check_code_before_password(email, "000000x")
+            costs.append(len(statements))
+        assert costs == [2, 2, 2]
 
     def test_a_disabled_user_has_none(self, user: StaffUser, secret: str, make_staff_user: MakeUser) -> None:
         user.disabled_at = NOON
