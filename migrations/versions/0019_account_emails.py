@@ -12,7 +12,7 @@ down_revision = "0018"
 
 KINDS = (
     "kind in ('invitation', 'reset_link', 'new_device', 'api_key_created', 'admin_added', 'password_changed', "
-    "'password_reset')"
+    "'second_factor_changed', 'password_reset')"
 )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from typing import get_args
 
 import pytest
 from flask import Flask
@@ -17,6 +18,7 @@ from tests.support.smtp_relay import Relay
 from webapp.account_emails import actions as account_email_actions
 from webapp.accounts import actions as account_actions
 from webapp.accounts import api_key_actions, invitation_actions, notices, sign_in_actions
+from webapp.accounts.factors import actions as factor_actions
 from webapp.accounts.models import AccountEmail, StaffUser
 from webapp.core import task_queue
 from webapp.core.extensions import db, huey
@@ -133,6 +135,23 @@ class TestWhoIsNotified:
         assert received.message["Subject"] == "Your Onecode password was reset"
         assert link.rpartition("/")[2] not in received.text
 
+    @pytest.mark.parametrize("change", get_args(notices.SecondFactorChange))
+    def test_a_changed_second_factor_is_reported_to_its_user(
+        self, relay: Relay, make_staff_user: MakeUser, change: notices.SecondFactorChange
+    ) -> None:
+        notices.notify_second_factor_changed(make_staff_user("viewer"), change)
+        db.session.commit()
+        send_emails()
+
+        received = relay.message_to("viewer@example.com")
+        assert received.message["Subject"] == "Two-step verification of your Onecode account"
+        assert "Onecode account" in received.text.split("\r\n\r\n")[1]
+
+    def test_a_reset_of_second_factors_is_reported_to_its_user(self, make_staff_user: MakeUser) -> None:
+        user = make_staff_user("viewer")
+        factor_actions.reset_second_factor(user.id, by="ada@example.com")
+        assert db.session.scalars(select(AccountEmail.detail)).all() == [{"change": "second_factor.reset"}]
+
     def test_the_first_password_is_not_reported(self, make_staff_user: MakeUser) -> None:
         user = make_staff_user("viewer")
         link = invitation_actions.create_password_reset_link(user.id, by="tests")
@@ -154,7 +173,7 @@ class TestWhoIsNotified:
         send_emails()
         assert "IP address: 203.0.113.9\r\n" in relay.message_to("admin@example.com").text
 
-    @pytest.mark.parametrize("kind", ["device", "key", "admin", "password", "reset"])
+    @pytest.mark.parametrize("kind", ["device", "key", "admin", "password", "reset", "factor"])
     def test_every_link_in_a_notice_leads_to_a_page(
         self, relay: Relay, sign_in: Callable[..., FlaskClient], kind: str
     ) -> None:
@@ -166,6 +185,7 @@ class TestWhoIsNotified:
             "admin": lambda: notices.notify_admin_added(user.id, "Ann", "ann@example.com", "x"),
             "password": lambda: notices.notify_password_changed(user),
             "reset": lambda: notices.notify_password_reset(user),
+            "factor": lambda: notices.notify_second_factor_changed(user, "totp.added"),
         }[kind]()
         db.session.commit()
         send_emails()

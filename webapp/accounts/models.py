@@ -20,6 +20,7 @@ AccountEmailKind = Literal[
     "api_key_created",
     "admin_added",
     "password_changed",
+    "second_factor_changed",
     "password_reset",
 ]
 ACCOUNT_EMAIL_KINDS: tuple[AccountEmailKind, ...] = get_args(AccountEmailKind)

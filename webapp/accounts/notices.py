@@ -7,7 +7,7 @@ no notices are added.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from flask import current_app
 from sqlalchemy import BigInteger, Text, exists, func, insert, literal, select
@@ -18,6 +18,10 @@ from webapp.core import task_queue
 from webapp.core.extensions import db
 from webapp.core.request_origin import get_request_origin
 from webapp.core.settings import Settings
+
+SecondFactorChange = Literal[
+    "totp.added", "totp.removed", "passkey.added", "passkey.removed", "recovery_code.used", "second_factor.reset"
+]
 
 
 def notify_new_device(user: StaffUser, device: str, address: str | None = None) -> None:
@@ -37,6 +41,14 @@ def notify_password_changed(user: StaffUser) -> None:
 def notify_password_reset(user: StaffUser) -> None:
     """Notify a user that their password was set with a password reset link. Does not commit."""
     _add_notice("password_reset", user.id)
+
+
+def notify_second_factor_changed(user: StaffUser, change: SecondFactorChange) -> None:
+    """Notify a user that a second factor was added, removed, reset, or replaced by a recovery code. Does not commit.
+
+    :param change: the action in the audit log.
+    """
+    _add_notice("second_factor_changed", user.id, {"change": change})
 
 
 def notify_api_key_created(name: str, scopes: list[str], by: str) -> None:

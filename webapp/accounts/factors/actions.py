@@ -6,7 +6,7 @@ from flask import current_app
 from flask_babel import gettext as _
 from sqlalchemy import delete
 
-from webapp.accounts import staff_sessions
+from webapp.accounts import notices, staff_sessions
 from webapp.accounts.actions import lock_existing_staff_user, roll_back_and_raise
 from webapp.accounts.audit import record_audit_entry
 from webapp.accounts.factors import queries as factor_queries
@@ -30,6 +30,7 @@ def remove_totp(user_id: int) -> None:
     apps = delete(TotpAuthenticator).where(TotpAuthenticator.staff_user_id == user_id)
     if db.session.execute(apps.returning(TotpAuthenticator.id)).all():
         record_audit_entry(user.email, "totp.removed", user.email)
+        notices.notify_second_factor_changed(user, "totp.removed")
     _finish_removal(user)
 
 
@@ -46,6 +47,7 @@ def remove_passkey(user_id: int, passkey_id: int) -> str:
     if name is None:
         roll_back_and_raise(NotFound(_("This passkey does not exist. It may have been removed already.")))
     record_audit_entry(user.email, "passkey.removed", user.email, name=name)
+    notices.notify_second_factor_changed(user, "passkey.removed")
     _finish_removal(user)
     return name
 
@@ -60,7 +62,9 @@ def reset_second_factor(user_id: int, by: str) -> StaffUser:
         db.session.execute(delete(model).where(model.staff_user_id == user_id))
     staff_sessions.delete_user_sessions_and_devices(user_id)
     record_audit_entry(by, "second_factor.reset", user.email)
+    notices.notify_second_factor_changed(user, "second_factor.reset")
     db.session.commit()
+    notices.enqueue_account_emails()
     return user
 
 
@@ -72,3 +76,4 @@ def _finish_removal(user: StaffUser) -> None:
             roll_back_and_raise(DomainError("second_factor_required", message))
         db.session.execute(delete(RecoveryCode).where(RecoveryCode.staff_user_id == user.id))
     db.session.commit()
+    notices.enqueue_account_emails()

@@ -6,6 +6,7 @@ from flask_babel import gettext as _
 from sqlalchemy import func, or_, update
 from sqlalchemy.dialects.postgresql import insert
 
+from webapp.accounts import notices
 from webapp.accounts.actions import lock_existing_staff_user, roll_back_and_raise
 from webapp.accounts.audit import record_audit_entry
 from webapp.accounts.factors import passkeys
@@ -54,7 +55,9 @@ def add_passkey(user_id: int, name: str, response: str, challenge: Challenge | N
     if new:
         store_recovery_codes(user_id, new)
     record_audit_entry(user.email, "passkey.added", user.email, name=name)
+    notices.notify_second_factor_changed(user, "passkey.added")
     db.session.commit()
+    notices.enqueue_account_emails()
     return new.codes if new else []
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from flask_babel import gettext as _
 from sqlalchemy import delete, func, insert, select, update
 
-from webapp.accounts import passwords
+from webapp.accounts import notices, passwords
 from webapp.accounts.actions import lock_existing_staff_user
 from webapp.accounts.audit import record_audit_entry
 from webapp.accounts.factors import recovery_codes
@@ -80,5 +80,7 @@ def use_recovery_code(user_id: int, code: str) -> int:
         db.session.rollback()
         raise DomainError("disabled", _("Your account is disabled. Ask an administrator to enable it."), 422)
     record_audit_entry(user.email, "recovery_code.used", user.email, left=codes_left)
+    notices.notify_second_factor_changed(user, "recovery_code.used")
     db.session.commit()
+    notices.enqueue_account_emails()
     return codes_left or 0

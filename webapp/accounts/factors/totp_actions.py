@@ -7,6 +7,7 @@ from functools import lru_cache
 from flask_babel import gettext as _
 from sqlalchemy import delete, func, select, update
 
+from webapp.accounts import notices
 from webapp.accounts.actions import lock_existing_staff_user
 from webapp.accounts.audit import record_audit_entry
 from webapp.accounts.factors import queries as factor_queries
@@ -68,7 +69,9 @@ def confirm_totp(user_id: int, code: str) -> list[str]:
     if new:
         store_recovery_codes(user_id, new)
     record_audit_entry(user.email, "totp.added", user.email)
+    notices.notify_second_factor_changed(user, "totp.added")
     db.session.commit()
+    notices.enqueue_account_emails()
     return new.codes if new else []
 
 

@@ -10,6 +10,7 @@ from werkzeug.wrappers import Response as BaseResponse
 from webapp.accounts import session_actions
 from webapp.core.errors import DomainError
 from webapp.core.rate_limit import RateLimit
+from webapp.views.access_notes import note_access
 from webapp.views.rendering import add_form_errors, render
 from webapp.views.staff.forms.accounts import RecentPasswordForm
 
@@ -36,6 +37,7 @@ def ask_for_recent_password() -> BaseResponse | None:
                     current_user.id, g.staff_session_id, form.recent_password.data
                 )
             except DomainError as error:
+                note_access("sign_in.failed", entered_email=current_user.email)
                 add_form_errors(form, error)
             else:
                 password_limit.reset(str(g.staff_session_id))

@@ -17,6 +17,7 @@ from webapp.accounts.factors.pending_sign_in import find_pending_user
 from webapp.accounts.models import StaffUser
 from webapp.core.errors import DomainError
 from webapp.core.rate_limit import RateLimit, limit_requests
+from webapp.views.access_notes import note_access
 from webapp.views.rendering import add_form_errors, form_status, render
 from webapp.views.staff.accounts import blueprint
 from webapp.views.staff.blueprint import login_exempt
@@ -47,6 +48,7 @@ def second_factor() -> BaseResponse:
         try:
             return _check_code(user, form.code.data, uses_recovery_code, next_path)
         except DomainError as error:
+            note_access("sign_in.failed", entered_email=user.email)
             add_form_errors(form, error)
             status = error.status
     return render(
@@ -105,6 +107,7 @@ def sign_in_with_passkey() -> BaseResponse:
             raise DomainError("passkey_invalid", _("This passkey could not be verified. Try again."), 422)
         verified = passkey_actions.verify_passkey(form.credential.data or "", challenge, user.id if user else None)
     except DomainError as error:
+        note_access("sign_in.failed", entered_email=user.email if user else None)
         flash(error.message, "error")
         return redirect(url_for("staff.accounts.second_factor" if user else "staff.accounts.sign_in", next=next_path))
     _complete(verified, "passkey", is_second=user is not None)
