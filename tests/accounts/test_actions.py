@@ -428,8 +428,8 @@ class TestApiKeys:
         for _ in range(2):
             api_key_actions.revoke_api_key(db.session.scalars(select(ApiKey.id)).one(), by="ann")
 
-        entries = db.session.execute(select(AuditEntry.action, AuditEntry.actor, AuditEntry.subject, AuditEntry.detail))
-        assert entries.all() == [
+        columns = AuditEntry.action, AuditEntry.actor, AuditEntry.subject, AuditEntry.detail
+        assert db.session.execute(select(*columns).order_by(AuditEntry.id)).all() == [
             ("api_key.created", "tests", "Shop", {"scopes": ["read", "redeem"]}),
             ("api_key.revoked", "ann", "Shop", None),
         ]

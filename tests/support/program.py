@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from flask import Flask, g
 
@@ -40,6 +41,11 @@ def create_test_app(settings: app_settings.Settings) -> Flask:
     cli.init_app(app)
     app.config["TESTING"] = True
     app.config["ARGON2"] = {"time_cost": 1, "memory_cost": 8, "parallelism": 1}
+    with app.app_context():
+        # Consecutive transactions use the same connection. PostgreSQL lets each connection insert into a page of its own,
+        # so the rows of a table that was emptied with DELETE would not be in the order in which they were written.
+        pool: Any = db.engine.pool
+        pool._pool.use_lifo = True
 
     @app.teardown_request
     def end_as_outside_tests(_: BaseException | None) -> None:
