@@ -42,8 +42,8 @@ def create_test_app(settings: app_settings.Settings) -> Flask:
     app.config["TESTING"] = True
     app.config["ARGON2"] = {"time_cost": 1, "memory_cost": 8, "parallelism": 1}
     with app.app_context():
-        # Consecutive transactions use the same connection. PostgreSQL lets each connection insert into a page of its own,
-        # so the rows of a table that was emptied with DELETE would not be in the order in which they were written.
+        # Consecutive transactions use the same connection. Each connection inserts into a page of its own, so the rows
+        # of a table that was emptied with DELETE would not be in the order in which they were written.
         pool: Any = db.engine.pool
         pool._pool.use_lifo = True
 
