@@ -6,14 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from flask import Flask, g
+from flask import Flask
 from flask.testing import FlaskClient
 from sqlalchemy import select, text
 
 from tests.support.accounts import PASSWORD
 from tests.support.sql_statements import recorded_statements
 from webapp.accounts import api_key_actions
-from webapp.accounts.models import AccessCount, ApiKey, StaffUser
+from webapp.accounts.models import AccessCount, ApiKey, StaffSession, StaffUser
 from webapp.core.extensions import db
 from webapp.customers.models import Customer
 from webapp.offers.models import Offer
@@ -243,14 +243,11 @@ def test_views_of_keys_are_counted_without_the_customer(
     assert counted("kind", "account", "subject") == [(kind, "API key tests", "", 1)]
 
 
-def test_the_session_is_counted(app: Flask, staff: FlaskClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    def set_session() -> None:
-        g.staff_session_id = 12
-
-    monkeypatch.setitem(app.before_request_funcs, None, [*app.before_request_funcs[None], set_session])
+def test_the_session_is_counted(staff: FlaskClient) -> None:
     staff.get("/customers", buffered=True)
 
-    assert counted("kind", "staff_session_id") == [("customers.listed", 12, 1)]
+    session_id = db.session.scalars(select(StaffSession.id)).one()
+    assert counted("kind", "staff_session_id") == [("customers.listed", session_id, 1)]
 
 
 def test_an_entry_of_the_api_names_the_key(api: FlaskClient, make_offer: Callable[..., Offer]) -> None:

@@ -540,7 +540,7 @@ def test_no_page_fails_on_hostile_urls(app: Flask, sign_in: Callable[..., FlaskC
         url[:80]: response.status_code
         for url in page_urls(app, "GET", value)
         if not url.startswith("/readyz")
-        for response in [client.get(url, query_string=query)]
+        for response in [client.get(url, query_string=query, buffered=True)]
         if response.status_code >= 500
     }
 
