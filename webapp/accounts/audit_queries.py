@@ -92,7 +92,7 @@ class CustomerViews(NamedTuple):
 
     hour: datetime
     kind: str
-    count: int
+    times: int
 
 
 def iter_customer_views(customer_id: int) -> Iterator[CustomerViews]:

@@ -258,4 +258,4 @@ def _audit_entry_json(entry: AuditEntry) -> dict[str, Any]:
 
 
 def _views_json(views: CustomerViews) -> dict[str, Any]:
-    return {"hour": format_rfc3339(views.hour), "action": views.kind, "count": views.count}
+    return {"hour": format_rfc3339(views.hour), "action": views.kind, "count": views.times}
