@@ -21,6 +21,7 @@ import pytest
 import requests
 
 from tests.support import deployment, smtp_relay
+from tests.support.accounts import PASSWORD
 from tests.support.bounce_messages import POSTFIX
 from tests.support.deployment import Site
 from tests.support.http_browser import HttpBrowser
@@ -76,8 +77,8 @@ def staff(site: Site) -> HttpBrowser:
     form: dict[str, Any] = {
         "name": "Ada",
         "email": "ada@shop.example",
-        "password": "a long password",
-        "confirm": "a long password",
+        "password": PASSWORD,
+        "confirm": PASSWORD,
     }
     page = staff.submit(staff.get(link), **form)
     assert page.url == f"{site.url}/"
@@ -169,7 +170,7 @@ def test_the_main_workflow_works_through_nginx(
 
 def test_signing_in_needs_the_csrf_token(site: Site, staff: HttpBrowser, visitor: HttpBrowser) -> None:
     page = visitor.get(f"{site.url}/sign-in")
-    form: dict[str, Any] = {"email": "ada@shop.example", "password": "a long password"}
+    form: dict[str, Any] = {"email": "ada@shop.example", "password": PASSWORD}
     assert staff.http.cookies
     without_token = visitor.http.post(f"{site.url}/sign-in", data=form, headers={"Referer": page.url}, timeout=30)
     assert without_token.status_code == 400
