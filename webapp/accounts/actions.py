@@ -26,8 +26,8 @@ def update_profile(user_id: int, name: str, time_zone: str) -> None:
 def change_staff_role(user_id: int, role: Role, by: str, kept_session_id: int | None = None) -> StaffUser:
     """Change the role of a user, and end their sessions.
 
-    Nobody who is using one of them gains the new role without the password, or keeps pages of the former one open. The
-    unused links that they created as an administrator stop working.
+    A person who uses one of them without knowing the password does not gain the new role. The unused links that the
+    user created as an administrator stop working.
 
     :param kept_session_id: a session that does not end: the one in which administrators change their own role.
     :raises NotFound: when there is no user with this id.

@@ -193,7 +193,7 @@ def reset_password(token: str, password: str) -> StaffUser:
     owner = account_queries.find_staff_user(owner_id) if owner_id else None
     if owner is None:
         raise NotFound(links.LINK_EXPIRED_MESSAGE)
-    # A user who has never signed in has no password that somebody else could have reset.
+    # A user who has never signed in has no password that another person could have reset.
     is_first_password = owner.last_sign_in_at is None
     passwords.check_new_password(password, owner.name, owner.email)
     password_hash = passwords.hash_password(password)

@@ -26,7 +26,7 @@ RESET_LINK_LIFETIME = timedelta(hours=1)
 # old. There is no limit per day, with which anyone could prevent a user from resetting their password.
 MAX_RESET_EMAILS_PER_HOUR = 3
 HOUR_SECONDS = 3600
-# The actor in the audit log: whoever requests a password reset has not signed in.
+# The actor in the audit log, since a password reset is requested without signing in.
 ANONYMOUS_ACTOR = "anonymous"
 
 

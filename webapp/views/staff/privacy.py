@@ -15,7 +15,7 @@ from webapp.views.staff.blueprint import require_role
 def privacy() -> Response:
     """Show how long data is kept, and what the next run deletes.
 
-    The periods are settings of the operator, so that nobody can start a deletion by mistake.
+    The periods are settings of the operator, so that no user can start a deletion by mistake.
     """
     return render(
         "accounts/privacy.html",
