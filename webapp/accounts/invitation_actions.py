@@ -142,12 +142,7 @@ def accept_invitation(token: str, name: str, email: str, password: str, time_zon
     if unused_invitation is None or unused_invitation.staff_user_id is not None:
         raise NotFound(links.LINK_EXPIRED_MESSAGE)
     email = normalise_email(email)
-    if unused_invitation.email not in (None, email):
-        message = _(
-            "This invitation is for %(email)s. To use another address, ask an administrator for another invitation.",
-            email=unused_invitation.email,
-        )
-        raise InvalidInput(FieldError("email", "email_not_invited", message))
+    _check_invited_email(unused_invitation, email)
     passwords.check_new_password(password, name, email)
     # The password is hashed before any row is locked, since hashing is slow.
     password_hash = passwords.hash_password(password)
@@ -178,6 +173,15 @@ def accept_invitation(token: str, name: str, email: str, password: str, time_zon
     db.session.commit()
     notices.enqueue_account_emails()
     return lock_existing_staff_user(user_id)
+
+
+def _check_invited_email(invitation: Invitation, email: str) -> None:
+    if invitation.email not in (None, email):
+        message = _(
+            "This invitation is for %(email)s. To use another address, ask an administrator for another invitation.",
+            email=invitation.email,
+        )
+        raise InvalidInput(FieldError("email", "email_not_invited", message))
 
 
 def reset_password(token: str, password: str) -> StaffUser:

@@ -29,11 +29,8 @@ def start_totp_setup(user_id: int) -> str:
     """
     lock_existing_staff_user(user_id)
     pending = factor_queries.find_pending_totp_authenticator(user_id)
-    try:
-        secret = totp.decrypt_totp_secret(pending.secret_encrypted, user_id) if pending else ""
-    except totp.SecretUnreadable:
-        secret = ""
-    if not secret:
+    secret = _read_pending_secret(pending)
+    if secret is None:
         secret = totp.generate_totp_secret()
         _delete_authenticators(user_id, confirmed=False)
         encrypted = totp.encrypt_totp_secret(secret, user_id)
@@ -52,11 +49,8 @@ def confirm_totp(user_id: int, code: str) -> list[str]:
     new = NewRecoveryCodes() if _count_recovery_codes(user_id) == 0 else None
     user = lock_existing_staff_user(user_id)
     pending = factor_queries.find_pending_totp_authenticator(user_id)
-    try:
-        secret = totp.decrypt_totp_secret(pending.secret_encrypted, user_id) if pending else ""
-    except totp.SecretUnreadable:
-        secret = ""
-    if pending is None or not secret:
+    secret = _read_pending_secret(pending)
+    if pending is None or secret is None:
         db.session.rollback()
         raise DomainError("setup_expired", _("The set-up has changed. Scan the new QR code."), 422)
     step = totp.find_totp_step(secret, code, database_clock.get_database_time())
@@ -120,6 +114,14 @@ def check_code_before_password(email: str, code: str) -> bool:
         return False
     step = totp.find_totp_step(secret, code, database_clock.get_database_time())
     return step is not None and authenticator is not None and _consume_step(authenticator.id, step)
+
+
+def _read_pending_secret(pending: TotpAuthenticator | None) -> str | None:
+    """Return the secret of an app that is being set up; None if there is none or SECRET_KEY has changed since."""
+    try:
+        return totp.decrypt_totp_secret(pending.secret_encrypted, pending.staff_user_id) if pending else None
+    except totp.SecretUnreadable:
+        return None
 
 
 def _consume_step(authenticator_id: int, step: int) -> bool:
