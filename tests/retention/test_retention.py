@@ -109,7 +109,7 @@ def test_many_old_audit_entries_are_deleted_in_steps(
 ) -> None:
     monkeypatch.setattr(audit_retention, "ENTRIES_PER_STEP", 3)
     add_entry(OVER, "old")
-    # Its time is wrong: the entries after it are deleted all the same.
+    # Its time is wrong: the entries after it are still deleted.
     add_entry(-OVER, "future")
     for _ in range(7):
         add_entry(OVER, "old")
