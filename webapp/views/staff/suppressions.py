@@ -127,7 +127,7 @@ def receive_upload() -> BaseResponse:
     """Receive an uploaded list as a stream."""
 
     def store(received: Upload) -> int:
-        uploads.require_file(received)
+        uploads.require_file(received, *uploads.CSV_SUFFIXES)
         return import_actions.store_import_file(
             received.chunks, received.filename, CSV, "", by=current_user.email, kind="suppressions"
         )
