@@ -238,9 +238,7 @@ def _list_security_headers(settings: Settings) -> tuple[tuple[str, str], ...]:
     return (*SECURITY_HEADERS, STRICT_TRANSPORT_SECURITY) if is_https else SECURITY_HEADERS
 
 
-def _add_static_headers(
-    security_headers: tuple[tuple[str, str], ...], headers: Headers, _path: str, _url: str
-) -> None:
+def _add_static_headers(security_headers: tuple[tuple[str, str], ...], headers: Headers, _path: str, _url: str) -> None:
     for name, value in security_headers:
         headers[name] = value
     media_type = headers["Content-Type"] or ""

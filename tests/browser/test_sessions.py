@@ -55,7 +55,6 @@ def test_the_back_button_shows_nothing_after_signing_out(shop: RunningShop, wind
     expect(page.get_by_role("heading", name="Sign in")).to_be_visible()
 
 
-
 def test_other_tabs_leave_their_page_when_the_user_signs_out(shop: RunningShop, window: OpenPage) -> None:
     page = window()
     accept_invitation(page, shop)

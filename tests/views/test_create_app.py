@@ -136,12 +136,15 @@ def test_every_response_has_the_security_headers(client: FlaskClient, path: str)
     assert headers["Cache-Control"] == "no-store"
 
 
-@pytest.mark.parametrize("path", ["/sign-in", "/redeem", "/healthz", "/no-such-page", "/api/v1/offers", "/static/app.js"])
+@pytest.mark.parametrize(
+    "path", ["/sign-in", "/redeem", "/healthz", "/no-such-page", "/api/v1/offers", "/static/app.js"]
+)
 def test_with_https_every_response_requires_it_for_a_year(make_app: Callable[..., Flask], path: str) -> None:
     values = [
-        make_app(PUBLIC_URL=f"{scheme}://offers.shop.example").test_client().get(path).headers.get(
-            "Strict-Transport-Security"
-        )
+        make_app(PUBLIC_URL=f"{scheme}://offers.shop.example")
+        .test_client()
+        .get(path)
+        .headers.get("Strict-Transport-Security")
         for scheme in ("https", "http")
     ]
 

@@ -13,7 +13,6 @@ from webapp.core.errors import DomainError, FieldError, InvalidInput
 from webapp.customers.imports import parser, upload
 from webapp.customers.imports.upload import Upload
 
-
 CSV_SUFFIXES = (".csv", ".tsv", ".txt")
 NDJSON_SUFFIXES = (".ndjson", ".jsonl")
 
