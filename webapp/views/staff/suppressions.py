@@ -83,7 +83,8 @@ def remove() -> BaseResponse:
     Only administrators may remove an address that belongs to no customer.
     """
     # An address, or the hash of an erased customer's address. PostgreSQL cannot store NUL characters.
-    key = request.values.get("email", "").replace("\0", "")
+    values = request.form if request.method == "POST" else request.args
+    key = values.get("email", "").replace("\0", "")
     suppression = suppression_queries.find_suppression_by_email(key) or suppression_queries.find_suppression_by_key(key)
     if suppression is None:
         raise NotFound(_("This address is not on the suppression list."))
