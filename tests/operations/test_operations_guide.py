@@ -208,6 +208,7 @@ def test_every_response_requires_https_for_a_year(site: Site, visitor: HttpBrows
         assert header == "max-age=31536000; includeSubDomains"
 
 
+@pytest.mark.filterwarnings("ignore:ssl.TLSVersion.TLSv1_1:DeprecationWarning")
 def test_only_tls_versions_and_ciphers_in_the_file_are_accepted(site: Site) -> None:
     def negotiate(version: ssl.TLSVersion, ciphers: str) -> tuple[str, str, int]:
         context = ssl.create_default_context(cafile=str(site.certificate))
