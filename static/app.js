@@ -270,6 +270,8 @@
     tabs.addEventListener("message", () => location.replace(signOutForm.action.replace(/sign-out$/, "sign-in")));
   } else if (location.hash === "#signed-out") {
     tabs.postMessage(null);
+    // The next page would keep the fragment.
+    history.replaceState(history.state, "", location.pathname + location.search);
   }
 
   // --- a frame with a preview of an unsaved form ---------------------------------------------------------

@@ -66,6 +66,7 @@ def test_other_tabs_leave_their_page_when_the_user_signs_out(shop: RunningShop, 
 
     expect(tab.get_by_role("heading", name="Sign in")).to_be_visible()
     assert redeem_form.url == f"{shop.url}/redeem"
+    expect(page).to_have_url(f"{shop.url}/sign-in")
 
 
 @pytest.mark.parametrize("javascript", [True, False], ids=["with scripts", "without scripts"])

@@ -22,9 +22,9 @@ MANAGER_PAGES = {
     "/campaigns/N/launch", "/campaigns/N/mail", "/campaigns/N/recipients.csv", "/campaigns/N/waits", "/customers.csv",
     "/customers/N/edit", "/customers/audiences/N", "/customers/do-not-mail.csv", "/customers/do-not-mail/import",
     "/customers/do-not-mail/lift", "/customers/do-not-mail/new", "/customers/import",
-    "/customers/imports/N/rejected.csv", "/customers/new", "/offers/N/code", "/offers/N/edit", "/offers/N/launch", "/offers/N/mail",
-    "/offers/N/reminder", "/offers/new", "/redemptions.csv", "/redemptions/new", "/settings/privacy", "/settings/shop",
-    "/settings/shop/sample", "/settings/shop/sample/frame",
+    "/customers/imports/N/rejected.csv", "/customers/new", "/offers/N/code", "/offers/N/edit", "/offers/N/launch",
+    "/offers/N/mail", "/offers/N/reminder", "/offers/new", "/redemptions.csv", "/redemptions/new",
+    "/settings/privacy", "/settings/shop", "/settings/shop/sample", "/settings/shop/sample/frame",
 }  # fmt: skip
 # Forms that change only the account of the user.
 OWN_ACCOUNT = "/settings/profile"
