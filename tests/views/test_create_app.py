@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from flask import Flask, request
@@ -190,7 +190,7 @@ def test_the_debug_mode_of_flask_shows_no_internals(
     monkeypatch.setenv("FLASK_DEBUG", "1")
     other = make_app()
 
-    def fail() -> None:
+    def fail() -> NoReturn:
         raise ValueError("internal detail")
 
     other.view_functions["healthz"] = fail
