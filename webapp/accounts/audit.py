@@ -12,12 +12,18 @@ from webapp.core.request_origin import RequestOrigin, get_request_origin
 CUSTOMER_ACTOR = "the customer"
 
 
-def record_audit_entry(actor: str, action: str, subject: str = "", **detail: object) -> None:
+def record_audit_entry(
+    actor: str, action: str, subject: str = "", *, started_session_id: int | None = None, **detail: object
+) -> None:
     """Add an entry to the audit log, in the transaction of the change.
 
     The entry contains the origin of the request, unless a customer is the actor. The caller commits.
+
+    :param started_session_id: the session that the action starts, which is not that of the request.
     """
     origin = RequestOrigin() if actor == CUSTOMER_ACTOR else get_request_origin()
+    if started_session_id is not None:
+        origin = origin._replace(staff_session_id=started_session_id)
     db.session.add(AuditEntry(actor=actor, action=action, subject=subject, detail=detail or None, **origin._asdict()))
 
 
