@@ -12,19 +12,24 @@ from webapp.core.request_origin import RequestOrigin, get_request_origin
 CUSTOMER_ACTOR = "the customer"
 
 
-def record_audit_entry(
-    actor: str, action: str, subject: str = "", *, started_session_id: int | None = None, **detail: object
-) -> None:
+def record_audit_entry(actor: str, action: str, subject: str = "", **detail: object) -> None:
     """Add an entry to the audit log, in the transaction of the change.
 
     The entry contains the origin of the request, unless a customer is the actor. The caller commits.
-
-    :param started_session_id: the session that the action starts, which is not that of the request.
     """
     origin = RequestOrigin() if actor == CUSTOMER_ACTOR else get_request_origin()
-    if started_session_id is not None:
-        origin = origin._replace(staff_session_id=started_session_id)
     db.session.add(AuditEntry(actor=actor, action=action, subject=subject, detail=detail or None, **origin._asdict()))
+
+
+def record_sign_in(email: str, session_id: int, method: str) -> None:
+    """Add the entry for a sign-in, with the session that it has started. The caller commits.
+
+    :param session_id: not that of the request, which may be an earlier one of the browser.
+    :param method: such as `password` or `passkey`.
+    """
+    origin = get_request_origin()._replace(staff_session_id=session_id)
+    entry = {"actor": email, "action": "staff.signed_in", "subject": email, "detail": {"method": method}}
+    db.session.add(AuditEntry(**entry, **origin._asdict()))
 
 
 def insert_audit_entry(

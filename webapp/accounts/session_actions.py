@@ -12,7 +12,7 @@ from sqlalchemy import delete, func, not_, select, update
 from webapp.accounts import notices, passwords, staff_sessions
 from webapp.accounts import queries as account_queries
 from webapp.accounts.actions import check_is_active, lock_existing_staff_user
-from webapp.accounts.audit import record_audit_entry
+from webapp.accounts.audit import record_audit_entry, record_sign_in
 from webapp.accounts.models import StaffDevice, StaffSession, StaffUser
 from webapp.accounts.session_queries import LAST_USE_IS_STALE
 from webapp.core.errors import DomainError, FieldError, InvalidInput
@@ -71,7 +71,7 @@ def start_staff_session(
     )
     if method is not None:
         user.last_sign_in_at = datetime.now(UTC)
-        record_audit_entry(user.email, "staff.signed_in", user.email, started_session_id=session_id, method=method)
+        record_sign_in(user.email, session_id, method)
     db.session.commit()
     notices.enqueue_account_emails()
     return StartedSession(session_id, token, device_token)
