@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import click
 from flask import Flask, current_app
+from flask_migrate import Migrate
 
 from local import commands as local_commands
 from local import mailsink
 from local.demo_commands import demo_group
 from local.supervisor import ServiceError
 from webapp import cli
-from webapp.core.settings import Settings
+from webapp.core.extensions import db
+from webapp.core.settings import ROOT, Settings
 
 
 def init_app(app: Flask) -> None:
-    """Register the commands on `app`, together with those of `webapp.cli`."""
+    """Register the commands on `app`, together with those of `webapp.cli`, and the migrations."""
     settings: Settings = app.config["SETTINGS"]
+    # Not in `create_app`: web server and workers migrate nothing, and would start later with Alembic.
+    Migrate(app, db, directory=str(ROOT / "migrations"))
     for command in (
         local_commands.up_command,
         local_commands.down_command,

@@ -18,6 +18,7 @@ import psycopg
 from psycopg import sql
 from sqlalchemy import text
 
+from local import cli
 from tests.support.watchdog import RUN_VARIABLE
 from webapp import create_app
 from webapp.core import settings as app_settings
@@ -64,6 +65,7 @@ def _migrate(name: str) -> None:
             {"DATABASE_URL": _address(name), "SECRET_KEY": "only-for-tests", "INSTANCE_PATH": str(_run())}
         )
     )
+    cli.init_app(app)
     with app.app_context():
         flask_migrate.upgrade()
         db.session.remove()
