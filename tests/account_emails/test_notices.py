@@ -19,7 +19,10 @@ from webapp.account_emails import actions as account_email_actions
 from webapp.accounts import actions as account_actions
 from webapp.accounts import api_key_actions, invitation_actions, notices, sign_in_actions
 from webapp.accounts.factors import actions as factor_actions
+from webapp.accounts.factors import recovery_code_actions
 from webapp.accounts.models import AccountEmail, StaffUser
+from webapp.accounts.oidc import actions as oidc_actions
+from webapp.accounts.oidc.provider import OidcClaims
 from webapp.core import task_queue
 from webapp.core.extensions import db, huey
 from webapp.core.settings import Settings
@@ -144,13 +147,26 @@ class TestWhoIsNotified:
         send_emails()
 
         received = relay.message_to("viewer@example.com")
-        assert received.message["Subject"] == "Two-step verification of your Onecode account"
+        is_identity = change.startswith("identity.")
+        subject = "Sign-in to your Onecode account" if is_identity else "Two-step verification of your Onecode account"
+        assert received.message["Subject"] == subject
         assert "Onecode account" in received.text.split("\r\n\r\n")[1]
 
     def test_a_reset_of_second_factors_is_reported_to_its_user(self, make_staff_user: MakeUser) -> None:
         user = make_staff_user("viewer")
         factor_actions.reset_second_factor(user.id, by="ada@example.com")
         assert db.session.scalars(select(AccountEmail.detail)).all() == [{"change": "second_factor.reset"}]
+
+    def test_linking_a_provider_and_new_recovery_codes_are_reported(self, make_staff_user: MakeUser) -> None:
+        user = make_staff_user("viewer")
+        claims = OidcClaims("https://login.example.com", "1", "ada@example.com", True, "Ada", False)
+        oidc_actions.link_identity(user.id, claims)
+        oidc_actions.link_identity(user.id, claims)
+        oidc_actions.unlink_identity(user.id, claims.issuer)
+        oidc_actions.unlink_identity(user.id, claims.issuer)
+        recovery_code_actions.replace_recovery_codes(user.id)
+        changes = [detail["change"] for detail in db.session.scalars(select(AccountEmail.detail)) if detail]
+        assert sorted(changes) == ["identity.linked", "identity.unlinked", "recovery_codes.created"]
 
     def test_the_first_password_is_not_reported(self, make_staff_user: MakeUser) -> None:
         user = make_staff_user("viewer")

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
-from sqlalchemy import select, text
+from sqlalchemy import func, select, text, update
 
 from tests.support.accounts import PASSWORD
+from tests.support.factors import add_app
 from tests.support.sql_statements import recorded_statements
 from webapp.accounts import api_key_actions
 from webapp.accounts.models import AccessCount, ApiKey, StaffSession, StaffUser
@@ -74,6 +76,36 @@ def test_refused_sign_ins_are_counted_with_the_account(
 
     assert ("sign_in.locked", "ann@example.com", "203.0.113.7", 1) in counted()
     assert ("sign_in.locked", "", "203.0.113.7", 1) in counted()
+
+
+def test_wrong_codes_and_their_lock_out_are_counted_for_the_account(
+    client: FlaskClient, make_user_with_password: Callable[..., StaffUser]
+) -> None:
+    add_app(make_user_with_password(email="ann@example.com"))
+    sign_in_as(client, "ann@example.com", PASSWORD)
+
+    for _ in range(6):
+        client.post("/sign-in/second-factor", data={"code": "000000x"}, environ_base=ADDRESS, buffered=True)
+
+    assert counted() == [
+        ("sign_in.failed", "ann@example.com", "203.0.113.7", 5),
+        ("sign_in.locked", "ann@example.com", "203.0.113.7", 1),
+    ]
+
+
+def test_a_wrong_password_in_a_session_is_counted_but_not_the_question(sign_in: Callable[..., FlaskClient]) -> None:
+    client = sign_in("admin")
+    db.session.execute(update(StaffSession).values(authenticated_at=func.now() - timedelta(hours=1)))
+    db.session.commit()
+    key = {"name": "Till", "scopes": "read"}
+
+    assert client.post("/settings/api-keys", data=key, environ_base=ADDRESS, buffered=True).status_code == 403
+    assert counted() == []
+
+    changed = {"current": "wrong", "password": "a brand new one", "confirm": "a brand new one"}
+    client.post("/settings/profile/password", data=changed, environ_base=ADDRESS, buffered=True)
+    client.post("/settings/api-keys", data={**key, "recent_password": "wrong"}, environ_base=ADDRESS, buffered=True)
+    assert counted() == [("sign_in.failed", "admin@example.com", "203.0.113.7", 2)]
 
 
 def test_the_count_is_written_after_the_response(

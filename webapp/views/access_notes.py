@@ -46,7 +46,9 @@ def init_app(app: Flask) -> None:
     @app.after_request
     def count_after_response(response: Response) -> Response:
         kind = _refusal_kind(response.status_code)
-        if kind is not None:
+        # A view that has noted the refusal itself knows more about it.
+        is_noted = any(access.kind in access_counts.REFUSAL_LABELS for access in g.get("accesses", ()))
+        if kind is not None and not is_noted:
             # The form is read only if it has been parsed: a refusal because of the address precedes that.
             form = vars(request._get_current_object()).get("form")  # type: ignore[attr-defined]
             note_access(kind, entered_email=form.get("email") if form and kind == "sign_in.locked" else None)
@@ -68,7 +70,7 @@ def _refusal_kind(status: int) -> str | None:
         return "sign_in.locked" if request.endpoint == SIGN_IN_ENDPOINT else "rate_limit.exceeded"
     if status == 401 and request.headers.get("Authorization"):
         return "api_key.refused"
-    if status == 403:
+    if status == 403 and not g.get("is_password_asked"):
         if "api_key" in g:
             return "scope.refused"
         # Public pages have no roles: they refuse forms of other sites.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+from sqlalchemy import select
 
 from webapp.accounts import audit_queries, passwords
 from webapp.accounts.models import StaffUser
@@ -106,6 +107,18 @@ class TestInvitations:
         token = make_invitation_token("admin")
         assert key_of_refusal(self.accept, token, claims()) == "identity_taken"
         assert self.accept(token, claims("2")).role == "admin"
+
+    def test_an_identity_that_was_linked_at_the_same_time_leaves_no_user(
+        self, make_staff_user: MakeUser, make_invitation_token: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Otherwise the link would be used up by a user who cannot sign in."""
+        oidc_actions.link_identity(make_staff_user("viewer").id, claims())
+        token = make_invitation_token("manager")
+        with monkeypatch.context() as patch:
+            patch.setattr(oidc_queries, "find_user_by_identity", lambda issuer, subject: None)
+            assert key_of_refusal(self.accept, token, claims()) == "identity_taken"
+        assert db.session.scalars(select(StaffUser.role)).all() == ["viewer"]
+        assert self.accept(token, claims("2")).role == "manager"
 
     def test_a_used_link_is_refused(self, make_invitation_token: Callable[..., str]) -> None:
         token = make_invitation_token("admin")

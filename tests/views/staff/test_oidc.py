@@ -17,7 +17,7 @@ from tests.support import oidc_provider
 from tests.support.factors import add_app, code_now
 from tests.support.oidc_provider import SUBJECT, OidcProvider
 from webapp.accounts import invitation_actions
-from webapp.accounts.models import StaffUser
+from webapp.accounts.models import AccessCount, StaffUser
 from webapp.accounts.oidc import actions as oidc_actions
 from webapp.accounts.oidc import queries as oidc_queries
 from webapp.accounts.oidc.provider import OidcClaims
@@ -86,6 +86,8 @@ class TestSignIn:
         response = sign_in_at(client, provider)
         assert response.status_code == 403
         assert "This account is not linked" in response.text
+        response.close()
+        assert db.session.scalars(select(AccessCount.kind)).all() == ["sign_in.failed"]
         assert not is_signed_in(client)
 
     def test_a_disabled_user_is_refused(

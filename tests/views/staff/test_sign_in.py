@@ -18,7 +18,7 @@ from tests.support.sessions import start_session
 from tests.support.sql_statements import recorded_statements
 from webapp import create_app
 from webapp.accounts import invitation_actions
-from webapp.accounts.models import StaffDevice, StaffSession, StaffUser
+from webapp.accounts.models import AuditEntry, StaffDevice, StaffSession, StaffUser
 from webapp.core.extensions import db
 from webapp.core.sessions import MAX_DEVICE_TOKENS
 from webapp.core.settings import Settings, load_settings
@@ -249,6 +249,23 @@ class TestSessionOnTheServer:
         assert not is_signed_in(thief)
         assert "Your session has ended. Please sign in again." in thief.get("/sign-in").text
         assert not db.session.scalars(select(StaffSession.id)).all()
+
+    def test_the_audit_log_names_the_session_that_was_started_and_ended(
+        self, app: Flask, client: FlaskClient, make_user_with_password: MakeUser
+    ) -> None:
+        make_user_with_password("viewer")
+        make_user_with_password("admin")
+        post_sign_in(client, "viewer@example.com")
+        post_sign_in(client)
+        [session_id] = db.session.scalars(select(StaffSession.id))
+        client.post("/sign-out")
+        entries = db.session.scalars(select(AuditEntry).order_by(AuditEntry.id)).all()
+        assert [(entry.actor, entry.action, entry.staff_session_id == session_id) for entry in entries] == [
+            ("viewer@example.com", "staff.signed_in", False),
+            ("admin@example.com", "staff.signed_in", True),
+            ("admin@example.com", "staff.signed_out", True),
+        ]
+        assert all(entry.staff_session_id for entry in entries)
 
     def test_signing_out_in_one_tab_signs_out_the_other(
         self, csrf_client: FlaskClient, make_staff_user: MakeUser

@@ -35,6 +35,11 @@ def age_password() -> None:
     db.session.commit()
 
 
+def verify_factor() -> None:
+    db.session.execute(update(StaffSession).values(second_factor_at=func.now()))
+    db.session.commit()
+
+
 def codes_in(page: str) -> list[str]:
     return re.findall(r"<code>(\w{4}-\w{4}-\w{4})</code>", page)
 
@@ -95,6 +100,7 @@ class TestApp:
     def test_an_app_is_removed(self, sign_in: SignIn) -> None:
         client = sign_in("manager")
         add_app(user_of())
+        verify_factor()
         assert client.post(f"{PAGE}/app/remove").location == PAGE
         assert "The authenticator app was removed." in client.get(PAGE).text
         assert not factor_queries.has_second_factor(user_of().id)
@@ -104,8 +110,7 @@ class TestApp:
     ) -> None:
         client = sign_in("manager")
         add_app(user_of())
-        db.session.execute(update(StaffSession).values(second_factor_at=func.now()))
-        db.session.commit()
+        verify_factor()
         with_settings(second_factor_roles=("manager",))
         client.post(f"{PAGE}/app/remove")
         assert "Your role requires a second factor." in client.get(PAGE).text
@@ -115,6 +120,7 @@ class TestRecoveryCodes:
     def test_new_codes_are_shown_once_and_replace_the_old_ones(self, sign_in: SignIn) -> None:
         client = sign_in("manager")
         _, old = add_app(user_of())
+        verify_factor()
         token = re.search('name="form_token"[^>]*value="([^"]+)"', client.get(PAGE).text)
         assert token
         values = {"form_token": token[1]}
@@ -187,6 +193,7 @@ class TestPasskeys:
     def test_a_passkey_of_another_host_is_marked(self, sign_in: SignIn, with_settings: Callable[..., object]) -> None:
         client = sign_in("manager")
         add_passkey(user_of(), SoftwareAuthenticator())
+        verify_factor()
         assert "Works only at" not in client.get(PAGE).text
         with_settings(public_url="https://offers.example.com")
         assert "Works only at localhost" in client.get(PAGE).text
@@ -208,12 +215,17 @@ class TestPasskeys:
         "/settings/people/1/reset-second-factor",
     ],
 )
-def test_every_change_needs_a_recent_password(sign_in: SignIn, path: str) -> None:
+def test_every_change_needs_a_recent_password_and_the_present_factor(sign_in: SignIn, path: str) -> None:
     client = sign_in("admin")
     age_password()
     response = client.post(path, data={})
     assert response.status_code == 403
     assert "Confirm your password" in response.text
+    if path.startswith(PAGE):
+        secret, _ = add_app(user_of("admin"))
+        assert client.post(path, data={}).location == "/sign-in/second-factor"
+        client.post("/sign-in/second-factor", data={"code": code_now(secret)})
+        assert client.post(path, data={}).location != "/sign-in/second-factor"
 
 
 class TestReset:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from functools import lru_cache
 
 from flask_babel import gettext as _
@@ -19,18 +20,23 @@ from webapp.core.email_addresses import normalise_email
 from webapp.core.errors import DomainError, FieldError, InvalidInput
 from webapp.core.extensions import db
 
+# How long the same secret is shown to a user who sets up an authenticator app.
+SETUP_TIME = timedelta(hours=1)
+
 
 def start_totp_setup(user_id: int) -> str:
     """Return the secret of the authenticator app that a user is setting up; create it if there is none.
 
-    The app is used only after `confirm_totp`. Until then an app that was set up earlier keeps working.
+    A secret older than `SETUP_TIME` is replaced: someone may have seen it long before the user continues. The app is
+    used only after `confirm_totp`. Until then an app that was set up earlier keeps working.
 
     :raises NotFound: when there is no user with this id.
     """
     lock_existing_staff_user(user_id)
     pending = factor_queries.find_pending_totp_authenticator(user_id)
     secret = _read_pending_secret(pending)
-    if secret is None:
+    is_old = pending is not None and pending.created_at < database_clock.get_database_time() - SETUP_TIME
+    if secret is None or is_old:
         secret = totp.generate_totp_secret()
         _delete_authenticators(user_id, confirmed=False)
         encrypted = totp.encrypt_totp_secret(secret, user_id)

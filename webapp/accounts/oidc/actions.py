@@ -11,9 +11,9 @@ from flask_babel import gettext as _
 from sqlalchemy import delete, func, update
 from sqlalchemy.dialects.postgresql import insert
 
-from webapp.accounts import invitation_actions, links
+from webapp.accounts import invitation_actions, links, notices
 from webapp.accounts import queries as account_queries
-from webapp.accounts.actions import lock_existing_staff_user, roll_back_and_raise
+from webapp.accounts.actions import check_is_active, lock_existing_staff_user, roll_back_and_raise
 from webapp.accounts.audit import record_audit_entry
 from webapp.accounts.models import Invitation, StaffUser
 from webapp.accounts.oidc import queries as oidc_queries
@@ -32,8 +32,7 @@ def find_user_for_claims(claims: OidcClaims) -> StaffUser:
     user = oidc_queries.find_user_by_identity(claims.issuer, claims.subject)
     if user is None:
         raise DomainError("identity_unknown", _("No user of Onecode is linked with this account."), 422)
-    if not user.is_active:
-        raise DomainError("disabled", _("Your account is disabled. Ask an administrator to enable it."), 422)
+    check_is_active(user)
     db.session.execute(
         update(OidcIdentity)
         .where(OidcIdentity.issuer == claims.issuer, OidcIdentity.subject == claims.subject)
@@ -49,17 +48,25 @@ def link_identity(user_id: int, claims: OidcClaims) -> None:
     :raises DomainError: `identity_taken` when it is linked with another user, or the user with another identity.
     """
     user = lock_existing_staff_user(user_id)
+    if _add_identity(user, claims):
+        notices.notify_second_factor_changed(user, "identity.linked")
+    db.session.commit()
+    notices.enqueue_account_emails()
+
+
+def _add_identity(user: StaffUser, claims: OidcClaims) -> bool:
+    """Return whether the identity was added; False if the user had it."""
     statement = (
         insert(OidcIdentity)
-        .values(staff_user_id=user_id, issuer=claims.issuer, subject=claims.subject, label=claims.label)
+        .values(staff_user_id=user.id, issuer=claims.issuer, subject=claims.subject, label=claims.label)
         .on_conflict_do_nothing()
         .returning(OidcIdentity.id)
     )
-    if db.session.scalar(statement) is not None:
-        record_audit_entry(user.email, "identity.linked", user.email, issuer=claims.issuer, account=claims.label)
-    else:
+    if db.session.scalar(statement) is None:
         _check_linked_with(user, claims)
-    db.session.commit()
+        return False
+    record_audit_entry(user.email, "identity.linked", user.email, issuer=claims.issuer, account=claims.label)
+    return True
 
 
 def _check_linked_with(user: StaffUser, claims: OidcClaims) -> None:
@@ -83,7 +90,9 @@ def unlink_identity(user_id: int, issuer: str) -> None:
     )
     if label is not None:
         record_audit_entry(user.email, "identity.unlinked", user.email, issuer=issuer, account=label)
+        notices.notify_second_factor_changed(user, "identity.unlinked")
     db.session.commit()
+    notices.enqueue_account_emails()
 
 
 def get_invitation_for_claims(token: str, claims: OidcClaims) -> Invitation:
@@ -121,11 +130,14 @@ def accept_invitation_with_identity(token: str, claims: OidcClaims, name: str, e
 
     :param email: the email address of the user; that of the invitation, if it has one.
     :raises NotFound: when the link is used, expired or unknown.
-    :raises DomainError: as `get_invitation_for_claims`; `email_taken` when there is a user with this address.
+    :raises DomainError: as `get_invitation_for_claims`; `email_taken` when there is a user with this address. The link
+        then still works.
     """
     invitation = get_invitation_for_claims(token, claims)
     # A random password, so that signing in with it takes as long as for other users and always fails.
     password = secrets.token_urlsafe(32)
-    user = invitation_actions.accept_invitation(token, name, invitation.email or email, password, time_zone)
-    link_identity(user.id, claims)
+    user = invitation_actions.create_invited_user(token, name, invitation.email or email, password, time_zone)
+    _add_identity(user, claims)
+    db.session.commit()
+    notices.enqueue_account_emails()
     return user

@@ -57,6 +57,15 @@ def second_factor_exempt(view: StaffView) -> StaffView:
     return view
 
 
+def require_second_factor(view: StaffView) -> StaffView:
+    """Mark a view that users with a second factor may use only in sessions in which it was verified.
+
+    Otherwise a session from before they set it up, together with the password, could replace it.
+    """
+    view.requires_second_factor = True  # type: ignore[attr-defined]
+    return view
+
+
 def allow_form_size(max_bytes: int) -> Callable[[StaffView], StaffView]:
     """Set the maximum form size of a view, in bytes.
 
@@ -114,10 +123,20 @@ def create_staff_blueprint(*blueprints: Blueprint) -> Blueprint:
     return staff
 
 
-def _redirect_to_second_factor() -> BaseResponse:
-    """Redirect to the page that asks for the second factor, or to the one that sets it up."""
-    has_factor = factor_queries.has_second_factor(current_user.id)
-    url = url_for("staff.accounts.second_factor" if has_factor else "staff.accounts.two_step")
+def _ask_for_second_factor(view: Callable[..., Any]) -> BaseResponse | None:
+    """Redirect to the page that asks for the second factor, or to the one that sets it up; None if none is needed."""
+    if g.has_second_factor:
+        return None
+    is_required = is_second_factor_required(current_user.role)
+    if not is_required and not getattr(view, "requires_second_factor", False):
+        return None
+    if factor_queries.has_second_factor(current_user.id):
+        next_path = request.path if request.method == "GET" else None
+        url = url_for("staff.accounts.second_factor", next=next_path)
+    elif is_required and not getattr(view, "is_second_factor_exempt", False):
+        url = url_for("staff.accounts.two_step")
+    else:
+        return None
     if request.headers.get("HX-Request"):
         return Response(status=401, headers={"HX-Redirect": url})
     return redirect(url)
@@ -143,12 +162,9 @@ def _authorize_request() -> BaseResponse | None:
     default_role: Role = "viewer" if is_read else "manager"
     if not current_user.has_at_least_role(getattr(view, "required_role", default_role)):
         abort_insufficient_role()
-    if (
-        is_second_factor_required(current_user.role)
-        and not g.has_second_factor
-        and not getattr(view, "is_second_factor_exempt", False)
-    ):
-        return _redirect_to_second_factor()
+    response = _ask_for_second_factor(view)
+    if response is not None:
+        return response
     if getattr(view, "requires_recent_password", False) and not is_read:
         return ask_for_recent_password()
     return None

@@ -19,10 +19,17 @@ from webapp.accounts.oidc import provider as oidc_provider
 from webapp.accounts.oidc.provider import OidcClaims, OidcFlow
 from webapp.core.errors import DomainError, NotFound
 from webapp.core.local_time import list_time_zones
-from webapp.core.rate_limit import RateLimit, client_address, limit_requests
+from webapp.core.rate_limit import RateLimit, TooManyRequests, client_address, limit_requests
+from webapp.views.access_notes import note_access
 from webapp.views.rendering import add_form_errors, add_privacy_headers, form_status, render
 from webapp.views.staff.accounts import blueprint
-from webapp.views.staff.blueprint import login_exempt, require_recent_password, require_role, second_factor_exempt
+from webapp.views.staff.blueprint import (
+    login_exempt,
+    require_recent_password,
+    require_role,
+    require_second_factor,
+    second_factor_exempt,
+)
 from webapp.views.staff.forms.accounts import AcceptIdentityForm
 from webapp.views.staff.sign_in import complete_sign_in, continue_sign_in, safe_redirect_path
 
@@ -75,6 +82,8 @@ def finish_oidc() -> BaseResponse:
             return redirect(url_for("staff.accounts.accept_with_identity", token=detail))
         return _sign_in(claims, detail)
     except DomainError as error:
+        if purpose == "sign-in" and not isinstance(error, TooManyRequests):
+            note_access("sign_in.failed")
         if error.key == "identity_unknown":
             return render("accounts/identity_unknown.html", status=403, provider_name=_provider_name())
         if purpose == "invitation":
@@ -92,6 +101,7 @@ def _sign_in(claims: OidcClaims, next_path: str) -> BaseResponse:
 
 @blueprint.post("/settings/profile/two-step/provider")
 @require_role("viewer")
+@require_second_factor
 @second_factor_exempt
 @require_recent_password
 def start_link() -> BaseResponse:
@@ -117,6 +127,7 @@ def _ask_to_link(claims: OidcClaims, user_id: str) -> BaseResponse:
 
 @blueprint.post("/settings/profile/two-step/provider/link")
 @require_role("viewer")
+@require_second_factor
 @second_factor_exempt
 @require_recent_password
 def link_identity() -> BaseResponse:
@@ -136,6 +147,7 @@ def link_identity() -> BaseResponse:
 
 @blueprint.post("/settings/profile/two-step/provider/unlink")
 @require_role("viewer")
+@require_second_factor
 @require_recent_password
 def unlink_identity() -> BaseResponse:
     """Unlink the account at the provider."""

@@ -143,9 +143,10 @@ def continue_sign_in(user: StaffUser, method: str, next_path: str, message: str 
         if message:
             flash(message, "success")
         return redirect(next_path)
+    pending = create_pending_sign_in(user)
     sign_in_actions.end_password_check()
-    session.clear()
-    session["pending_sign_in"] = [*create_pending_sign_in(user).dump(), method]
+    _end_session()
+    session["pending_sign_in"] = [*pending.dump(), method]
     return redirect(url_for("staff.accounts.second_factor", next=next_path))
 
 
@@ -153,8 +154,7 @@ def complete_sign_in(
     user: StaffUser, method: str, has_second_factor: bool = False, is_new_device_expected: bool = False
 ) -> None:
     """Start the session of a user who has been authenticated, and record how."""
-    sign_in_actions.record_sign_in(user, method)
-    start_session(user, has_second_factor, is_new_device_expected)
+    start_session(user, has_second_factor, is_new_device_expected, method)
 
 
 def get_provider_name() -> str | None:
@@ -182,16 +182,21 @@ def _choose_sign_in_limit(email: str) -> tuple[RateLimit, str]:
 @login_exempt
 def sign_out() -> BaseResponse:
     """End the session, also on the server: a copy of its cookie is of no use."""
-    token = session.get("_user_id")
-    if token is not None:
-        session_actions.sign_out(token)
-    session.clear()
+    _end_session()
     flash(_("You are signed out."), "success")
     # The script tells other tabs to leave their pages (static/app.js).
     response = redirect(url_for("staff.accounts.sign_in", _anchor="signed-out"))
     # Pages are not cached, but browsers may keep them in memory for the back button.
     response.headers["Clear-Site-Data"] = '"cache"'
     return response
+
+
+def _end_session() -> None:
+    """End the session of this browser, if it has one, also on the server."""
+    # Loads the session, which the entry in the audit log names.
+    if current_user.is_authenticated:
+        session_actions.sign_out(session["_user_id"])
+    session.clear()
 
 
 @blueprint.route("/invitations/<token>", methods=["GET", "POST"])
@@ -269,19 +274,26 @@ def _sign_in_and_redirect(user: StaffUser, message: str) -> BaseResponse:
     return redirect(url_for("staff.home.index"))
 
 
-def start_session(user: StaffUser, has_second_factor: bool = False, is_new_device_expected: bool = False) -> None:
+def start_session(
+    user: StaffUser,
+    has_second_factor: bool = False,
+    is_new_device_expected: bool = False,
+    method: str | None = None,
+) -> None:
     """Start a session of an authenticated user in this browser, which becomes known for the account.
 
     The previous session is cleared, because an attacker may have set it (session fixation), and ends.
 
     :param has_second_factor: whether a second factor was verified.
     :param is_new_device_expected: whether to send no notice of a new device.
+    :param method: how the user has signed in, for the audit log; None when it was not by signing in.
     """
     started = session_actions.start_staff_session(
         user.id,
         _read_client(),
         load_device_tokens(),
         replaced_token=session.get("_user_id"),
+        method=method,
         has_second_factor=has_second_factor,
         is_new_device_expected=is_new_device_expected,
     )

@@ -21,7 +21,12 @@ from webapp.core.errors import DomainError
 from webapp.core.rate_limit import RateLimit
 from webapp.views.rendering import add_form_errors, add_privacy_headers, form_status, load_shop, render
 from webapp.views.staff.accounts import blueprint
-from webapp.views.staff.blueprint import require_recent_password, require_role, second_factor_exempt
+from webapp.views.staff.blueprint import (
+    require_recent_password,
+    require_role,
+    require_second_factor,
+    second_factor_exempt,
+)
 from webapp.views.staff.forms.accounts import OneTimeForm
 from webapp.views.staff.forms.factors import AppCodeForm, PasskeyForm, PasskeyNameForm
 from webapp.views.staff.sign_in import get_provider_name
@@ -32,6 +37,7 @@ _setup_limit = RateLimit("set up a second factor", "20 per 5 minutes")
 
 @blueprint.get("/settings/profile/two-step")
 @require_role("viewer")
+@require_second_factor
 @second_factor_exempt
 def two_step() -> BaseResponse:
     """Show the second factors of the signed-in user."""
@@ -66,6 +72,7 @@ def _suggest_local_url(public_url: str) -> str | None:
 
 @blueprint.post("/settings/profile/two-step/app/start")
 @require_role("viewer")
+@require_second_factor
 @second_factor_exempt
 @require_recent_password
 def start_app_setup() -> BaseResponse:
@@ -75,6 +82,7 @@ def start_app_setup() -> BaseResponse:
 
 @blueprint.route("/settings/profile/two-step/app", methods=["GET", "POST"])
 @require_role("viewer")
+@require_second_factor
 @second_factor_exempt
 @require_recent_password
 def app_setup() -> BaseResponse:
@@ -84,8 +92,8 @@ def app_setup() -> BaseResponse:
         return redirect(url_for("staff.accounts.two_step"))
     form = AppCodeForm()
     if form.validate_on_submit():
+        _setup_limit.count(str(current_user.id))
         try:
-            _setup_limit.count(str(current_user.id))
             codes = totp_actions.confirm_totp(current_user.id, form.code.data)
         except DomainError as error:
             add_form_errors(form, error)
@@ -108,6 +116,7 @@ def app_setup() -> BaseResponse:
 
 @blueprint.post("/settings/profile/two-step/app/remove")
 @require_role("viewer")
+@require_second_factor
 @require_recent_password
 def remove_app() -> BaseResponse:
     """Remove the authenticator app."""
@@ -122,6 +131,7 @@ def remove_app() -> BaseResponse:
 
 @blueprint.post("/settings/profile/two-step/recovery-codes")
 @require_role("viewer")
+@require_second_factor
 @require_recent_password
 def create_recovery_codes() -> BaseResponse:
     """Replace the recovery codes; the response shows the new ones once."""
@@ -135,6 +145,7 @@ def create_recovery_codes() -> BaseResponse:
 
 @blueprint.post("/settings/profile/two-step/passkeys/new")
 @require_role("viewer")
+@require_second_factor
 @second_factor_exempt
 @require_recent_password
 def new_passkey() -> BaseResponse:
@@ -151,6 +162,7 @@ def new_passkey() -> BaseResponse:
 
 @blueprint.post("/settings/profile/two-step/passkeys")
 @require_role("viewer")
+@require_second_factor
 @second_factor_exempt
 @require_recent_password
 def add_passkey() -> BaseResponse:
@@ -159,8 +171,8 @@ def add_passkey() -> BaseResponse:
     challenge = Challenge.load(session.pop("passkey_challenge", None))
     if not form.validate_on_submit():
         return _render_two_step(PasskeyNameForm(), 422)
+    _setup_limit.count(str(current_user.id))
     try:
-        _setup_limit.count(str(current_user.id))
         codes = passkey_actions.add_passkey(current_user.id, form.name.data, form.credential.data or "", challenge)
     except DomainError as error:
         flash(error.message, "error")
@@ -170,6 +182,7 @@ def add_passkey() -> BaseResponse:
 
 @blueprint.post("/settings/profile/two-step/passkeys/<int:passkey_id>/remove")
 @require_role("viewer")
+@require_second_factor
 @require_recent_password
 def remove_passkey(passkey_id: int) -> BaseResponse:
     """Remove a passkey."""
