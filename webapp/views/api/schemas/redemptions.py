@@ -176,7 +176,11 @@ class OrderOut(BaseModel):
 
 
 class RedemptionOut(BaseModel):
-    """A redemption; `rolled_back_at` is set after a rollback, `entered_by` (email address) for the channel `staff`."""
+    """A redemption; `rolled_back_at` is set after a rollback.
+
+    `entered_by` is the email address of the user who entered it, for the channel `staff`. Keys without the scope
+    `manage` get null.
+    """
 
     id: str
     code: str
@@ -327,8 +331,11 @@ def explanation_json(explanation: Explanation) -> dict[str, Any]:
     }
 
 
-def redemption_json(record: RedemptionRecord) -> dict[str, Any]:
-    """Return a redemption as `RedemptionOut`."""
+def redemption_json(record: RedemptionRecord, *, names_user: bool) -> dict[str, Any]:
+    """Return a redemption as `RedemptionOut`.
+
+    :param names_user: whether `entered_by` may name the user who entered it.
+    """
     row = record.row
     order = None
     if row.order_id is not None:
@@ -343,7 +350,7 @@ def redemption_json(record: RedemptionRecord) -> dict[str, Any]:
         "order": order,
         "metadata": row.order_metadata,
         "channel": row.channel,
-        "entered_by": record.entered_by,
+        "entered_by": record.entered_by if names_user else None,
         "redeemed_at": format_rfc3339(row.redeemed_at),
         "rolled_back_at": format_rfc3339(row.rolled_back_at),
         "rollback_reason": row.reason,
