@@ -10,14 +10,14 @@ from urllib.parse import urlencode
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
-from sqlalchemy import select
+from sqlalchemy import func, select
 from werkzeug.test import TestResponse
 
 from tests.support import oidc_provider
 from tests.support.factors import add_app, code_now
 from tests.support.oidc_provider import SUBJECT, OidcProvider
 from webapp.accounts import invitation_actions
-from webapp.accounts.models import StaffUser
+from webapp.accounts.models import AccessCount, StaffUser
 from webapp.accounts.oidc import actions as oidc_actions
 from webapp.accounts.oidc import queries as oidc_queries
 from webapp.accounts.oidc.provider import OidcClaims
@@ -87,6 +87,13 @@ class TestSignIn:
         assert response.status_code == 403
         assert "This account is not linked" in response.text
         assert not is_signed_in(client)
+
+    def test_a_failed_sign_in_is_counted(self, client: FlaskClient, provider: OidcProvider) -> None:
+        sign_in_at(client, provider).close()
+        client.get("/sign-in/oidc/finish?state=x&code=y", buffered=True)
+        assert db.session.execute(
+            select(AccessCount.kind, func.sum(AccessCount.n)).group_by(AccessCount.kind)
+        ).all() == [("sign_in.failed", 2)]
 
     def test_a_disabled_user_is_refused(
         self, client: FlaskClient, provider: OidcProvider, make_staff_user: MakeUser

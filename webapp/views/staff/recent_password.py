@@ -10,7 +10,7 @@ from werkzeug.wrappers import Response as BaseResponse
 from webapp.accounts import session_actions
 from webapp.core.errors import DomainError
 from webapp.core.rate_limit import RateLimit
-from webapp.views.access_notes import note_access
+from webapp.views.access_notes import note_access, set_refusal_kind
 from webapp.views.rendering import add_form_errors, render
 from webapp.views.staff.forms.accounts import RecentPasswordForm
 
@@ -28,6 +28,7 @@ def ask_for_recent_password() -> BaseResponse | None:
         return None
     form = RecentPasswordForm()
     status = 403
+    set_refusal_kind(None)
     if "recent_password" in request.form:
         status = 422
         if form.validate():
