@@ -27,11 +27,10 @@ from webapp.redemptions.queries import KeysetCursor, RedemptionFilter, Redemptio
 from webapp.redemptions.rules import RedemptionFacts, RedemptionRequest, evaluate
 from webapp.views.access_notes import note_access
 from webapp.views.api.blueprint import document_header, get_actor, has_scope, require_scope
+from webapp.views.api.schemas.explanations import ExplanationOut, NewExplanation, explanation_json
 from webapp.views.api.schemas.redemptions import (
     CustomerEmailPath,
     CustomerReference,
-    ExplanationOut,
-    NewExplanation,
     NewRedemption,
     NewRollback,
     NewValidation,
@@ -42,7 +41,6 @@ from webapp.views.api.schemas.redemptions import (
     UsableOffersOut,
     UsableOffersQuery,
     ValidationOut,
-    explanation_json,
     hash_idempotency_key,
     redemption_json,
 )
