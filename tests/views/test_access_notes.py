@@ -18,6 +18,7 @@ from webapp.accounts import api_key_actions
 from webapp.accounts.models import AccessCount, ApiKey, StaffSession, StaffUser
 from webapp.core.extensions import db
 from webapp.customers.models import Customer
+from webapp.customers.suppressions import actions as suppression_actions
 from webapp.offers.models import Offer
 from webapp.redemptions import group_commit
 from webapp.redemptions import queries as redemption_queries
@@ -167,6 +168,28 @@ def test_a_missing_role_is_counted_for_the_user(sign_in: Callable[..., FlaskClie
     assert counted() == [("role.refused", "viewer@example.com", "203.0.113.7", 1)]
 
 
+def test_a_page_that_asks_for_the_password_is_no_refusal(sign_in: Callable[..., FlaskClient]) -> None:
+    admin = sign_in("admin")
+    db.session.execute(update(StaffSession).values(authenticated_at=func.now() - timedelta(minutes=16)))
+    db.session.commit()
+
+    response = admin.post("/settings/api-keys", data={"name": "Till", "scopes": "read"}, buffered=True)
+
+    assert (response.status_code, counted()) == (403, [])
+
+
+def test_a_wrong_password_where_it_is_changed_is_counted(
+    client: FlaskClient, make_user_with_password: Callable[..., StaffUser]
+) -> None:
+    make_user_with_password(email="ann@example.com")
+    sign_in_as(client, "ann@example.com", PASSWORD)
+    data = {"current": "wrong", "password": "a brand new one", "confirm": "a brand new one"}
+
+    client.post("/settings/profile/password", data=data, environ_base=ADDRESS, buffered=True)
+
+    assert counted() == [("sign_in.failed", "ann@example.com", "203.0.113.7", 1)]
+
+
 def test_forms_without_a_token_are_counted(csrf_client: FlaskClient) -> None:
     assert csrf_client.post("/offers/new", environ_base=ADDRESS, buffered=True).status_code == 400
 
@@ -207,8 +230,19 @@ STAFF_VIEWS = [
 ]
 
 
-def test_the_page_for_erasing_a_customer_is_counted(redemption_id: str, sign_in: Callable[..., FlaskClient]) -> None:
-    sign_in("admin").get("/customers/1/erase", buffered=True)
+def test_the_page_for_removing_a_suppression_is_counted(redemption_id: str, staff: FlaskClient) -> None:
+    suppression_actions.add_suppression_by_staff("ada@example.com", "bounced", by="tests")
+
+    staff.get("/customers/do-not-mail/lift?email=ada@example.com", buffered=True)
+
+    assert counted("kind", "account") == [("suppressions.listed", "manager@example.com", 1)]
+
+
+@pytest.mark.parametrize("page", ["erase", "personal-data"])
+def test_pages_of_a_customer_for_administrators_are_counted(
+    redemption_id: str, sign_in: Callable[..., FlaskClient], page: str
+) -> None:
+    sign_in("admin").get(f"/customers/1/{page}", buffered=True)
 
     assert counted("kind", "account", "subject") == [("customer.viewed", "admin@example.com", "customer 1", 1)]
 
@@ -246,6 +280,20 @@ def test_views_of_staff_are_counted(redemption_id: str, staff: FlaskClient, path
     assert counted("kind", "account", "address", "subject") == [
         (kind, "manager@example.com", "203.0.113.7", subject, 2)
     ]
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [("/redemptions/{id}/undo", "redemption.viewed"), ("/customers/1/edit", "customer.viewed")],
+)
+def test_a_form_that_is_shown_again_counts_as_a_view(
+    redemption_id: str, staff: FlaskClient, path: str, kind: str
+) -> None:
+    response = staff.post(path.format(id=redemption_id), data={}, buffered=True)
+
+    assert response.status_code == 422
+    assert "ada@example.com" in response.text
+    assert counted("kind", "subject") == [(kind, "customer 1", 1)]
 
 
 @pytest.mark.parametrize(

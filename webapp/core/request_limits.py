@@ -62,7 +62,7 @@ class LimitedFormParser(FormDataParser):
         stream.read(1)
         if mimetype == _URLENCODED:
             if body.count(b"&") >= MAX_FIELDS:
-                raise _too_many_fields_error()
+                raise too_many_fields_error()
         else:
             _check_parts(body, (options or {}).get("boundary", ""))
         self.silent = False
@@ -70,7 +70,7 @@ class LimitedFormParser(FormDataParser):
             parsed: ParsedForm = super().parse(BytesIO(body), mimetype, content_length, options)
         except RequestEntityTooLarge as error:
             # Werkzeug's own limit on the number of parts.
-            raise _too_many_fields_error() from error
+            raise too_many_fields_error() from error
         except ValueError as error:
             raise broken_form_error() from error
         if None in parsed[1] or None in parsed[2]:
@@ -172,6 +172,12 @@ def broken_form_error() -> DomainError:
     return DomainError("form_broken", _("The form could not be read. Reload the page and try again."), 400)
 
 
+def too_many_fields_error(limit: int = MAX_FIELDS) -> DomainError:
+    """Return the error for a form with more than `limit` fields (413)."""
+    message = _("The form has more than %(limit)s fields. Send fewer fields.", limit=format_number(limit))
+    return DomainError("too_large", message, 413)
+
+
 def check_json_size(body: bytes) -> None:
     """Check the number and the depth of the values of a JSON text without parsing it.
 
@@ -212,7 +218,7 @@ def _check_parts(body: bytes, boundary: str) -> None:
     """Check the number of parts of a multipart form and the size of their headers."""
     delimiter = b"--" + boundary.encode("ascii", "replace")
     if body.count(delimiter) > MAX_FIELDS + 1:
-        raise _too_many_fields_error()
+        raise too_many_fields_error()
     preamble, *parts = body.split(delimiter)
     size = len(preamble)
     for part in parts:
@@ -230,11 +236,6 @@ def _is_utf8(text: bytes) -> bool:
     except UnicodeDecodeError:
         return False
     return True
-
-
-def _too_many_fields_error() -> DomainError:
-    message = _("The form has more than %(limit)s fields. Send fewer fields.", limit=format_number(MAX_FIELDS))
-    return DomainError("too_large", message, 413)
 
 
 def _too_many_values_error() -> DomainError:

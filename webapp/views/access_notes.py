@@ -1,8 +1,8 @@
-"""Notes of what a request accessed or was refused, counted after its response.
+"""Count views of personal data and refused requests for the audit log.
 
-Views note views of personal data. Refusals are recognised by the status of the response, so no view can forget them.
-The notes are counted when the response has been sent: no request takes longer, and its duration reveals nothing about
-accounts.
+Views call `note_access` when they show personal data. Refusals are recognised by the status of the response, so that no
+view can forget them. Both are counted after the response has been sent: counting does not delay it, and its duration
+reveals nothing about accounts.
 """
 
 from __future__ import annotations
@@ -40,6 +40,14 @@ def note_access(kind: str, subject: str = "", entered_email: str | None = None) 
     g.setdefault("accesses", []).append(access)
 
 
+def set_refusal_kind(kind: str | None) -> None:
+    """Set what the status 403 of the current request means, for pages of staff that do not refuse a role.
+
+    :param kind: a key of `access_counts.REFUSAL_LABELS`; None for no refusal.
+    """
+    g.refusal_kind = kind
+
+
 def init_app(app: Flask) -> None:
     """Count the accesses of each request after its response."""
 
@@ -70,11 +78,13 @@ def _refusal_kind(status: int) -> str | None:
         return "sign_in.locked" if request.endpoint == SIGN_IN_ENDPOINT else "rate_limit.exceeded"
     if status == 401 and request.headers.get("Authorization"):
         return "api_key.refused"
-    if status == 403 and not g.get("is_password_asked"):
+    if status == 403:
         if "api_key" in g:
             return "scope.refused"
         # Public pages have no roles: they refuse forms of other sites.
-        return "csrf.refused" if (request.blueprint or "").startswith("public") else "role.refused"
+        is_public = (request.blueprint or "").startswith("public")
+        refusal_kind: str | None = g.get("refusal_kind", "csrf.refused" if is_public else "role.refused")
+        return refusal_kind
     return None
 
 

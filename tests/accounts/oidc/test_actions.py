@@ -40,7 +40,7 @@ def test_an_identity_is_found_after_it_was_linked(make_staff_user: MakeUser) -> 
     assert identity.last_used_at is not None
     entry = audit_queries.find_last_audit_entry("identity.linked", user.email)
     assert entry is not None
-    assert entry.detail == {"issuer": ISSUER, "account": "ada@example.com"}
+    assert entry.detail == {"issuer": ISSUER, "account": "1"}
 
 
 def test_a_provider_that_lies_about_the_email_address_gets_nothing(make_staff_user: MakeUser) -> None:

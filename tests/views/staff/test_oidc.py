@@ -10,7 +10,7 @@ from urllib.parse import urlencode
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
-from sqlalchemy import select
+from sqlalchemy import func, select
 from werkzeug.test import TestResponse
 
 from tests.support import oidc_provider
@@ -89,6 +89,13 @@ class TestSignIn:
         response.close()
         assert db.session.scalars(select(AccessCount.kind)).all() == ["sign_in.failed"]
         assert not is_signed_in(client)
+
+    def test_a_failed_sign_in_is_counted(self, client: FlaskClient, provider: OidcProvider) -> None:
+        sign_in_at(client, provider).close()
+        client.get("/sign-in/oidc/finish?state=x&code=y", buffered=True)
+        assert db.session.execute(
+            select(AccessCount.kind, func.sum(AccessCount.n)).group_by(AccessCount.kind)
+        ).all() == [("sign_in.failed", 2)]
 
     def test_a_disabled_user_is_refused(
         self, client: FlaskClient, provider: OidcProvider, make_staff_user: MakeUser

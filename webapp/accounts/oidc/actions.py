@@ -65,7 +65,8 @@ def _add_identity(user: StaffUser, claims: OidcClaims) -> bool:
     if db.session.scalar(statement) is None:
         _check_linked_with(user, claims)
         return False
-    record_audit_entry(user.email, "identity.linked", user.email, issuer=claims.issuer, account=claims.label)
+    # Not the label: an entry would keep a name or an email address after the account is erased.
+    record_audit_entry(user.email, "identity.linked", user.email, issuer=claims.issuer, account=claims.subject)
     return True
 
 
@@ -83,13 +84,13 @@ def _check_linked_with(user: StaffUser, claims: OidcClaims) -> None:
 def unlink_identity(user_id: int, issuer: str) -> None:
     """Remove the identity of a user at a provider. Idempotent."""
     user = lock_existing_staff_user(user_id)
-    label = db.session.scalar(
+    subject = db.session.scalar(
         delete(OidcIdentity)
         .where(OidcIdentity.staff_user_id == user_id, OidcIdentity.issuer == issuer)
-        .returning(OidcIdentity.label)
+        .returning(OidcIdentity.subject)
     )
-    if label is not None:
-        record_audit_entry(user.email, "identity.unlinked", user.email, issuer=issuer, account=label)
+    if subject is not None:
+        record_audit_entry(user.email, "identity.unlinked", user.email, issuer=issuer, account=subject)
         notices.notify_second_factor_changed(user, "identity.unlinked")
     db.session.commit()
     notices.enqueue_account_emails()

@@ -94,8 +94,13 @@ def authenticate(scope: str | None) -> None:
     :raises DomainError: `unauthorized` (401) without a valid key, `forbidden` (403) when it lacks the scope.
     """
     g.api_key = api_key_actions.authenticate_api_key(request.headers.get("Authorization", ""))
-    if scope is None or scope not in g.api_key.scopes:
+    if scope is None or not has_scope(scope):
         raise DomainError("forbidden", _("This API key lacks the scope “%(scope)s”.", scope=scope), 403)
+
+
+def has_scope(scope: str) -> bool:
+    """Return whether the API key of the request has a scope."""
+    return scope in g.api_key.scopes
 
 
 def get_actor() -> str:

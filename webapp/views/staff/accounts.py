@@ -65,7 +65,7 @@ def _render_staff_users(
         users=account_queries.list_staff_users(),
         with_second_factor=factor_queries.list_users_with_second_factor(),
         invitations=invitations,
-        makers=account_queries.find_staff_users(invitation.created_by for invitation in invitations),
+        creators=account_queries.find_staff_users(invitation.created_by for invitation in invitations),
         form=form,
         link=link,
         emailed_to=emailed_to,

@@ -1,4 +1,4 @@
-"""Staff pages for the own profile and password."""
+"""Staff pages where users edit their profile and change their password."""
 
 from __future__ import annotations
 

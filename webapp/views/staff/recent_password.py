@@ -10,7 +10,7 @@ from werkzeug.wrappers import Response as BaseResponse
 from webapp.accounts import session_actions
 from webapp.core.errors import DomainError
 from webapp.core.rate_limit import RateLimit, TooManyRequests
-from webapp.views.access_notes import note_access
+from webapp.views.access_notes import note_access, set_refusal_kind
 from webapp.views.rendering import add_form_errors, render
 from webapp.views.staff.forms.accounts import RecentPasswordForm
 
@@ -31,7 +31,7 @@ def ask_for_recent_password() -> BaseResponse | None:
     form = RecentPasswordForm()
     if "recent_password" not in request.form:
         # The page has the status of a refusal, but is none.
-        g.is_password_asked = True
+        set_refusal_kind(None)
         return _render_form(form, 403)
     if not form.validate():
         return _render_form(form, 422)

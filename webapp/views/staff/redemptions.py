@@ -148,7 +148,6 @@ def _render_eligibility_page(
 def show(public_id: str) -> Response:
     """Show a redemption, whether it was rolled back or not."""
     record = _get_redemption_or_404(public_id)
-    note_access("redemption.viewed", f"customer {record.customer_id}")
     return _render_redemption(record, UndoForm())
 
 
@@ -172,6 +171,7 @@ def undo(public_id: str) -> BaseResponse:
 
 
 def _render_redemption(record: RedemptionRecord, form: UndoForm, status: int = 200) -> Response:
+    note_access("redemption.viewed", f"customer {record.customer_id}")
     return rendering.render(
         "redemptions/show.html", status=status, redemption=record, channels=CHANNEL_LABELS, undo_form=form
     )

@@ -97,6 +97,7 @@ def remove() -> BaseResponse:
         suppression_actions.remove_suppression(key, by=current_user.email)
         flash(removed_message, "success")
         return redirect(return_url)
+    note_access("suppressions.listed")
     return rendering.render(
         "customers/remove_suppression.html",
         form=form,
