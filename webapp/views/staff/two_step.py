@@ -88,6 +88,11 @@ def app_setup() -> BaseResponse:
             _setup_limit.count(str(current_user.id))
             codes = totp_actions.confirm_totp(current_user.id, form.code.data)
         except DomainError as error:
+            if error.key == "setup_done":
+                # The form was sent twice, for example by reloading the page with the recovery codes.
+                hint = _("Recovery codes are shown only once. If you have not saved yours, create new ones.")
+                flash(f"{error.message} {hint}", "info")
+                return redirect(url_for("staff.accounts.two_step"))
             add_form_errors(form, error)
         else:
             return _finish_setup(codes, _("The authenticator app is set up."))
