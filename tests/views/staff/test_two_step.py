@@ -86,7 +86,7 @@ class TestApp:
         response = client.post(f"{PAGE}/app", data={"code": code})
         assert (response.status_code, response.location) == (302, PAGE)
         page = client.get(PAGE).text
-        assert "The authenticator app is already set up. Recovery codes are shown only once." in page
+        assert "The authenticator app is already set up. Recovery codes are shown only once:" in page
         assert codes_in(page) == []
         assert factor_queries.find_pending_totp_authenticator(user_of("viewer").id) is None
 

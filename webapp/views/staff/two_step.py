@@ -90,8 +90,11 @@ def app_setup() -> BaseResponse:
         except DomainError as error:
             if error.key == "setup_done":
                 # The form was sent twice, for example by reloading the page with the recovery codes.
-                hint = _("Recovery codes are shown only once. If you have not saved yours, create new ones.")
-                flash(f"{error.message} {hint}", "info")
+                message = _(
+                    "The authenticator app is already set up. Recovery codes are shown only once: "
+                    "if you have not saved yours, create new ones."
+                )
+                flash(message, "info")
                 return redirect(url_for("staff.accounts.two_step"))
             add_form_errors(form, error)
         else:
