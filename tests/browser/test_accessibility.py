@@ -101,6 +101,17 @@ def test_staff_pages(shop: RunningShop, window: OpenPage, tmp_path: Path, make_o
     assert problems == {name: [] for name in APPEARANCES}
 
 
+def test_a_name_without_spaces_does_not_widen_tables(
+    shop: RunningShop, window: OpenPage, make_offer: Callable[..., Offer]
+) -> None:
+    make_offer(name="Winter" * 30)
+    page = window()
+    accept_invitation(page, shop)
+    for path in ("/offers", "/settings/audit"):
+        page.goto(shop.url + path)
+        assert page_problems(page) == []
+
+
 @pytest.mark.parametrize("look_of", list(APPEARANCES))
 def test_customer_pages(
     shop: RunningShop,
