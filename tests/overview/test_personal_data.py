@@ -402,6 +402,7 @@ def test_an_admin_opens_the_page_for_the_person(sign_in: Callable[..., FlaskClie
     assert "eve@" not in response.text
     assert "End of the export." in response.text
     assert exports_of(ada) == [("admin@example.com", {"form": "page"})]
+    assert "form: page" in response.text
 
 
 def test_the_page_is_streamed(sign_in: Callable[..., FlaskClient], busy_customer: Customer) -> None:

@@ -50,12 +50,16 @@ def confirm_totp(user_id: int, code: str) -> list[str]:
 
     :returns: recovery codes, if the user had none that are unused; otherwise an empty list.
     :raises InvalidInput: when the code is wrong.
-    :raises DomainError: `setup_expired` when there is no set-up to confirm.
+    :raises DomainError: `setup_done` when the app was already set up, for example by the same request;
+        `setup_expired` when there is no set-up to confirm.
     """
     new = NewRecoveryCodes() if _count_recovery_codes(user_id) == 0 else None
     user = lock_existing_staff_user(user_id)
     pending = factor_queries.find_pending_totp_authenticator(user_id)
     secret = _read_pending_secret(pending)
+    if pending is None and factor_queries.find_totp_authenticator(user_id):
+        db.session.rollback()
+        raise DomainError("setup_done", _("The authenticator app is already set up."), 409)
     if pending is None or secret is None:
         db.session.rollback()
         raise DomainError("setup_expired", _("The set-up has changed. Scan the new QR code."), 422)

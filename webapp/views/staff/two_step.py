@@ -96,6 +96,14 @@ def app_setup() -> BaseResponse:
         try:
             codes = totp_actions.confirm_totp(current_user.id, form.code.data)
         except DomainError as error:
+            if error.key == "setup_done":
+                # The form was sent twice, for example by reloading the page with the recovery codes.
+                message = _(
+                    "The authenticator app is already set up. Recovery codes are shown only once: "
+                    "if you have not saved yours, create new ones."
+                )
+                flash(message, "info")
+                return redirect(url_for("staff.accounts.two_step"))
             add_form_errors(form, error)
         else:
             return _finish_setup(codes, _("The authenticator app is set up."))
