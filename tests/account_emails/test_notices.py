@@ -19,7 +19,10 @@ from webapp.account_emails import actions as account_email_actions
 from webapp.accounts import actions as account_actions
 from webapp.accounts import api_key_actions, invitation_actions, notices, sign_in_actions
 from webapp.accounts.factors import actions as factor_actions
+from webapp.accounts.factors import recovery_code_actions
 from webapp.accounts.models import AccountEmail, StaffUser
+from webapp.accounts.oidc import actions as oidc_actions
+from webapp.accounts.oidc.provider import OidcClaims
 from webapp.core import task_queue
 from webapp.core.extensions import db, huey
 from webapp.core.settings import Settings
@@ -144,13 +147,26 @@ class TestWhoIsNotified:
         send_emails()
 
         received = relay.message_to("viewer@example.com")
-        assert received.message["Subject"] == "Two-step verification of your Onecode account"
+        subject = "Sign-in to" if change.startswith("identity.") else "Two-step verification of"
+        assert received.message["Subject"] == f"{subject} your Onecode account"
         assert "Onecode account" in received.text.split("\r\n\r\n")[1]
 
     def test_a_reset_of_second_factors_is_reported_to_its_user(self, make_staff_user: MakeUser) -> None:
         user = make_staff_user("viewer")
         factor_actions.reset_second_factor(user.id, by="ada@example.com")
         assert db.session.scalars(select(AccountEmail.detail)).all() == [{"change": "second_factor.reset"}]
+
+    def test_new_recovery_codes_are_reported_to_their_user(self, make_staff_user: MakeUser) -> None:
+        recovery_code_actions.replace_recovery_codes(make_staff_user("viewer").id)
+        assert db.session.scalars(select(AccountEmail.detail)).all() == [{"change": "recovery_codes.created"}]
+
+    def test_linked_accounts_are_reported_to_their_user(self, make_staff_user: MakeUser) -> None:
+        user = make_staff_user("viewer")
+        for _ in range(2):
+            oidc_actions.link_identity(user.id, OidcClaims("https://login.example", "1", "", False, "", False))
+        oidc_actions.unlink_identity(user.id, "https://login.example")
+        details = db.session.scalars(select(AccountEmail.detail).order_by(AccountEmail.id)).all()
+        assert details == [{"change": "identity.linked"}, {"change": "identity.unlinked"}]
 
     def test_the_first_password_is_not_reported(self, make_staff_user: MakeUser) -> None:
         user = make_staff_user("viewer")

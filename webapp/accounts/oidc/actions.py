@@ -11,7 +11,7 @@ from flask_babel import gettext as _
 from sqlalchemy import delete, func, update
 from sqlalchemy.dialects.postgresql import insert
 
-from webapp.accounts import invitation_actions, links
+from webapp.accounts import invitation_actions, links, notices, staff_sessions
 from webapp.accounts import queries as account_queries
 from webapp.accounts.actions import lock_existing_staff_user, roll_back_and_raise
 from webapp.accounts.audit import record_audit_entry
@@ -43,9 +43,10 @@ def find_user_for_claims(claims: OidcClaims) -> StaffUser:
     return user
 
 
-def link_identity(user_id: int, claims: OidcClaims) -> None:
+def link_identity(user_id: int, claims: OidcClaims, *, is_notified: bool = True) -> None:
     """Link an identity with a user, who can then sign in with it. Idempotent.
 
+    :param is_notified: whether to notify the user by email.
     :raises DomainError: `identity_taken` when it is linked with another user, or the user with another identity.
     """
     user = lock_existing_staff_user(user_id)
@@ -57,9 +58,12 @@ def link_identity(user_id: int, claims: OidcClaims) -> None:
     )
     if db.session.scalar(statement) is not None:
         record_audit_entry(user.email, "identity.linked", user.email, issuer=claims.issuer, account=claims.label)
+        if is_notified:
+            notices.notify_second_factor_changed(user, "identity.linked")
     else:
         _check_linked_with(user, claims)
     db.session.commit()
+    notices.enqueue_account_emails()
 
 
 def _check_linked_with(user: StaffUser, claims: OidcClaims) -> None:
@@ -83,7 +87,28 @@ def unlink_identity(user_id: int, issuer: str) -> None:
     )
     if label is not None:
         record_audit_entry(user.email, "identity.unlinked", user.email, issuer=issuer, account=label)
+        notices.notify_second_factor_changed(user, "identity.unlinked")
     db.session.commit()
+    notices.enqueue_account_emails()
+
+
+def unlink_all_identities(user_id: int, by: str) -> StaffUser:
+    """Remove all identities of a user, and end their sessions. Idempotent.
+
+    :param by: the administrator.
+    :raises NotFound: when there is no user with this id.
+    """
+    user = lock_existing_staff_user(user_id)
+    identities = delete(OidcIdentity).where(OidcIdentity.staff_user_id == user_id)
+    unlinked = db.session.execute(identities.returning(OidcIdentity.issuer, OidcIdentity.label)).all()
+    for issuer, label in unlinked:
+        record_audit_entry(by, "identity.unlinked", user.email, issuer=issuer, account=label)
+    if unlinked:
+        staff_sessions.delete_user_sessions_and_devices(user_id)
+        notices.notify_second_factor_changed(user, "identity.unlinked")
+    db.session.commit()
+    notices.enqueue_account_emails()
+    return user
 
 
 def get_invitation_for_claims(token: str, claims: OidcClaims) -> Invitation:
@@ -127,5 +152,5 @@ def accept_invitation_with_identity(token: str, claims: OidcClaims, name: str, e
     # A random password, so that signing in with it takes as long as for other users and always fails.
     password = secrets.token_urlsafe(32)
     user = invitation_actions.accept_invitation(token, name, invitation.email or email, password, time_zone)
-    link_identity(user.id, claims)
+    link_identity(user.id, claims, is_notified=False)
     return user
