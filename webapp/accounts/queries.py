@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from typing import NamedTuple
@@ -81,10 +83,22 @@ def list_staff_users() -> Sequence[StaffUser]:
 
 
 def load_staff_names() -> dict[str, str]:
-    """Return the names of users by email address, without names that two users share."""
-    unique_names = select(StaffUser.name).group_by(StaffUser.name).having(func.count() == 1)
-    users = select(StaffUser.email, StaffUser.name).where(StaffUser.name.in_(unique_names))
-    return {row.email: row.name for row in db.session.execute(users)}
+    """Return the names of users by email address, without those that could be mistaken for another user or client.
+
+    Users choose their names, so one may choose that of a colleague, in other letters, or the address of a colleague.
+    """
+    users = db.session.execute(select(StaffUser.email, StaffUser.name)).all()
+    uses = Counter(_fold_name(user.name) for user in users)
+    return {
+        user.email: user.name
+        for user in users
+        if uses[_fold_name(user.name)] == 1 and "@" not in user.name and not _fold_name(user.name).startswith("apikey")
+    }
+
+
+def _fold_name(name: str) -> str:
+    """Return a name without case, spaces and variants of letters."""
+    return "".join(unicodedata.normalize("NFKC", name).casefold().split())
 
 
 def has_token(token_hash: bytes) -> ColumnElement[bool]:
