@@ -15,7 +15,9 @@ from webapp.accounts.factors import queries as factor_queries
 from webapp.accounts.models import StaffUser
 from webapp.accounts.oidc import actions as oidc_actions
 from webapp.accounts.oidc import queries as oidc_queries
+from webapp.campaigns import queries as campaign_queries
 from webapp.core.errors import DomainError, NotFound
+from webapp.offers import queries as offer_queries
 from webapp.views.form_base import PostForm
 from webapp.views.rendering import add_form_errors, flash_domain_error, form_status, render, role_label
 from webapp.views.staff.blueprint import require_recent_password, require_role
@@ -107,6 +109,7 @@ def staff_user(user_id: int) -> BaseResponse:
 def _render_staff_user(user_id: int, form: RoleForm, link: str | None = None, status: int = 200) -> Response:
     link_form = OneTimeForm(formdata=None)
     user = get_staff_user_or_404(user_id)
+    scheduled_campaigns = campaign_queries.list_campaigns_scheduled_by(user.email)
     return render(
         "accounts/user.html",
         status=status,
@@ -114,6 +117,8 @@ def _render_staff_user(user_id: int, form: RoleForm, link: str | None = None, st
         has_second_factor=factor_queries.has_second_factor(user_id),
         identities=oidc_queries.list_identities(user_id),
         api_keys=account_queries.list_working_api_keys_of(user.email),
+        scheduled_campaigns=scheduled_campaigns,
+        offers=offer_queries.find_offers([campaign.offer_id for campaign in scheduled_campaigns]),
         form=form,
         link=link,
         link_form=link_form,
