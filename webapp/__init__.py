@@ -27,7 +27,7 @@ from webapp import cli
 from webapp.accounts import passwords, staff_erasure_actions
 from webapp.campaigns import erasure as campaign_erasure
 from webapp.core import database_health, logs, rate_limit, sessions, task_queue
-from webapp.core.extensions import babel, csrf, db, huey, login, mail, migrate
+from webapp.core.extensions import babel, csrf, db, huey, login, mail
 from webapp.core.json_provider import JsonProvider
 from webapp.core.request_limits import LimitedRequest, check_request
 from webapp.core.settings import ROOT, Settings, load_settings
@@ -83,6 +83,8 @@ SECURITY_HEADERS = (
     ("X-Content-Type-Options", "nosniff"),
     ("Referrer-Policy", "same-origin"),
 )
+# For a year, also for hosts below this one (RFC 6797). Browsers ignore it over http.
+STRICT_TRANSPORT_SECURITY = ("Strict-Transport-Security", "max-age=31536000; includeSubDomains")
 
 REQUEST_ID_PATTERN = re.compile(r"[A-Za-z0-9_-]{8,64}", re.A)
 
@@ -152,6 +154,8 @@ def _build_config(settings: Settings) -> dict[str, Any]:
     """Return the configuration of Flask and its extensions."""
     return {
         "SETTINGS": settings,
+        # Also with FLASK_DEBUG, which would show internals to clients.
+        "DEBUG": False,
         "SECRET_KEY": settings.secret_key,
         "SQLALCHEMY_DATABASE_URI": settings.database_url,
         "SQLALCHEMY_ENGINE_OPTIONS": {
@@ -201,7 +205,6 @@ def get_app_version() -> str:
 def _init_extensions(app: Flask, settings: Settings) -> None:
     app.session_interface = sessions.LazySessionInterface()
     db.init_app(app)
-    migrate.init_app(app, db, directory=str(ROOT / "migrations"))
     mail.init_app(app)
     # Registered before the CSRF check, which parses the form.
     rate_limit.init_app(app)
@@ -225,13 +228,21 @@ def _init_extensions(app: Flask, settings: Settings) -> None:
         prefix="static/",
         max_age=3600,
         allow_all_origins=False,
-        add_headers_function=_add_security_headers,
+        add_headers_function=functools.partial(_add_static_headers, _list_security_headers(settings)),
     )
 
 
-def _add_security_headers(headers: Headers, _path: str, _url: str) -> None:
-    for name, value in SECURITY_HEADERS:
+def _list_security_headers(settings: Settings) -> tuple[tuple[str, str], ...]:
+    is_https = settings.public_url.startswith("https://")
+    return (*SECURITY_HEADERS, STRICT_TRANSPORT_SECURITY) if is_https else SECURITY_HEADERS
+
+
+def _add_static_headers(security_headers: tuple[tuple[str, str], ...], headers: Headers, _path: str, _url: str) -> None:
+    for name, value in security_headers:
         headers[name] = value
+    media_type = headers["Content-Type"] or ""
+    if media_type.endswith("+xml"):
+        headers["Content-Type"] = f"{media_type}; charset=utf-8"
 
 
 def _register_blueprints(app: OpenAPI) -> None:
@@ -274,6 +285,7 @@ def _register_blueprints(app: OpenAPI) -> None:
 
 def _register_request_hooks(app: Flask) -> None:
     is_behind_proxy = app.config["SETTINGS"].trusted_proxies > 0
+    security_headers = _list_security_headers(app.config["SETTINGS"])
 
     @app.before_request
     def start_request() -> None:
@@ -286,7 +298,7 @@ def _register_request_hooks(app: Flask) -> None:
     @app.after_request
     def finish_request(response: Response) -> Response:
         header_names = {name.lower() for name, _ in response.headers}
-        for name, value in SECURITY_HEADERS:
+        for name, value in security_headers:
             if name.lower() not in header_names:
                 response.headers.add(name, value)
         if "cache-control" not in header_names and not request.path.startswith("/static/"):

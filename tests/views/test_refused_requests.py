@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
+import socket
 from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import urlsplit
@@ -146,19 +148,54 @@ def test_a_form_shows_twenty_errors_and_their_number(app: Flask) -> None:
 
 
 @pytest.fixture(scope="module")
-def send(session_app: Flask) -> Iterator[Callable[..., int]]:
-    """Send a request to the real web server; return the status of the response."""
+def netloc(session_app: Flask) -> Iterator[str]:
+    """Host and port of the real web server."""
     with live_server.web_server(session_app.config["SETTINGS"], workers=1) as web:
+        yield urlsplit(web.url).netloc
 
-        def request(method: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> int:
-            connection = http.client.HTTPConnection(urlsplit(web.url).netloc, timeout=60)
-            try:
-                connection.request(method, path, body, headers or {}, encode_chunked=body is not None)
-                return connection.getresponse().status
-            finally:
-                connection.close()
 
-        yield request
+@pytest.fixture
+def send(netloc: str) -> Callable[..., int]:
+    """Send a request to the real web server; return the status of the response."""
+
+    def request(method: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> int:
+        connection = http.client.HTTPConnection(netloc, timeout=60)
+        try:
+            connection.request(method, path, body, headers or {}, encode_chunked=body is not None)
+            return connection.getresponse().status
+        finally:
+            connection.close()
+
+    return request
+
+
+@pytest.mark.parametrize(
+    ("headers", "body", "statuses"),
+    [
+        # The body is one chunk, of which a server that obeys Content-Length takes all but four bytes for a request. The
+        # connection is closed.
+        (
+            "Content-Length: 4\r\nTransfer-Encoding: chunked",
+            "29\r\nGET /smuggled HTTP/1.1\r\nHost: example\r\n\r\n\r\n0\r\n\r\n",
+            [422],
+        ),
+        ("Content-Length: 4\r\nContent-Length: 5", "a=b&c", [400]),
+        ("Content-Length: +4", "a=b&", [400]),
+        ("Transfer-Encoding: xchunked", "0\r\n\r\n", [400]),
+        ("Transfer-Encoding: chunked, identity", "0\r\n\r\n", [400]),
+    ],
+    ids=["both", "two lengths", "a sign", "unknown", "not chunked last"],
+)
+def test_a_request_ends_where_its_encoding_says(netloc: str, headers: str, body: str, statuses: list[int]) -> None:
+    host, port = netloc.split(":")
+    first = f"POST /redeem HTTP/1.1\r\nHost: {netloc}\r\nContent-Type: {URLENCODED}\r\n{headers}\r\n\r\n{body}"
+    last = f"GET /healthz HTTP/1.1\r\nHost: {netloc}\r\nConnection: close\r\n\r\n"
+
+    with socket.create_connection((host, int(port)), timeout=60) as connection:
+        connection.sendall((first + last).encode())
+        received = b"".join(iter(lambda: connection.recv(65536), b""))
+
+    assert [int(status) for status in re.findall(rb"HTTP/1\.1 (\d{3}) ", received)] == statuses
 
 
 @pytest.mark.parametrize(

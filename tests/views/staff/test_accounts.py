@@ -144,7 +144,7 @@ class TestSignInPage:
 
     def test_signing_out_ends_the_session(self, sign_in: SignIn) -> None:
         client = sign_in("viewer")
-        assert client.post("/sign-out").location == "/sign-in"
+        assert client.post("/sign-out").location == "/sign-in#signed-out"
         assert not is_signed_in(client)
 
     def test_a_disabled_user_is_signed_out_at_once(

@@ -376,7 +376,7 @@ class TestRequiredByRole:
 
     def test_signing_out_is_possible(self, client: FlaskClient, user: StaffUser) -> None:
         post_password(client)
-        assert client.post("/sign-out").location == "/sign-in"
+        assert client.post("/sign-out").location == "/sign-in#signed-out"
 
     def test_after_a_reset_the_factor_is_set_up_again(self, client: FlaskClient, user: StaffUser) -> None:
         secret, _ = add_app(user)

@@ -55,8 +55,8 @@ def receive_upload() -> BaseResponse:
     def store(received: Upload) -> int:
         audience = received.fields.get("audience", "")
         form.audience.data = audience  # The page keeps the input when there is an error.
-        uploads.require_file(received)
-        media_type = NDJSON if received.filename.lower().endswith((".ndjson", ".jsonl")) else CSV
+        uploads.require_file(received, *uploads.CSV_SUFFIXES, *uploads.NDJSON_SUFFIXES)
+        media_type = NDJSON if received.filename.lower().endswith(uploads.NDJSON_SUFFIXES) else CSV
         return import_actions.store_import_file(
             received.chunks, received.filename, media_type, audience, by=current_user.email
         )

@@ -192,7 +192,11 @@ def sign_out() -> BaseResponse:
         session_actions.sign_out(token)
     session.clear()
     flash(_("You are signed out."), "success")
-    return redirect(url_for("staff.accounts.sign_in"))
+    # The script tells other tabs to leave their pages (static/app.js).
+    response = redirect(url_for("staff.accounts.sign_in", _anchor="signed-out"))
+    # Pages are not cached, but browsers may keep them in memory for the back button.
+    response.headers["Clear-Site-Data"] = '"cache"'
+    return response
 
 
 @blueprint.route("/invitations/<token>", methods=["GET", "POST"])

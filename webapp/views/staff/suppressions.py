@@ -83,7 +83,8 @@ def remove() -> BaseResponse:
     Only administrators may remove an address that belongs to no customer.
     """
     # An address, or the hash of an erased customer's address. PostgreSQL cannot store NUL characters.
-    key = request.values.get("email", "").replace("\0", "")
+    values = request.form if request.method == "POST" else request.args
+    key = values.get("email", "").replace("\0", "")
     suppression = suppression_queries.find_suppression_by_email(key) or suppression_queries.find_suppression_by_key(key)
     if suppression is None:
         raise NotFound(_("This address is not on the suppression list."))
@@ -128,7 +129,7 @@ def receive_upload() -> BaseResponse:
     """Receive an uploaded list as a stream."""
 
     def store(received: Upload) -> int:
-        uploads.require_file(received)
+        uploads.require_file(received, *uploads.CSV_SUFFIXES)
         return import_actions.store_import_file(
             received.chunks, received.filename, CSV, "", by=current_user.email, kind="suppressions"
         )

@@ -11,9 +11,12 @@ from wtforms.validators import ValidationError
 
 from webapp.accounts import session_queries
 from webapp.core.errors import DomainError, FieldError, InvalidInput
-from webapp.customers.imports import upload
+from webapp.customers.imports import parser, upload
 from webapp.customers.imports.upload import Upload
 from webapp.views.staff.blueprint import SessionExpired
+
+CSV_SUFFIXES = (".csv", ".tsv", ".txt")
+NDJSON_SUFFIXES = (".ndjson", ".jsonl")
 
 
 def receive_file(store: Callable[[Upload], int]) -> int:
@@ -52,13 +55,21 @@ def _check_session_at_end(chunks: Iterator[bytes]) -> Iterator[bytes]:
         raise SessionExpired("The session has ended.")  # no translation
 
 
-def require_file(received: Upload) -> None:
-    """Reject an upload without a file.
+def require_file(received: Upload, *suffixes: str) -> None:
+    """Reject an upload without a file, or whose file has another type according to its name.
 
-    :raises InvalidInput: `file_missing`.
+    :param suffixes: the ends of the names of accepted files, in lower case.
+    :raises InvalidInput: `file_missing` or `file_name_invalid`; or an error about the contents, if these are
+        not text, since it says more.
     """
     if not received.filename:
         raise InvalidInput(FieldError("file", "file_missing", _("Choose a file.")))
+    if received.filename.lower().endswith(suffixes):
+        return
+    start, is_complete = parser.read_file_start(received.chunks)
+    parser.check_text(start, is_complete)
+    message = _("Choose a file whose name ends in one of these: %(suffixes)s.", suffixes=", ".join(suffixes))
+    raise InvalidInput(FieldError("file", "file_name_invalid", message))
 
 
 def _check_csrf(received: Upload) -> None:
