@@ -152,6 +152,38 @@ def test_refused_keys_are_counted(app: Flask, authorization: str, expected: list
     assert counted() == expected
 
 
+@pytest.mark.parametrize(
+    ("path", "kind"), [("/customers", "customers.listed"), ("/settings/audit", "role.refused"), ("/", "")]
+)
+def test_the_key_of_another_client_does_not_replace_the_account(
+    sign_in: Callable[..., FlaskClient], path: str, kind: str
+) -> None:
+    key = api_key_actions.create_api_key("Till", ["read"], by="tests")
+    headers = {"Authorization": f"Bearer {key}"}
+
+    sign_in("manager").get(path, headers=headers, environ_base=ADDRESS, buffered=True)
+
+    assert counted() == ([(kind, "manager@example.com", "203.0.113.7", 1)] if kind else [])
+
+
+def test_a_form_of_a_stranger_is_not_counted_for_a_key(client: FlaskClient) -> None:
+    key = api_key_actions.create_api_key("Till", ["read"], by="tests")
+    headers = {"Authorization": f"Bearer {key}", "Origin": "https://elsewhere.example"}
+
+    client.post("/redeem", headers=headers, environ_base=ADDRESS, buffered=True)
+
+    assert counted() == [("csrf.refused", "", "203.0.113.7", 1)]
+
+
+def test_wrong_current_passwords_are_counted(sign_in: Callable[..., FlaskClient]) -> None:
+    client = sign_in("viewer")
+    form = {"current": "wrong", "password": "violet harbour 41 stones", "confirm": "violet harbour 41 stones"}
+    client.post("/settings/profile/password", data=form, environ_base=ADDRESS, buffered=True)
+    client.post("/settings/profile/password", data=form | {"confirm": "x"}, environ_base=ADDRESS, buffered=True)
+
+    assert counted() == [("sign_in.failed", "viewer@example.com", "203.0.113.7", 1)]
+
+
 def test_a_missing_scope_is_counted_for_the_key(app: Flask) -> None:
     key = api_key_actions.create_api_key("Till", ["redeem"], by="tests")
 
@@ -227,15 +259,12 @@ STAFF_VIEWS = [
     ("/customers/do-not-mail", "suppressions.listed", ""),
     ("/redemptions", "redemptions.listed", ""),
     ("/redemptions/{id}", "redemption.viewed", "customer 1"),
+    ("/offers/1", "redemptions.listed", "SUMMER25"),
+    ("/offers/1/live", "redemptions.listed", "SUMMER25"),
+    ("/offers/1/mail/frame", "customer.viewed", "customer 1"),
+    ("/offers/1/mail/frame?seen_as=ada@example.com", "customer.viewed", "customer 1"),
+    ("/offers/1/mail?seen_as=ada@example.com", "customer.viewed", "customer 1"),
 ]
-
-
-def test_the_page_for_removing_a_suppression_is_counted(redemption_id: str, staff: FlaskClient) -> None:
-    suppression_actions.add_suppression_by_staff("ada@example.com", "bounced", by="tests")
-
-    staff.get("/customers/do-not-mail/lift?email=ada@example.com", buffered=True)
-
-    assert counted("kind", "account") == [("suppressions.listed", "manager@example.com", 1)]
 
 
 @pytest.mark.parametrize("page", ["erase", "personal-data"])
@@ -245,6 +274,43 @@ def test_pages_of_a_customer_for_administrators_are_counted(
     sign_in("admin").get(f"/customers/1/{page}", buffered=True)
 
     assert counted("kind", "account", "subject") == [("customer.viewed", "admin@example.com", "customer 1", 1)]
+
+
+def test_the_page_for_removing_a_suppression_is_counted(redemption_id: str, staff: FlaskClient) -> None:
+    suppression_actions.add_suppression_by_staff("ada@example.com", "unsubscribed", by="tests")
+    staff.get("/customers/do-not-mail/lift?email=ada@example.com", buffered=True)
+
+    assert counted("kind", "subject") == [("suppressions.listed", "customer 1", 1)]
+
+
+def test_replies_on_the_page_of_a_campaign_are_counted(redemption_id: str, staff: FlaskClient) -> None:
+    db.session.execute(
+        text(
+            "insert into campaign (offer_id, kind, subject, text, html, status, launched_at, finished_at)"
+            " values (1, 'announcement', 'x', 'x', '', 'done', now(), now())"
+        )
+    )
+    db.session.commit()
+    staff.get("/campaigns/1/progress", buffered=True)
+    assert counted() == []
+    db.session.execute(
+        text(
+            "insert into mail_issue (campaign_id, customer_id, state, smtp_code, text)"
+            " values (1, 1, 'failed', 550, '5.1.1 <ada@example.com> unknown')"
+        )
+    )
+    db.session.commit()
+
+    staff.get("/campaigns/1/progress", buffered=True)
+
+    assert counted("kind", "subject") == [("recipients.listed", "campaign 1", 1)]
+
+
+def test_an_update_by_a_key_that_returns_a_customer_is_counted(redemption_id: str, api: FlaskClient) -> None:
+    for source_id, email in (("C1", "ada@example.com"), ("C2", "bob@example.com")):
+        api.put(f"/api/v1/customers/{source_id}", json={"email": email}, buffered=True)
+
+    assert counted("kind", "account") == [("customer.viewed", "API key tests", 1)]
 
 
 def test_pages_of_rejected_rows_are_counted(api: FlaskClient, sign_in: Callable[..., FlaskClient]) -> None:

@@ -52,7 +52,7 @@ def notify_password_reset(user: StaffUser) -> None:
 
 
 def notify_second_factor_changed(user: StaffUser, change: SecondFactorChange) -> None:
-    """Notify a user that a second factor was added, removed, reset, or replaced by a recovery code. Does not commit.
+    """Notify a user that a second factor or another way to sign in was added, removed or used. Does not commit.
 
     Also of an account at the OpenID Connect provider, which can replace both factors.
 

@@ -23,6 +23,7 @@ class LoadedSession(NamedTuple):
     :ivar has_recent_password: whether the password was entered recently.
     :ivar has_second_factor: whether a second factor was verified in it.
     :ivar is_last_use_stale: whether the time of its last use is to be updated.
+    :ivar client_address: the address of its last use.
     """
 
     id: int
@@ -30,6 +31,7 @@ class LoadedSession(NamedTuple):
     has_recent_password: bool
     has_second_factor: bool
     is_last_use_stale: bool
+    client_address: str
 
 
 def find_staff_session(token: str) -> LoadedSession | None:
@@ -44,6 +46,7 @@ def find_staff_session(token: str) -> LoadedSession | None:
             has_recent_password(),
             StaffSession.second_factor_at.is_not(None),
             LAST_USE_IS_STALE,
+            StaffSession.client_address,
         )
         .join(StaffUser, StaffUser.id == StaffSession.staff_user_id)
         .where(

@@ -33,7 +33,7 @@ def note_access(kind: str, subject: str = "", entered_email: str | None = None) 
         address=_counted_address(),
         account=f"API key {api_key.name}" if api_key else _signed_in_email(),  # no translation
         entered_email=_normalise_or_none(entered_email),
-        public_id=api_key_actions.parse_public_id(request.headers.get("Authorization", "")) or None,
+        public_id=_read_refused_public_id(kind),
         staff_session_id=g.get("staff_session_id") or 0,
         subject="" if api_key else subject,
     )
@@ -46,6 +46,14 @@ def set_refusal_kind(kind: str | None) -> None:
     :param kind: a key of `access_counts.REFUSAL_LABELS`; None for no refusal.
     """
     g.refusal_kind = kind
+def _read_refused_public_id(kind: str) -> str | None:
+    """Return the public id of a key that was refused.
+
+    In all other requests anyone could send the id of a key that is not theirs, and be counted under its name.
+    """
+    if kind != "api_key.refused":
+        return None
+    return api_key_actions.parse_public_id(request.headers.get("Authorization", "")) or None
 
 
 def init_app(app: Flask) -> None:

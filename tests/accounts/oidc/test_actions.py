@@ -72,6 +72,19 @@ def test_an_unlinked_identity_is_unknown(make_staff_user: MakeUser) -> None:
     assert key_of_refusal(oidc_actions.find_user_for_claims, claims()) == "identity_unknown"
 
 
+def test_an_administrator_unlinks_the_accounts_of_a_user(make_staff_user: MakeUser) -> None:
+    user, other = make_staff_user("manager"), make_staff_user("viewer")
+    oidc_actions.link_identity(user.id, claims("1"))
+    oidc_actions.link_identity(other.id, claims("2"))
+    for _ in range(2):
+        oidc_actions.unlink_all_identities(user.id, by="ann@example.com")
+    assert key_of_refusal(oidc_actions.find_user_for_claims, claims("1")) == "identity_unknown"
+    assert oidc_actions.find_user_for_claims(claims("2")) == other
+    entry = audit_queries.find_last_audit_entry("identity.unlinked", user.email)
+    assert entry is not None
+    assert entry.actor == "ann@example.com"
+
+
 def test_a_disabled_user_is_refused(make_staff_user: MakeUser) -> None:
     user = make_staff_user()
     oidc_actions.link_identity(user.id, claims())

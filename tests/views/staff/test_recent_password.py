@@ -43,6 +43,7 @@ FACTOR_VIEWS = {
         "reset_second_factor",
         "start_app_setup",
         "start_link",
+        "unlink_identities",
         "unlink_identity",
     )
 }

@@ -355,10 +355,20 @@ class TestSessionOnTheServer:
         db.session.execute(update(StaffSession).values(last_used_at=func.now() - timedelta(hours=11)))
         db.session.commit()
         recent = select(StaffSession.last_used_at > func.now() - timedelta(minutes=1))
-        assert client.get("/offers", headers={"HX-Request": "true"}).status_code == 200
+        here = {"REMOTE_ADDR": "192.0.2.1"}
+        assert client.get("/now", headers={"HX-Request": "true"}, environ_base=here).status_code == 200
         assert db.session.scalars(recent).all() == [False]
-        client.post("/offers/new", headers={"HX-Request": "true"})
+        client.post("/offers/new", headers={"HX-Request": "true"}, environ_base=here)
         assert db.session.scalars(recent).all() == [True]
+
+    @pytest.mark.parametrize(("path", "address"), [("/customers", "192.0.2.1"), ("/now", "203.0.113.7")])
+    def test_the_header_of_a_refresh_hides_no_use(self, sign_in: SignIn, path: str, address: str) -> None:
+        client = sign_in("viewer")
+        db.session.execute(update(StaffSession).values(last_used_at=func.now() - timedelta(hours=11)))
+        db.session.commit()
+        client.get(path, headers={"HX-Request": "true"}, environ_base={"REMOTE_ADDR": address})
+        recent = StaffSession.last_used_at > func.now() - timedelta(minutes=1)
+        assert db.session.execute(select(StaffSession.client_address, recent)).all() == [(address, True)]
 
     def test_a_refresh_with_a_former_token_keeps_the_cookie(self, sign_in: SignIn) -> None:
         client = sign_in("viewer")

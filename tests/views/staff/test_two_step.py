@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import unquote
 
 import pytest
+from flask import Flask
 from flask.testing import FlaskClient
 from sqlalchemy import func, select, update
 
@@ -20,6 +21,9 @@ from tests.support.sessions import start_session
 from webapp.accounts.factors import queries as factor_queries
 from webapp.accounts.factors import recovery_code_actions
 from webapp.accounts.models import StaffSession, StaffUser
+from webapp.accounts.oidc import actions as oidc_actions
+from webapp.accounts.oidc import queries as oidc_queries
+from webapp.accounts.oidc.provider import OidcClaims
 from webapp.core.extensions import db
 
 PAGE = "/settings/profile/two-step"
@@ -100,6 +104,24 @@ class TestApp:
         age_password()
         assert client.get(f"{PAGE}/app").location == PAGE
         assert "Confirm your password" in client.post(f"{PAGE}/app/start").text
+
+    def test_another_session_gets_another_secret(self, app: Flask, sign_in: SignIn) -> None:
+        client = sign_in("viewer")
+        secret = secret_in(client.get(f"{PAGE}/app").text)
+        other = app.test_client()
+        start_session(other, user_of("viewer"))
+        other_secret = secret_in(other.get(f"{PAGE}/app").text)
+        assert other_secret != secret
+        response = client.post(f"{PAGE}/app", data={"code": code_now(secret)})
+        assert "The set-up has changed. Scan the new QR code." in response.text
+        assert secret_in(response.text) not in (secret, other_secret)
+
+    def test_starting_the_setup_again_replaces_the_secret(self, sign_in: SignIn) -> None:
+        client = sign_in("viewer")
+        secret = secret_in(client.get(f"{PAGE}/app").text)
+        assert secret_in(client.get(f"{PAGE}/app").text) == secret
+        client.post(f"{PAGE}/app/start")
+        assert secret_in(client.get(f"{PAGE}/app").text) != secret
 
     def test_an_app_is_removed(self, sign_in: SignIn) -> None:
         client = sign_in("manager")
@@ -217,6 +239,7 @@ class TestPasskeys:
         f"{PAGE}/provider/link",
         f"{PAGE}/provider/unlink",
         "/settings/people/1/reset-second-factor",
+        "/settings/people/1/unlink-identities",
     ],
 )
 def test_every_change_needs_a_recent_password_and_the_present_factor(sign_in: SignIn, path: str) -> None:
@@ -251,6 +274,23 @@ class TestReset:
         assert not factor_queries.has_second_factor(user.id)
         assert other.get("/").status_code == 302
 
+    def test_an_administrator_sees_and_unlinks_the_account_at_the_provider(
+        self, sign_in: SignIn, app: Flask, make_staff_user: Callable[..., StaffUser]
+    ) -> None:
+        user = make_staff_user("viewer")
+        oidc_actions.link_identity(user.id, OidcClaims("https://login.example", "1", "", False, "Eve", False))
+        other = app.test_client()
+        start_session(other, user)
+        client = sign_in("admin")
+        page = client.get(f"/settings/people/{user.id}").text
+        assert oidc_queries.list_identities(user.id)[0].label in page
+        assert "Unlink account" in page
+        assert client.post(f"/settings/people/{user.id}/unlink-identities").location == f"/settings/people/{user.id}"
+        assert "Unlink account" not in client.get(f"/settings/people/{user.id}").text
+        assert oidc_queries.list_identities(user.id) == []
+        assert other.get("/").status_code == 302
+
     @pytest.mark.parametrize("role", ["manager", "viewer"])
-    def test_others_cannot(self, sign_in: SignIn, role: str) -> None:
-        assert sign_in(role).post("/settings/people/1/reset-second-factor").status_code == 403
+    @pytest.mark.parametrize("action", ["reset-second-factor", "unlink-identities"])
+    def test_others_cannot(self, sign_in: SignIn, role: str, action: str) -> None:
+        assert sign_in(role).post(f"/settings/people/1/{action}").status_code == 403

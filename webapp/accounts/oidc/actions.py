@@ -11,7 +11,7 @@ from flask_babel import gettext as _
 from sqlalchemy import delete, func, update
 from sqlalchemy.dialects.postgresql import insert
 
-from webapp.accounts import invitation_actions, links, notices
+from webapp.accounts import invitation_actions, links, notices, staff_sessions
 from webapp.accounts import queries as account_queries
 from webapp.accounts.actions import check_is_active, lock_existing_staff_user, roll_back_and_raise
 from webapp.accounts.audit import record_audit_entry
@@ -94,6 +94,25 @@ def unlink_identity(user_id: int, issuer: str) -> None:
         notices.notify_second_factor_changed(user, "identity.unlinked")
     db.session.commit()
     notices.enqueue_account_emails()
+
+
+def unlink_all_identities(user_id: int, by: str) -> StaffUser:
+    """Remove all identities of a user, and end their sessions. Idempotent.
+
+    :param by: the administrator.
+    :raises NotFound: when there is no user with this id.
+    """
+    user = lock_existing_staff_user(user_id)
+    identities = delete(OidcIdentity).where(OidcIdentity.staff_user_id == user_id)
+    unlinked = db.session.execute(identities.returning(OidcIdentity.issuer, OidcIdentity.subject)).all()
+    for issuer, subject in unlinked:
+        record_audit_entry(by, "identity.unlinked", user.email, issuer=issuer, account=subject)
+    if unlinked:
+        staff_sessions.delete_user_sessions_and_devices(user_id)
+        notices.notify_second_factor_changed(user, "identity.unlinked")
+    db.session.commit()
+    notices.enqueue_account_emails()
+    return user
 
 
 def get_invitation_for_claims(token: str, claims: OidcClaims) -> Invitation:

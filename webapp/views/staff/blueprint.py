@@ -51,6 +51,12 @@ def require_recent_password(view: StaffView) -> StaffView:
     return view
 
 
+def refreshes_itself(view: StaffView) -> StaffView:
+    """Mark a view that an open page requests again and again, which does not count as use of the session."""
+    view.is_refreshed = True  # type: ignore[attr-defined]
+    return view
+
+
 def second_factor_exempt(view: StaffView) -> StaffView:
     """Mark a view that users may use before they have set up the second factor that their role requires."""
     view.is_second_factor_exempt = True  # type: ignore[attr-defined]

@@ -21,7 +21,7 @@ from webapp.customers.models import CustomerImport
 from webapp.views import rendering
 from webapp.views.access_notes import note_access
 from webapp.views.staff import uploads
-from webapp.views.staff.blueprint import require_role
+from webapp.views.staff.blueprint import refreshes_itself, require_role
 from webapp.views.staff.customers import blueprint, csv_response
 from webapp.views.staff.forms.customers import ImportForm
 
@@ -96,6 +96,7 @@ def list_imports() -> Response:
 
 
 @blueprint.get("/customers/imports/<int:import_id>")
+@refreshes_itself
 def show_import(import_id: int) -> Response:
     """Show the progress and result of an import.
 

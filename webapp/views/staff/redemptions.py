@@ -26,7 +26,7 @@ from webapp.redemptions.queries import KeysetCursor, RedemptionFilter, Redemptio
 from webapp.redemptions.rules import StaffEntry
 from webapp.views import rendering
 from webapp.views.access_notes import note_access
-from webapp.views.staff.blueprint import require_role
+from webapp.views.staff.blueprint import refreshes_itself, require_role
 from webapp.views.staff.forms.redemptions import (
     CHANNEL_LABELS,
     CHECK_LABELS,
@@ -42,6 +42,7 @@ PAGE_SIZE = 50
 
 
 @blueprint.get("/redemptions")
+@refreshes_itself
 def index() -> BaseResponse:
     """List redemptions, newest first.
 

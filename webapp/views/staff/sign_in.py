@@ -47,9 +47,14 @@ def sign_in_client_key() -> str:
     return f"browser:{hashlib.sha256(' '.join(tokens).encode()).hexdigest()}" if tokens else client_address()
 
 
-def _is_automatic_refresh() -> bool:
-    """Return whether the request may come from a page that refreshes itself, which does not count as use."""
-    return request.method == "GET" and "HX-Request" in request.headers
+def _is_automatic_refresh(last_address: str) -> bool:
+    """Return whether the request may come from a page that refreshes itself, which does not count as use.
+
+    A request from another address counts: the list of sessions has to show a copy of the cookie that is used elsewhere.
+    """
+    view = current_app.view_functions.get(request.endpoint or "")
+    is_refresh = request.method == "GET" and "HX-Request" in request.headers and getattr(view, "is_refreshed", False)
+    return is_refresh and _read_client().address == last_address
 
 
 @login.user_loader
@@ -58,7 +63,7 @@ def load_user(token: str) -> StaffUser | None:
     loaded = session_queries.find_staff_session(token)
     if loaded is None:
         return None
-    if loaded.is_last_use_stale and not _is_automatic_refresh():
+    if loaded.is_last_use_stale and not _is_automatic_refresh(loaded.client_address):
         session_actions.update_last_use(loaded.id, _read_client())
     g.staff_session_id, g.has_recent_password = loaded.id, loaded.has_recent_password
     g.has_second_factor = loaded.has_second_factor

@@ -88,8 +88,8 @@ def remove() -> BaseResponse:
     suppression = suppression_queries.find_suppression_by_email(key) or suppression_queries.find_suppression_by_key(key)
     if suppression is None:
         raise NotFound(_("This address is not on the suppression list."))
-    has_customer = customer_queries.find_customer_by_email(suppression.email) is not None
-    if not has_customer and not current_user.has_at_least_role("admin"):
+    customer = customer_queries.find_customer_by_email(suppression.email)
+    if customer is None and not current_user.has_at_least_role("admin"):
         abort_insufficient_role()
     form = PostForm()
     return_url, removed_message = _return_url(suppression.email), _build_removed_message(key, suppression)
@@ -97,7 +97,7 @@ def remove() -> BaseResponse:
         suppression_actions.remove_suppression(key, by=current_user.email)
         flash(removed_message, "success")
         return redirect(return_url)
-    note_access("suppressions.listed")
+    note_access("suppressions.listed", f"customer {customer.id}" if customer is not None else "")
     return rendering.render(
         "customers/remove_suppression.html",
         form=form,

@@ -76,7 +76,8 @@ def _suggest_local_url(public_url: str) -> str | None:
 @second_factor_exempt
 @require_recent_password
 def start_app_setup() -> BaseResponse:
-    """Start setting up an authenticator app, after the password was confirmed."""
+    """Start setting up an authenticator app with a new secret, after the password was confirmed."""
+    totp_actions.discard_totp_setup(current_user.id)
     return redirect(url_for("staff.accounts.app_setup"))
 
 
