@@ -8,18 +8,18 @@ import re
 import secrets
 import time
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
-from wsgiref.headers import Headers
+from typing import TYPE_CHECKING, Any, NoReturn
+from urllib.parse import urlsplit
 
 from flask import Flask, Request, Response, g, request
 from flask_openapi import Info, OpenAPI
 from sqlalchemy import text
 from werkzeug.exceptions import BadRequest
 from werkzeug.middleware.proxy_fix import ProxyFix
-from werkzeug.routing import MapAdapter
+from werkzeug.routing import MapAdapter, RequestRedirect
 from whitenoise import WhiteNoise
 
 import webapp.tasks  # noqa: F401 (registers every task)
@@ -74,6 +74,9 @@ from webapp.views.staff import redemptions as staff_redemptions
 from webapp.views.staff import shop as staff_shop
 from webapp.views.staff import suppressions as staff_suppressions
 
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
 __all__ = ["create_app"]
 
 
@@ -105,6 +108,13 @@ class OnecodeApp(OpenAPI):
             if request is not None:
                 request.routing_exception = error
             return self.url_map.bind("")
+
+    def raise_routing_exception(self, request: Request) -> NoReturn:
+        if isinstance(request.routing_exception, RequestRedirect):
+            # Its URL has the Host header of the request, which the client chooses: a cache must not pass it on.
+            url = urlsplit(request.routing_exception.new_url)
+            request.routing_exception.new_url = url._replace(scheme="", netloc="").geturl()
+        super().raise_routing_exception(request)
 
 
 def create_app(settings: Settings | None = None) -> Flask:
@@ -225,13 +235,22 @@ def _init_extensions(app: Flask, settings: Settings) -> None:
         prefix="static/",
         max_age=3600,
         allow_all_origins=False,
-        add_headers_function=_add_security_headers,
     )
+    app.wsgi_app = _add_security_headers(app.wsgi_app)  # type: ignore[method-assign]
 
 
-def _add_security_headers(headers: Headers, _path: str, _url: str) -> None:
-    for name, value in SECURITY_HEADERS:
-        headers[name] = value
+def _add_security_headers(wsgi_app: WSGIApplication) -> WSGIApplication:
+    """Add the security headers to every response without them, such as 304 for a static file."""
+
+    def respond(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        def start(status: str, headers: list[tuple[str, str]], *exc_info: Any) -> Callable[[bytes], object]:
+            names = {name.lower() for name, _ in headers}
+            missing = [header for header in SECURITY_HEADERS if header[0].lower() not in names]
+            return start_response(status, [*headers, *missing], *exc_info)
+
+        return wsgi_app(environ, start)
+
+    return respond
 
 
 def _register_blueprints(app: OpenAPI) -> None:
