@@ -30,7 +30,7 @@ def note_access(kind: str, subject: str = "", entered_email: str | None = None) 
     api_key = g.get("api_key")
     access = Access(
         kind=kind,
-        address=_counted_address(),
+        address=client_address(),
         account=f"API key {api_key.name}" if api_key else _signed_in_email(),  # no translation
         entered_email=_normalise_or_none(entered_email),
         public_id=api_key_actions.parse_public_id(request.headers.get("Authorization", "")) or None,
@@ -74,13 +74,6 @@ def _refusal_kind(status: int) -> str | None:
         # Public pages have no roles: they refuse forms of other sites.
         return "csrf.refused" if (request.blueprint or "").startswith("public") else "role.refused"
     return None
-
-
-def _counted_address() -> str:
-    try:
-        return client_address()
-    except ValueError:
-        return ""
 
 
 def _signed_in_email() -> str:
