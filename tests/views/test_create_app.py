@@ -208,11 +208,30 @@ def test_static_files_may_be_cached(client: FlaskClient) -> None:
     assert client.get("/static/app.js").headers["Cache-Control"] == "max-age=3600, public"
 
 
-def test_static_files_have_the_security_headers_and_are_not_shared_with_other_sites(client: FlaskClient) -> None:
-    headers = client.get("/static/app.js").headers
+@pytest.mark.parametrize(
+    ("method", "request_headers", "status"),
+    [
+        ("GET", {}, 200),
+        ("GET", {"If-Modified-Since": "Fri, 01 Jan 2100 00:00:00 GMT"}, 304),
+        ("GET", {"Range": "bytes=99999999-"}, 416),
+        ("POST", {}, 405),
+    ],
+)
+def test_static_files_have_the_security_headers_and_are_not_shared_with_other_sites(
+    client: FlaskClient, method: str, request_headers: dict[str, str], status: int
+) -> None:
+    response = client.open("/static/app.js", method=method, headers=request_headers)
+    headers = response.headers
 
+    assert response.status_code == status
     assert {name: headers.get(name) for name, _value in SECURITY_HEADERS} == dict(SECURITY_HEADERS)
     assert "Access-Control-Allow-Origin" not in headers
+
+
+def test_the_redirect_to_the_right_spelling_of_a_path_stays_on_the_host(client: FlaskClient) -> None:
+    response = client.get("/static//app.js?v=1&v=%C3%A4", headers={"Host": "evil.example"})
+
+    assert (response.status_code, response.headers["Location"]) == (308, "/static/app.js?v=1&v=%C3%A4")
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ def note_access(kind: str, subject: str = "", entered_email: str | None = None) 
     api_key = g.get("api_key")
     access = Access(
         kind=kind,
-        address=_counted_address(),
+        address=client_address(),
         account=f"API key {api_key.name}" if api_key else _signed_in_email(),  # no translation
         entered_email=_normalise_or_none(entered_email),
         public_id=_read_refused_public_id(kind),
@@ -46,6 +46,8 @@ def set_refusal_kind(kind: str | None) -> None:
     :param kind: a key of `access_counts.REFUSAL_LABELS`; None for no refusal.
     """
     g.refusal_kind = kind
+
+
 def _read_refused_public_id(kind: str) -> str | None:
     """Return the public id of a key that was refused.
 
@@ -94,13 +96,6 @@ def _refusal_kind(status: int) -> str | None:
         refusal_kind: str | None = g.get("refusal_kind", "csrf.refused" if is_public else "role.refused")
         return refusal_kind
     return None
-
-
-def _counted_address() -> str:
-    try:
-        return client_address()
-    except ValueError:
-        return ""
 
 
 def _signed_in_email() -> str:

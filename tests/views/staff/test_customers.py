@@ -443,12 +443,13 @@ def test_an_export_can_be_imported_and_contains_no_formula(
 ) -> None:
     make_customer("ada@example.com", name='=HYPERLINK("http://evil")', source_id="@C1", locale="en")
     make_customer("grace@example.com", name='-Grace, "G"', source_id="+2")
+    make_customer("joan@example.com", name="＝1+1", source_id="＠C3")
 
     file = staff.get("/customers.csv").data
 
     cells = list(csv.reader(io.StringIO(file.decode())))
-    assert not any(cell.startswith(("=", "@", "+", "-")) for row in cells for cell in row)
-    assert import_file(file).unchanged == 2
+    assert not any(cell.startswith(tuple("=@+-＝＠＋－")) for row in cells for cell in row)
+    assert import_file(file).unchanged == 3
 
 
 def test_an_export_of_an_audience_lists_its_members_and_is_audited(

@@ -9,7 +9,7 @@ from flask import current_app, g, request
 from flask_babel import gettext as _
 from flask_openapi import APIBlueprint
 from pydantic import BaseModel
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import ClientDisconnected, HTTPException, RequestEntityTooLarge
 
 from webapp.accounts import api_key_actions
 from webapp.core.errors import DomainError
@@ -125,6 +125,6 @@ def _check_body(media_types: tuple[str, ...]) -> None:
     try:
         request.get_json()
     except (HTTPException, RecursionError) as error:
-        if isinstance(error, HTTPException) and error.code == 413:
+        if isinstance(error, RequestEntityTooLarge | ClientDisconnected):
             raise
         raise DomainError("broken_json", _("The body is not valid JSON."), 400) from error

@@ -19,6 +19,7 @@ from webapp.core.errors import DomainError, InvalidInput, NotFound
 from webapp.core.extensions import login
 from webapp.core.local_time import list_time_zones
 from webapp.core.rate_limit import RateLimit, TooManyRequests, client_address, email_attempt_key, limit_requests
+from webapp.core.request_origin import get_request_origin
 from webapp.core.sessions import load_device_tokens, save_device_token
 from webapp.core.setting_parsers import OidcSettings
 from webapp.core.user_agents import clean_user_agent
@@ -311,7 +312,7 @@ def start_session(
 
 def _read_client() -> session_actions.SessionClient:
     user_agent = clean_user_agent(request.headers.get("User-Agent", ""))
-    return session_actions.SessionClient((request.remote_addr or "")[:64], user_agent)
+    return session_actions.SessionClient(get_request_origin().address or "", user_agent)
 
 
 def safe_redirect_path(path: str | None) -> str:
