@@ -236,7 +236,7 @@ def _init_extensions(app: Flask, settings: Settings) -> None:
         max_age=3600,
         allow_all_origins=False,
     )
-    app.wsgi_app = _add_security_headers(app.wsgi_app)  # type: ignore[method-assign]
+    app.wsgi_app = _add_security_headers(app.wsgi_app)  # type: ignore[assignment, method-assign]
 
 
 def _add_security_headers(wsgi_app: WSGIApplication) -> WSGIApplication:
