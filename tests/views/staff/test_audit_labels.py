@@ -28,8 +28,8 @@ def recorded_actions() -> Iterator[str]:
 
 
 def test_every_action_has_a_label() -> None:
-    # An import is recorded as `customers.import` or `suppressions.import`, by the kind of its rows; `record_sign_in` has
-    # an action of its own.
+    # An import is recorded as `customers.import` or `suppressions.import`, by the kind of its rows. `record_sign_in`
+    # has an action of its own.
     others = {"customers.import", "suppressions.import", "staff.signed_in"}
     assert {*recorded_actions(), *others} == ACTION_LABELS.keys()
 
