@@ -48,6 +48,7 @@ def live_server(app: Flask, test_settings: Settings) -> Iterator[tuple[subproces
         process.wait()
 
 
+@pytest.mark.slow
 def test_the_server_finishes_running_requests_before_it_stops(
     live_server: tuple[subprocess.Popen[bytes], str], test_settings: Settings
 ) -> None:

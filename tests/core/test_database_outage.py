@@ -90,6 +90,7 @@ def program(test_settings: app_settings.Settings, tmp_path: Path) -> Iterator[St
     shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.mark.slow
 def test_during_an_outage_the_form_keeps_its_input_and_says_to_retry(program: StoppableProgram) -> None:
     program.server.stop()
 
@@ -101,6 +102,7 @@ def test_during_an_outage_the_form_keeps_its_input_and_says_to_retry(program: St
     assert 'name="email" value="ada@example.com"' in page
 
 
+@pytest.mark.slow
 def test_during_an_outage_the_api_responds_with_503(program: StoppableProgram) -> None:
     program.server.stop()
 
@@ -185,6 +187,7 @@ def _wait_for(text: str, log: Path) -> None:
         time.sleep(0.1)
 
 
+@pytest.mark.slow
 def test_a_worker_logs_the_outage_and_the_recovery_once(program: StoppableProgram, tmp_path: Path) -> None:
     log = tmp_path / "worker.log"
     with log.open("w") as file:

@@ -62,6 +62,7 @@ def live_worker(app: Flask, test_settings: Settings) -> Iterator[live_server.Liv
         yield worker
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_no_longer_alive(live_worker: live_server.LiveProcess, test_settings: Settings) -> None:
     row = db.session.scalars(select(Worker)).one()
     assert (row.host, row.pid, row.stopped_at) == (HERE, live_worker.process.pid, None)
@@ -78,6 +79,7 @@ def test_a_killed_worker_is_no_longer_alive(live_worker: live_server.LiveProcess
     ]
 
 
+@pytest.mark.slow
 def test_a_worker_that_shuts_down_is_no_longer_alive(live_worker: live_server.LiveProcess) -> None:
     live_worker.process.terminate()
     live_worker.process.wait(40)

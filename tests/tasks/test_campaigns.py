@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 from sqlalchemy import text
@@ -48,6 +49,7 @@ def test_a_launch_sends_each_customer_one_personal_email(
             assert build_unsubscribe_url(customer.id, campaign_id) in body
 
 
+@pytest.mark.slow
 def test_another_worker_completes_the_campaign_of_a_killed_one(
     app: Flask, make_offer: Callable[..., Offer], relay: Relay, with_settings: Callable[..., Settings]
 ) -> None:
@@ -70,6 +72,7 @@ def test_another_worker_completes_the_campaign_of_a_killed_one(
     assert (counts.sent, counts.uncertain) == (600, 0)
 
 
+@pytest.mark.slow
 def test_a_worker_that_shuts_down_causes_no_duplicates(
     app: Flask, make_offer: Callable[..., Offer], relay: Relay, with_settings: Callable[..., Settings]
 ) -> None:
@@ -85,6 +88,7 @@ def test_a_worker_that_shuts_down_causes_no_duplicates(
     assert (len(relay.recipients), len(relay.messages)) == (300, 300)
 
 
+@pytest.mark.slow
 def test_a_launch_during_an_outage_of_the_relay_is_sent_afterwards(
     app: Flask, make_offer: Callable[..., Offer], with_settings: Callable[..., Settings]
 ) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from urllib.parse import urlsplit
 
 import psutil
+import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 from sqlalchemy import func, select, update
@@ -169,6 +170,7 @@ def test_files_are_downloaded_from_the_real_web_server(
     assert '"bad,Bob"' in responses[1][1]
 
 
+@pytest.mark.slow
 def test_another_worker_resumes_the_merge_of_a_killed_one(app: Flask) -> None:
     rows = 150_000
     lines = [f"customer{n}@example.com,Customer {n}" if n % 100 else f"broken{n},B" for n in range(rows)]
