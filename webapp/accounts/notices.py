@@ -20,7 +20,15 @@ from webapp.core.request_origin import get_request_origin
 from webapp.core.settings import Settings
 
 SecondFactorChange = Literal[
-    "totp.added", "totp.removed", "passkey.added", "passkey.removed", "recovery_code.used", "second_factor.reset"
+    "totp.added",
+    "totp.removed",
+    "passkey.added",
+    "passkey.removed",
+    "recovery_code.used",
+    "recovery_codes.created",
+    "second_factor.reset",
+    "identity.linked",
+    "identity.unlinked",
 ]
 
 
@@ -44,7 +52,9 @@ def notify_password_reset(user: StaffUser) -> None:
 
 
 def notify_second_factor_changed(user: StaffUser, change: SecondFactorChange) -> None:
-    """Notify a user that a second factor was added, removed, reset, or replaced by a recovery code. Does not commit.
+    """Notify a user of a change of a second factor, of recovery codes or of the account at the provider.
+
+    Does not commit.
 
     :param change: the action in the audit log.
     """

@@ -63,7 +63,7 @@ API_MESSAGES = {
 # After an outage the submitted form can be sent again. This excludes pages that ask for a password and the token of the
 # session.
 NO_RESUBMIT_PATHS = ("/sign-in", "/invitations/", "/settings/")
-NO_RESUBMIT_FIELDS = ("csrf_token", "recent_password")
+NO_RESUBMIT_FIELDS = ("csrf_token", "recent_password", "recent_code")
 
 
 def init_app(app: Flask) -> None:
@@ -86,6 +86,7 @@ def _handle_domain_error(error: DomainError) -> Response:
 
 def _handle_csrf_error(error: CSRFError) -> Response:
     # Its subclass means that the session has ended.
+    g.is_no_refusal = type(error) is not CSRFError
     if type(error) is CSRFError:
         note_access("csrf.refused")
     return _session_ended_response()

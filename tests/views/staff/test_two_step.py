@@ -14,15 +14,30 @@ import pytest
 from flask.testing import FlaskClient
 from sqlalchemy import func, select, update
 
+from tests.support.accounts import PASSWORD
 from tests.support.authenticator import SoftwareAuthenticator
-from tests.support.factors import add_app, add_passkey, code_now
+from tests.support.factors import add_app, add_passkey, code_now, sign_with_passkey
 from tests.support.sessions import start_session
+from webapp.accounts import audit_queries, session_queries
 from webapp.accounts.factors import queries as factor_queries
 from webapp.accounts.factors import recovery_code_actions
 from webapp.accounts.models import StaffSession, StaffUser
 from webapp.core.extensions import db
 
 PAGE = "/settings/profile/two-step"
+CHANGES = [
+    f"{PAGE}/app/start",
+    f"{PAGE}/app",
+    f"{PAGE}/app/remove",
+    f"{PAGE}/recovery-codes",
+    f"{PAGE}/passkeys/new",
+    f"{PAGE}/passkeys",
+    f"{PAGE}/passkeys/1/remove",
+    f"{PAGE}/provider",
+    f"{PAGE}/provider/link",
+    f"{PAGE}/provider/unlink",
+    "/settings/people/1/reset-second-factor",
+]
 SignIn = Callable[..., FlaskClient]
 
 
@@ -30,9 +45,15 @@ def user_of(role: str = "manager") -> StaffUser:
     return db.session.scalars(select(StaffUser).where(StaffUser.role == role)).one()
 
 
-def age_password() -> None:
-    db.session.execute(update(StaffSession).values(authenticated_at=func.now() - timedelta(hours=1)))
+def set_times(**hours: int) -> None:
+    """Set times of all sessions to some hours ago."""
+    db.session.execute(update(StaffSession).values({k: func.now() - timedelta(hours=n) for k, n in hours.items()}))
     db.session.commit()
+
+
+def cookie_of(client: FlaskClient) -> str:
+    with client.session_transaction() as session:
+        return str(session["_user_id"])
 
 
 def codes_in(page: str) -> list[str]:
@@ -88,13 +109,14 @@ class TestApp:
 
     def test_the_secret_is_shown_only_after_the_password(self, sign_in: SignIn) -> None:
         client = sign_in("viewer")
-        age_password()
+        set_times(authenticated_at=1)
         assert client.get(f"{PAGE}/app").location == PAGE
         assert "Confirm your password" in client.post(f"{PAGE}/app/start").text
 
     def test_an_app_is_removed(self, sign_in: SignIn) -> None:
         client = sign_in("manager")
         add_app(user_of())
+        set_times(second_factor_at=0)
         assert client.post(f"{PAGE}/app/remove").location == PAGE
         assert "The authenticator app was removed." in client.get(PAGE).text
         assert not factor_queries.has_second_factor(user_of().id)
@@ -104,8 +126,7 @@ class TestApp:
     ) -> None:
         client = sign_in("manager")
         add_app(user_of())
-        db.session.execute(update(StaffSession).values(second_factor_at=func.now()))
-        db.session.commit()
+        set_times(second_factor_at=0)
         with_settings(second_factor_roles=("manager",))
         client.post(f"{PAGE}/app/remove")
         assert "Your role requires a second factor." in client.get(PAGE).text
@@ -115,6 +136,7 @@ class TestRecoveryCodes:
     def test_new_codes_are_shown_once_and_replace_the_old_ones(self, sign_in: SignIn) -> None:
         client = sign_in("manager")
         _, old = add_app(user_of())
+        set_times(second_factor_at=0)
         token = re.search('name="form_token"[^>]*value="([^"]+)"', client.get(PAGE).text)
         assert token
         values = {"form_token": token[1]}
@@ -192,28 +214,113 @@ class TestPasskeys:
         assert "Works only at localhost" in client.get(PAGE).text
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        f"{PAGE}/app/start",
-        f"{PAGE}/app",
-        f"{PAGE}/app/remove",
-        f"{PAGE}/recovery-codes",
-        f"{PAGE}/passkeys/new",
-        f"{PAGE}/passkeys",
-        f"{PAGE}/passkeys/1/remove",
-        f"{PAGE}/provider",
-        f"{PAGE}/provider/link",
-        f"{PAGE}/provider/unlink",
-        "/settings/people/1/reset-second-factor",
-    ],
-)
+@pytest.mark.parametrize("path", CHANGES)
 def test_every_change_needs_a_recent_password(sign_in: SignIn, path: str) -> None:
     client = sign_in("admin")
-    age_password()
+    set_times(authenticated_at=1)
     response = client.post(path, data={})
     assert response.status_code == 403
     assert "Confirm your password" in response.text
+
+
+class TestPresentFactor:
+    """Users with a second factor confirm it before a change (OWASP ASVS 5.0, 7.5.1)."""
+
+    @pytest.mark.parametrize(("path", "data"), [(path, {"name": "Laptop"}) for path in CHANGES])
+    def test_every_change_needs_the_present_factor(self, sign_in: SignIn, path: str, data: dict[str, str]) -> None:
+        client = sign_in("admin")
+        add_app(user_of("admin"))
+        set_times(second_factor_at=1)
+        response = client.post(path, data=data)
+        assert (response.status_code, "Confirm the second step" in response.text) == (403, True)
+        assert "recent_password" not in response.text
+        assert 'action="/sign-out"' in response.text
+        assert factor_queries.has_second_factor(user_of("admin").id)
+
+    def test_the_setup_page_shows_no_secret_without_it(self, sign_in: SignIn) -> None:
+        client = sign_in("manager")
+        add_app(user_of())
+        assert client.get(f"{PAGE}/app").location == PAGE
+
+    @pytest.mark.parametrize("kind", ["app", "recovery"])
+    def test_a_code_confirms_it_and_the_action_continues(self, app: Any, sign_in: SignIn, kind: str) -> None:
+        client = sign_in("manager")
+        secret, codes = add_app(user_of())
+        former = cookie_of(client)
+        wrong = client.post(f"{PAGE}/app/remove", data={"recent_code": "000000x"})
+        assert (wrong.status_code, "This code is wrong" in wrong.text) == (422, True)
+        code = code_now(secret) if kind == "app" else codes[0]
+        assert client.post(f"{PAGE}/app/remove", data={"recent_code": code}).location == PAGE
+        assert not factor_queries.has_second_factor(user_of().id)
+        assert session_queries.find_staff_session(former) is None
+        assert session_queries.find_staff_session(cookie_of(client))
+        entry = audit_queries.find_last_audit_entry("second_factor.confirmed", "manager@example.com")
+        assert entry
+        assert entry.detail == {"method": "authenticator app" if kind == "app" else "recovery code"}
+
+    def test_password_and_code_are_asked_for_together(
+        self, client: FlaskClient, make_user_with_password: Callable[..., StaffUser]
+    ) -> None:
+        user = make_user_with_password("manager")
+        start_session(client, user)
+        secret, _ = add_app(user)
+        set_times(authenticated_at=1, second_factor_at=1)
+        page = client.post(f"{PAGE}/app/remove").text
+        assert "recent_password" in page
+        assert "recent_code" in page
+        data = {"recent_password": "wrong", "recent_code": code_now(secret)}
+        assert "This is not your password." in client.post(f"{PAGE}/app/remove", data=data).text
+        # The code was not used up by the wrong password.
+        assert client.post(f"{PAGE}/app/remove", data=data | {"recent_password": PASSWORD}).location == PAGE
+
+    def test_guesses_share_the_limit_of_signing_in(self, sign_in: SignIn) -> None:
+        client = sign_in("manager")
+        add_app(user_of())
+        statuses = [client.post(f"{PAGE}/app/remove", data={"recent_code": "000000x"}).status_code for _ in range(6)]
+        assert statuses == [422] * 5 + [429]
+
+    def test_a_passkey_confirms_it(self, sign_in: SignIn) -> None:
+        client = sign_in("manager")
+        authenticator = SoftwareAuthenticator()
+        add_passkey(user_of(), authenticator)
+        set_times(authenticated_at=1, second_factor_at=1)
+        assert "Use a passkey" in client.post(f"{PAGE}/recovery-codes").text
+        data = {"credential": sign_with_passkey(client, authenticator)}
+        assert client.post(f"/sign-in/passkey?next={PAGE}", data=data).location == PAGE
+        assert len(codes_in(client.post(f"{PAGE}/recovery-codes").text)) == 10
+
+    def test_the_passkey_of_another_user_does_not(
+        self, sign_in: SignIn, make_staff_user: Callable[..., StaffUser]
+    ) -> None:
+        client = sign_in("manager")
+        add_passkey(user_of(), SoftwareAuthenticator())
+        other = SoftwareAuthenticator()
+        add_passkey(make_staff_user("admin"), other)
+        set_times(second_factor_at=1)
+        data = {"credential": sign_with_passkey(client, other)}
+        assert client.post(f"/sign-in/passkey?next={PAGE}", data=data).location == PAGE
+        assert "not known here" in client.get(PAGE).text
+        assert "Confirm the second step" in client.post(f"{PAGE}/recovery-codes").text
+
+
+def test_setting_up_a_factor_replaces_the_cookie(app: Any, sign_in: SignIn) -> None:
+    client = sign_in("viewer")
+    former = cookie_of(client)
+    secret = secret_in(client.get(f"{PAGE}/app").text)
+    client.post(f"{PAGE}/app", data={"code": code_now(secret)})
+    assert session_queries.find_staff_session(former) is None
+    assert session_queries.find_staff_session(cookie_of(client))
+
+
+@pytest.mark.parametrize("has_app", [True, False])
+def test_other_sessions_can_be_ended_after_a_change(app: Any, sign_in: SignIn, has_app: bool) -> None:
+    client = sign_in("manager")
+    assert "Other sessions" not in client.get(PAGE).text
+    start_session(app.test_client(), user_of())
+    if has_app:
+        add_app(user_of())
+    page = client.get(PAGE).text
+    assert 'action="/settings/profile/sessions/end-others"' in page
 
 
 class TestReset:

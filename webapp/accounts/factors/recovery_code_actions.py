@@ -32,7 +32,9 @@ def replace_recovery_codes(user_id: int) -> list[str]:
     user = lock_existing_staff_user(user_id)
     store_recovery_codes(user_id, new)
     record_audit_entry(user.email, "recovery_codes.created", user.email)
+    notices.notify_second_factor_changed(user, "recovery_codes.created")
     db.session.commit()
+    notices.enqueue_account_emails()
     return new.codes
 
 

@@ -11,7 +11,7 @@ from flask_babel import gettext as _
 from sqlalchemy import delete, func, update
 from sqlalchemy.dialects.postgresql import insert
 
-from webapp.accounts import invitation_actions, links
+from webapp.accounts import invitation_actions, links, notices
 from webapp.accounts import queries as account_queries
 from webapp.accounts.actions import lock_existing_staff_user, roll_back_and_raise
 from webapp.accounts.audit import record_audit_entry
@@ -43,9 +43,12 @@ def find_user_for_claims(claims: OidcClaims) -> StaffUser:
     return user
 
 
-def link_identity(user_id: int, claims: OidcClaims) -> None:
+def link_identity(user_id: int, claims: OidcClaims, is_new_user: bool = False) -> None:
     """Link an identity with a user, who can then sign in with it. Idempotent.
 
+    The user is notified by email.
+
+    :param is_new_user: True for no notice, since the user has just joined with this identity.
     :raises DomainError: `identity_taken` when it is linked with another user, or the user with another identity.
     """
     user = lock_existing_staff_user(user_id)
@@ -57,9 +60,12 @@ def link_identity(user_id: int, claims: OidcClaims) -> None:
     )
     if db.session.scalar(statement) is not None:
         record_audit_entry(user.email, "identity.linked", user.email, issuer=claims.issuer, account=claims.label)
+        if not is_new_user:
+            notices.notify_second_factor_changed(user, "identity.linked")
     else:
         _check_linked_with(user, claims)
     db.session.commit()
+    notices.enqueue_account_emails()
 
 
 def _check_linked_with(user: StaffUser, claims: OidcClaims) -> None:
@@ -74,7 +80,7 @@ def _check_linked_with(user: StaffUser, claims: OidcClaims) -> None:
 
 
 def unlink_identity(user_id: int, issuer: str) -> None:
-    """Remove the identity of a user at a provider. Idempotent."""
+    """Remove the identity of a user at a provider, and notify the user by email. Idempotent."""
     user = lock_existing_staff_user(user_id)
     label = db.session.scalar(
         delete(OidcIdentity)
@@ -83,7 +89,9 @@ def unlink_identity(user_id: int, issuer: str) -> None:
     )
     if label is not None:
         record_audit_entry(user.email, "identity.unlinked", user.email, issuer=issuer, account=label)
+        notices.notify_second_factor_changed(user, "identity.unlinked")
     db.session.commit()
+    notices.enqueue_account_emails()
 
 
 def get_invitation_for_claims(token: str, claims: OidcClaims) -> Invitation:
@@ -127,5 +135,5 @@ def accept_invitation_with_identity(token: str, claims: OidcClaims, name: str, e
     # A random password, so that signing in with it takes as long as for other users and always fails.
     password = secrets.token_urlsafe(32)
     user = invitation_actions.accept_invitation(token, name, invitation.email or email, password, time_zone)
-    link_identity(user.id, claims)
+    link_identity(user.id, claims, is_new_user=True)
     return user

@@ -51,6 +51,16 @@ def require_recent_password(view: StaffView) -> StaffView:
     return view
 
 
+def require_recent_second_factor(view: StaffView) -> StaffView:
+    """Mark a view whose writes need the password and, for users who have one, the second factor.
+
+    Both must have been entered recently in this session; otherwise the response asks for them, as for
+    `require_recent_password`.
+    """
+    view.requires_recent_second_factor = True  # type: ignore[attr-defined]
+    return require_recent_password(view)
+
+
 def second_factor_exempt(view: StaffView) -> StaffView:
     """Mark a view that users may use before they have set up the second factor that their role requires."""
     view.is_second_factor_exempt = True  # type: ignore[attr-defined]
@@ -150,5 +160,5 @@ def _authorize_request() -> BaseResponse | None:
     ):
         return _redirect_to_second_factor()
     if getattr(view, "requires_recent_password", False) and not is_read:
-        return ask_for_recent_password()
+        return ask_for_recent_password(getattr(view, "requires_recent_second_factor", False))
     return None

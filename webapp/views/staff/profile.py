@@ -12,6 +12,7 @@ from webapp.accounts import sign_in_actions
 from webapp.accounts.factors import queries as factor_queries
 from webapp.core.errors import DomainError
 from webapp.core.local_time import list_time_zones
+from webapp.views.access_notes import note_access
 from webapp.views.rendering import add_form_errors, form_status, render
 from webapp.views.staff.accounts import blueprint
 from webapp.views.staff.blueprint import require_role
@@ -50,6 +51,8 @@ def change_password() -> BaseResponse:
         try:
             user = sign_in_actions.change_own_password(current_user.id, form.current.data, form.password.data)
         except DomainError as error:
+            if "current" in {item.field for item in error.errors}:
+                note_access("sign_in.failed", "password", entered_email=current_user.email)
             add_form_errors(form, error)
         else:
             start_session(user, g.has_second_factor, is_new_device_expected=True)

@@ -8,7 +8,7 @@ from flask_babel import ngettext
 from flask_login import current_user
 from werkzeug.wrappers import Response as BaseResponse
 
-from webapp.accounts.factors import passkey_actions, passkeys, recovery_code_actions, totp_actions
+from webapp.accounts.factors import passkey_actions, passkeys
 from webapp.accounts.factors import queries as factor_queries
 from webapp.accounts.factors.actions import is_second_factor_required
 from webapp.accounts.factors.models import Passkey
@@ -16,19 +16,14 @@ from webapp.accounts.factors.passkeys import Challenge
 from webapp.accounts.factors.pending_sign_in import find_pending_user
 from webapp.accounts.models import StaffUser
 from webapp.core.errors import DomainError
-from webapp.core.rate_limit import RateLimit, limit_requests
+from webapp.core.rate_limit import limit_requests
 from webapp.views.access_notes import note_access
 from webapp.views.rendering import add_form_errors, form_status, render
 from webapp.views.staff.accounts import blueprint
 from webapp.views.staff.blueprint import login_exempt
 from webapp.views.staff.forms.factors import AppCodeForm, PasskeyResponseForm, RecoveryCodeForm
+from webapp.views.staff.recent_password import use_second_factor
 from webapp.views.staff.sign_in import complete_sign_in, safe_redirect_path, sign_in_client_key
-
-# Guesses at the second factor of one account. They need the right password, so strangers cannot use up the limits.
-_code_limits = (
-    RateLimit("second factor", "5 per 5 minutes"),
-    RateLimit("second factor in a day", "50 per day"),
-)
 
 
 @blueprint.route("/sign-in/second-factor", methods=["GET", "POST"])
@@ -48,7 +43,8 @@ def second_factor() -> BaseResponse:
         try:
             return _check_code(user, form.code.data, uses_recovery_code, next_path)
         except DomainError as error:
-            note_access("sign_in.failed", entered_email=user.email)
+            factor = "recovery code" if uses_recovery_code else "authenticator app"
+            note_access("sign_in.failed", factor, entered_email=user.email)
             add_form_errors(form, error)
             status = error.status
     return render(
@@ -64,16 +60,9 @@ def second_factor() -> BaseResponse:
 
 
 def _check_code(user: StaffUser, code: str, is_recovery_code: bool, next_path: str) -> BaseResponse:
-    for limit in _code_limits:
-        limit.count(str(user.id))
-    if is_recovery_code:
-        codes_left = recovery_code_actions.use_recovery_code(user.id, code)
-    else:
-        totp_actions.use_totp_code(user.id, code)
-    for limit in _code_limits:
-        limit.reset(str(user.id))
+    codes_left = use_second_factor(user.id, code, is_recovery_code)
     _complete(user, "recovery code" if is_recovery_code else "authenticator app", is_second=True)
-    if is_recovery_code:
+    if codes_left is not None:
         _flash_codes_left(codes_left)
     return redirect(next_path)
 
@@ -82,8 +71,8 @@ def _check_code(user: StaffUser, code: str, is_recovery_code: bool, next_path: s
 @login_exempt
 @limit_requests("30 per minute", key_func=sign_in_client_key)
 def passkey_options() -> BaseResponse:
-    """Return options for signing in with a passkey: those of the pending sign-in, or of any user."""
-    user = _find_user()
+    """Return options for signing in with a passkey: those of the pending sign-in or the session, or of any user."""
+    user = _find_passkey_user()
     allowed = _list_usable_passkeys(user.id) if user else []
     options, challenge = passkeys.build_authentication_options(allowed)
     session["passkey_challenge"] = challenge.dump()
@@ -96,9 +85,10 @@ def passkey_options() -> BaseResponse:
 def sign_in_with_passkey() -> BaseResponse:
     """Sign in with a passkey, alone or as the second factor.
 
-    No limit of an account applies, so that strangers cannot keep out its user.
+    No limit of an account applies, so that strangers cannot keep out its user. Signed-in users confirm an action by
+    signing in with it again, since a passkey is both factors.
     """
-    user = _find_user()
+    user = _find_passkey_user()
     next_path = safe_redirect_path(request.args.get("next"))
     challenge = Challenge.load(session.pop("passkey_challenge", None))
     form = PasskeyResponseForm()
@@ -107,9 +97,9 @@ def sign_in_with_passkey() -> BaseResponse:
             raise DomainError("passkey_invalid", _("This passkey could not be verified. Try again."), 422)
         verified = passkey_actions.verify_passkey(form.credential.data or "", challenge, user.id if user else None)
     except DomainError as error:
-        note_access("sign_in.failed", entered_email=user.email if user else None)
+        note_access("sign_in.failed", "passkey", entered_email=user.email if user else None)
         flash(error.message, "error")
-        return redirect(url_for("staff.accounts.second_factor" if user else "staff.accounts.sign_in", next=next_path))
+        return redirect(_find_retry_url(next_path))
     _complete(verified, "passkey", is_second=user is not None)
     return redirect(next_path)
 
@@ -124,10 +114,25 @@ def _find_user() -> StaffUser | None:
     return user
 
 
+def _find_passkey_user() -> StaffUser | None:
+    """Return the user whose passkey is asked for; None if it may be that of any user."""
+    user: StaffUser | None = _find_user() or (current_user if current_user.is_authenticated else None)
+    return user
+
+
+def _find_retry_url(next_path: str) -> str:
+    """Return where a user tries again whose passkey was refused."""
+    if _find_user():
+        return url_for("staff.accounts.second_factor", next=next_path)
+    return next_path if current_user.is_authenticated else url_for("staff.accounts.sign_in", next=next_path)
+
+
 def _complete(user: StaffUser, factor: str, is_second: bool) -> None:
     pending = session.get("pending_sign_in")
     method = f"{pending[-1]} and {factor}" if pending and is_second else factor  # no translation
-    complete_sign_in(user, method, has_second_factor=True)
+    # A code alone does not make the password of a session recent.
+    is_recent = factor == "passkey" or (pending[3] is True if pending else g.has_recent_password)
+    complete_sign_in(user, method, has_second_factor=True, is_recent=is_recent)
 
 
 def _restart_sign_in(next_path: str) -> BaseResponse:
