@@ -19,7 +19,10 @@ from webapp.account_emails import actions as account_email_actions
 from webapp.accounts import actions as account_actions
 from webapp.accounts import api_key_actions, invitation_actions, notices, sign_in_actions
 from webapp.accounts.factors import actions as factor_actions
+from webapp.accounts.factors import recovery_code_actions
 from webapp.accounts.models import AccountEmail, StaffUser
+from webapp.accounts.oidc import actions as oidc_actions
+from webapp.accounts.oidc.provider import OidcClaims
 from webapp.core import task_queue
 from webapp.core.extensions import db, huey
 from webapp.core.settings import Settings
@@ -144,13 +147,30 @@ class TestWhoIsNotified:
         send_emails()
 
         received = relay.message_to("viewer@example.com")
-        assert received.message["Subject"] == "Two-step verification of your Onecode account"
+        is_identity = change.startswith("identity.")
+        subject = (
+            "Sign-in provider of your Onecode account"
+            if is_identity
+            else "Two-step verification of your Onecode account"
+        )
+        assert received.message["Subject"] == subject
         assert "Onecode account" in received.text.split("\r\n\r\n")[1]
 
     def test_a_reset_of_second_factors_is_reported_to_its_user(self, make_staff_user: MakeUser) -> None:
         user = make_staff_user("viewer")
         factor_actions.reset_second_factor(user.id, by="ada@example.com")
         assert db.session.scalars(select(AccountEmail.detail)).all() == [{"change": "second_factor.reset"}]
+
+    def test_changes_of_codes_and_identities_are_reported_to_their_user(self, make_staff_user: MakeUser) -> None:
+        user = make_staff_user("viewer")
+        claims = OidcClaims("https://sso.example", "1", "", False, "Ada", False)
+        recovery_code_actions.replace_recovery_codes(user.id)
+        oidc_actions.link_identity(user.id, claims)
+        oidc_actions.link_identity(user.id, claims)
+        oidc_actions.unlink_identity(user.id, claims.issuer)
+        changes = ("recovery_codes.created", "identity.linked", "identity.unlinked")
+        found = db.session.scalars(select(AccountEmail.detail).order_by(AccountEmail.id)).all()
+        assert found == [{"change": change} for change in changes]
 
     def test_the_first_password_is_not_reported(self, make_staff_user: MakeUser) -> None:
         user = make_staff_user("viewer")
