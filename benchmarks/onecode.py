@@ -20,8 +20,8 @@ from webapp.campaigns.content import placeholders
 from webapp.campaigns.content.mail_merge import MailMerge
 from webapp.campaigns.drafts import actions as draft_actions
 from webapp.campaigns.launch import actions as launch_actions
+from webapp.core import migrations, signing_keys
 from webapp.core import settings as app_settings
-from webapp.core import signing_keys
 from webapp.core.errors import DomainError
 from webapp.core.extensions import db, huey
 from webapp.core.money import Discount
@@ -163,5 +163,6 @@ class Onecode:
 
 
 def migrate(app: Flask) -> None:
+    migrations.init_app(app)
     with app.app_context():
         flask_migrate.upgrade()

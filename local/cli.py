@@ -10,12 +10,14 @@ from local import mailsink
 from local.demo_commands import demo_group
 from local.supervisor import ServiceError
 from webapp import cli
+from webapp.core import migrations
 from webapp.core.settings import Settings
 
 
 def init_app(app: Flask) -> None:
-    """Register the commands on `app`, together with those of `webapp.cli`."""
+    """Register the commands on `app`, together with those of `webapp.cli`, and the migrations."""
     settings: Settings = app.config["SETTINGS"]
+    migrations.init_app(app)
     for command in (
         local_commands.up_command,
         local_commands.down_command,

@@ -27,7 +27,7 @@ from webapp import cli
 from webapp.accounts import passwords, staff_erasure_actions
 from webapp.campaigns import erasure as campaign_erasure
 from webapp.core import database_health, logs, rate_limit, sessions, task_queue
-from webapp.core.extensions import babel, csrf, db, huey, login, mail, migrate
+from webapp.core.extensions import babel, csrf, db, huey, login, mail
 from webapp.core.json_provider import JsonProvider
 from webapp.core.request_limits import LimitedRequest, check_request
 from webapp.core.settings import ROOT, Settings, load_settings
@@ -201,7 +201,6 @@ def get_app_version() -> str:
 def _init_extensions(app: Flask, settings: Settings) -> None:
     app.session_interface = sessions.LazySessionInterface()
     db.init_app(app)
-    migrate.init_app(app, db, directory=str(ROOT / "migrations"))
     mail.init_app(app)
     # Registered before the CSRF check, which parses the form.
     rate_limit.init_app(app)

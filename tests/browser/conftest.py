@@ -69,12 +69,18 @@ def app(session_app: Flask) -> Iterator[Flask]:
 
 @pytest.fixture(scope="session")
 def live_program(test_settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
-    """Start web server, worker and SMTP server; yield the URL and the SMTP handler."""
+    """Start web server, worker and SMTP server; yield the URL and the SMTP handler.
+
+    The host is localhost, where browsers offer passkeys.
+    """
     handler = SinkHandler(tmp_path_factory.mktemp("mails"))
     relay = Controller(handler, hostname="127.0.0.1", port=test_settings.mail_port, enable_SMTPUTF8=True)
     relay.start()
     try:
-        with live_server.web_server(test_settings) as web, live_server.worker(test_settings, PUBLIC_URL=web.url):
+        with (
+            live_server.web_server(test_settings, host="localhost") as web,
+            live_server.worker(test_settings, PUBLIC_URL=web.url),
+        ):
             yield web.url, handler
     finally:
         relay.stop()

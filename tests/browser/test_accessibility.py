@@ -68,7 +68,12 @@ STAFF = [
 ]
 
 
-def test_staff_pages(shop: RunningShop, window: OpenPage, tmp_path: Path, make_offer: Callable[..., Offer]) -> None:
+@pytest.mark.parametrize(
+    "appearances", [["light"], pytest.param(["dark", "phone"], marks=pytest.mark.slow)], ids=" and ".join
+)
+def test_staff_pages(
+    shop: RunningShop, window: OpenPage, tmp_path: Path, make_offer: Callable[..., Offer], appearances: list[str]
+) -> None:
     # A customer with a long address, which must not widen any table.
     long_email = "nadezhda.shcherbakova+offers@letters.example.com"
     rows = write_csv(tmp_path, 40).read_text() + f"{long_email},Nadezhda Shcherbakova\n"
@@ -90,15 +95,15 @@ def test_staff_pages(shop: RunningShop, window: OpenPage, tmp_path: Path, make_o
     found: list[dict[str, list[str]]] = []
     for path in ("/sign-in", "/forgot-password", "/forgot-password/sent"):
         page.goto(shop.url + path)
-        found.append(problems_by_appearance(page))
+        found.append(problems_by_appearance(page, appearances))
     accept_invitation(page, shop)
     paths = [*STAFF, f"/customers/{erased.id}", f"/campaigns/{scheduled['id']}/launch", "/offers/1/reminder"]
     for path in paths:
         page.goto(shop.url + path)
-        found.append(problems_by_appearance(page))
+        found.append(problems_by_appearance(page, appearances))
 
-    problems = {name: [problem for of_page in found for problem in of_page[name]] for name in APPEARANCES}
-    assert problems == {name: [] for name in APPEARANCES}
+    problems = {name: [problem for of_page in found for problem in of_page[name]] for name in appearances}
+    assert problems == {name: [] for name in appearances}
 
 
 @pytest.mark.parametrize("look_of", list(APPEARANCES))

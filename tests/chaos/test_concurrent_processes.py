@@ -37,6 +37,7 @@ from webapp.redemptions import actions as redemption_actions
 from webapp.redemptions import queries as redemption_queries
 from webapp.redemptions.rules import RedemptionRequest
 
+pytestmark = pytest.mark.slow
 PROCESSES = 4
 CAP = 20
 
@@ -139,7 +140,6 @@ def test_rolled_back_units_of_a_cap_are_redeemed_again(
     assert outcomes.keys() <= {"redeemed", "undone", "already_redeemed", "offer_exhausted", "already_rolled_back"}
 
 
-@pytest.mark.slow
 def test_each_redemption_is_rolled_back_by_exactly_one_process(
     client_processes: Processes, make_offer: MakeOffer, emails: tuple[str, ...]
 ) -> None:
@@ -167,7 +167,6 @@ def _redemptions_of(request: RedemptionRequest) -> list[redemption_queries.Redem
     return redemption_queries.list_customer_redemptions(customer.id)
 
 
-@pytest.mark.slow
 def test_concurrent_overlapping_batches_never_deadlock(
     client_processes: Processes, make_offer: MakeOffer, emails: tuple[str, ...]
 ) -> None:

@@ -27,7 +27,7 @@ from tests.support import live_server, watchdog
 from tests.support.logs import captured_logs
 from webapp import create_app
 from webapp.accounts import api_key_actions
-from webapp.core import database_health, task_queue
+from webapp.core import database_health, migrations, task_queue
 from webapp.core import settings as app_settings
 from webapp.core.extensions import db
 from webapp.core.settings import ROOT
@@ -77,6 +77,7 @@ def program(test_settings: app_settings.Settings, tmp_path: Path) -> Iterator[St
         }
     )
     app = create_app(settings)
+    migrations.init_app(app)
     with app.app_context():
         flask_migrate.upgrade()
         key = api_key_actions.create_api_key("tests", ["read", "redeem", "manage"], by="tests")

@@ -10,7 +10,7 @@ import re
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from email.message import EmailMessage
 from functools import cached_property
@@ -148,10 +148,11 @@ FIND_CLIPPED_TABLES = """() => [...document.querySelectorAll(".table-responsive"
     .map(box => `the table ${box.ariaLabel} is cut off: ${box.scrollWidth} of ${box.clientWidth} pixels`)"""
 
 
-def problems_by_appearance(page: Page) -> dict[str, list[str]]:
+def problems_by_appearance(page: Page, names: Iterable[str] = APPEARANCES) -> dict[str, list[str]]:
     """Return the problems of an open page in each of the appearances; leave it light and wide."""
     problems = {}
-    for name, look in APPEARANCES.items():
+    for name in names:
+        look = APPEARANCES[name]
         page.emulate_media(color_scheme="dark" if look.get("dark") else "light")
         page.set_viewport_size({"width": look.get("width", 1280), "height": look.get("height", 900)})
         # The dark pages are the light ones in other colours.
@@ -165,8 +166,8 @@ def page_problems(page: Page, rules: Sequence[str] = STANDARD) -> list[str]:
     if not page.evaluate("'axe' in window"):
         page.evaluate(AXE)
     problems: list[str] = page.evaluate(
-        "standard => axe.run(document, {runOnly: standard}).then(found => found.violations.map("
-        "rule => rule.id + ' at ' + rule.nodes.map(node => node.target).join(', ')))",
+        "rules => axe.run(document, {runOnly: rules, resultTypes: ['violations'], preload: false}).then("
+        "found => found.violations.map(rule => rule.id + ' at ' + rule.nodes.map(node => node.target).join(', ')))",
         list(rules),
     )
     if page.evaluate("document.documentElement.scrollWidth > innerWidth"):

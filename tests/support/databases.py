@@ -20,6 +20,7 @@ from sqlalchemy import text
 
 from tests.support.watchdog import RUN_VARIABLE
 from webapp import create_app
+from webapp.core import migrations
 from webapp.core import settings as app_settings
 from webapp.core.extensions import db
 
@@ -64,6 +65,7 @@ def _migrate(name: str) -> None:
             {"DATABASE_URL": _address(name), "SECRET_KEY": "only-for-tests", "INSTANCE_PATH": str(_run())}
         )
     )
+    migrations.init_app(app)
     with app.app_context():
         flask_migrate.upgrade()
         db.session.remove()

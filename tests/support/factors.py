@@ -6,10 +6,12 @@ from datetime import timedelta
 
 import pyotp
 from flask.testing import FlaskClient
+from sqlalchemy import update
 
 from tests.support.authenticator import SoftwareAuthenticator
 from webapp.accounts.factors import passkey_actions, passkeys, totp_actions
 from webapp.accounts.factors import queries as factor_queries
+from webapp.accounts.factors.models import TotpAuthenticator
 from webapp.accounts.models import StaffUser
 from webapp.core import database_clock
 from webapp.core.extensions import db
@@ -23,9 +25,16 @@ def code_now(secret: str, steps: int = 0) -> str:
 
 
 def add_app(user: StaffUser) -> tuple[str, list[str]]:
-    """Set up an authenticator app with the code of the previous step; return its secret and the recovery codes."""
+    """Set up an authenticator app; return its secret and the recovery codes.
+
+    It is as if that had been done in the previous step, so that the code of the present one is unused.
+    """
     secret = totp_actions.start_totp_setup(user.id)
-    return secret, totp_actions.confirm_totp(user.id, code_now(secret, -1))
+    codes = totp_actions.confirm_totp(user.id, code_now(secret))
+    # A code of the previous step would be refused if the next step began now.
+    db.session.execute(update(TotpAuthenticator).values(last_used_step=TotpAuthenticator.last_used_step - 1))
+    db.session.commit()
+    return secret, codes
 
 
 def add_passkey(user: StaffUser, authenticator: SoftwareAuthenticator, name: str = "Laptop") -> list[str]:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, parse_qsl, urlencode, urlsplit
@@ -20,6 +21,12 @@ from joserfc.jwk import OctKey, RSAKey
 from webapp.core.setting_parsers import OidcSettings
 
 CLIENT_ID, CLIENT_SECRET, SUBJECT = "onecode", "only-for-tests", "248289761001"
+
+
+@cache
+def _first_key() -> RSAKey:
+    """Return the key of every new provider; generating one takes a tenth of a second."""
+    return RSAKey.generate_key(2048, {"kid": "first"})
 
 
 @dataclass
@@ -36,7 +43,7 @@ class OidcProvider:
     """
 
     url: str
-    key: RSAKey = field(default_factory=lambda: RSAKey.generate_key(2048, {"kid": "first"}))
+    key: RSAKey = field(default_factory=_first_key)
     # lies
     claims: dict[str, Any] = field(default_factory=dict)
     metadata: dict[str, Any] = field(default_factory=dict)
@@ -157,7 +164,7 @@ def running() -> Iterator[OidcProvider]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
     provider = OidcProvider(f"http://127.0.0.1:{server.server_port}")
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     try:
         yield provider

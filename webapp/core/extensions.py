@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 from flask_babel import Babel
 from flask_login import LoginManager
 from flask_mail import Mail
-from flask_migrate import Migrate
 from flask_sqlalchemy import SQLAlchemy
 from flask_wtf import CSRFProtect
 from huey import PostgresHuey
@@ -45,7 +44,6 @@ if TYPE_CHECKING:
 else:
     Model = db.Model
 
-migrate = Migrate()
 mail = Mail()
 csrf = CSRFProtect()
 babel = Babel()

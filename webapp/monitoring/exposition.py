@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 
-from alembic.script import ScriptDirectory
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
@@ -48,6 +47,9 @@ def render_metrics(snapshot: MetricsSnapshot | None, version: str, accept: str =
 @lru_cache
 def expected_migration() -> str:
     """Return the newest migration of this version of Onecode."""
+    # Imported here, since Alembic takes a fifteenth of the start of a web process, and most of them need it never.
+    from alembic.script import ScriptDirectory
+
     return ScriptDirectory(str(ROOT / "migrations")).get_current_head() or ""
 
 

@@ -11,13 +11,13 @@ import pytest
 from flask import Flask
 from sqlalchemy import select
 
+from tests.support.factors import add_app, code_now
 from tests.support.sql_statements import recorded_statements
 from webapp.accounts.factors import actions as factor_actions
 from webapp.accounts.factors import queries as factor_queries
 from webapp.accounts.factors import totp, totp_actions
 from webapp.accounts.factors.models import TotpAuthenticator
 from webapp.accounts.models import StaffUser
-from webapp.core import database_clock
 from webapp.core.errors import DomainError, InvalidInput
 from webapp.core.extensions import db
 
@@ -31,12 +31,6 @@ def code_at(secret: str, at: datetime) -> str:
     return pyotp.TOTP(secret).at(at)
 
 
-def code_now(secret: str, steps: int = 0) -> str:
-    now = database_clock.get_database_time()
-    db.session.rollback()
-    return code_at(secret, now + timedelta(seconds=30 * steps))
-
-
 @pytest.fixture
 def user(make_staff_user: MakeUser) -> StaffUser:
     return make_staff_user("manager")
@@ -45,8 +39,7 @@ def user(make_staff_user: MakeUser) -> StaffUser:
 @pytest.fixture
 def secret(user: StaffUser) -> str:
     """The secret of a confirmed app, whose last used code is that of the previous step."""
-    secret = totp_actions.start_totp_setup(user.id)
-    totp_actions.confirm_totp(user.id, code_now(secret, -1))
+    secret, _ = add_app(user)
     return secret
 
 

@@ -12,8 +12,8 @@ from sqlalchemy import text
 from local.demo import seed
 from tests.support.databases import fresh_database
 from webapp import create_app
+from webapp.core import migrations, signing_keys, task_queue
 from webapp.core import settings as app_settings
-from webapp.core import signing_keys, task_queue
 from webapp.core.extensions import db
 
 
@@ -36,6 +36,7 @@ def demo_app(session_app: Flask, history_end: datetime, tmp_path_factory: pytest
             }
         )
         demo = create_app(settings)
+        migrations.init_app(demo)
         demo.config["TESTING"] = True
         signing_keys.clear_key_cache()
         try:

@@ -20,8 +20,8 @@ from local import postgresql as embedded_postgresql
 from tests.support import watchdog
 from webapp import create_app
 from webapp.accounts import api_key_actions
+from webapp.core import migrations, task_queue
 from webapp.core import settings as app_settings
-from webapp.core import task_queue
 from webapp.core.extensions import db
 
 
@@ -92,6 +92,7 @@ def start_durable_database(customers: int) -> Iterator[DurableDatabase]:
             }
         )
         app = create_app(settings)
+        migrations.init_app(app)
         with app.app_context():
             flask_migrate.upgrade()
             key = api_key_actions.create_api_key("tests", ["redeem", "manage"], by="tests")
