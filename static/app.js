@@ -261,6 +261,19 @@
   // The browser's back button shows the page in the state in which it was left.
   addEventListener("pageshow", () => [...busy.keys()].forEach(release));
 
+  // --- signing out in every tab ------------------------------------------------------------------------
+
+  // Pages in other tabs still show data of the user who has signed out here.
+  const tabs = new BroadcastChannel("signed-out");
+  const signOutForm = document.querySelector('form[action$="/sign-out"]');
+  if (signOutForm) {
+    tabs.addEventListener("message", () => location.replace(signOutForm.action.replace(/sign-out$/, "sign-in")));
+  } else if (location.hash === "#signed-out") {
+    tabs.postMessage(null);
+    // The next page would keep the fragment.
+    history.replaceState(history.state, "", location.pathname + location.search);
+  }
+
   // --- a frame with a preview of an unsaved form ---------------------------------------------------------
 
   const fillFrame = (frame) => {

@@ -8,18 +8,18 @@ import re
 import secrets
 import time
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
-from wsgiref.headers import Headers
+from typing import TYPE_CHECKING, Any, NoReturn
+from urllib.parse import urlsplit
 
 from flask import Flask, Request, Response, g, request
 from flask_openapi import Info, OpenAPI
 from sqlalchemy import text
 from werkzeug.exceptions import BadRequest
 from werkzeug.middleware.proxy_fix import ProxyFix
-from werkzeug.routing import MapAdapter
+from werkzeug.routing import MapAdapter, RequestRedirect
 from whitenoise import WhiteNoise
 
 import webapp.tasks  # noqa: F401 (registers every task)
@@ -74,15 +74,22 @@ from webapp.views.staff import redemptions as staff_redemptions
 from webapp.views.staff import shop as staff_shop
 from webapp.views.staff import suppressions as staff_suppressions
 
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
 __all__ = ["create_app"]
 
 
+HeaderList = tuple[tuple[str, str], ...]
+
 # Headers of every response, unless its view has set them.
-SECURITY_HEADERS = (
+SECURITY_HEADERS: HeaderList = (
     ("Content-Security-Policy", rendering.CONTENT_SECURITY_POLICY),
     ("X-Content-Type-Options", "nosniff"),
     ("Referrer-Policy", "same-origin"),
 )
+# For a year, also for hosts below this one (RFC 6797). Browsers ignore it over http.
+STRICT_TRANSPORT_SECURITY = ("Strict-Transport-Security", "max-age=31536000; includeSubDomains")
 
 REQUEST_ID_PATTERN = re.compile(r"[A-Za-z0-9_-]{8,64}", re.A)
 
@@ -105,6 +112,13 @@ class OnecodeApp(OpenAPI):
             if request is not None:
                 request.routing_exception = error
             return self.url_map.bind("")
+
+    def raise_routing_exception(self, request: Request) -> NoReturn:
+        if isinstance(request.routing_exception, RequestRedirect):
+            # Its URL has the Host header of the request, which the client chooses: a cache must not pass it on.
+            url = urlsplit(request.routing_exception.new_url)
+            request.routing_exception.new_url = url._replace(scheme="", netloc="").geturl()
+        super().raise_routing_exception(request)
 
 
 def create_app(settings: Settings | None = None) -> Flask:
@@ -152,6 +166,8 @@ def _build_config(settings: Settings) -> dict[str, Any]:
     """Return the configuration of Flask and its extensions."""
     return {
         "SETTINGS": settings,
+        # Also with FLASK_DEBUG, which would show internals to clients.
+        "DEBUG": False,
         "SECRET_KEY": settings.secret_key,
         "SQLALCHEMY_DATABASE_URI": settings.database_url,
         "SQLALCHEMY_ENGINE_OPTIONS": {
@@ -224,13 +240,34 @@ def _init_extensions(app: Flask, settings: Settings) -> None:
         prefix="static/",
         max_age=3600,
         allow_all_origins=False,
-        add_headers_function=_add_security_headers,
+        add_headers_function=_add_charset,
     )
+    app.wsgi_app = _add_security_headers(app.wsgi_app, _list_security_headers(settings))  # type: ignore[method-assign]
 
 
-def _add_security_headers(headers: Headers, _path: str, _url: str) -> None:
-    for name, value in SECURITY_HEADERS:
-        headers[name] = value
+def _list_security_headers(settings: Settings) -> HeaderList:
+    is_https = settings.public_url.startswith("https://")
+    return (*SECURITY_HEADERS, STRICT_TRANSPORT_SECURITY) if is_https else SECURITY_HEADERS
+
+
+def _add_charset(headers: Headers, _path: str, _url: str) -> None:
+    media_type = headers["Content-Type"] or ""
+    if media_type.endswith("+xml"):
+        headers["Content-Type"] = f"{media_type}; charset=utf-8"
+
+
+def _add_security_headers(wsgi_app: WSGIApplication, security_headers: HeaderList) -> WSGIApplication:
+    """Add the security headers to every response without them, such as 304 for a static file."""
+
+    def respond(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        def start(status: str, headers: list[tuple[str, str]], *exc_info: Any) -> Callable[[bytes], object]:
+            names = {name.lower() for name, _ in headers}
+            missing = [header for header in security_headers if header[0].lower() not in names]
+            return start_response(status, [*headers, *missing], *exc_info)
+
+        return wsgi_app(environ, start)
+
+    return respond
 
 
 def _register_blueprints(app: OpenAPI) -> None:
@@ -284,12 +321,8 @@ def _register_request_hooks(app: Flask) -> None:
 
     @app.after_request
     def finish_request(response: Response) -> Response:
-        header_names = {name.lower() for name, _ in response.headers}
-        for name, value in SECURITY_HEADERS:
-            if name.lower() not in header_names:
-                response.headers.add(name, value)
-        if "cache-control" not in header_names and not request.path.startswith("/static/"):
-            response.headers.add("Cache-Control", "no-store")
+        if "Cache-Control" not in response.headers and not request.path.startswith("/static/"):
+            response.headers["Cache-Control"] = "no-store"
         response.headers["X-Request-Id"] = g.get("request_id", "")
         logs.log_slow_or_failed_request(response, g.get("started_at"))
         return response

@@ -271,7 +271,7 @@ class TestPasswordChanges:
         user = make_user_with_password()
         invitation_actions.reset_password(self.reset_token(user), "a brand new one")
         sign_in_actions.change_own_password(user.id, "a brand new one", "another new one")
-        sign_in_actions.record_sign_in(user, "password")
+        session_actions.start_staff_session(user.id, TEST_CLIENT, method="password")
         account_actions.update_profile(user.id, "Ann", "UTC")
         entries = db.session.scalars(select(AuditEntry).order_by(AuditEntry.id)).all()
         assert [(e.actor, e.action, e.subject) for e in entries] == [
@@ -465,6 +465,9 @@ class TestApiKeys:
             bearer(good[:-1]),
             f"Basic {good}",
             bearer("onecode_live_nobody_secret"),
+            bearer(f"x,{good}"),
+            bearer(f"x,{bearer(good)}"),
+            f"{bearer(good)},{bearer(good)}",
             bearer("onecode_live_\0_secret"),
             bearer(expired),
             bearer(revoked),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 
 import flask_migrate
@@ -11,7 +12,7 @@ from flask.testing import FlaskClient
 from sqlalchemy import select, text
 
 from webapp.accounts import api_key_actions
-from webapp.accounts.models import ApiKey, AuditEntry
+from webapp.accounts.models import ApiKey, AuditEntry, StaffUser
 from webapp.core.errors import InvalidInput
 from webapp.core.extensions import db
 
@@ -34,6 +35,23 @@ def test_the_name_of_a_revoked_key_can_be_used_again(app: Flask) -> None:
     api_key_actions.create_api_key("Till", ["read"], by="ann")
 
     assert db.session.scalars(select(ApiKey.name)).all() == ["Till", "Till"]
+
+
+def test_the_pages_name_who_created_a_key(
+    sign_in: Callable[..., FlaskClient], make_staff_user: Callable[..., StaffUser]
+) -> None:
+    eve = make_staff_user("admin", email="eve@example.com")
+    for name, by in (("Till", eve.email), ("Kiosk", "ann"), ("Tablet", eve.email)):
+        api_key_actions.create_api_key(name, ["read"], by=by)
+    api_key_actions.revoke_api_key(db.session.scalars(select(ApiKey.id).where(ApiKey.name == "Tablet")).one(), by="ann")
+    client = sign_in("admin")
+    assert client.get("/settings/api-keys").text.count("eve@example.com") == 2
+    page = client.get(f"/settings/people/{eve.id}").text
+    assert re.findall("Till|Kiosk|Tablet|still work", page) == ["Till"]
+
+    client.post(f"/settings/people/{eve.id}/disable")
+
+    assert "API keys that Admin created still work." in client.get(f"/settings/people/{eve.id}").text
 
 
 def test_the_form_says_what_to_do_and_keeps_the_input(sign_in: Callable[..., FlaskClient]) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import unicodedata
 from collections.abc import Callable
+from typing import Literal
 
 import pytest
 from flask import Flask
@@ -159,6 +161,26 @@ def test_the_work_for_a_password_is_bounded(app: Flask, monkeypatch: pytest.Monk
     assert 0 < max(looked_up) <= passwords.MAX_ESTIMATED_LENGTH
     # Two look-ups for each estimate, one for each combination of substitutions, and those of a repeated part.
     assert len(looked_up) <= 30
+
+
+def test_only_the_start_of_a_long_text_is_normalised(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of these two megabytes would take an hour, in which the process could do nothing else."""
+    password = "é" * passwords.MAX_PASSWORD_LENGTH
+    password_hash = passwords.hash_password(password)
+    lengths: list[int] = []
+    original = unicodedata.normalize
+
+    def recorded(form: Literal["NFKC"], text: str) -> str:
+        lengths.append(len(text))
+        return original(form, text)
+
+    marks = "\u0301\u0327" * 1_000
+    with monkeypatch.context() as patch:
+        patch.setattr(unicodedata, "normalize", recorded)
+        assert not passwords.verify_password(password_hash, password + marks)
+        passwords.verify_dummy_password(marks)
+    assert max(lengths) == 5 * passwords.MAX_PASSWORD_LENGTH
+    assert passwords.verify_password(password_hash, original("NFD", password))
 
 
 def test_symbols_are_still_read_as_letters(app: Flask) -> None:

@@ -78,6 +78,17 @@ def test_names_of_several_users_are_omitted(make_staff_user: StaffUserFactory) -
 
 
 @pytest.mark.parametrize(
+    "name", ["ann lee", "ANN  LEE", "Annlee", "Ａnn Lee", "a@example.com", "API key Till", "api key"]
+)
+def test_names_that_could_be_mistaken_for_another_are_omitted(make_staff_user: StaffUserFactory, name: str) -> None:
+    make_staff_user("admin", email="a@example.com").name = "Ann Lee"
+    make_staff_user("manager", email="eve@example.com").name = name
+    db.session.commit()
+
+    assert "eve@example.com" not in account_queries.load_staff_names()
+
+
+@pytest.mark.parametrize(
     ("role", "disabled_at", "expected"), [("admin", None, True), ("admin", PAST, False), ("manager", None, False)]
 )
 def test_only_an_active_administrator_counts(

@@ -15,12 +15,14 @@ from tests.support.accounts import PASSWORD
 from tests.support.databases import dump_tables
 from tests.support.factories import MakeCustomer, MakeOffer
 from tests.support.imports import ImportFileFixture
-from webapp.accounts import access_counts, invitation_actions, sign_in_actions, staff_erasure_actions
+from webapp.accounts import access_counts, audit_actions, invitation_actions, sign_in_actions, staff_erasure_actions
 from webapp.accounts import actions as account_actions
 from webapp.accounts import queries as account_queries
 from webapp.accounts.factors import totp_actions
 from webapp.accounts.factors.models import TotpAuthenticator
 from webapp.accounts.models import AuditEntry, StaffUser
+from webapp.accounts.oidc import actions as oidc_actions
+from webapp.accounts.oidc.provider import OidcClaims
 from webapp.campaigns.deliveries import actions as delivery_actions
 from webapp.campaigns.deliveries.actions import DeliverySelection
 from webapp.campaigns.launch import actions as launch_actions
@@ -56,6 +58,12 @@ def eve(
     sign_in_actions.sign_in_user(EVE, PASSWORD)
     access_counts.count_accesses([access_counts.Access("sign_in.failed", "192.0.2.7", account=EVE)])
     totp_actions.start_totp_setup(eve.id)
+    for number in range(2):
+        identity = OidcClaims("https://id.example.com", f"{number}", EVE, True, "Eve Moneypenny", False)
+        oidc_actions.link_identity(eve.id, identity)
+        if number == 0:
+            oidc_actions.unlink_identity(eve.id, identity.issuer)
+    audit_actions.record_audit_export("audit log", {"actor": EVE}, by=EVE)
     account_actions.update_profile(eve.id, "Eve Moneypenny", "Europe/Berlin")
     invitation_actions.create_invitation("viewer", "new@example.com", by=EVE)
     make_customer()

@@ -106,6 +106,17 @@ def test_staff_pages(
     assert problems == {name: [] for name in appearances}
 
 
+def test_a_name_without_spaces_does_not_widen_tables(
+    shop: RunningShop, window: OpenPage, make_offer: Callable[..., Offer]
+) -> None:
+    make_offer(name="Winter" * 30)
+    page = window()
+    accept_invitation(page, shop)
+    for path in ("/offers", "/settings/audit"):
+        page.goto(shop.url + path)
+        assert page_problems(page) == []
+
+
 @pytest.mark.parametrize("look_of", list(APPEARANCES))
 def test_customer_pages(
     shop: RunningShop,

@@ -47,8 +47,6 @@ def test_a_session_on_another_device_is_signed_out(shop: RunningShop, window: Op
 def test_the_back_button_shows_nothing_after_signing_out(shop: RunningShop, window: OpenPage) -> None:
     page = window()
     accept_invitation(page, shop)
-    tab = page.context.new_page()
-    tab.goto(f"{shop.url}/settings/people")
     page.goto(f"{shop.url}/settings/people")
     page.locator("aside").get_by_role("button", name="Sign out").click()
     expect(page.get_by_text("You are signed out.")).to_be_visible()
@@ -56,8 +54,19 @@ def test_the_back_button_shows_nothing_after_signing_out(shop: RunningShop, wind
     page.go_back()
     expect(page.get_by_role("heading", name="Sign in")).to_be_visible()
 
-    tab.get_by_role("button", name="Create invitation link").click()
-    expect(tab.get_by_text("Nothing was saved: your session has ended")).to_be_visible()
+
+def test_other_tabs_leave_their_page_when_the_user_signs_out(shop: RunningShop, window: OpenPage) -> None:
+    page = window()
+    accept_invitation(page, shop)
+    tab, redeem_form = page.context.new_page(), page.context.new_page()
+    tab.goto(f"{shop.url}/settings/people")
+    redeem_form.goto(f"{shop.url}/redeem")
+
+    page.locator("aside").get_by_role("button", name="Sign out").click()
+
+    expect(tab.get_by_role("heading", name="Sign in")).to_be_visible()
+    assert redeem_form.url == f"{shop.url}/redeem"
+    expect(page).to_have_url(f"{shop.url}/sign-in")
 
 
 @pytest.mark.parametrize("javascript", [True, False], ids=["with scripts", "without scripts"])

@@ -170,9 +170,14 @@ def test_a_very_long_value_is_counted(client: FlaskClient) -> None:
         ("::ffff:192.0.2.7", "192.0.2.7"),
         ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
         ("2001:db8:1:2:ffff::1", "2001:db8:1:2::/64"),
+        ("192.0.2.7:49152", "192.0.2.7"),
+        ("[2001:db8:1:2::1]:49152", "2001:db8:1:2::/64"),
+        ("unix:", "unknown"),
+        ("203.0.113.7<script>", "unknown"),
+        ("", "unknown"),
     ],
 )
-def test_addresses_of_one_ipv6_network_share_a_counter(app: Flask, given: str, counted: str) -> None:
+def test_a_port_is_ignored_and_an_ipv6_network_is_one_address(app: Flask, given: str, counted: str) -> None:
     with app.test_request_context(environ_base={"REMOTE_ADDR": given}):
         assert client_address() == counted
 

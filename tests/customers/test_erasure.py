@@ -190,6 +190,18 @@ def test_erasing_keeps_the_rejected_rows_of_other_customers(
     assert remaining == ["", "bada", "ada", "+ADA", ""]
 
 
+def test_erasing_deletes_what_a_warning_quotes_from_the_row(
+    import_file: ImportFileFixture, make_customer: MakeCustomer
+) -> None:
+    ada = make_customer("ada@example.com")
+    row = import_file("email,name,locale\nada@example.com,en,Ada Lovelace\nbob@example.com,en,Bob Babbage\n")
+
+    customer_actions.erase_customer(ada.id, by="tests")
+
+    details = [rejected.detail for rejected in import_queries.list_rejected_rows(row.id)]
+    assert [("Lovelace" in detail, "Babbage" in detail) for detail in details] == [(False, False), (False, True)]
+
+
 # --- interfaces ----------------------------------------------------------------------------------
 
 

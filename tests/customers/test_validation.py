@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable
 
 import pytest
@@ -33,6 +34,19 @@ def test_control_characters_are_rejected(
         clean(given)
     assert [(error.field, error.key) for error in raised.value.errors] == [(field, f"{field}_invalid")]
     assert "control characters" in raised.value.message
+
+
+@pytest.mark.parametrize(("clean", "field", "limit"), LIMITS)
+def test_a_text_that_is_much_too_long_is_not_normalised(
+    app: Flask, clean: Callable[[str], str], field: str, limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Normalising two megabytes of accents would take an hour."""
+    normalised: list[tuple[str, str]] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(unicodedata, "normalize", lambda *text: normalised.append(text))
+        with pytest.raises(InvalidInput, match=f"at most {limit} characters"):
+            clean("\x07" + "\u0301\u0327" * 2 * limit)
+    assert normalised == []
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ def test_files_installed_under_a_strict_umask_are_readable_by_the_service(title:
         sudo() { "$@"; }
         adduser() { :; }
         systemctl() { :; }
-        git() { mkdir -p "$code/webapp"; echo > "$code/webapp/app.py"; }
+        git() { mkdir -p "$code/webapp" "$code/.git"; echo > "$code/webapp/app.py"; }
         make() { mkdir -p "$code/.venv/bin"; echo > "$code/.venv/bin/flask"; }
     """
     commands = block(title).replace("/opt/onecode", str(tmp_path / "code")).replace("-o root -g onecode", "")
@@ -63,4 +63,6 @@ def test_files_installed_under_a_strict_umask_are_readable_by_the_service(title:
 
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in [tmp_path / "code", *tmp_path.rglob("code/**/*")]}
     assert modes.pop(".env", 0o640) == 0o640
+    if title == "on every web and worker machine":
+        assert modes.pop(".git") == 0o700
     assert [name for name, mode in modes.items() if not mode & stat.S_IROTH] == []

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import ssl
 import subprocess
 import tempfile
@@ -192,7 +193,43 @@ def test_internal_paths_are_hidden_and_plain_http_is_redirected(site: Site, visi
         assert visitor.get(site.url + path).status_code == 404
     redirect = visitor.http.get(f"http://127.0.0.1:{site.http}/redeem?code=A", allow_redirects=False, timeout=30)
     assert (redirect.status_code, redirect.headers["Location"]) == (301, f"{site.url}/redeem?code=A")
-    assert visitor.get(f"{site.url}/redeem").headers["Strict-Transport-Security"] == "max-age=31536000"
+
+
+def test_calls_of_programs_by_plain_http_are_refused(site: Site, visitor: HttpBrowser) -> None:
+    for path in ("/api/v1/offers", "/metrics"):
+        response = visitor.http.get(f"http://127.0.0.1:{site.http}{path}", allow_redirects=False, timeout=30)
+        assert (response.status_code, response.text) == (403, "Use https.\n")
+
+
+def test_every_response_requires_https_for_a_year(site: Site, visitor: HttpBrowser) -> None:
+    for path in ("/redeem", "/static/app.js", "/healthz"):
+        # A repeated header would be joined with a comma.
+        header = visitor.get(site.url + path).headers["Strict-Transport-Security"]
+        assert header == "max-age=31536000; includeSubDomains"
+
+
+@pytest.mark.filterwarnings("ignore:ssl.TLSVersion.TLSv1_1:DeprecationWarning")
+def test_only_tls_versions_and_ciphers_in_the_file_are_accepted(site: Site) -> None:
+    def negotiate(version: ssl.TLSVersion, ciphers: str) -> tuple[str, str, int]:
+        context = ssl.create_default_context(cafile=str(site.certificate))
+        context.minimum_version = context.maximum_version = version
+        context.set_ciphers(f"{ciphers}:@SECLEVEL=0")
+        with (
+            socket.create_connection(("localhost", site.https), timeout=30) as connection,
+            context.wrap_socket(connection, server_hostname="localhost") as tls,
+        ):
+            cipher = tls.cipher()
+            assert cipher is not None
+            return cipher
+
+    assert negotiate(ssl.TLSVersion.TLSv1_3, "ALL")[1] == "TLSv1.3"
+    assert negotiate(ssl.TLSVersion.TLSv1_2, "ALL")[0] == "ECDHE-ECDSA-AES256-GCM-SHA384"
+    for version, ciphers in (
+        (ssl.TLSVersion.TLSv1_1, "ALL"),
+        (ssl.TLSVersion.TLSv1_2, "ECDHE-ECDSA-AES128-SHA256:ECDHE-ECDSA-AES256-SHA:AES128-SHA"),
+    ):
+        with pytest.raises(ssl.SSLError):
+            negotiate(version, ciphers)
 
 
 def test_requests_for_other_host_names_are_refused(site: Site, visitor: HttpBrowser) -> None:

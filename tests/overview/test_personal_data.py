@@ -16,10 +16,11 @@ from tests.support.factories import MakeCustomer, MakeOffer
 from tests.support.imports import ImportFileFixture
 from tests.support.sql_statements import recorded_statements
 from webapp.accounts import access_counts, api_key_actions
-from webapp.accounts.models import AuditEntry
+from webapp.accounts.models import AuditEntry, StaffUser
 from webapp.campaigns.launch import actions as launch_actions
 from webapp.campaigns.launch import preparation
 from webapp.core.extensions import db
+from webapp.core.request_origin import RequestOrigin
 from webapp.customers import actions as customer_actions
 from webapp.customers import queries as customer_queries
 from webapp.customers.models import Customer
@@ -28,7 +29,7 @@ from webapp.customers.validation import CustomerValues
 from webapp.overview import personal_data
 from webapp.redemptions import group_commit
 from webapp.redemptions import rollback as redemption_rollback
-from webapp.redemptions.rules import Order, RedemptionRequest
+from webapp.redemptions.rules import Order, RedemptionRequest, StaffEntry
 from webapp.views.api.schemas.personal_data import PersonalDataOut, stream_personal_data_json
 
 # --- every table is reviewed ----------------------------------------------------------------------
@@ -230,6 +231,27 @@ def test_the_export_has_no_data_of_others(ada: Customer) -> None:
     assert [secret for secret in ("bob", "Babbage", "C-2", "Engineers", "eve@") if secret in exported] == []
 
 
+@pytest.mark.parametrize("kind", ["json", "page"])
+def test_the_export_names_no_staff(
+    ada: Customer, sign_in: Callable[..., FlaskClient], make_staff_user: Callable[..., StaffUser], kind: str
+) -> None:
+    client, eve = sign_in("admin"), make_staff_user("manager", email="eve@example.com")
+    staff = StaffEntry(eve.id, eve.email, RequestOrigin())
+    group_commit.redeem(RedemptionRequest(channel="staff", code="WINTER", email="ada@example.com", staff=staff))
+    db.session.execute(
+        text("update mail_issue set state = 'left', smtp_code = null, text = 'timed out; dismissed by eve@example.com'")
+    )
+    db.session.commit()
+
+    path = {"json": "personal-data.json", "page": "personal-data/report"}[kind]
+    document = client.get(f"/customers/{ada.id}/{path}").text
+
+    assert "eve@example.com" not in document
+    assert "timed out" in document
+    if kind == "json":
+        assert [item["entered_by"] for item in json.loads(document)["redemptions"]] == ["staff", None, None]
+
+
 def test_a_suppression_under_the_hash_is_exported(make_customer: MakeCustomer) -> None:
     ada = make_customer("ada@example.com", suppressed="unsubscribed")
     db.session.execute(text("update suppression set email = 'sha256:' || encode(sha256('ada@example.com'), 'hex')"))
@@ -380,6 +402,7 @@ def test_an_admin_opens_the_page_for_the_person(sign_in: Callable[..., FlaskClie
     assert "eve@" not in response.text
     assert "End of the export." in response.text
     assert exports_of(ada) == [("admin@example.com", {"form": "page"})]
+    assert "form: page" in response.text
 
 
 def test_the_page_is_streamed(sign_in: Callable[..., FlaskClient], busy_customer: Customer) -> None:

@@ -144,6 +144,7 @@ STAFF_ERROR_CODES = {
     "relay_refuses",
     "second_factor_required",
     "session_ended",
+    "setup_done",
     "setup_expired",
     "sign_in_failed",
     "suppressed",

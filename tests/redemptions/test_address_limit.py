@@ -29,8 +29,7 @@ from webapp.customers.models import Audience, AudienceMember
 from webapp.offers.models import Offer, OfferCode
 from webapp.redemptions import address_limit, group_commit, personal_codes, personal_links
 from webapp.redemptions.address_limit import AddressLimitReached
-from webapp.redemptions.customer_emails import RETRY_DELAYS
-from webapp.redemptions.link_emails import MAX_LINKS_PER_DAY
+from webapp.redemptions.customer_emails import MAX_EMAILS_PER_DAY, RETRY_DELAYS
 from webapp.redemptions.rules import RedemptionRequest
 
 SHOP_WIFI = "192.0.2.1"
@@ -597,12 +596,12 @@ class TestLinkEmail:
     def test_a_customer_gets_at_most_five_links_a_day(
         self, client: FlaskClient, relay: Relay, make_offer: MakeOffer
     ) -> None:
-        for n in range(MAX_LINKS_PER_DAY + 1):
+        for n in range(MAX_EMAILS_PER_DAY + 1):
             make_offer(f"CODE{n}")
             post(client, code=f"CODE{n}")
         run_queued_tasks()
 
-        assert relay.recipients == {"ada@example.com": MAX_LINKS_PER_DAY}
+        assert relay.recipients == {"ada@example.com": MAX_EMAILS_PER_DAY}
 
     def test_the_link_is_sent_when_the_relay_has_recovered(
         self, client: FlaskClient, relay: Relay, with_settings: Callable[..., Settings]

@@ -18,7 +18,7 @@ from webapp.core import task_queue
 from webapp.core.extensions import db, huey
 from webapp.core.settings import Settings
 from webapp.mail import smtp
-from webapp.redemptions import group_commit, receipts
+from webapp.redemptions import customer_emails, group_commit, receipts
 from webapp.redemptions import queries as redemption_queries
 from webapp.redemptions import rollback as redemption_rollback
 from webapp.redemptions.customer_emails import RETRY_DELAYS
@@ -107,19 +107,19 @@ def test_sending_a_receipt_redeems_nothing(
 
 def test_at_most_one_receipt_an_hour_per_offer(app: Flask) -> None:
     results = [
-        receipts.acquire_receipt_quota(1, 7),
-        receipts.acquire_receipt_quota(1, 7),
-        receipts.acquire_receipt_quota(2, 7),
-        receipts.acquire_receipt_quota(1, 8),
+        customer_emails.acquire_email_quota("receipt", 1, 7),
+        customer_emails.acquire_email_quota("receipt", 1, 7),
+        customer_emails.acquire_email_quota("receipt", 2, 7),
+        customer_emails.acquire_email_quota("receipt", 1, 8),
     ]
     db.session.execute(text("update rate_hit set expires_at = now() where key = 'receipt:1:7'"))
     db.session.commit()
 
-    assert [*results, receipts.acquire_receipt_quota(1, 7)] == [True, False, True, True, True]
+    assert [*results, customer_emails.acquire_email_quota("receipt", 1, 7)] == [True, False, True, True, True]
 
 
 def test_at_most_five_receipts_a_day_per_customer(app: Flask) -> None:
-    assert [receipts.acquire_receipt_quota(n, 7) for n in range(6)] == [True] * 5 + [False]
+    assert [customer_emails.acquire_email_quota("receipt", n, 7) for n in range(6)] == [True] * 5 + [False]
 
 
 @pytest.mark.parametrize(
@@ -239,7 +239,7 @@ def test_a_receipt_that_was_not_enqueued_uses_no_quota(
     offer, ada = make_offer(), make_customer()
     monkeypatch.setattr(task_queue, "enqueue", lambda *_, **__: False)
     receipts.enqueue_receipt(offer.id, ada.id)
-    assert receipts.acquire_receipt_quota(offer.id, ada.id)
+    assert customer_emails.acquire_email_quota("receipt", offer.id, ada.id)
 
 
 def test_no_transaction_is_open_while_the_relay_receives_the_receipt(

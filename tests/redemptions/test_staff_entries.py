@@ -12,6 +12,7 @@ from flask.testing import FlaskClient
 from sqlalchemy import select, text, update
 
 from tests.support.factories import MakeCustomer, MakeOffer
+from webapp.accounts import api_key_actions
 from webapp.accounts.models import AuditEntry, StaffUser
 from webapp.core.errors import DomainError
 from webapp.core.extensions import db
@@ -134,6 +135,23 @@ def test_the_form_records_the_signed_in_user(staff: FlaskClient, request_by_ann:
     staff.post("/redemptions/new", data=form, environ_base={"REMOTE_ADDR": "198.51.100.1"})
 
     assert [(entry[0], entry[3]) for entry in audit_entries()] == [("manager@example.com", "198.51.100.1")]
+
+
+def test_the_api_names_no_user_to_a_key_that_may_only_read(
+    request_by_ann: RedemptionRequest, client: FlaskClient
+) -> None:
+    record = group_commit.redeem(request_by_ann)
+    key = api_key_actions.create_api_key("Reports", ["read", "redeem"], by="tests")
+    headers = {"Authorization": f"Bearer {key}"}
+    path = f"/api/v1/redemptions/{record.public_id}"
+
+    texts = [
+        client.get("/api/v1/redemptions", headers=headers).text,
+        client.get(path, headers=headers).text,
+        client.post(f"{path}/rollback", headers=headers, json={"reason": "a mistake"}).text,
+    ]
+
+    assert all('"channel":"staff"' in text and "ann@example.com" not in text for text in texts)
 
 
 def test_the_api_names_the_user(

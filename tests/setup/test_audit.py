@@ -32,12 +32,18 @@ VULNERABILITY = {
 }
 
 
+VENDORED = [
+    {"name": name, "version": "1.0", "licence": "MIT", "file": f"{folder}/vendor/{name}.js"}
+    for name, folder in (("@scope/safe", "static"), ("axe-core", "tests"))
+]
+
+
 class Osv(BaseHTTPRequestHandler):
-    """Responds with a vulnerability of the package `unsafe`."""
+    """Responds with a vulnerability of packages whose name ends with `unsafe`."""
 
     def do_POST(self) -> None:
         query = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        body = json.dumps({"vulns": [VULNERABILITY]} if query["package"]["name"] == "unsafe" else {}).encode()
+        body = json.dumps({"vulns": [VULNERABILITY]} if query["package"]["name"].endswith("unsafe") else {}).encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -65,6 +71,8 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("scripts/audit", "requirements-audit.txt", "pyproject.toml"):
         (folder / name).parent.mkdir(exist_ok=True)
         shutil.copy2(ROOT / name, folder / name)
+    (folder / "static" / "vendor").mkdir(parents=True)
+    (folder / "static" / "vendor" / "VERSIONS.json").write_text(json.dumps(VENDORED))
     (folder / "requirements.txt").write_text(REQUIREMENT.format("safe"))
     (folder / "requirements-dev.txt").write_text(REQUIREMENT.format("safe"))
     first_run = audit(folder, f"http://127.0.0.1:{free_port()}/")
@@ -91,9 +99,30 @@ def test_requirements_without_known_vulnerabilities_pass(tree: Path, osv_url: st
 
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout.splitlines() == [
-        "sbom.cdx.json: 1 components",
-        "No known vulnerabilities in requirements-dev.txt.",
+        "sbom.cdx.json: 2 components",
+        "No known vulnerabilities in requirements-dev.txt and static/vendor/.",
     ]
+
+
+def test_vendored_scripts_that_production_serves_are_listed(tree: Path, osv_url: str) -> None:
+    audit(tree, osv_url)
+
+    component = json.loads((tree / "sbom.cdx.json").read_text())["components"][-1]
+    assert (component["purl"], component["licenses"]) == (
+        "pkg:npm/%40scope/safe@1.0",
+        [{"license": {"id": "MIT"}}],
+    )
+
+
+def test_a_vendored_script_is_looked_up(tree: Path, osv_url: str) -> None:
+    versions = tree / "static" / "vendor" / "VERSIONS.json"
+    versions.write_text(json.dumps([VENDORED[0] | {"name": "unsafe"}]))
+
+    result = audit(tree, osv_url)
+
+    versions.write_text(json.dumps(VENDORED))
+    assert result.returncode == 1
+    assert "unsafe 1.0: PYSEC-2026-1, fixed in 1.1" in result.stdout
 
 
 def test_a_known_vulnerability_is_listed_with_the_fixed_version(tree: Path, osv_url: str) -> None:
@@ -103,7 +132,7 @@ def test_a_known_vulnerability_is_listed_with_the_fixed_version(tree: Path, osv_
 
     assert result.returncode == 1
     assert "unsafe 1.0: PYSEC-2026-1, fixed in 1.1" in result.stdout
-    assert result.stderr.startswith("onecode: requirements-dev.txt has known vulnerabilities (1);")
+    assert result.stderr.startswith("onecode: known vulnerabilities (1);")
     assert len(result.stderr.splitlines()) == 1
 
 
@@ -116,7 +145,7 @@ def test_an_unreachable_database_is_one_line_and_the_sbom_is_written(tree: Path)
     assert result.stderr == (
         "onecode: the database of known vulnerabilities (OSV) can't be reached, so nothing was looked up in it\n"
     )
-    assert sbom_names(tree) == ["safe"]
+    assert sbom_names(tree) == ["safe", "@scope/safe"]
 
 
 def test_an_unreachable_package_index_is_one_line(tree: Path, tmp_path: Path) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
-from sqlalchemy import select, text
+from sqlalchemy import func, select, text, update
 
 from tests.support.accounts import PASSWORD
 from tests.support.factors import add_app, code_now
@@ -18,6 +19,7 @@ from webapp.accounts import api_key_actions
 from webapp.accounts.models import AccessCount, ApiKey, StaffSession, StaffUser
 from webapp.core.extensions import db
 from webapp.customers.models import Customer
+from webapp.customers.suppressions import actions as suppression_actions
 from webapp.offers.models import Offer
 from webapp.redemptions import group_commit
 from webapp.redemptions import queries as redemption_queries
@@ -78,6 +80,51 @@ def test_refused_sign_ins_are_counted_with_the_account(
     assert ("sign_in.locked", "", "203.0.113.7", 1) in counted()
 
 
+def test_wrong_codes_and_their_lock_out_are_counted_for_the_account(
+    client: FlaskClient, make_user_with_password: Callable[..., StaffUser]
+) -> None:
+    add_app(make_user_with_password(email="ann@example.com"))
+    sign_in_as(client, "ann@example.com", PASSWORD)
+
+    for _ in range(6):
+        client.post("/sign-in/second-factor", data={"code": "000000x"}, environ_base=ADDRESS, buffered=True)
+
+    assert counted() == [
+        ("sign_in.failed", "ann@example.com", "203.0.113.7", 5),
+        ("sign_in.locked", "ann@example.com", "203.0.113.7", 1),
+    ]
+
+
+def test_wrong_codes_that_confirm_an_action_are_counted_too(sign_in: Callable[..., FlaskClient]) -> None:
+    client = sign_in("manager")
+    add_app(db.session.scalars(select(StaffUser)).one())
+
+    for _ in range(6):
+        path = "/settings/profile/two-step/app/remove"
+        client.post(path, data={"recent_code": "000000x"}, environ_base=ADDRESS, buffered=True)
+
+    assert counted("kind", "account", "subject") == [
+        ("sign_in.failed", "manager@example.com", "authenticator app", 5),
+        ("sign_in.locked", "manager@example.com", "", 1),
+    ]
+
+
+def test_a_wrong_password_in_a_session_is_counted_but_not_the_question(sign_in: Callable[..., FlaskClient]) -> None:
+    client = sign_in("admin")
+    db.session.execute(update(StaffSession).values(authenticated_at=func.now() - timedelta(hours=1)))
+    db.session.commit()
+    key = {"name": "Till", "scopes": "read"}
+
+    assert client.post("/settings/api-keys", data=key, environ_base=ADDRESS, buffered=True).status_code == 403
+    assert counted() == []
+
+    changed = {"current": "wrong", "password": "a brand new one", "confirm": "a brand new one"}
+    client.post("/settings/profile/password", data=changed, environ_base=ADDRESS, buffered=True)
+    client.post("/settings/api-keys", data={**key, "recent_password": "wrong"}, environ_base=ADDRESS, buffered=True)
+    expected = ("sign_in.failed", "admin@example.com", "203.0.113.7", "password", 2)
+    assert counted("kind", "account", "address", "subject") == [expected]
+
+
 def test_the_count_is_written_after_the_response(
     client: FlaskClient, make_user_with_password: Callable[..., StaffUser]
 ) -> None:
@@ -111,7 +158,7 @@ def test_failures_name_what_was_wrong(client: FlaskClient, make_user_with_passwo
     client.post("/sign-in", data=data | {"password": PASSWORD}, buffered=True)
     client.post("/sign-in/second-factor", data={"code": "000000x"}, buffered=True)
     client.post("/sign-in/second-factor?recovery=", data={"code": "000000x"}, buffered=True)
-    client.post("/sign-in/passkey", data={"credential": "{}"}, buffered=True)
+    client.post("/sign-in/passkey?second=", data={"credential": "{}"}, buffered=True)
     client.post("/sign-in/second-factor", data={"code": code_now(secret)}, buffered=True)
     change = {"current": "wrong", "password": "a brand new one", "confirm": "a brand new one"}
     client.post("/settings/profile/password", data=change, buffered=True)
@@ -123,20 +170,6 @@ def test_failures_name_what_was_wrong(client: FlaskClient, make_user_with_passwo
         ("sign_in.failed", "recovery code", user.email, 1),
         ("sign_in.failed", "passkey", user.email, 1),
     ]
-
-
-def test_confirming_the_password_is_no_refusal(
-    client: FlaskClient, make_user_with_password: Callable[..., StaffUser]
-) -> None:
-    start_session(client, make_user_with_password("admin"))
-    db.session.execute(text("update staff_session set authenticated_at = now() - interval '1 hour'"))
-    db.session.commit()
-    assert client.post("/settings/api-keys", data={"name": "Till"}, buffered=True).status_code == 403
-    assert counted() == []
-
-    client.post("/settings/api-keys", data={"name": "Till", "recent_password": "wrong"}, buffered=True)
-
-    assert counted("kind", "subject") == [("sign_in.failed", "password", 1)]
 
 
 def test_links_that_do_not_work_are_counted(client: FlaskClient) -> None:
@@ -190,6 +223,38 @@ def test_refused_keys_are_counted(app: Flask, authorization: str, expected: list
 
     assert response.status_code == 401
     assert counted() == expected
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"), [("/customers", "customers.listed"), ("/settings/audit", "role.refused"), ("/", "")]
+)
+def test_the_key_of_another_client_does_not_replace_the_account(
+    sign_in: Callable[..., FlaskClient], path: str, kind: str
+) -> None:
+    key = api_key_actions.create_api_key("Till", ["read"], by="tests")
+    headers = {"Authorization": f"Bearer {key}"}
+
+    sign_in("manager").get(path, headers=headers, environ_base=ADDRESS, buffered=True)
+
+    assert counted() == ([(kind, "manager@example.com", "203.0.113.7", 1)] if kind else [])
+
+
+def test_a_form_of_a_stranger_is_not_counted_for_a_key(client: FlaskClient) -> None:
+    key = api_key_actions.create_api_key("Till", ["read"], by="tests")
+    headers = {"Authorization": f"Bearer {key}", "Origin": "https://elsewhere.example"}
+
+    client.post("/redeem", headers=headers, environ_base=ADDRESS, buffered=True)
+
+    assert counted() == [("csrf.refused", "", "203.0.113.7", 1)]
+
+
+def test_wrong_current_passwords_are_counted(sign_in: Callable[..., FlaskClient]) -> None:
+    client = sign_in("viewer")
+    form = {"current": "wrong", "password": "violet harbour 41 stones", "confirm": "violet harbour 41 stones"}
+    client.post("/settings/profile/password", data=form, environ_base=ADDRESS, buffered=True)
+    client.post("/settings/profile/password", data=form | {"confirm": "x"}, environ_base=ADDRESS, buffered=True)
+
+    assert counted() == [("sign_in.failed", "viewer@example.com", "203.0.113.7", 1)]
 
 
 def test_a_missing_scope_is_counted_for_the_key(app: Flask) -> None:
@@ -247,13 +312,58 @@ STAFF_VIEWS = [
     ("/customers/do-not-mail", "suppressions.listed", ""),
     ("/redemptions", "redemptions.listed", ""),
     ("/redemptions/{id}", "redemption.viewed", "customer 1"),
+    ("/offers/1", "redemptions.listed", "SUMMER25"),
+    ("/offers/1/live", "redemptions.listed", "SUMMER25"),
+    ("/offers/1/mail/frame", "customer.viewed", "customer 1"),
+    ("/offers/1/mail/frame?seen_as=ada@example.com", "customer.viewed", "customer 1"),
+    ("/offers/1/mail?seen_as=ada@example.com", "customer.viewed", "customer 1"),
 ]
 
 
-def test_the_page_for_erasing_a_customer_is_counted(redemption_id: str, sign_in: Callable[..., FlaskClient]) -> None:
-    sign_in("admin").get("/customers/1/erase", buffered=True)
+@pytest.mark.parametrize("page", ["erase", "personal-data"])
+def test_pages_of_a_customer_for_administrators_are_counted(
+    redemption_id: str, sign_in: Callable[..., FlaskClient], page: str
+) -> None:
+    sign_in("admin").get(f"/customers/1/{page}", buffered=True)
 
     assert counted("kind", "account", "subject") == [("customer.viewed", "admin@example.com", "customer 1", 1)]
+
+
+def test_the_page_for_removing_a_suppression_is_counted(redemption_id: str, staff: FlaskClient) -> None:
+    suppression_actions.add_suppression_by_staff("ada@example.com", "unsubscribed", by="tests")
+    staff.get("/customers/do-not-mail/lift?email=ada@example.com", buffered=True)
+
+    assert counted("kind", "subject") == [("suppressions.listed", "customer 1", 1)]
+
+
+def test_replies_on_the_page_of_a_campaign_are_counted(redemption_id: str, staff: FlaskClient) -> None:
+    db.session.execute(
+        text(
+            "insert into campaign (offer_id, kind, subject, text, html, status, launched_at, finished_at)"
+            " values (1, 'announcement', 'x', 'x', '', 'done', now(), now())"
+        )
+    )
+    db.session.commit()
+    staff.get("/campaigns/1/progress", buffered=True)
+    assert counted() == []
+    db.session.execute(
+        text(
+            "insert into mail_issue (campaign_id, customer_id, state, smtp_code, text)"
+            " values (1, 1, 'failed', 550, '5.1.1 <ada@example.com> unknown')"
+        )
+    )
+    db.session.commit()
+
+    staff.get("/campaigns/1/progress", buffered=True)
+
+    assert counted("kind", "subject") == [("recipients.listed", "campaign 1", 1)]
+
+
+def test_an_update_by_a_key_that_returns_a_customer_is_counted(redemption_id: str, api: FlaskClient) -> None:
+    for source_id, email in (("C1", "ada@example.com"), ("C2", "bob@example.com")):
+        api.put(f"/api/v1/customers/{source_id}", json={"email": email}, buffered=True)
+
+    assert counted("kind", "account") == [("customer.viewed", "API key tests", 1)]
 
 
 def test_pages_of_rejected_rows_are_counted(api: FlaskClient, sign_in: Callable[..., FlaskClient]) -> None:
@@ -289,6 +399,20 @@ def test_views_of_staff_are_counted(redemption_id: str, staff: FlaskClient, path
     assert counted("kind", "account", "address", "subject") == [
         (kind, "manager@example.com", "203.0.113.7", subject, 2)
     ]
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [("/redemptions/{id}/undo", "redemption.viewed"), ("/customers/1/edit", "customer.viewed")],
+)
+def test_a_form_that_is_shown_again_counts_as_a_view(
+    redemption_id: str, staff: FlaskClient, path: str, kind: str
+) -> None:
+    response = staff.post(path.format(id=redemption_id), data={}, buffered=True)
+
+    assert response.status_code == 422
+    assert "ada@example.com" in response.text
+    assert counted("kind", "subject") == [(kind, "customer 1", 1)]
 
 
 @pytest.mark.parametrize(

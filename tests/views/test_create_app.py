@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from flask import Flask, request
@@ -131,9 +131,73 @@ def test_a_database_error_shows_no_parameters(app: Flask) -> None:
 def test_every_response_has_the_security_headers(client: FlaskClient, path: str) -> None:
     headers = client.get(path).headers
 
-    assert headers["Content-Security-Policy"].startswith("default-src 'none'; script-src 'self';")
+    assert set(headers["Content-Security-Policy"].split("; ")) == {
+        "default-src 'none'", "script-src 'self'", "style-src 'self'", "img-src 'self' data:", "font-src 'self'",
+        "connect-src 'self'", "form-action 'self'", "base-uri 'none'", "frame-ancestors 'none'",
+    }  # fmt: skip
     assert (headers["X-Content-Type-Options"], headers["Referrer-Policy"]) == ("nosniff", "same-origin")
     assert headers["Cache-Control"] == "no-store"
+
+
+@pytest.mark.parametrize(
+    "path", ["/sign-in", "/redeem", "/healthz", "/no-such-page", "/api/v1/offers", "/static/app.js"]
+)
+def test_with_https_every_response_requires_it_for_a_year(make_app: Callable[..., Flask], path: str) -> None:
+    values = [
+        make_app(PUBLIC_URL=f"{scheme}://offers.shop.example")
+        .test_client()
+        .get(path)
+        .headers.get("Strict-Transport-Security")
+        for scheme in ("https", "http")
+    ]
+
+    assert values == ["max-age=31536000; includeSubDomains", None]
+
+
+@pytest.mark.parametrize(
+    ("path", "content_type"),
+    [
+        ("/sign-in", "text/html; charset=utf-8"),
+        ("/colour/1a73e8.css", "text/css; charset=utf-8"),
+        ("/static/app.css", "text/css; charset=utf-8"),
+        ("/static/app.js", "text/javascript; charset=utf-8"),
+        ("/static/logo.svg", "image/svg+xml; charset=utf-8"),
+        ("/customers/import/sample.csv", "text/csv; charset=utf-8"),
+        ("/healthz", "application/json"),
+        ("/api/v1/offers", "application/problem+json"),
+    ],
+)
+def test_every_response_has_its_media_type_and_charset(staff: FlaskClient, path: str, content_type: str) -> None:
+    assert staff.get(path).headers["Content-Type"].replace('"', "") == content_type
+
+
+@pytest.mark.parametrize("path", ["/", "/redeem", "/api/v1/offers", "/healthz", "/static/app.js"])
+def test_trace_is_not_supported(client: FlaskClient, path: str) -> None:
+    response = client.open(path, method="TRACE", headers={"X-Secret": "echo"})
+
+    assert response.status_code == 405
+    assert "echo" not in response.text
+
+
+@pytest.mark.parametrize("path", ["/static", "/static/", "/static/vendor/", "/static/../webapp/", "/.git/config"])
+def test_no_folder_is_listed(client: FlaskClient, path: str) -> None:
+    assert client.get(path).status_code == 404
+
+
+def test_the_debug_mode_of_flask_shows_no_internals(
+    make_app: Callable[..., Flask], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLASK_DEBUG", "1")
+    other = make_app()
+
+    def fail() -> NoReturn:
+        raise ValueError("internal detail")
+
+    other.view_functions["healthz"] = fail
+    response = other.test_client().get("/healthz")
+
+    assert (other.debug, response.status_code) == (False, 500)
+    assert "internal detail" not in response.text
 
 
 def test_caches_keep_pages_and_fragments_apart(client: FlaskClient) -> None:
@@ -144,11 +208,30 @@ def test_static_files_may_be_cached(client: FlaskClient) -> None:
     assert client.get("/static/app.js").headers["Cache-Control"] == "max-age=3600, public"
 
 
-def test_static_files_have_the_security_headers_and_are_not_shared_with_other_sites(client: FlaskClient) -> None:
-    headers = client.get("/static/app.js").headers
+@pytest.mark.parametrize(
+    ("method", "request_headers", "status"),
+    [
+        ("GET", {}, 200),
+        ("GET", {"If-Modified-Since": "Fri, 01 Jan 2100 00:00:00 GMT"}, 304),
+        ("GET", {"Range": "bytes=99999999-"}, 416),
+        ("POST", {}, 405),
+    ],
+)
+def test_static_files_have_the_security_headers_and_are_not_shared_with_other_sites(
+    client: FlaskClient, method: str, request_headers: dict[str, str], status: int
+) -> None:
+    response = client.open("/static/app.js", method=method, headers=request_headers)
+    headers = response.headers
 
+    assert response.status_code == status
     assert {name: headers.get(name) for name, _value in SECURITY_HEADERS} == dict(SECURITY_HEADERS)
     assert "Access-Control-Allow-Origin" not in headers
+
+
+def test_the_redirect_to_the_right_spelling_of_a_path_stays_on_the_host(client: FlaskClient) -> None:
+    response = client.get("/static//app.js?v=1&v=%C3%A4", headers={"Host": "evil.example"})
+
+    assert (response.status_code, response.headers["Location"]) == (308, "/static/app.js?v=1&v=%C3%A4")
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
+import socket
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -13,8 +16,11 @@ from flask import Flask
 from flask.testing import FlaskClient
 
 from tests.support import live_server
+from tests.support.factories import MakeCustomer, MakeOffer
 from webapp.core.errors import FieldError, InvalidInput
+from webapp.core.extensions import db
 from webapp.core.request_limits import MAX_FIELDS
+from webapp.redemptions.models import Redemption
 from webapp.views.rendering import add_form_errors
 from webapp.views.staff.forms.redemptions import StaffRedeemForm
 
@@ -146,19 +152,51 @@ def test_a_form_shows_twenty_errors_and_their_number(app: Flask) -> None:
 
 
 @pytest.fixture(scope="module")
-def send(session_app: Flask) -> Iterator[Callable[..., int]]:
-    """Send a request to the real web server; return the status of the response."""
+def netloc(session_app: Flask) -> Iterator[str]:
+    """Host and port of the real web server."""
     with live_server.web_server(session_app.config["SETTINGS"], workers=1) as web:
+        yield urlsplit(web.url).netloc
 
-        def request(method: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> int:
-            connection = http.client.HTTPConnection(urlsplit(web.url).netloc, timeout=60)
-            try:
-                connection.request(method, path, body, headers or {}, encode_chunked=body is not None)
-                return connection.getresponse().status
-            finally:
-                connection.close()
 
-        yield request
+@pytest.fixture
+def send(netloc: str) -> Callable[..., int]:
+    """Send a request to the real web server; return the status of the response."""
+
+    def request(method: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> int:
+        with closing(http.client.HTTPConnection(netloc, timeout=60)) as connection:
+            connection.request(method, path, body, headers or {}, encode_chunked=body is not None)
+            return connection.getresponse().status
+
+    return request
+
+
+@pytest.mark.parametrize(
+    ("headers", "body", "statuses"),
+    [
+        # The body is one chunk, of which a server that obeys Content-Length takes all but four bytes for a request. The
+        # connection is closed.
+        (
+            "Content-Length: 4\r\nTransfer-Encoding: chunked",
+            "29\r\nGET /smuggled HTTP/1.1\r\nHost: example\r\n\r\n\r\n0\r\n\r\n",
+            [422],
+        ),
+        ("Content-Length: 4\r\nContent-Length: 5", "a=b&c", [400]),
+        ("Content-Length: +4", "a=b&", [400]),
+        ("Transfer-Encoding: xchunked", "0\r\n\r\n", [400]),
+        ("Transfer-Encoding: chunked, identity", "0\r\n\r\n", [400]),
+    ],
+    ids=["both", "two lengths", "a sign", "unknown", "not chunked last"],
+)
+def test_a_request_ends_where_its_encoding_says(netloc: str, headers: str, body: str, statuses: list[int]) -> None:
+    host, port = netloc.split(":")
+    first = f"POST /redeem HTTP/1.1\r\nHost: {netloc}\r\nContent-Type: {URLENCODED}\r\n{headers}\r\n\r\n{body}"
+    last = f"GET /healthz HTTP/1.1\r\nHost: {netloc}\r\nConnection: close\r\n\r\n"
+
+    with socket.create_connection((host, int(port)), timeout=60) as connection:
+        connection.sendall((first + last).encode())
+        received = b"".join(iter(lambda: connection.recv(65536), b""))
+
+    assert [int(status) for status in re.findall(rb"HTTP/1\.1 (\d{3}) ", received)] == statuses
 
 
 @pytest.mark.parametrize(
@@ -175,7 +213,40 @@ def test_the_server_refuses_large_headers(send: Callable[..., int], headers: dic
 
 
 @pytest.mark.parametrize(("megabytes", "status"), [(1, 422), (3, 413)])
-def test_a_body_without_a_length_is_not_cut_off(send: Callable[..., int], megabytes: int, status: int) -> None:
-    chunks = iter([b"email=", *[b"x" * 2**20] * megabytes])
+def test_a_body_without_a_length_is_not_cut_off(
+    send: Callable[..., int], api: FlaskClient, megabytes: int, status: int
+) -> None:
+    chunks = iter([b'{"code": "', *[b"x" * 2**20] * megabytes, b'"}'])
+    headers = {"Authorization": api.environ_base["HTTP_AUTHORIZATION"], "Content-Type": "application/json"}
 
-    assert send("POST", "/redeem", chunks, {"Transfer-Encoding": "chunked", "Content-Type": URLENCODED}) == status
+    assert send("POST", "/api/v1/redemptions", chunks, headers | {"Transfer-Encoding": "chunked"}) == status
+
+
+@pytest.mark.parametrize("media_type", [URLENCODED, "multipart/form-data; boundary=x"])
+def test_a_form_without_a_length_is_refused_unread(send: Callable[..., int], media_type: str) -> None:
+    chunks = iter([b"code=SUMMER25&email=ada@example.co"])
+
+    assert send("POST", "/redeem", chunks, {"Transfer-Encoding": "chunked", "Content-Type": media_type}) == 411
+
+
+@pytest.mark.parametrize(
+    ("path", "media_type", "body"),
+    [
+        ("/redeem", URLENCODED, b"code=SUMMER25&email=ada@example.com"),
+        ("/api/v1/redemptions", "application/json", b'{"code": "SUMMER25", "customer": {"email": "ada@example.com"}}'),
+    ],
+)
+def test_a_request_whose_body_stops_half_way_redeems_nothing(
+    netloc: str, api: FlaskClient, make_offer: MakeOffer, make_customer: MakeCustomer,
+    path: str, media_type: str, body: bytes,
+) -> None:  # fmt: skip
+    make_offer()
+    make_customer("ada@example.com")
+    headers = {"Authorization": api.environ_base["HTTP_AUTHORIZATION"], "Content-Type": media_type}
+    with closing(http.client.HTTPConnection(netloc, timeout=60)) as connection:
+        connection.request("POST", path, body, headers | {"Content-Length": str(len(body) + 4)})
+        connection.sock.shutdown(socket.SHUT_WR)
+        response = connection.getresponse()
+
+        assert (response.status, "before all of it had arrived" in response.read().decode()) == (400, True)
+    assert db.session.query(Redemption).count() == 0

@@ -22,7 +22,7 @@ from webapp.core.extensions import db
 
 log = logging.getLogger(__name__)
 
-# Rows of one kind in one minute; seven kinds are open to strangers, so they can create 700 rows a minute at most.
+# Rows of one kind in one minute. Strangers can cause seven of the kinds, so they create at most 700 rows a minute.
 MAX_REFUSAL_ROWS = 100
 # Rows of one kind and one account in one hour.
 MAX_VIEW_ROWS = 1000
@@ -72,8 +72,8 @@ class Access:
     subject: str = ""
 
 
-# The settings hold until the end of this transaction. A lost count does no harm, but a request must not wait for the
-# disk, or long for the row that all threads increment during an attack.
+# The settings end with this transaction. A lost count does no harm, so the statement does not wait for the disk, and at
+# most a second for a row that all threads increment during an attack.
 _COUNT = text(
     """
     with settings as materialized (
@@ -97,7 +97,7 @@ _COUNT = text(
           where c.period = a.period and c.kind = a.kind and (not :is_bound_per_account or c.account = a.account)
           limit :max_rows
         ) counted
-      ) as has_own_row
+      ) as is_counted_in_detail
       from access a
     ), deleted as (
       delete from access_count where id = any (array(
@@ -106,9 +106,9 @@ _COUNT = text(
       ))
     )
     insert into access_count as c (period, kind, account, address, staff_session_id, subject, n)
-    select period, kind, account, case when has_own_row then :address else '' end,
-      case when has_own_row then cast(:staff_session_id as bigint) else 0 end,
-      case when has_own_row then :subject else '' end, 1
+    select period, kind, account, case when is_counted_in_detail then :address else '' end,
+      case when is_counted_in_detail then cast(:staff_session_id as bigint) else 0 end,
+      case when is_counted_in_detail then :subject else '' end, 1
     from bounded
     on conflict (period, kind, account, address, staff_session_id, subject) do update set n = c.n + 1
     """

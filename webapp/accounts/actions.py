@@ -121,6 +121,17 @@ def lock_existing_staff_user(user_id: int) -> StaffUser:
     return user
 
 
+def check_is_active(user: StaffUser) -> None:
+    """Check that a user may sign in. Rolls back otherwise.
+
+    :raises DomainError: `disabled`.
+    """
+    if not user.is_active:
+        roll_back_and_raise(
+            DomainError("disabled", _("Your account is disabled. Ask an administrator to enable it."), 422)
+        )
+
+
 def roll_back_and_raise(error: DomainError) -> NoReturn:
     """Roll back the transaction, then raise the error."""
     db.session.rollback()

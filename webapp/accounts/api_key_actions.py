@@ -124,7 +124,8 @@ def _parse_authorization(authorization: str) -> tuple[str, str]:
     scheme, _space, credentials = authorization.partition(" ")
     prefix, _separator, rest = credentials.strip().partition("_live_")
     public_id, _separator, secret = rest.partition("_")
-    if scheme.lower() == "bearer" and prefix and secret and public_id.isascii() and public_id.isalnum():
+    # Several headers may arrive as one text with commas: Onecode and a proxy must not see different keys.
+    if scheme.lower() == "bearer" and secret and all(part.isascii() and part.isalnum() for part in (prefix, public_id)):
         return public_id, secret
     return "", ""
 

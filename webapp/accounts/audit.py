@@ -21,6 +21,17 @@ def record_audit_entry(actor: str, action: str, subject: str = "", **detail: obj
     db.session.add(AuditEntry(actor=actor, action=action, subject=subject, detail=detail or None, **origin._asdict()))
 
 
+def record_sign_in(email: str, session_id: int, method: str) -> None:
+    """Add the entry for a sign-in, with the session that it has started. The caller commits.
+
+    :param session_id: not that of the request, which may be an earlier one of the browser.
+    :param method: such as `password` or `passkey`.
+    """
+    origin = get_request_origin()._replace(staff_session_id=session_id)
+    entry = {"actor": email, "action": "staff.signed_in", "subject": email, "detail": {"method": method}}
+    db.session.add(AuditEntry(**entry, **origin._asdict()))
+
+
 def insert_audit_entry(
     connection: Connection, origin: RequestOrigin, actor: str, action: str, subject: str, **detail: object
 ) -> None:

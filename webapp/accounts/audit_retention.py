@@ -12,16 +12,15 @@ from webapp.core.extensions import db
 
 ENTRIES_PER_STEP = 1000
 
-# Entries are read in the order of their ids, which is nearly that of their times: no index on the time is needed. The
-# array keeps the planner from reading the whole table for a join.
+# The array keeps the planner from reading the whole table for a join.
 _DELETE_OLD_ENTRIES = text(
     """
     delete from audit_entry
-    where id = any (array(select id from audit_entry order by id limit :rows)) and at < :cutoff
+    where id = any (array(select id from audit_entry where at < :cutoff order by at, id limit :rows))
     """
 )
 _COUNT_OLD_ENTRIES = text(
-    "select count(*) from (select at from audit_entry order by id limit :limit) oldest where at < :cutoff"
+    "select count(*) from (select from audit_entry where at < :cutoff order by at limit :limit) old_entries"
 )
 
 
@@ -32,8 +31,7 @@ def delete_old_audit_entries(days: int) -> Iterator[int]:
     """
     cutoff = get_database_time() - timedelta(days=days)
     deleted = ENTRIES_PER_STEP
-    # An entry with a wrong time among the oldest ones does not end the deletion.
-    while deleted:
+    while deleted == ENTRIES_PER_STEP:
         values = {"cutoff": cutoff, "rows": ENTRIES_PER_STEP}
         deleted = db.session.connection().execute(_DELETE_OLD_ENTRIES, values).rowcount
         yield deleted

@@ -138,6 +138,14 @@ def accept_invitation(token: str, name: str, email: str, password: str, time_zon
     :raises InvalidInput: when the email address is invalid, taken or not the one that was invited, or the password is
         easy to guess; the link then still works.
     """
+    user = create_invited_user(token, name, email, password, time_zone)
+    db.session.commit()
+    notices.enqueue_account_emails()
+    return user
+
+
+def create_invited_user(token: str, name: str, email: str, password: str, time_zone: str) -> StaffUser:
+    """Create the user of an invitation, as `accept_invitation`. Does not commit."""
     unused_invitation = account_queries.find_unused_invitation(links.hash_token(token))
     if unused_invitation is None or unused_invitation.staff_user_id is not None:
         raise NotFound(links.LINK_EXPIRED_MESSAGE)
@@ -170,8 +178,6 @@ def accept_invitation(token: str, name: str, email: str, password: str, time_zon
     record_audit_entry(email, "staff.joined", email, role=invitation.role)
     if invitation.role == "admin":
         notices.notify_admin_added(user_id, name, email, by=email)
-    db.session.commit()
-    notices.enqueue_account_emails()
     return lock_existing_staff_user(user_id)
 
 
@@ -187,7 +193,8 @@ def _check_invited_email(invitation: Invitation, email: str) -> None:
 def reset_password(token: str, password: str) -> StaffUser:
     """Set a new password with a password reset link.
 
-    This ends every session of the user, and the browsers they signed in with become unknown.
+    This ends every session of the user, and the browsers they signed in with become unknown. Their other reset links
+    stop working.
 
     :raises NotFound: when the link is used, expired or unknown, or its user is disabled.
     :raises InvalidInput: when the password is easy to guess; the link then still works.
@@ -201,6 +208,8 @@ def reset_password(token: str, password: str) -> StaffUser:
     is_first_password = owner.last_sign_in_at is None
     passwords.check_new_password(password, owner.name, owner.email)
     password_hash = passwords.hash_password(password)
+    # Before the link, as in all actions on a user: the order avoids deadlocks.
+    account_queries.lock_staff_user(owner.id)
     invitation = links.consume_link(token, is_reset=True)
     user: StaffUser | None = db.session.scalar(
         update(StaffUser)
@@ -214,6 +223,7 @@ def reset_password(token: str, password: str) -> StaffUser:
     if user is None:
         roll_back_and_raise(NotFound(links.LINK_EXPIRED_MESSAGE))
     staff_sessions.delete_user_sessions_and_devices(user.id)
+    links.delete_reset_links(user.id)
     record_audit_entry(user.email, "password.reset", user.email)
     if not is_first_password:
         notices.notify_password_reset(user)

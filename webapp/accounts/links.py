@@ -133,6 +133,12 @@ def delete_links_created_by(user_id: int) -> None:
     db.session.execute(delete(Invitation).where(Invitation.created_by == user_id, Invitation.used_at.is_(None)))
 
 
-def delete_reset_links(user_id: int) -> None:
-    """Delete the unused password reset links of a user. Does not commit."""
-    db.session.execute(delete(Invitation).where(Invitation.staff_user_id == user_id, Invitation.used_at.is_(None)))
+def delete_reset_links(user_id: int, expiring_within: timedelta | None = None) -> None:
+    """Delete the unused password reset links of a user. Does not commit.
+
+    :param expiring_within: keep the links that work longer than this.
+    """
+    links = delete(Invitation).where(Invitation.staff_user_id == user_id, Invitation.used_at.is_(None))
+    if expiring_within is not None:
+        links = links.where(Invitation.expires_at <= datetime.now(UTC) + expiring_within)
+    db.session.execute(links)

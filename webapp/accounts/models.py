@@ -187,7 +187,8 @@ class ApiKey(Model):
 class AuditEntry(Model):
     """An entry of the audit log, written in the transaction of the change.
 
-    The table is append-only: a trigger rejects every change, except the deletion of entries older than 30 days.
+    The table is append-only: a trigger rejects every change, except the deletion of entries older than 30 days, and the
+    removal of email and network addresses when an account is erased.
     """
 
     __tablename__ = "audit_entry"

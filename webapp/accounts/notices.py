@@ -52,9 +52,9 @@ def notify_password_reset(user: StaffUser) -> None:
 
 
 def notify_second_factor_changed(user: StaffUser, change: SecondFactorChange) -> None:
-    """Notify a user of a change of a second factor, of recovery codes or of the account at the provider.
+    """Notify a user that a second factor or another way to sign in was added, removed or used. Does not commit.
 
-    Does not commit.
+    Also of an account at the OpenID Connect provider, which can replace both factors.
 
     :param change: the action in the audit log.
     """

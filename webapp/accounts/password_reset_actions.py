@@ -53,7 +53,8 @@ def request_password_reset(email: str) -> None:
 def create_requested_reset_link(user_id: int, address: str | None, *, is_retry: bool) -> str | None:
     """Create the link for a requested email; None when the user is disabled.
 
-    It works once, within `RESET_LINK_LIFETIME`. Earlier links of this user stop working.
+    It works once, within `RESET_LINK_LIFETIME`. Earlier links that were requested stop working. One that an
+    administrator has created keeps working, since anyone can request the email.
 
     :param address: the network address from which it was requested.
     :param is_retry: whether an earlier attempt to send the email has recorded the request in the audit log.
@@ -66,7 +67,7 @@ def create_requested_reset_link(user_id: int, address: str | None, *, is_retry: 
         record_audit_entry(ANONYMOUS_ACTOR, "password.reset_requested", user.email, **detail)
     link = None
     if user.is_active:
-        links.delete_reset_links(user.id)
+        links.delete_reset_links(user.id, expiring_within=RESET_LINK_LIFETIME)
         link = links.create_link(user.role, user.email, user.id, lifetime=RESET_LINK_LIFETIME)
     db.session.commit()
     return link

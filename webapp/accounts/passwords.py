@@ -26,6 +26,9 @@ from webapp.core.errors import FieldError, InvalidInput
 from webapp.core.settings import Settings
 
 MIN_PASSWORD_LENGTH, MAX_PASSWORD_LENGTH = 10, 200
+# Only the start of a longer text is normalised, which takes a time that grows with the square of the number of accents
+# in a row. The start is still too long for a password, since at most four characters are composed into one.
+MAX_NORMALISED_LENGTH = 5 * MAX_PASSWORD_LENGTH
 # The lowest accepted score of zxcvbn, from 0 to 4: more than 10^8 guesses. Without its punctuation, which zxcvbn
 # overestimates between words, a password may have one less: more than 10^6.
 MIN_PASSWORD_SCORE = 3
@@ -194,7 +197,7 @@ def verify_dummy_password(password: str) -> None:
 
 def _normalise_password(password: str) -> str:
     # Keyboards and operating systems compose accents differently.
-    return unicodedata.normalize("NFKC", password)
+    return unicodedata.normalize("NFKC", password[:MAX_NORMALISED_LENGTH])
 
 
 def _get_hasher() -> PasswordHasher:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from typing import NamedTuple
@@ -9,7 +11,7 @@ from typing import NamedTuple
 from sqlalchemy import ColumnElement, Select, and_, bindparam, exists, func, or_, select
 from sqlalchemy.orm import aliased
 
-from webapp.accounts.models import ApiKey, Invitation, StaffUser
+from webapp.accounts.models import ApiKey, AuditEntry, Invitation, StaffUser
 from webapp.core.extensions import db
 
 _LAST_USED_IS_STALE = or_(ApiKey.last_used_at.is_(None), ApiKey.last_used_at < func.now() - timedelta(minutes=1))
@@ -81,10 +83,22 @@ def list_staff_users() -> Sequence[StaffUser]:
 
 
 def load_staff_names() -> dict[str, str]:
-    """Return the names of users by email address, without names that two users share."""
-    unique_names = select(StaffUser.name).group_by(StaffUser.name).having(func.count() == 1)
-    users = select(StaffUser.email, StaffUser.name).where(StaffUser.name.in_(unique_names))
-    return {row.email: row.name for row in db.session.execute(users)}
+    """Return the names of users by email address, without those that could be mistaken for another user or client.
+
+    Users choose their names, so one may choose that of a colleague, in other letters, or the address of a colleague.
+    """
+    users = db.session.execute(select(StaffUser.email, StaffUser.name)).all()
+    uses = Counter(_fold_name(user.name) for user in users)
+    return {
+        user.email: user.name
+        for user in users
+        if uses[_fold_name(user.name)] == 1 and "@" not in user.name and not _fold_name(user.name).startswith("apikey")
+    }
+
+
+def _fold_name(name: str) -> str:
+    """Return a name without case, spaces and variants of letters."""
+    return "".join(unicodedata.normalize("NFKC", name).casefold().split())
 
 
 def has_token(token_hash: bytes) -> ColumnElement[bool]:
@@ -122,6 +136,24 @@ def find_staff_users(user_ids: Iterable[int | None]) -> dict[int, StaffUser]:
 def list_api_keys() -> Sequence[ApiKey]:
     """Return all API keys, revoked ones last."""
     return db.session.scalars(select(ApiKey).order_by(ApiKey.revoked_at.is_not(None), ApiKey.id.desc())).all()
+
+
+def list_api_key_makers() -> dict[int, str]:
+    """Return who created each API key, by id, as far as the audit log still tells."""
+    # Both rows were written in one transaction, so that they have the same time.
+    made = and_(AuditEntry.at == ApiKey.created_at, AuditEntry.action == "api_key.created")
+    rows = db.session.execute(select(ApiKey.id, AuditEntry.actor).join(AuditEntry, made))
+    return {row.id: row.actor for row in rows}
+
+
+def list_working_api_keys_of(email: str) -> list[str]:
+    """Return the names of the API keys that a user has created and that still work."""
+    makers = list_api_key_makers()
+    working = select(ApiKey.id, ApiKey.name).where(
+        ApiKey.revoked_at.is_(None), or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > func.now())
+    )
+    rows = db.session.execute(working.order_by(func.lower(ApiKey.name)))
+    return [row.name for row in rows if makers.get(row.id) == email]
 
 
 class ApiKeyRow(NamedTuple):

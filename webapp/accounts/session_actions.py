@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 from flask_babel import gettext as _
@@ -11,8 +11,8 @@ from sqlalchemy import ColumnElement, delete, func, not_, select, update
 
 from webapp.accounts import notices, passwords, staff_sessions
 from webapp.accounts import queries as account_queries
-from webapp.accounts.actions import lock_existing_staff_user, roll_back_and_raise
-from webapp.accounts.audit import record_audit_entry
+from webapp.accounts.actions import check_is_active, lock_existing_staff_user, roll_back_and_raise
+from webapp.accounts.audit import record_audit_entry, record_sign_in
 from webapp.accounts.models import StaffDevice, StaffSession, StaffUser
 from webapp.accounts.session_queries import LAST_USE_IS_STALE
 from webapp.core.errors import DomainError, FieldError, InvalidInput
@@ -41,35 +41,41 @@ def start_staff_session(
     client: SessionClient,
     device_tokens: Sequence[str] = (),
     replaced_token: str | None = None,
+    method: str | None = None,
     has_second_factor: bool = False,
     is_new_device_expected: bool = False,
     is_recent: bool = True,
+    is_second_factor_recent: bool = True,
 ) -> StartedSession:
     """Start a session of a user who has been authenticated.
 
-    The user is notified by email if they had not signed in with this browser before.
+    The user may be locked by the current transaction, which this commits. They are notified by email if they had not
+    signed in with this browser before.
 
     :param device_tokens: the tokens in the device cookie of the browser.
     :param replaced_token: the token of the session that the browser had before; that session ends.
+    :param method: how the user has signed in, such as `password` or `passkey`, for the audit log; None when it was not
+        by signing in.
     :param has_second_factor: whether a second factor was verified.
     :param is_new_device_expected: True for no such notice: the user has just joined or set a new password.
     :param is_recent: False if the first factor may have been verified long ago, by an OpenID Connect provider.
+    :param is_second_factor_recent: False if the second factor may have been verified long ago, in an earlier session.
     :raises DomainError: `disabled` when the user has been disabled.
     """
     db.session.flush()
     user = lock_existing_staff_user(user_id)
-    if not user.is_active:
-        roll_back_and_raise(
-            DomainError("disabled", _("Your account is disabled. Ask an administrator to enable it."), 422)
-        )
+    check_is_active(user)
     if replaced_token is not None:
         _delete_session(replaced_token)
     device_id, device_token, is_new_device = staff_sessions.remember_device(user_id, device_tokens)
     if is_new_device and not is_new_device_expected:
         notices.notify_new_device(user, describe_user_agent(client.user_agent), client.address)
     session_id, token = staff_sessions.insert_session(
-        user_id, device_id, client.address, client.user_agent, has_second_factor, is_recent
+        user_id, device_id, client.address, client.user_agent, has_second_factor, is_recent, is_second_factor_recent
     )
+    if method is not None:
+        user.last_sign_in_at = datetime.now(UTC)
+        record_sign_in(user.email, session_id, method)
     db.session.commit()
     notices.enqueue_account_emails()
     return StartedSession(session_id, token, device_token)

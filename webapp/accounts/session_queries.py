@@ -29,6 +29,7 @@ class LoadedSession(NamedTuple):
     :ivar has_second_factor: whether a second factor was verified in it.
     :ivar has_recent_second_factor: whether that was recently.
     :ivar is_last_use_stale: whether the time of its last use is to be updated.
+    :ivar client_address: the address of its last use.
     """
 
     id: int
@@ -37,6 +38,7 @@ class LoadedSession(NamedTuple):
     has_second_factor: bool
     has_recent_second_factor: bool
     is_last_use_stale: bool
+    client_address: str
 
 
 def find_staff_session(token: str) -> LoadedSession | None:
@@ -52,6 +54,7 @@ def find_staff_session(token: str) -> LoadedSession | None:
             StaffSession.second_factor_at.is_not(None),
             has_recent_second_factor(),
             LAST_USE_IS_STALE,
+            StaffSession.client_address,
         )
         .join(StaffUser, StaffUser.id == StaffSession.staff_user_id)
         .where(

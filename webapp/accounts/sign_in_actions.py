@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-
 from flask_babel import gettext as _
 
 from webapp.accounts import links, notices, passwords, staff_sessions
 from webapp.accounts import queries as account_queries
-from webapp.accounts.actions import lock_existing_staff_user
+from webapp.accounts.actions import check_is_active, lock_existing_staff_user
 from webapp.accounts.audit import record_audit_entry
 from webapp.accounts.models import StaffUser
 from webapp.core.email_addresses import normalise_email
@@ -19,9 +17,9 @@ from webapp.core.extensions import db
 def sign_in_user(email: str, password: str) -> StaffUser:
     """Return the user with this email address and password. Does not commit.
 
-    The caller calls `record_sign_in` and starts the session, or asks for a second factor first. A hash with outdated
-    parameters is replaced. The row of the user is locked until the caller commits: a concurrent change of the password,
-    or disabling the user, then ends that session too.
+    The caller starts the session, or asks for a second factor first. A hash with outdated parameters is replaced. The
+    row of the user is locked until the caller commits: a concurrent change of the password, or disabling the user, then
+    ends that session too.
 
     :raises DomainError: `sign_in_failed`, with the same message and timing for an unknown email address and a wrong
         password; `disabled` for the right password of a disabled user.
@@ -35,20 +33,10 @@ def sign_in_user(email: str, password: str) -> StaffUser:
     user = account_queries.lock_staff_user(user.id)
     if user is None or user.password_hash != verified_hash:
         raise _sign_in_error()
-    if not user.is_active:
-        raise DomainError("disabled", _("Your account is disabled. Ask an administrator to enable it."), 422)
+    check_is_active(user)
     if passwords.needs_rehash(user.password_hash):
         user.password_hash = passwords.hash_password(password)
     return user
-
-
-def record_sign_in(user: StaffUser, method: str) -> None:
-    """Record that a user has signed in; the caller commits by starting the session.
-
-    :param method: how, such as `password` or `passkey`.
-    """
-    user.last_sign_in_at = datetime.now(UTC)
-    record_audit_entry(user.email, "staff.signed_in", user.email, method=method)
 
 
 def end_password_check() -> None:

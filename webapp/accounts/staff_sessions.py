@@ -72,11 +72,14 @@ def insert_session(
     user_agent: str,
     has_second_factor: bool = False,
     is_recent: bool = True,
+    is_second_factor_recent: bool = True,
 ) -> tuple[int, str]:
     """Insert a session; return its id and its token. The oldest sessions above the maximum end.
 
     :param is_recent: whether the user has just been authenticated; False if it may have been long ago.
+    :param is_second_factor_recent: the same for the second factor, if there is one.
     """
+    long_ago = func.now() - RECENT_PASSWORD_TIME
     token = create_token()
     row = insert(StaffSession).values(
         token_hash=hash_session_token(token),
@@ -84,8 +87,8 @@ def insert_session(
         staff_device_id=device_id,
         client_address=client_address,
         user_agent=user_agent,
-        authenticated_at=func.now() if is_recent else func.now() - RECENT_PASSWORD_TIME,
-        second_factor_at=func.now() if has_second_factor else None,
+        authenticated_at=func.now() if is_recent else long_ago,
+        second_factor_at=(func.now() if is_second_factor_recent else long_ago) if has_second_factor else None,
     )
     session_id: int = db.session.execute(row.returning(StaffSession.id)).scalar_one()
     _delete_oldest(StaffSession, user_id, MAX_SESSIONS_PER_USER)

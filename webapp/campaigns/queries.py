@@ -63,6 +63,12 @@ def list_campaigns(
     return db.session.scalars(statement).all()
 
 
+def list_campaigns_scheduled_by(email: str) -> Sequence[Campaign]:
+    """Return the campaigns that a user has scheduled and that are not launched yet, next launch first."""
+    scheduled = select(Campaign).where(Campaign.status == "scheduled", Campaign.launched_by == email)
+    return db.session.scalars(scheduled.order_by(Campaign.scheduled_at, Campaign.id)).all()
+
+
 def has_unsuppressed_customers(audience_id: int | None) -> bool:
     """Return whether an audience has a customer who is not suppressed.
 

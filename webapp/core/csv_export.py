@@ -11,8 +11,11 @@ from typing import Any
 
 from webapp.core.extensions import db
 
+# What a formula starts with. Some spreadsheets accept full-width signs, too (OWASP, "CSV Injection").
+FORMULA_SIGNS = "-=+@－＝＋＠"
+_FORMULA_STARTS = (*FORMULA_SIGNS, "\t", "\r", "\n")
 # A cell that a spreadsheet would evaluate as a formula gets a leading apostrophe; an import removes it again.
-FORMULA_SAFE_COLUMN = "case when {0} ~ '^[-=+@\t\r]' then '''' || {0} else {0} end as {1}"
+FORMULA_SAFE_COLUMN = f"case when {{0}} ~ '^[{''.join(_FORMULA_STARTS)}]' then '''' || {{0}} else {{0}} end as {{1}}"
 # A time column in the format of `format_time`.
 TIME_COLUMN = """to_char({0} at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"') as {1}"""
 _CSV_CHUNK_SIZE = 64 * 1024
@@ -47,6 +50,6 @@ def escape_formula(value: object) -> object:
 
     Names, ids and replies of servers are input from outside.
     """
-    if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")):
+    if isinstance(value, str) and value.startswith(_FORMULA_STARTS):
         return f"'{value}"
     return value

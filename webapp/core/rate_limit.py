@@ -41,6 +41,7 @@ from webapp.core import database_health
 from webapp.core.email_addresses import normalise_email
 from webapp.core.errors import DomainError
 from webapp.core.extensions import Model, db
+from webapp.core.request_origin import parse_ip_address
 
 log = logging.getLogger(__name__)
 LimitedView = TypeVar("LimitedView", bound=Callable[..., Any])
@@ -111,12 +112,12 @@ class TableStorage(Storage):
 def client_address() -> str:
     """Return the client's IP address as a key.
 
-    An IPv6 subscriber usually has a /64, which counts as one client.
+    An IPv6 subscriber usually has a /64, which counts as one client. So do all clients whose address is unknown.
     """
-    address = ipaddress.ip_address(request.remote_addr or "0.0.0.0")  # noqa: S104
-    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is None:
+    address = parse_ip_address(request.remote_addr)
+    if isinstance(address, ipaddress.IPv6Address):
         return str(ipaddress.ip_network((address, 64), strict=False))
-    return str(getattr(address, "ipv4_mapped", None) or address)
+    return "unknown" if address is None else str(address)
 
 
 def email_attempt_key(text: str) -> str:

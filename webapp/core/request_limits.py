@@ -9,16 +9,19 @@ from __future__ import annotations
 import binascii
 import re
 from io import BytesIO
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from flask import Request, request
 from flask_babel import gettext as _
-from werkzeug.datastructures import MultiDict
+from werkzeug.datastructures import Headers, MultiDict
 from werkzeug.exceptions import BadRequest, HTTPException, RequestEntityTooLarge
 from werkzeug.formparser import FormDataParser
 
 from webapp.core.errors import DomainError
 from webapp.core.formatting import format_number
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIEnvironment
 
 # Fields of a form, or parameters of a query string.
 MAX_FIELDS = 1_000
@@ -62,7 +65,7 @@ class LimitedFormParser(FormDataParser):
         stream.read(1)
         if mimetype == _URLENCODED:
             if body.count(b"&") >= MAX_FIELDS:
-                raise _too_many_fields_error()
+                raise too_many_fields_error()
         else:
             _check_parts(body, (options or {}).get("boundary", ""))
         self.silent = False
@@ -70,7 +73,7 @@ class LimitedFormParser(FormDataParser):
             parsed: ParsedForm = super().parse(BytesIO(body), mimetype, content_length, options)
         except RequestEntityTooLarge as error:
             # Werkzeug's own limit on the number of parts.
-            raise _too_many_fields_error() from error
+            raise too_many_fields_error() from error
         except ValueError as error:
             raise broken_form_error() from error
         if None in parsed[1] or None in parsed[2]:
@@ -86,16 +89,25 @@ class LimitedFormParser(FormDataParser):
 
 
 class LimitedRequest(Request):
-    """A request whose form and JSON are parsed only within the limits."""
+    """A request whose form and JSON are parsed only within the limits, and only if the whole body has arrived."""
 
     form_data_parser_class = LimitedFormParser
     _form_error: DomainError | HTTPException | None = None
+
+    def __init__(self, environ: WSGIEnvironment, populate_request: bool = True, shallow: bool = False) -> None:
+        super().__init__(environ, populate_request, shallow)
+        if self.content_length is not None:
+            # Granian ends the stream silently when the client disconnects. Without its promise that the end of the
+            # stream is that of the body, werkzeug raises ClientDisconnected for a body that is too short.
+            environ.pop("wsgi.input_terminated", None)
 
     def _load_form_data(self) -> None:
         # The body cannot be read twice: without the stored error, the second access would return an empty form.
         if self._form_error is not None:
             raise self._form_error
         try:
+            if self.content_length is None and self.mimetype in (_URLENCODED, _MULTIPART):
+                _check_has_no_body(self.headers)
             super()._load_form_data()
         except (DomainError, HTTPException) as error:
             self._form_error = error
@@ -172,6 +184,25 @@ def broken_form_error() -> DomainError:
     return DomainError("form_broken", _("The form could not be read. Reload the page and try again."), 400)
 
 
+def too_many_fields_error(limit: int = MAX_FIELDS) -> DomainError:
+    """Return the error for a form with more than `limit` fields (413)."""
+    message = _("The form has more than %(limit)s fields. Send fewer fields.", limit=format_number(limit))
+    return DomainError("too_large", message, 413)
+
+
+def _check_has_no_body(headers: Headers) -> None:
+    """Check that a form without a Content-Length has no body either.
+
+    A form with chunked transfer encoding that was interrupted cannot be told from a complete one, and a million chunks
+    of one byte take seconds to read. Browsers always send the length.
+
+    :raises DomainError: `length_required` (411; RFC 9110, section 15.5.12).
+    """
+    if "Transfer-Encoding" in headers:
+        message = _("Send the form with a Content-Length header, so that an incomplete one can be detected.")
+        raise DomainError("length_required", message, 411)
+
+
 def check_json_size(body: bytes) -> None:
     """Check the number and the depth of the values of a JSON text without parsing it.
 
@@ -212,7 +243,7 @@ def _check_parts(body: bytes, boundary: str) -> None:
     """Check the number of parts of a multipart form and the size of their headers."""
     delimiter = b"--" + boundary.encode("ascii", "replace")
     if body.count(delimiter) > MAX_FIELDS + 1:
-        raise _too_many_fields_error()
+        raise too_many_fields_error()
     preamble, *parts = body.split(delimiter)
     size = len(preamble)
     for part in parts:
@@ -230,11 +261,6 @@ def _is_utf8(text: bytes) -> bool:
     except UnicodeDecodeError:
         return False
     return True
-
-
-def _too_many_fields_error() -> DomainError:
-    message = _("The form has more than %(limit)s fields. Send fewer fields.", limit=format_number(MAX_FIELDS))
-    return DomainError("too_large", message, 413)
 
 
 def _too_many_values_error() -> DomainError:

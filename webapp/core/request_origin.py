@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from typing import NamedTuple
 
 from flask import g, has_request_context, request
+
+_ADDRESS_WITH_PORT = re.compile(r"(?:(?P<v4>[0-9.]+)|\[(?P<v6>[0-9a-fA-F:.]+)\]):[0-9]{1,5}", re.ASCII)
 
 
 class RequestOrigin(NamedTuple):
@@ -23,13 +26,20 @@ def get_request_origin() -> RequestOrigin:
     """
     if not has_request_context():
         return RequestOrigin()
-    return RequestOrigin(_client_ip(), g.get("staff_session_id"), getattr(g.get("api_key"), "id", None))
+    address = parse_ip_address(request.remote_addr)
+    client_ip = None if address is None else str(address)
+    return RequestOrigin(client_ip, g.get("staff_session_id"), getattr(g.get("api_key"), "id", None))
 
 
-def _client_ip() -> str | None:
-    """Return the IP address of the client; an IPv4 address that is mapped to IPv6 (RFC 4291) as IPv4."""
+def parse_ip_address(text: str | None) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """Return the IP address of a client; None for anything else, such as `unix:`.
+
+    :param text: the address that the server or the proxy reports. Some proxies add the port.
+    :returns: an IPv4 address that is mapped to IPv6 (RFC 4291) as IPv4.
+    """
+    with_port = _ADDRESS_WITH_PORT.fullmatch(text or "")
     try:
-        address = ipaddress.ip_address(request.remote_addr or "")
+        address = ipaddress.ip_address((with_port["v4"] or with_port["v6"]) if with_port else text or "")
     except ValueError:
         return None
-    return str(getattr(address, "ipv4_mapped", None) or address)
+    return getattr(address, "ipv4_mapped", None) or address

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import datetime, timedelta
 
 from flask_babel import gettext as _
-from sqlalchemy import delete, func, literal, select, update
+from sqlalchemy import case, delete, func, literal, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.exc import IntegrityError
 
@@ -225,7 +225,9 @@ def _erase_related_data(customer_ids: Sequence[int]) -> None:
 
 def _erase_rejected_rows(customer: Customer) -> None:
     row_ids = [found.id for found in iter_rejected_rows_of(customer)]
-    db.session.execute(update(RejectedRow).where(RejectedRow.id.in_(row_ids)).values(row=""))
+    # This message quotes a value of the row.
+    detail = case((RejectedRow.code == "locale_unknown", ""), else_=RejectedRow.detail)
+    db.session.execute(update(RejectedRow).where(RejectedRow.id.in_(row_ids)).values(row="", detail=detail))
 
 
 def record_personal_data_export(customer: Customer, by: str, form: str) -> None:

@@ -6,7 +6,7 @@ docs/privacy.md lists what is stored about a customer and where. A test compares
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import islice
 from typing import Literal
@@ -143,4 +143,11 @@ def _iter_emails(customer_id: int) -> Iterator[CampaignEmail]:
         campaigns = {row.id: row for row in rows}
         for delivery in deliveries:
             row = campaigns[delivery.campaign_id]
-            yield CampaignEmail(row.kind, row.subject, row.name, row.code_as_written, row.launched_at, delivery)
+            yield CampaignEmail(
+                row.kind, row.subject, row.name, row.code_as_written, row.launched_at, _without_staff(delivery)
+            )
+
+
+def _without_staff(delivery: DeliveryStatus) -> DeliveryStatus:
+    """Remove the user who dismissed an uncertain email, whose name ends its text."""
+    return replace(delivery, text=delivery.text.rpartition("; ")[0]) if delivery.state == "left" else delivery

@@ -26,7 +26,7 @@ _ERASE_ROLLED_BACK = text(
 
 
 def erase_redemption_data(customer_ids: Sequence[int]) -> None:
-    """Erase the free text stored with the redemptions of these customers.
+    """Erase metadata, idempotency keys and reasons from the redemptions of customers.
 
     The redemptions stay. Body hashes are erased too: knowing the rest of a body, one could test email addresses
     against its hash. The caller commits.

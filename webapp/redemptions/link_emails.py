@@ -10,7 +10,6 @@ from flask import current_app
 from flask_babel import gettext as _
 
 from webapp.core import task_queue
-from webapp.core.rate_limit import TableStorage
 from webapp.customers import queries as customer_queries
 from webapp.customers.models import Customer
 from webapp.customers.suppressions import queries as suppression_queries
@@ -19,15 +18,12 @@ from webapp.mail.outgoing_message import OutgoingMessage
 from webapp.mail.plain_email import build_plain_email
 from webapp.redemptions import customer_emails, personal_links, receipts
 from webapp.redemptions import facts as redemption_facts
-from webapp.redemptions.receipts import DAY_SECONDS, HOUR_SECONDS
 from webapp.redemptions.rules import OfferFacts, RedemptionRequest, evaluate
 from webapp.shop import queries as shop_queries
 
 # No customer has this id. The task is enqueued for unknown email addresses too, so that the time of the response does
 # not reveal which are known.
 UNKNOWN_CUSTOMER_ID = 0
-# Anyone who knows a code and an email address could request links.
-MAX_LINKS_PER_DAY = 5
 # Customers who unsubscribed get the email, because it was requested with their address. An address that bounced cannot
 # receive it. The email contains an offer, and another person may have requested it, so a complaint is respected.
 REASONS_WITHOUT_LINK_EMAIL = ("bounced", "complained")
@@ -46,7 +42,7 @@ def send_link_email(offer_id: int, customer_id: int, *, is_retry: bool = False) 
     """Email the personal link to a customer who can redeem the offer now; the receipt to one who has redeemed it.
 
     Does nothing for other customers, while the quota is reached, and for suppressed addresses that bounced or
-    complained. The quota is one link an hour per offer and customer, and `MAX_LINKS_PER_DAY` links a day per customer.
+    complained. `customer_emails.acquire_email_quota` describes the quota.
 
     :param is_retry: whether this email has used its quota already.
     :raises RelayUnavailable: when the relay cannot accept it now.
@@ -63,20 +59,8 @@ def send_link_email(offer_id: int, customer_id: int, *, is_retry: bool = False) 
     if reason is not None or _is_suppressed(customer):
         return
     message = _build_link_email(facts.offer, customer)
-    if is_retry or _acquire_link_quota(offer_id, customer_id):
+    if is_retry or customer_emails.acquire_email_quota("personal_link", offer_id, customer_id):
         customer_emails.send_customer_email(message, offer_id)
-
-
-def release_link_quota(offer_id: int, customer_id: int) -> None:
-    """Release the quota of an email that could not be sent, so that the next request can use it."""
-    TableStorage("").clear(f"personal_link:{offer_id}:{customer_id}")
-
-
-def _acquire_link_quota(offer_id: int, customer_id: int) -> bool:
-    counters = TableStorage("")
-    if counters.incr(f"personal_link:{offer_id}:{customer_id}", HOUR_SECONDS) > 1:
-        return False
-    return counters.incr(f"personal_links:{customer_id}", DAY_SECONDS) <= MAX_LINKS_PER_DAY
 
 
 def _is_suppressed(customer: Customer) -> bool:

@@ -18,9 +18,9 @@ from webapp.core.extensions import Model
 # Replace the reason of a rollback. Stored in the database, always in English.
 ERASED_REASON = "The reason was erased with the customer."  # no translation
 EXPIRED_REASON = "The reason was deleted after the retention period."  # no translation
-REDEMPTION_HAS_FREE_TEXT = "num_nonnulls(order_metadata, idempotency_key, body_hash) > 0"
-ROLLBACK_HAS_FREE_TEXT = (
-    f"{REDEMPTION_HAS_FREE_TEXT} or reason not in ('{ERASED_REASON}', '{EXPIRED_REASON}')"  # no translation
+REDEMPTION_HAS_ERASABLE_DATA = "num_nonnulls(order_metadata, idempotency_key, body_hash) > 0"
+ROLLBACK_HAS_ERASABLE_DATA = (
+    f"{REDEMPTION_HAS_ERASABLE_DATA} or reason not in ('{ERASED_REASON}', '{EXPIRED_REASON}')"  # no translation
 )
 
 
@@ -76,7 +76,7 @@ class Rollback(Model):
 
     __table_args__ = (
         # Finds the rows with data that the retention period covers.
-        Index("ix_rollback_free_text", "rolled_back_at", postgresql_where=text(ROLLBACK_HAS_FREE_TEXT)),
+        Index("ix_rollback_free_text", "rolled_back_at", postgresql_where=text(ROLLBACK_HAS_ERASABLE_DATA)),
     )
 
 

@@ -9,7 +9,6 @@ from flask import current_app
 from flask_babel import gettext as _
 
 from webapp.core import task_queue
-from webapp.core.rate_limit import TableStorage
 from webapp.customers import queries as customer_queries
 from webapp.mail import addresses
 from webapp.mail.outgoing_message import OutgoingMessage
@@ -19,34 +18,13 @@ from webapp.redemptions import queries as redemption_queries
 from webapp.redemptions.queries import RedemptionRecord
 from webapp.shop import queries as shop_queries
 
-HOUR_SECONDS, DAY_SECONDS = 3600, 86400
-# Anyone who knows an email address could request a receipt for every offer that the customer has redeemed.
-MAX_RECEIPTS_PER_DAY = 5
-
-
-def acquire_receipt_quota(offer_id: int, customer_id: int) -> bool:
-    """Return whether the receipt may be emailed now.
-
-    The quota is one receipt an hour per offer and customer, and `MAX_RECEIPTS_PER_DAY` receipts a day per customer. The
-    counter is incremented atomically, so only one of two concurrent requests gets True.
-    """
-    counters = TableStorage("")
-    if counters.incr(f"receipt:{offer_id}:{customer_id}", HOUR_SECONDS) > 1:
-        return False
-    return counters.incr(f"receipts:{customer_id}", DAY_SECONDS) <= MAX_RECEIPTS_PER_DAY
-
-
-def release_receipt_quota(offer_id: int, customer_id: int) -> None:
-    """Release the quota, so that the next request can use it."""
-    TableStorage("").clear(f"receipt:{offer_id}:{customer_id}")
-
 
 def enqueue_receipt(offer_id: int, customer_id: int) -> None:
     """Enqueue the task that emails the receipt, unless the quota is reached."""
-    if acquire_receipt_quota(offer_id, customer_id) and not task_queue.enqueue(
+    if customer_emails.acquire_email_quota("receipt", offer_id, customer_id) and not task_queue.enqueue(
         "redemptions.send_receipt", offer_id, customer_id, 0
     ):
-        release_receipt_quota(offer_id, customer_id)
+        customer_emails.release_email_quota("receipt", offer_id, customer_id)
 
 
 def send_receipt_email(offer_id: int, customer_id: int) -> None:

@@ -13,7 +13,7 @@ from sqlalchemy import text
 
 from webapp.core.database_clock import get_database_time
 from webapp.core.extensions import db
-from webapp.redemptions.models import EXPIRED_REASON, REDEMPTION_HAS_FREE_TEXT, ROLLBACK_HAS_FREE_TEXT
+from webapp.redemptions.models import EXPIRED_REASON, REDEMPTION_HAS_ERASABLE_DATA, ROLLBACK_HAS_ERASABLE_DATA
 
 ROWS_PER_STEP = 1000
 
@@ -28,7 +28,8 @@ _SELECT_DUE_OFFERS = text(
     order by o.id
     """
 )
-# Rows that another transaction has locked are skipped: it erases them or moves them to `rollback`.
+# Rows that another transaction has locked are skipped: it erases them or moves them to `rollback`, unless it fails. The
+# next run therefore starts with the first of them.
 _CLEAR_REDEMPTIONS = text(
     f"""
     with due as (
@@ -40,7 +41,7 @@ _CLEAR_REDEMPTIONS = text(
     ),
     filled as (
       select r.customer_id from due join redemption r using (customer_id, redeemed_at)
-      where r.offer_id = :offer_id and {REDEMPTION_HAS_FREE_TEXT}
+      where r.offer_id = :offer_id and {REDEMPTION_HAS_ERASABLE_DATA}
       for update of r skip locked
     ),
     cleared as (
@@ -48,20 +49,29 @@ _CLEAR_REDEMPTIONS = text(
       from filled where r.offer_id = :offer_id and r.customer_id = filled.customer_id
       returning r.customer_id
     ),
+    skipped as (
+      select min(redeemed_at) as first from due join redemption r using (customer_id, redeemed_at)
+      where r.offer_id = :offer_id and {REDEMPTION_HAS_ERASABLE_DATA}
+        and customer_id not in (select customer_id from filled)
+    ),
     progress as (
       insert into redemption_retention as known (offer_id, cleared_until)
-      select :offer_id, case when count(*) < :rows then :cutoff else max(redeemed_at) + interval '1 microsecond' end
+      select :offer_id, coalesce(
+        (select first from skipped),
+        case when count(*) < :rows then :cutoff else max(redeemed_at) + interval '1 microsecond' end
+      )
       from due
       on conflict (offer_id) do update set cleared_until = greatest(known.cleared_until, excluded.cleared_until)
     )
-    select (select count(*) from due) as found, (select count(*) from cleared) as cleared
+    select (select count(*) from due) as found, (select count(*) from cleared) as cleared,
+      (select first is not null from skipped) as has_skipped
     """  # noqa: S608
 )
 _CLEAR_ROLLBACKS = text(
     f"""
     with due as (
       select customer_id, offer_id, redeemed_at from rollback
-      where rolled_back_at < :cutoff and ({ROLLBACK_HAS_FREE_TEXT})
+      where rolled_back_at < :cutoff and ({ROLLBACK_HAS_ERASABLE_DATA})
       order by rolled_back_at limit :rows for update skip locked
     )
     update rollback b set order_metadata = null, idempotency_key = null, body_hash = null, reason = :reason
@@ -82,7 +92,7 @@ _COUNT_DUE = text(
         limit :limit
       )
       union all
-      (select from rollback where rolled_back_at < :cutoff and ({ROLLBACK_HAS_FREE_TEXT}) limit :limit)
+      (select from rollback where rolled_back_at < :cutoff and ({ROLLBACK_HAS_ERASABLE_DATA}) limit :limit)
       limit :limit
     ) due
     """  # noqa: S608
@@ -99,8 +109,10 @@ def clear_old_redemption_data(days: int) -> Iterator[int]:
         found = ROWS_PER_STEP
         while found >= ROWS_PER_STEP:
             values = {"offer_id": offer_id, "cutoff": cutoff, "rows": ROWS_PER_STEP}
-            found, cleared = db.session.execute(_CLEAR_REDEMPTIONS, values).one()
+            found, cleared, has_skipped = db.session.execute(_CLEAR_REDEMPTIONS, values).one()
             yield cleared
+            if has_skipped:
+                break
     cleared = ROWS_PER_STEP
     while cleared >= ROWS_PER_STEP:
         values = {"cutoff": cutoff, "rows": ROWS_PER_STEP, "reason": EXPIRED_REASON}

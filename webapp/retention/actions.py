@@ -11,7 +11,7 @@ from sqlalchemy import text
 
 from webapp.accounts.audit_retention import delete_old_audit_entries
 from webapp.campaigns.retention import shorten_old_replies
-from webapp.core import task_queue
+from webapp.core import database_health, task_queue
 from webapp.core.extensions import db
 from webapp.redemptions.retention import clear_old_redemption_data
 from webapp.retention.inactive_customers import erase_inactive_customers
@@ -53,12 +53,23 @@ def apply_retention_periods() -> None:
     """Apply the retention periods that are set and due, within `TIME_BUDGET`. Idempotent. Commits each step.
 
     Each kind of data runs once an hour on one of the workers. A step is one short transaction with at most about a
-    thousand rows. The times are those of the database.
+    thousand rows. The times are those of the database. A kind that has much to delete, or fails, does not keep the
+    others from running: each has an equal share of the time that is left.
     """
     deadline = time.monotonic() + TIME_BUDGET
-    for kind in RETENTION_KINDS:
-        if get_retention_days(kind) and time.monotonic() < deadline and _claim_run(kind):
-            _run(kind, deadline)
+    kinds = [kind for kind in RETENTION_KINDS if get_retention_days(kind)]
+    for position, kind in enumerate(kinds):
+        now = time.monotonic()
+        if now >= deadline:
+            return
+        try:
+            if _claim_run(kind):
+                _run(kind, now + (deadline - now) / (len(kinds) - position))
+        except Exception as error:
+            db.session.rollback()
+            if database_health.report_if_outage(error):
+                return
+            log.exception("retention of %s failed", kind)
 
 
 def _claim_run(kind: RetentionKind) -> bool:

@@ -21,9 +21,9 @@ from webapp.customers.models import ACTIVITY_PRECISION, Customer
 CUSTOMERS_PER_CHUNK = 200
 ACTOR = "retention period"  # no translation
 
-# The lookups stop at the first activity within the period. `active_at` moves there, so that a customer is checked again
-# only when that activity is as old as the period. Any campaign within the period will do, the newest is found first.
-_MOVE_ACTIVE_CUSTOMERS = text(
+# Sets `active_at` of customers with an activity within the period to its time, so that they are checked again only when
+# it is as old as the period. One campaign within the period is enough; the newest is found first.
+_UPDATE_ACTIVE_AT = text(
     """
     with activity as (
       select p.id, greatest(
@@ -68,10 +68,10 @@ def erase_inactive_customers(days: int) -> Iterator[int]:
         ids = list(db.session.scalars(_select_candidates(cutoff).limit(CUSTOMERS_PER_CHUNK)))
         if not ids:
             return
-        moved = set(db.session.scalars(_MOVE_ACTIVE_CUSTOMERS, {"ids": ids, "cutoff": cutoff}))
+        active_ids = set(db.session.scalars(_UPDATE_ACTIVE_AT, {"ids": ids, "cutoff": cutoff}))
         yield 0
         for customer_id in ids:
-            if customer_id not in moved:
+            if customer_id not in active_ids:
                 yield int(customer_actions.erase_customer(customer_id, by=ACTOR, if_inactive_since=cutoff))
 
 

@@ -6,7 +6,7 @@ from huey import crontab
 
 from webapp.core import task_queue
 from webapp.mail.smtp import RelayUnavailable
-from webapp.redemptions import address_limit, hourly_counts, link_emails, receipts
+from webapp.redemptions import address_limit, customer_emails, hourly_counts, link_emails, receipts
 from webapp.redemptions.customer_emails import RETRY_DELAYS
 
 
@@ -44,7 +44,7 @@ def send_personal_link(offer_id: int, customer_id: int, attempt: int) -> None:
             "redemptions.send_personal_link", offer_id, customer_id, attempt + 1, after=RETRY_DELAYS[attempt]
         )
         if not is_retried:
-            link_emails.release_link_quota(offer_id, customer_id)
+            customer_emails.release_email_quota("personal_link", offer_id, customer_id)
 
 
 @task_queue.periodic_task(

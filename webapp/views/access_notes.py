@@ -1,8 +1,8 @@
-"""Notes of what a request accessed or was refused, counted after its response.
+"""Count views of personal data and refused requests for the audit log.
 
-Views note views of personal data. Refusals are recognised by the status of the response, so no view can forget them.
-The notes are counted when the response has been sent: no request takes longer, and its duration reveals nothing about
-accounts.
+Views call `note_access` when they show personal data. Refusals are recognised by the status of the response, so that no
+view can forget them. Both are counted after the response has been sent: counting does not delay it, and its duration
+reveals nothing about accounts.
 """
 
 from __future__ import annotations
@@ -31,28 +31,43 @@ def note_access(kind: str, subject: str = "", entered_email: str | None = None) 
     api_key = g.get("api_key")
     access = Access(
         kind=kind,
-        address=_counted_address(),
+        address=client_address(),
         account=f"API key {api_key.name}" if api_key else _signed_in_email(),  # no translation
         entered_email=_normalise_or_none(entered_email),
-        public_id=api_key_actions.parse_public_id(request.headers.get("Authorization", "")) or None,
+        public_id=_read_refused_public_id(kind),
         staff_session_id=g.get("staff_session_id") or 0,
         subject="" if api_key and kind in access_counts.VIEW_LABELS else subject,
     )
     g.setdefault("accesses", []).append(access)
 
 
-def init_app(app: Flask) -> None:
-    """Count the accesses of each request after its response.
+def set_refusal_kind(kind: str | None) -> None:
+    """Set what the response to the current request refuses, for pages whose status means something else.
 
-    A view sets `g.is_no_refusal` if its status only looks like a refusal.
+    :param kind: a key of `access_counts.REFUSAL_LABELS`; None for no refusal.
     """
+    g.refusal_kind = kind
+
+
+def _read_refused_public_id(kind: str) -> str | None:
+    """Return the public id of a key that was refused.
+
+    In all other requests anyone could send the id of a key that is not theirs, and be counted under its name.
+    """
+    if kind != "api_key.refused":
+        return None
+    return api_key_actions.parse_public_id(request.headers.get("Authorization", "")) or None
+
+
+def init_app(app: Flask) -> None:
+    """Count the accesses of each request after its response."""
 
     @app.after_request
     def count_after_response(response: Response) -> Response:
-        kind = _refusal_kind(response.status_code)
-        # A view that has noted a refusal itself knows more about it.
+        kind = g.get("refusal_kind", _refusal_kind(response.status_code))
+        # A view that has noted the refusal itself knows more about it.
         is_noted = any(access.kind in access_counts.REFUSAL_LABELS for access in g.get("accesses", ()))
-        if kind is not None and not is_noted and not g.get("is_no_refusal"):
+        if kind is not None and not is_noted:
             # The form is read only if it has been parsed: a refusal because of the address precedes that.
             form = vars(request._get_current_object()).get("form")  # type: ignore[attr-defined]
             # The rule has no values of the URL, and strangers cannot choose it.
@@ -85,13 +100,6 @@ def _refusal_kind(status: int) -> str | None:
         # Public pages have no roles: they refuse forms of other sites.
         return "csrf.refused" if (request.blueprint or "").startswith("public") else "role.refused"
     return None
-
-
-def _counted_address() -> str:
-    try:
-        return client_address()
-    except ValueError:
-        return ""
 
 
 def _signed_in_email() -> str:

@@ -10,13 +10,13 @@ from flask_babel import lazy_gettext as _l
 from flask_wtf.csrf import CSRFError
 from sqlalchemy.exc import DataError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import ClientDisconnected, HTTPException
 
 from webapp.core import database_health
 from webapp.core.errors import DomainError
 from webapp.core.extensions import db, login
 from webapp.core.request_limits import get_form_or_empty
-from webapp.views.access_notes import note_access
+from webapp.views.access_notes import note_access, set_refusal_kind
 from webapp.views.problem_details import problem_response
 
 log = logging.getLogger(__name__)
@@ -28,6 +28,7 @@ TITLES = {
     404: _l("Page not found"),
     405: _l("Page not found"),
     409: _l("This isn't possible right now"),
+    411: _l("Request not accepted"),
     413: _l("Too large"),
     415: _l("Request not accepted"),
     422: _l("Please check what you entered"),
@@ -86,9 +87,10 @@ def _handle_domain_error(error: DomainError) -> Response:
 
 def _handle_csrf_error(error: CSRFError) -> Response:
     # Its subclass means that the session has ended.
-    g.is_no_refusal = type(error) is not CSRFError
     if type(error) is CSRFError:
         note_access("csrf.refused")
+    else:
+        set_refusal_kind(None)
     return _session_ended_response()
 
 
@@ -99,6 +101,8 @@ def _handle_http_error(error: HTTPException) -> Response:
     message = _get_message(status) or error.name
     if status in (400, 403) and error.description:
         message = error.description
+    if isinstance(error, ClientDisconnected):
+        message = _("The request ended before all of it had arrived. Send it again.")
     if status == 413 and request.max_content_length:
         limit = request.max_content_length // 2**20
         if _is_api_request():

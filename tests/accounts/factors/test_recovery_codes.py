@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 from sqlalchemy import select
 
+from tests.support.sql_statements import recorded_statements
 from webapp.accounts import audit_queries, passwords
 from webapp.accounts.factors import queries as factor_queries
 from webapp.accounts.factors import recovery_code_actions, recovery_codes
@@ -77,6 +78,15 @@ def test_only_one_hash_is_verified(user: StaffUser, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(passwords, "verify_password", record)
     recovery_code_actions.use_recovery_code(user.id, codes[9])
     assert len(verified) == 1
+
+
+def test_the_user_is_locked_before_the_code(user: StaffUser) -> None:
+    """Replacing the codes locks them in this order: another one could end in a deadlock."""
+    codes = recovery_code_actions.replace_recovery_codes(user.id)
+    with recorded_statements() as statements:
+        recovery_code_actions.use_recovery_code(user.id, codes[0])
+    locks = [text for text, _ in statements if text.startswith(("UPDATE", "DELETE")) or " FOR " in text]
+    assert locks[0].startswith("SELECT staff_user.id")
 
 
 def test_a_disabled_user_cannot_use_a_code(user: StaffUser) -> None:

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 import pyotp
 import pytest
 from flask import Flask
-from sqlalchemy import select
+from sqlalchemy import func, select, update
 
 from tests.support.factors import add_app, code_now
 from tests.support.sql_statements import recorded_statements
@@ -81,6 +81,18 @@ def test_the_setup_keeps_its_secret_until_it_is_confirmed(user: StaffUser) -> No
     assert len(codes) == 10
     assert factor_queries.load_factor_overview(user.id).recovery_codes_left == 10
     assert totp_actions.start_totp_setup(user.id) != secret
+
+
+def test_a_setup_that_was_not_finished_is_started_again_after_an_hour(user: StaffUser) -> None:
+    """Someone may have seen the secret, which the user would confirm long afterwards."""
+    secret = totp_actions.start_totp_setup(user.id)
+    db.session.execute(update(TotpAuthenticator).values(created_at=func.now() - timedelta(minutes=61)))
+    db.session.commit()
+    new_secret = totp_actions.start_totp_setup(user.id)
+    assert new_secret != secret
+    with pytest.raises(InvalidInput):
+        totp_actions.confirm_totp(user.id, code_now(secret))
+    assert totp_actions.confirm_totp(user.id, code_now(new_secret))
 
 
 def test_a_wrong_code_confirms_nothing(user: StaffUser) -> None:

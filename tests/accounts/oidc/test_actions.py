@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+from sqlalchemy import select
 
 from webapp.accounts import audit_queries, passwords
 from webapp.accounts.models import StaffUser
@@ -39,7 +40,7 @@ def test_an_identity_is_found_after_it_was_linked(make_staff_user: MakeUser) -> 
     assert identity.last_used_at is not None
     entry = audit_queries.find_last_audit_entry("identity.linked", user.email)
     assert entry is not None
-    assert entry.detail == {"issuer": ISSUER, "account": "ada@example.com"}
+    assert entry.detail == {"issuer": ISSUER, "account": "1"}
 
 
 def test_a_provider_that_lies_about_the_email_address_gets_nothing(make_staff_user: MakeUser) -> None:
@@ -69,6 +70,19 @@ def test_an_unlinked_identity_is_unknown(make_staff_user: MakeUser) -> None:
     for _ in range(2):
         oidc_actions.unlink_identity(user.id, ISSUER)
     assert key_of_refusal(oidc_actions.find_user_for_claims, claims()) == "identity_unknown"
+
+
+def test_an_administrator_unlinks_the_accounts_of_a_user(make_staff_user: MakeUser) -> None:
+    user, other = make_staff_user("manager"), make_staff_user("viewer")
+    oidc_actions.link_identity(user.id, claims("1"))
+    oidc_actions.link_identity(other.id, claims("2"))
+    for _ in range(2):
+        oidc_actions.unlink_all_identities(user.id, by="ann@example.com")
+    assert key_of_refusal(oidc_actions.find_user_for_claims, claims("1")) == "identity_unknown"
+    assert oidc_actions.find_user_for_claims(claims("2")) == other
+    entry = audit_queries.find_last_audit_entry("identity.unlinked", user.email)
+    assert entry is not None
+    assert entry.actor == "ann@example.com"
 
 
 def test_a_disabled_user_is_refused(make_staff_user: MakeUser) -> None:
@@ -106,6 +120,18 @@ class TestInvitations:
         token = make_invitation_token("admin")
         assert key_of_refusal(self.accept, token, claims()) == "identity_taken"
         assert self.accept(token, claims("2")).role == "admin"
+
+    def test_an_identity_that_was_linked_at_the_same_time_leaves_no_user(
+        self, make_staff_user: MakeUser, make_invitation_token: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Otherwise the link would be used up by a user who cannot sign in."""
+        oidc_actions.link_identity(make_staff_user("viewer").id, claims())
+        token = make_invitation_token("manager")
+        with monkeypatch.context() as patch:
+            patch.setattr(oidc_queries, "find_user_by_identity", lambda issuer, subject: None)
+            assert key_of_refusal(self.accept, token, claims()) == "identity_taken"
+        assert db.session.scalars(select(StaffUser.role)).all() == ["viewer"]
+        assert self.accept(token, claims("2")).role == "manager"
 
     def test_a_used_link_is_refused(self, make_invitation_token: Callable[..., str]) -> None:
         token = make_invitation_token("admin")

@@ -18,7 +18,7 @@ from tests.support.campaigns import create_customers
 from tests.support.live_server import wait_until
 from tests.support.smtp_relay import Relay
 from tests.support.sql_statements import recorded_statements
-from webapp.accounts.models import AuditEntry
+from webapp.accounts.models import AuditEntry, StaffUser
 from webapp.campaigns import queries as campaign_queries
 from webapp.campaigns import stats_queries
 from webapp.campaigns.content.placeholders import EmailContent
@@ -596,3 +596,19 @@ def test_the_api_lists_campaigns_by_offer_and_state_in_pages(
     assert [c["status"] for c in api.get("/api/v1/campaigns?offer=summer-25").get_json()["campaigns"]] == ["scheduled"]
     assert api.get("/api/v1/campaigns?status=nonsense").status_code == 422
     assert api.get("/api/v1/campaigns?offer=NOSUCH").status_code == 404
+
+
+def test_the_page_of_a_disabled_user_lists_the_campaigns_that_will_still_be_launched(
+    draft: Campaign, sign_in: Callable[..., FlaskClient], make_staff_user: Callable[..., StaffUser]
+) -> None:
+    eve, ann = make_staff_user("manager", email="eve@example.com"), make_staff_user("manager", email="ann@example.com")
+    launch_actions.schedule_campaign(draft.id, datetime.now(UTC) + timedelta(days=1), by=eve.email)
+    client = sign_in("admin")
+    link = f'<a href="/campaigns/{draft.id}/launch">'
+    assert link not in client.get(f"/settings/people/{eve.id}").text
+
+    for user in (eve, ann):
+        client.post(f"/settings/people/{user.id}/disable")
+
+    assert link in client.get(f"/settings/people/{eve.id}").text
+    assert link not in client.get(f"/settings/people/{ann.id}").text

@@ -67,6 +67,15 @@ def test_a_field_that_is_too_long_is_rejected() -> None:
     assert raised.value.key == "form_broken"
 
 
+def test_too_many_parts_are_rejected_with_their_number() -> None:
+    field = b'--x\r\nContent-Disposition: form-data; name="audience"\r\n\r\nVIP\r\n'
+
+    with pytest.raises(DomainError, match="more than 20 fields") as raised:
+        upload.parse_multipart_form(io.BytesIO(field * 30), "multipart/form-data; boundary=x", LIMIT)
+
+    assert (raised.value.key, raised.value.status) == ("too_large", 413)
+
+
 @pytest.mark.parametrize("start", [b"", b'--x\r\nContent-Disposition: form-data; name="audience"\r\n'])
 def test_headers_that_do_not_end_are_not_collected(start: bytes) -> None:
     body = io.BytesIO(start + b"a: b\r\n" * upload.CHUNK_SIZE)

@@ -78,7 +78,7 @@ def test_page_and_export_have_the_entries_that_match(sign_in: SignIn, query: str
     client = sign_in("admin")
 
     for path in ("/settings/audit", "/settings/audit.csv"):
-        response = client.get(path + query, buffered=True)
+        response = client.get(path + query, buffered=True, follow_redirects=True)
         assert response.status_code == 200
         body = re.sub(r"<(form|p) .*?</\1>", "", response.text, flags=re.DOTALL)
         assert [subject for subject in ("SUMMER25", "customer 1") if subject in body] == shown
@@ -118,6 +118,41 @@ def test_exports_are_recorded(sign_in: SignIn, path: str, subject: str) -> None:
     entry = db.session.execute(select(AuditEntry.actor, AuditEntry.action, AuditEntry.subject, AuditEntry.detail)).one()
     assert response.mimetype == "text/csv"
     assert tuple(entry) == ("admin@example.com", "audit.exported", subject, {"filter": "q=customer 1"})
+
+
+@pytest.mark.parametrize("path", ["/settings/audit.csv", "/settings/audit/access.csv"])
+def test_the_entry_of_an_export_contains_no_email_address(sign_in: SignIn, path: str) -> None:
+    sign_in("admin").get(f"{path}?q=ada@example.com&actor=eve@example.com&first=2026-05-01", buffered=True)
+
+    detail = db.session.scalar(select(AuditEntry.detail)) or {}
+
+    assert "example.com" not in detail["filter"]
+    assert "first=2026-05-01" in detail["filter"]
+
+
+@pytest.mark.parametrize("path", ["/settings/audit", "/settings/audit/access"])
+@pytest.mark.parametrize("query", ["first=nonsense", "kind=nonsense&group=nonsense"])
+def test_an_invalid_filter_exports_nothing(sign_in: SignIn, path: str, query: str) -> None:
+    response = sign_in("admin").get(f"{path}.csv?{query}")
+
+    assert response.status_code == 302
+    assert response.headers["Location"].startswith(f"{path}?")
+    assert db.session.scalars(select(AuditEntry.action)).all() == []
+
+
+@pytest.mark.parametrize(
+    ("query", "shown"),
+    [
+        ("first=0001-01-01", True),
+        ("first=2300-01-01", False),
+        ("last=9999-12-31", True),
+        ("last=1900-01-01", False),
+    ],
+)
+def test_days_far_in_the_past_or_future_are_filters(sign_in: SignIn, query: str, shown: bool) -> None:
+    record()
+
+    assert ("SUMMER25" in sign_in("admin").get(f"/settings/audit?{query}").text) is shown
 
 
 def test_counts_are_shown_with_their_labels(sign_in: SignIn) -> None:

@@ -89,7 +89,16 @@ class TestSignIn:
         response = sign_in_at(client, provider)
         assert response.status_code == 403
         assert "This account is not linked" in response.text
+        response.close()
+        assert db.session.scalars(select(AccessCount.kind)).all() == ["sign_in.failed"]
         assert not is_signed_in(client)
+
+    def test_a_failed_sign_in_is_counted(self, client: FlaskClient, provider: OidcProvider) -> None:
+        sign_in_at(client, provider).close()
+        client.get("/sign-in/oidc/finish?state=x&code=y", buffered=True)
+        assert db.session.execute(
+            select(AccessCount.kind, func.sum(AccessCount.n)).group_by(AccessCount.kind)
+        ).all() == [("sign_in.failed", 2)]
 
     def test_a_disabled_user_is_refused(
         self, client: FlaskClient, provider: OidcProvider, make_staff_user: MakeUser

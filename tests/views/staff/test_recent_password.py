@@ -31,7 +31,7 @@ PROTECTED = [
     ("/settings/profile/sessions/1/end", {}, "/settings/profile/sessions"),
     ("/settings/profile/sessions/end-others", {}, "/settings/profile/sessions"),
 ]
-# Tested with the second factors that they change.
+# Tested with the second factors that they show or change.
 FACTOR_VIEWS = {
     f"staff.accounts.{name}"
     for name in (
@@ -45,6 +45,8 @@ FACTOR_VIEWS = {
         "reset_second_factor",
         "start_app_setup",
         "start_link",
+        "two_step",
+        "unlink_identities",
         "unlink_identity",
     )
 }
@@ -137,6 +139,9 @@ def test_after_a_wrong_password_nothing_is_done_or_lost(admin: FlaskClient, pass
         ("scopes", "redeem"),
     ]
     assert "x" * 100 not in response.text
+    # The field of the page for password managers is not sent again.
+    again = admin.post("/settings/api-keys", data={**values, "recent_password": password, "username": "admin"})
+    assert again.text.count('name="username"') == 1
     assert count_keys() == 0
 
 
@@ -146,7 +151,10 @@ def test_wrong_passwords_are_limited_in_each_session(
     values = {"name": "Till", "scopes": "read", "recent_password": "wrong"}
     statuses = [admin.post("/settings/api-keys", data=values).status_code for _ in range(11)]
     assert statuses == [422] * 10 + [429]
-    assert admin.post("/settings/api-keys", data={**values, "recent_password": PASSWORD}).status_code == 429
+    response = admin.post("/settings/api-keys", data={**values, "recent_password": PASSWORD})
+    assert response.status_code == 429
+    assert int(response.headers["Retry-After"]) > 0
+    assert '<input type="hidden" name="name" value="Till">' in response.text
     # The form that changes the password shares the limit.
     change = {"current": "wrong", "password": "a brand new one", "confirm": "a brand new one"}
     assert admin.post("/settings/profile/password", data=change).status_code == 429

@@ -11,22 +11,24 @@ import pytest
 import time_machine
 from flask import Flask
 from flask.testing import FlaskClient
-from sqlalchemy import select
+from sqlalchemy import select, update
 from werkzeug.test import TestResponse
 
 from tests.support.accounts import PASSWORD
 from tests.support.authenticator import SoftwareAuthenticator
-from tests.support.factors import add_app, add_passkey, code_now, sign_with_passkey
+from tests.support.factors import add_app, add_passkey, code_now, sign_with_passkey, submit_passkey_form
 from tests.support.sessions import start_session
 from webapp.accounts import actions as account_actions
 from webapp.accounts import audit_queries, invitation_actions, passwords, sign_in_actions
 from webapp.accounts.factors import actions as factor_actions
 from webapp.accounts.factors import queries as factor_queries
+from webapp.accounts.factors import totp_actions
 from webapp.accounts.models import StaffSession, StaffUser
 from webapp.core.extensions import db
 
 MakeUser = Callable[..., StaffUser]
 FACTOR_PAGE = "/sign-in/second-factor"
+PAGE = "/settings/profile/two-step"
 
 
 @pytest.fixture
@@ -120,10 +122,30 @@ class TestCodes:
         post_password(client)
         statuses = [post_code(client, "000000x").status_code for _ in range(6)]
         assert statuses == [422] * 5 + [429]
+        assert int(post_code(client, "000000x").headers["Retry-After"]) > 0
         other = app.test_client()
         post_password(other)
         assert post_code(other, code_now(secret)).status_code == 429
         assert not is_signed_in(other)
+
+    def test_a_stolen_password_does_not_lock_out_a_known_browser(
+        self, app: Flask, client: FlaskClient, user: StaffUser
+    ) -> None:
+        post_password(client)
+        client.post("/sign-out")
+        secret, _ = add_app(user)
+        thief = app.test_client()
+        post_password(thief)
+        for _ in range(6):
+            response = post_code(thief, "000000x")
+        assert response.status_code == 429
+        post_password(client)
+        statuses = [post_code(client, "000000x").status_code for _ in range(4)]
+        assert statuses == [422] * 4
+        assert post_code(client, code_now(secret)).location == "/offers"
+        post_password(client)
+        statuses = [post_code(client, "000000x").status_code for _ in range(6)]
+        assert statuses == [422] * 5 + [429]
 
     def test_a_success_resets_the_limit(self, app: Flask, user: StaffUser) -> None:
         secret, _ = add_app(user)
@@ -155,6 +177,34 @@ class TestCodes:
             account_actions.disable_staff_user(user.id, by="tests")
         assert post_code(client, code_now(secret)).location.startswith("/sign-in?")
         assert not is_signed_in(client)
+
+    def test_a_password_that_is_changed_meanwhile_ends_the_wait(
+        self, client: FlaskClient, user: StaffUser, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        secret, _ = add_app(user)
+        post_password(client)
+        code = code_now(secret)
+        use_totp_code = totp_actions.use_totp_code
+
+        def use_and_change(user_id: int, code: str) -> None:
+            use_totp_code(user_id, code)
+            with db.engine.begin() as connection:
+                connection.execute(update(StaffUser).values(password_hash="another hash"))
+
+        monkeypatch.setattr(totp_actions, "use_totp_code", use_and_change)
+        assert post_code(client, code).location.startswith("/sign-in?")
+        assert db.session.scalars(select(StaffSession.id)).all() == []
+
+    def test_the_earlier_session_of_the_browser_ends(
+        self, app: Flask, client: FlaskClient, user: StaffUser, make_staff_user: MakeUser
+    ) -> None:
+        add_app(user)
+        start_session(client, make_staff_user("viewer"))
+        cookie = client.get_cookie("onecode")
+        post_password(client)
+        copy = app.test_client()
+        copy.set_cookie("onecode", cookie.value)  # type: ignore[union-attr]
+        assert not is_signed_in(copy)
 
     @pytest.mark.parametrize("pending", ["x", [1], [1, 2, 3], [1, 2, "x", "y"], {"a": 1}, [True, 0, "", ""]])
     def test_a_forged_wait_is_refused(self, client: FlaskClient, user: StaffUser, pending: object) -> None:
@@ -191,7 +241,7 @@ class TestPasskeys:
         page = client.get(post_password(client).location).text
         assert "Use a passkey" in page
         assert "Authentication code" not in page
-        assert self.submit(client, sign_with_passkey(client, authenticator)).location == "/offers"
+        assert submit_passkey_form(client, authenticator, page).location == "/offers"
         assert sign_in_method(user) == "password and passkey"
 
     def test_the_passkey_of_another_user_is_no_second_factor(
@@ -200,11 +250,25 @@ class TestPasskeys:
         add_app(user)
         authenticator = SoftwareAuthenticator()
         add_passkey(make_staff_user("viewer"), authenticator)
-        post_password(client)
-        response = self.submit(client, sign_with_passkey(client, authenticator))
+        page = client.get(post_password(client).location).text
+        add_passkey(user, SoftwareAuthenticator())
+        page = client.get(FACTOR_PAGE).text
+        response = submit_passkey_form(client, authenticator, page)
         assert response.location.startswith(FACTOR_PAGE)
         assert "not known here" in client.get(response.location).text
         assert not is_signed_in(client)
+
+    def test_a_pending_sign_in_does_not_keep_out_other_users(
+        self, client: FlaskClient, user: StaffUser, make_staff_user: MakeUser
+    ) -> None:
+        """On a shared computer, someone may have entered a password and left."""
+        add_passkey(user, SoftwareAuthenticator())
+        authenticator = SoftwareAuthenticator()
+        add_passkey(make_staff_user("viewer"), authenticator)
+        post_password(client)
+        assert client.post("/sign-in/passkey/options").json["allowCredentials"] == []  # type: ignore[index]
+        assert self.submit(client, sign_with_passkey(client, authenticator)).location == "/offers"
+        assert "viewer@example.com" in client.get("/settings/profile").text
 
     def test_a_response_cannot_be_sent_again(self, app: Flask, client: FlaskClient, user: StaffUser) -> None:
         authenticator = SoftwareAuthenticator()
@@ -361,10 +425,29 @@ class TestRequiredByRole:
     def test_a_session_from_before_is_asked_for_the_factor(self, client: FlaskClient, user: StaffUser) -> None:
         secret, _ = add_app(user)
         start_session(client, user)
-        assert client.get("/offers").location == FACTOR_PAGE
+        assert client.get("/offers").location == f"{FACTOR_PAGE}?next=/offers"
         assert client.get(FACTOR_PAGE).status_code == 200
         assert post_code(client, code_now(secret)).location == "/offers"
         assert client.get("/offers").status_code == 200
+
+    @pytest.mark.parametrize("path", [f"{PAGE}/app", f"{PAGE}/app/start", f"{PAGE}/passkeys/new", f"{PAGE}/provider"])
+    def test_a_session_from_before_cannot_replace_the_factor(
+        self, client: FlaskClient, user: StaffUser, path: str
+    ) -> None:
+        """Its copy and the password would be enough to take over the account."""
+        secret, _ = add_app(user)
+        start_session(client, user)
+        for response in (client.get(PAGE), client.post(path, data={"name": "x", "code": code_now(secret)})):
+            assert response.location.startswith(FACTOR_PAGE)
+
+    def test_another_user_can_sign_in(self, client: FlaskClient, user: StaffUser) -> None:
+        add_app(user)
+        start_session(client, user)
+        page = client.get(client.get("/offers").location).text
+        action = re.search('action="([^"]*)"[^>]*>(?:(?!</form>).)*Sign in as another user', page, re.DOTALL)
+        assert action
+        assert client.post(action[1]).location == "/sign-in"
+        assert client.get("/sign-in").status_code == 200
 
     def test_other_roles_and_api_keys_are_not_affected(
         self, client: FlaskClient, api: FlaskClient, make_user_with_password: MakeUser
@@ -376,7 +459,7 @@ class TestRequiredByRole:
 
     def test_signing_out_is_possible(self, client: FlaskClient, user: StaffUser) -> None:
         post_password(client)
-        assert client.post("/sign-out").location == "/sign-in"
+        assert client.post("/sign-out").location == "/sign-in#signed-out"
 
     def test_after_a_reset_the_factor_is_set_up_again(self, client: FlaskClient, user: StaffUser) -> None:
         secret, _ = add_app(user)

@@ -19,7 +19,7 @@ from tests.support.sessions import start_session
 from tests.support.sql_statements import recorded_statements
 from webapp import create_app
 from webapp.accounts import invitation_actions
-from webapp.accounts.models import StaffDevice, StaffSession, StaffUser
+from webapp.accounts.models import AuditEntry, StaffDevice, StaffSession, StaffUser
 from webapp.core.extensions import db
 from webapp.core.sessions import MAX_DEVICE_TOKENS
 from webapp.core.settings import ROOT, Settings, load_settings
@@ -283,6 +283,23 @@ class TestSessionOnTheServer:
         assert "Your session has ended. Please sign in again." in thief.get("/sign-in").text
         assert not db.session.scalars(select(StaffSession.id)).all()
 
+    def test_the_audit_log_names_the_session_that_was_started_and_ended(
+        self, app: Flask, client: FlaskClient, make_user_with_password: MakeUser
+    ) -> None:
+        make_user_with_password("viewer")
+        make_user_with_password("admin")
+        post_sign_in(client, "viewer@example.com")
+        post_sign_in(client)
+        [session_id] = db.session.scalars(select(StaffSession.id))
+        client.post("/sign-out")
+        entries = db.session.scalars(select(AuditEntry).order_by(AuditEntry.id)).all()
+        assert [(entry.actor, entry.action, entry.staff_session_id == session_id) for entry in entries] == [
+            ("viewer@example.com", "staff.signed_in", False),
+            ("admin@example.com", "staff.signed_in", True),
+            ("admin@example.com", "staff.signed_out", True),
+        ]
+        assert all(entry.staff_session_id for entry in entries)
+
     def test_signing_out_in_one_tab_signs_out_the_other(
         self, csrf_client: FlaskClient, make_staff_user: MakeUser
     ) -> None:
@@ -371,10 +388,20 @@ class TestSessionOnTheServer:
         db.session.execute(update(StaffSession).values(last_used_at=func.now() - timedelta(hours=11)))
         db.session.commit()
         recent = select(StaffSession.last_used_at > func.now() - timedelta(minutes=1))
-        assert client.get("/offers", headers={"HX-Request": "true"}).status_code == 200
+        here = {"REMOTE_ADDR": "192.0.2.1"}
+        assert client.get("/now", headers={"HX-Request": "true"}, environ_base=here).status_code == 200
         assert db.session.scalars(recent).all() == [False]
-        client.post("/offers/new", headers={"HX-Request": "true"})
+        client.post("/offers/new", headers={"HX-Request": "true"}, environ_base=here)
         assert db.session.scalars(recent).all() == [True]
+
+    @pytest.mark.parametrize(("path", "address"), [("/customers", "192.0.2.1"), ("/now", "203.0.113.7")])
+    def test_the_header_of_a_refresh_hides_no_use(self, sign_in: SignIn, path: str, address: str) -> None:
+        client = sign_in("viewer")
+        db.session.execute(update(StaffSession).values(last_used_at=func.now() - timedelta(hours=11)))
+        db.session.commit()
+        client.get(path, headers={"HX-Request": "true"}, environ_base={"REMOTE_ADDR": address})
+        recent = StaffSession.last_used_at > func.now() - timedelta(minutes=1)
+        assert db.session.execute(select(StaffSession.client_address, recent)).all() == [(address, True)]
 
     def test_a_refresh_with_a_former_token_keeps_the_cookie(self, sign_in: SignIn) -> None:
         client = sign_in("viewer")

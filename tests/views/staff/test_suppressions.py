@@ -128,6 +128,15 @@ def test_a_manager_removes_a_customer_after_a_warning(staff: FlaskClient, make_c
     assert audit_entries() == [("suppression.lifted", f"customer {ada.id}")]
 
 
+def test_the_removed_address_is_that_of_the_form(staff: FlaskClient, make_customer: MakeCustomer) -> None:
+    for name in ("ada", "bob"):
+        make_customer(f"{name}@example.com", suppressed="complained")
+
+    staff.post(f"{LIST}/lift?email=ada@example.com", data={"email": "bob@example.com"})
+
+    assert suppression_reasons() == {"ada@example.com": "complained"}
+
+
 def test_only_an_admin_removes_addresses_without_customers(sign_in: Callable[..., FlaskClient]) -> None:
     add_suppression("nobody@example.com")
     add_suppression(hash_email("eve@example.com"), "unsubscribed")

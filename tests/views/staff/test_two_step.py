@@ -11,17 +11,21 @@ from typing import Any
 from urllib.parse import unquote
 
 import pytest
+from flask import Flask
 from flask.testing import FlaskClient
 from sqlalchemy import func, select, update
 
 from tests.support.accounts import PASSWORD
 from tests.support.authenticator import SoftwareAuthenticator
-from tests.support.factors import add_app, add_passkey, code_now, sign_with_passkey
+from tests.support.factors import add_app, add_passkey, code_now, submit_passkey_form
 from tests.support.sessions import start_session
 from webapp.accounts import audit_queries, session_queries
 from webapp.accounts.factors import queries as factor_queries
 from webapp.accounts.factors import recovery_code_actions
 from webapp.accounts.models import StaffSession, StaffUser
+from webapp.accounts.oidc import actions as oidc_actions
+from webapp.accounts.oidc import queries as oidc_queries
+from webapp.accounts.oidc.provider import OidcClaims
 from webapp.core.extensions import db
 
 PAGE = "/settings/profile/two-step"
@@ -37,6 +41,7 @@ CHANGES = [
     f"{PAGE}/provider/link",
     f"{PAGE}/provider/unlink",
     "/settings/people/1/reset-second-factor",
+    "/settings/people/1/unlink-identities",
 ]
 SignIn = Callable[..., FlaskClient]
 
@@ -100,18 +105,40 @@ class TestApp:
         assert secret_in(response.text) == secret
         assert client.post(f"{PAGE}/app", data={}).status_code == 422
 
-    def test_sending_the_confirmation_again_shows_no_codes(self, sign_in: SignIn) -> None:
+    def test_sending_the_confirmation_again_starts_no_other_set_up(self, sign_in: SignIn) -> None:
         client = sign_in("viewer")
         code = code_now(secret_in(client.get(f"{PAGE}/app").text))
         client.post(f"{PAGE}/app", data={"code": code})
         response = client.post(f"{PAGE}/app", data={"code": code})
-        assert (response.status_code, codes_in(response.text)) == (422, [])
+        assert (response.status_code, response.location) == (302, PAGE)
+        page = client.get(PAGE).text
+        assert "The authenticator app is already set up. Recovery codes are shown only once:" in page
+        assert codes_in(page) == []
+        assert factor_queries.find_pending_totp_authenticator(user_of("viewer").id) is None
 
     def test_the_secret_is_shown_only_after_the_password(self, sign_in: SignIn) -> None:
         client = sign_in("viewer")
         set_times(authenticated_at=1)
         assert client.get(f"{PAGE}/app").location == PAGE
         assert "Confirm your password" in client.post(f"{PAGE}/app/start").text
+
+    def test_another_session_gets_another_secret(self, app: Flask, sign_in: SignIn) -> None:
+        client = sign_in("viewer")
+        secret = secret_in(client.get(f"{PAGE}/app").text)
+        other = app.test_client()
+        start_session(other, user_of("viewer"))
+        other_secret = secret_in(other.get(f"{PAGE}/app").text)
+        assert other_secret != secret
+        response = client.post(f"{PAGE}/app", data={"code": code_now(secret)})
+        assert "The set-up has changed. Scan the new QR code." in response.text
+        assert secret_in(response.text) not in (secret, other_secret)
+
+    def test_starting_the_setup_again_replaces_the_secret(self, sign_in: SignIn) -> None:
+        client = sign_in("viewer")
+        secret = secret_in(client.get(f"{PAGE}/app").text)
+        assert secret_in(client.get(f"{PAGE}/app").text) == secret
+        client.post(f"{PAGE}/app/start")
+        assert secret_in(client.get(f"{PAGE}/app").text) != secret
 
     def test_an_app_is_removed(self, sign_in: SignIn) -> None:
         client = sign_in("manager")
@@ -209,6 +236,7 @@ class TestPasskeys:
     def test_a_passkey_of_another_host_is_marked(self, sign_in: SignIn, with_settings: Callable[..., object]) -> None:
         client = sign_in("manager")
         add_passkey(user_of(), SoftwareAuthenticator())
+        set_times(second_factor_at=0)
         assert "Works only at" not in client.get(PAGE).text
         with_settings(public_url="https://offers.example.com")
         assert "Works only at localhost" in client.get(PAGE).text
@@ -226,12 +254,14 @@ def test_every_change_needs_a_recent_password(sign_in: SignIn, path: str) -> Non
 class TestPresentFactor:
     """Users with a second factor confirm it before a change (OWASP ASVS 5.0, 7.5.1)."""
 
-    @pytest.mark.parametrize(("path", "data"), [(path, {"name": "Laptop"}) for path in CHANGES])
-    def test_every_change_needs_the_present_factor(self, sign_in: SignIn, path: str, data: dict[str, str]) -> None:
+    @pytest.mark.parametrize("path", CHANGES)
+    @pytest.mark.parametrize("is_verified", [True, False], ids=["long ago", "never"])
+    def test_every_change_needs_the_present_factor(self, sign_in: SignIn, path: str, is_verified: bool) -> None:
         client = sign_in("admin")
         add_app(user_of("admin"))
-        set_times(second_factor_at=1)
-        response = client.post(path, data=data)
+        if is_verified:
+            set_times(second_factor_at=1)
+        response = client.post(path, data={"name": "Laptop"})
         assert (response.status_code, "Confirm the second step" in response.text) == (403, True)
         assert "recent_password" not in response.text
         assert 'action="/sign-out"' in response.text
@@ -240,7 +270,29 @@ class TestPresentFactor:
     def test_the_setup_page_shows_no_secret_without_it(self, sign_in: SignIn) -> None:
         client = sign_in("manager")
         add_app(user_of())
+        set_times(second_factor_at=1)
         assert client.get(f"{PAGE}/app").location == PAGE
+
+    @pytest.mark.parametrize("path", [PAGE, f"{PAGE}/app"])
+    def test_a_session_from_before_does_not_see_the_setup(self, sign_in: SignIn, path: str) -> None:
+        client = sign_in("manager")
+        secret, _ = add_app(user_of())
+        page = f"/sign-in/second-factor?next={path}"
+        assert client.get(path).location == page
+        assert client.post(page, data={"code": code_now(secret)}).location == path
+        assert client.get(path).status_code == 200
+
+    def test_changing_the_password_does_not_replace_it(
+        self, client: FlaskClient, make_user_with_password: Callable[..., StaffUser]
+    ) -> None:
+        user = make_user_with_password("manager")
+        start_session(client, user)
+        add_app(user)
+        set_times(second_factor_at=1)
+        change = {"current": PASSWORD, "password": "a brand new one", "confirm": "a brand new one"}
+        assert client.post("/settings/profile/password", data=change).status_code == 302
+        assert client.get(PAGE).status_code == 200
+        assert "Confirm the second step" in client.post(f"{PAGE}/app/remove").text
 
     @pytest.mark.parametrize("kind", ["app", "recovery"])
     def test_a_code_confirms_it_and_the_action_continues(self, app: Any, sign_in: SignIn, kind: str) -> None:
@@ -276,17 +328,34 @@ class TestPresentFactor:
     def test_guesses_share_the_limit_of_signing_in(self, sign_in: SignIn) -> None:
         client = sign_in("manager")
         add_app(user_of())
-        statuses = [client.post(f"{PAGE}/app/remove", data={"recent_code": "000000x"}).status_code for _ in range(6)]
-        assert statuses == [422] * 5 + [429]
+        for _ in range(2):
+            assert client.post("/sign-in/second-factor", data={"code": "000000x"}).status_code == 422
+        data = {"recent_code": "000000x", "name": "Laptop"}
+        responses = [client.post(f"{PAGE}/passkeys/new", data=data) for _ in range(4)]
+        assert [response.status_code for response in responses] == [422] * 3 + [429]
+        assert int(responses[-1].headers["Retry-After"]) > 0
+        assert '<input type="hidden" name="name" value="Laptop">' in responses[-1].text
+
+    def test_guesses_with_a_stolen_password_do_not_use_up_those_of_a_known_browser(
+        self, app: Flask, client: FlaskClient, make_user_with_password: Callable[..., StaffUser]
+    ) -> None:
+        user = make_user_with_password("manager")
+        client.post("/sign-in", data={"email": user.email, "password": PASSWORD})
+        secret, _ = add_app(user)
+        thief = app.test_client()
+        thief.post("/sign-in", data={"email": user.email, "password": PASSWORD})
+        for _ in range(6):
+            response = thief.post("/sign-in/second-factor", data={"code": "000000x"})
+        assert response.status_code == 429
+        assert client.post(f"{PAGE}/app/remove", data={"recent_code": code_now(secret)}).location == PAGE
 
     def test_a_passkey_confirms_it(self, sign_in: SignIn) -> None:
         client = sign_in("manager")
         authenticator = SoftwareAuthenticator()
         add_passkey(user_of(), authenticator)
         set_times(authenticated_at=1, second_factor_at=1)
-        assert "Use a passkey" in client.post(f"{PAGE}/recovery-codes").text
-        data = {"credential": sign_with_passkey(client, authenticator)}
-        assert client.post(f"/sign-in/passkey?next={PAGE}", data=data).location == PAGE
+        page = client.post(f"{PAGE}/recovery-codes").text
+        assert submit_passkey_form(client, authenticator, page).location == PAGE
         assert len(codes_in(client.post(f"{PAGE}/recovery-codes").text)) == 10
 
     def test_the_passkey_of_another_user_does_not(
@@ -297,8 +366,8 @@ class TestPresentFactor:
         other = SoftwareAuthenticator()
         add_passkey(make_staff_user("admin"), other)
         set_times(second_factor_at=1)
-        data = {"credential": sign_with_passkey(client, other)}
-        assert client.post(f"/sign-in/passkey?next={PAGE}", data=data).location == PAGE
+        page = client.post(f"{PAGE}/recovery-codes").text
+        assert submit_passkey_form(client, other, page).location == PAGE
         assert "not known here" in client.get(PAGE).text
         assert "Confirm the second step" in client.post(f"{PAGE}/recovery-codes").text
 
@@ -319,6 +388,7 @@ def test_other_sessions_can_be_ended_after_a_change(app: Any, sign_in: SignIn, h
     start_session(app.test_client(), user_of())
     if has_app:
         add_app(user_of())
+        set_times(second_factor_at=0)
     page = client.get(PAGE).text
     assert 'action="/settings/profile/sessions/end-others"' in page
 
@@ -342,6 +412,23 @@ class TestReset:
         assert not factor_queries.has_second_factor(user.id)
         assert other.get("/").status_code == 302
 
+    def test_an_administrator_sees_and_unlinks_the_account_at_the_provider(
+        self, sign_in: SignIn, app: Flask, make_staff_user: Callable[..., StaffUser]
+    ) -> None:
+        user = make_staff_user("viewer")
+        oidc_actions.link_identity(user.id, OidcClaims("https://login.example", "1", "", False, "Eve", False))
+        other = app.test_client()
+        start_session(other, user)
+        client = sign_in("admin")
+        page = client.get(f"/settings/people/{user.id}").text
+        assert oidc_queries.list_identities(user.id)[0].label in page
+        assert "Unlink account" in page
+        assert client.post(f"/settings/people/{user.id}/unlink-identities").location == f"/settings/people/{user.id}"
+        assert "Unlink account" not in client.get(f"/settings/people/{user.id}").text
+        assert oidc_queries.list_identities(user.id) == []
+        assert other.get("/").status_code == 302
+
     @pytest.mark.parametrize("role", ["manager", "viewer"])
-    def test_others_cannot(self, sign_in: SignIn, role: str) -> None:
-        assert sign_in(role).post("/settings/people/1/reset-second-factor").status_code == 403
+    @pytest.mark.parametrize("action", ["reset-second-factor", "unlink-identities"])
+    def test_others_cannot(self, sign_in: SignIn, role: str, action: str) -> None:
+        assert sign_in(role).post(f"/settings/people/1/{action}").status_code == 403

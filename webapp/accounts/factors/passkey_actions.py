@@ -7,7 +7,7 @@ from sqlalchemy import func, or_, update
 from sqlalchemy.dialects.postgresql import insert
 
 from webapp.accounts import notices
-from webapp.accounts.actions import lock_existing_staff_user, roll_back_and_raise
+from webapp.accounts.actions import check_is_active, lock_existing_staff_user, roll_back_and_raise
 from webapp.accounts.audit import record_audit_entry
 from webapp.accounts.factors import passkeys
 from webapp.accounts.factors import queries as factor_queries
@@ -62,9 +62,10 @@ def add_passkey(user_id: int, name: str, response: str, challenge: Challenge | N
 
 
 def verify_passkey(response: str, challenge: Challenge | None, user_id: int | None = None) -> StaffUser:
-    """Return the user whose passkey has signed the challenge.
+    """Return the user whose passkey has signed the challenge. Does not commit.
 
-    The authenticator has verified the user, so that this is a sign-in with two factors.
+    The authenticator has verified the user, so that this is a sign-in with two factors. The row of the user is locked
+    until the caller starts the session, which a concurrent reset of the second factors then ends.
 
     :param user_id: the only user to accept, when the passkey is the second factor; None to accept any.
     :raises DomainError: `passkey_expired`, `passkey_invalid`, `passkey_unknown`, or `disabled`.
@@ -80,16 +81,13 @@ def verify_passkey(response: str, challenge: Challenge | None, user_id: int | No
         raise DomainError("passkey_unknown", _("This passkey belongs to another account."), 422)
     verified = passkeys.verify_authentication(response, challenge, passkey)
     user = lock_existing_staff_user(passkey.staff_user_id)
-    if not user.is_active:
-        roll_back_and_raise(
-            DomainError("disabled", _("Your account is disabled. Ask an administrator to enable it."), 422)
-        )
+    check_is_active(user)
     _update_sign_count(passkey, verified.new_sign_count, user)
     return user
 
 
 def _update_sign_count(passkey: Passkey, sign_count: int, user: StaffUser) -> None:
-    """Store the sign count and the time of use, and commit.
+    """Store the sign count and the time of use. Does not commit, unless it raises.
 
     :raises DomainError: `passkey_invalid` when the count has not grown, since the passkey may have been copied
         (Level 2, 6.1.1).
@@ -104,8 +102,7 @@ def _update_sign_count(passkey: Passkey, sign_count: int, user: StaffUser) -> No
     )
     if updated_id is None:
         record_audit_entry(user.email, "passkey.refused", user.email, name=passkey.name)
-    db.session.commit()
-    if updated_id is None:
+        db.session.commit()
         message = _(
             "This passkey was refused, because a copy of it may exist. Sign in another way and remove it, "
             "or ask an administrator."

@@ -40,14 +40,17 @@ def create_pending_sign_in(user: StaffUser) -> PendingSignIn:
     return PendingSignIn(user.id, int(time.time()), _compute_binding(user))
 
 
-def find_pending_user(data: object) -> StaffUser | None:
+def find_pending_user(data: object, *, is_locked: bool = False) -> StaffUser | None:
     """Return the active user of a pending sign-in; None if it is malformed or has ended.
 
     :param data: what `PendingSignIn.dump` has returned.
+    :param is_locked: whether to lock the user until the transaction ends. A concurrent change of the password then
+        ends the session that the caller starts.
     """
     match data:
         case [int(user_id), int(started_at), str(binding)]:
-            user = account_queries.find_staff_user(user_id)
+            find_user = account_queries.lock_staff_user if is_locked else account_queries.find_staff_user
+            user = find_user(user_id)
         case _:
             return None
     is_recent = 0 <= time.time() - started_at <= PENDING_SECONDS

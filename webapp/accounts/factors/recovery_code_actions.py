@@ -6,11 +6,11 @@ from flask_babel import gettext as _
 from sqlalchemy import delete, func, insert, select, update
 
 from webapp.accounts import notices, passwords
-from webapp.accounts.actions import lock_existing_staff_user
+from webapp.accounts.actions import check_is_active, lock_existing_staff_user
 from webapp.accounts.audit import record_audit_entry
 from webapp.accounts.factors import recovery_codes
 from webapp.accounts.factors.models import RecoveryCode
-from webapp.core.errors import DomainError, FieldError, InvalidInput
+from webapp.core.errors import FieldError, InvalidInput
 from webapp.core.extensions import db
 
 
@@ -57,6 +57,9 @@ def use_recovery_code(user_id: int, code: str) -> int:
     if parsed is None or row is None or not passwords.verify_password(row.code_hash, parsed.text):
         message = _("This recovery code is wrong. Check it, and use a code from your newest list.")
         raise InvalidInput(FieldError("code", "code_wrong", message))
+    # Before the code, as where codes are replaced: the order avoids deadlocks.
+    user = lock_existing_staff_user(user_id)
+    check_is_active(user)
     used_slot = db.session.scalar(
         update(RecoveryCode)
         .where(
@@ -77,10 +80,6 @@ def use_recovery_code(user_id: int, code: str) -> int:
     codes_left = db.session.scalar(
         select(func.count()).where(RecoveryCode.staff_user_id == user_id, RecoveryCode.used_at.is_(None))
     )
-    user = lock_existing_staff_user(user_id)
-    if not user.is_active:
-        db.session.rollback()
-        raise DomainError("disabled", _("Your account is disabled. Ask an administrator to enable it."), 422)
     record_audit_entry(user.email, "recovery_code.used", user.email, left=codes_left)
     notices.notify_second_factor_changed(user, "recovery_code.used")
     db.session.commit()

@@ -36,19 +36,23 @@ def generate_totp_secret() -> str:
     return pyotp.random_base32(32)
 
 
-def encrypt_totp_secret(secret: str, user_id: int) -> bytes:
-    """Encrypt a secret with a key derived from SECRET_KEY (HKDF, AES-256-GCM), for one user."""
-    nonce = os.urandom(_NONCE_BYTES)
-    return nonce + _get_cipher().encrypt(nonce, secret.encode(), _associated_data(user_id))
+def encrypt_totp_secret(secret: str, user_id: int, setup_session_id: int | None = None) -> bytes:
+    """Encrypt a secret with a key derived from SECRET_KEY (HKDF, AES-256-GCM), for one user.
 
-
-def decrypt_totp_secret(encrypted: bytes, user_id: int) -> str:
-    """Return the secret that `encrypt_totp_secret` has encrypted for this user.
-
-    :raises SecretUnreadable: when SECRET_KEY has changed, or the secret is that of another user.
+    :param setup_session_id: the only session that may read the secret, while the app is being set up.
     """
+    nonce = os.urandom(_NONCE_BYTES)
+    return nonce + _get_cipher().encrypt(nonce, secret.encode(), _associated_data(user_id, setup_session_id))
+
+
+def decrypt_totp_secret(encrypted: bytes, user_id: int, setup_session_id: int | None = None) -> str:
+    """Return the secret that `encrypt_totp_secret` has encrypted for this user and session.
+
+    :raises SecretUnreadable: when SECRET_KEY has changed, or the secret is that of another user or session.
+    """
+    data = _associated_data(user_id, setup_session_id)
     try:
-        plain = _get_cipher().decrypt(encrypted[:_NONCE_BYTES], encrypted[_NONCE_BYTES:], _associated_data(user_id))
+        plain = _get_cipher().decrypt(encrypted[:_NONCE_BYTES], encrypted[_NONCE_BYTES:], data)
     except (InvalidTag, ValueError) as error:
         log.error("the secret of the authenticator app of user %d cannot be decrypted", user_id)
         raise SecretUnreadable from error
@@ -78,9 +82,10 @@ def build_provisioning_uri(secret: str, email: str, issuer: str) -> str:
     return pyotp.TOTP(secret).provisioning_uri(name=email, issuer_name=issuer)
 
 
-def _associated_data(user_id: int) -> bytes:
+def _associated_data(user_id: int, setup_session_id: int | None) -> bytes:
     # A row that was copied to another user cannot be decrypted.
-    return f"totp:{user_id}".encode()
+    setup = "" if setup_session_id is None else f":setup:{setup_session_id}"
+    return f"totp:{user_id}{setup}".encode()
 
 
 def _get_cipher() -> AESGCM:

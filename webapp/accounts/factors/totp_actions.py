@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from functools import lru_cache
 
 from flask_babel import gettext as _
@@ -18,25 +19,39 @@ from webapp.core import database_clock
 from webapp.core.email_addresses import normalise_email
 from webapp.core.errors import DomainError, FieldError, InvalidInput
 from webapp.core.extensions import db
+from webapp.core.request_origin import get_request_origin
+
+# How long the same secret is shown to a user who sets up an authenticator app.
+SETUP_TIME = timedelta(hours=1)
 
 
 def start_totp_setup(user_id: int) -> str:
     """Return the secret of the authenticator app that a user is setting up; create it if there is none.
 
-    The app is used only after `confirm_totp`. Until then an app that was set up earlier keeps working.
+    The app is used only after `confirm_totp`. Until then an app that was set up earlier keeps working. A secret older
+    than `SETUP_TIME` is replaced: someone may have seen it long before the user continues. Another session of the user
+    gets another secret and ends this set-up, so that a stranger in one session does not learn the secret that the user
+    sets up in another.
 
     :raises NotFound: when there is no user with this id.
     """
     lock_existing_staff_user(user_id)
     pending = factor_queries.find_pending_totp_authenticator(user_id)
     secret = _read_pending_secret(pending)
-    if secret is None:
+    is_old = pending is not None and pending.created_at < database_clock.get_database_time() - SETUP_TIME
+    if secret is None or is_old:
         secret = totp.generate_totp_secret()
         _delete_authenticators(user_id, confirmed=False)
-        encrypted = totp.encrypt_totp_secret(secret, user_id)
+        encrypted = totp.encrypt_totp_secret(secret, user_id, get_request_origin().staff_session_id)
         db.session.add(TotpAuthenticator(staff_user_id=user_id, secret_encrypted=encrypted))
     db.session.commit()
     return secret
+
+
+def discard_totp_setup(user_id: int) -> None:
+    """Discard the secret of an app that a user has begun to set up, so that the next set-up has another one."""
+    _delete_authenticators(user_id, confirmed=False)
+    db.session.commit()
 
 
 def confirm_totp(user_id: int, code: str) -> list[str]:
@@ -44,12 +59,16 @@ def confirm_totp(user_id: int, code: str) -> list[str]:
 
     :returns: recovery codes, if the user had none that are unused; otherwise an empty list.
     :raises InvalidInput: when the code is wrong.
-    :raises DomainError: `setup_expired` when there is no set-up to confirm.
+    :raises DomainError: `setup_done` when the app was already set up, for example by the same request;
+        `setup_expired` when there is no set-up to confirm.
     """
     new = NewRecoveryCodes() if _count_recovery_codes(user_id) == 0 else None
     user = lock_existing_staff_user(user_id)
     pending = factor_queries.find_pending_totp_authenticator(user_id)
     secret = _read_pending_secret(pending)
+    if pending is None and factor_queries.find_totp_authenticator(user_id):
+        db.session.rollback()
+        raise DomainError("setup_done", _("The authenticator app is already set up."), 409)
     if pending is None or secret is None:
         db.session.rollback()
         raise DomainError("setup_expired", _("The set-up has changed. Scan the new QR code."), 422)
@@ -60,6 +79,7 @@ def confirm_totp(user_id: int, code: str) -> list[str]:
         raise InvalidInput(FieldError("code", "code_wrong", message))
     _delete_authenticators(user_id, confirmed=True)
     pending.confirmed_at, pending.last_used_step = func.now(), step
+    pending.secret_encrypted = totp.encrypt_totp_secret(secret, user_id)
     if new:
         store_recovery_codes(user_id, new)
     record_audit_entry(user.email, "totp.added", user.email)
@@ -117,9 +137,15 @@ def check_code_before_password(email: str, code: str) -> bool:
 
 
 def _read_pending_secret(pending: TotpAuthenticator | None) -> str | None:
-    """Return the secret of an app that is being set up; None if there is none or SECRET_KEY has changed since."""
+    """Return the secret of an app that is being set up in this session.
+
+    None if there is none, another session has begun it, or SECRET_KEY has changed since.
+    """
+    if pending is None:
+        return None
+    session_id = get_request_origin().staff_session_id
     try:
-        return totp.decrypt_totp_secret(pending.secret_encrypted, pending.staff_user_id) if pending else None
+        return totp.decrypt_totp_secret(pending.secret_encrypted, pending.staff_user_id, session_id)
     except totp.SecretUnreadable:
         return None
 

@@ -11,9 +11,9 @@ from flask_babel import gettext as _
 from sqlalchemy import delete, func, update
 from sqlalchemy.dialects.postgresql import insert
 
-from webapp.accounts import invitation_actions, links, notices
+from webapp.accounts import invitation_actions, links, notices, staff_sessions
 from webapp.accounts import queries as account_queries
-from webapp.accounts.actions import lock_existing_staff_user, roll_back_and_raise
+from webapp.accounts.actions import check_is_active, lock_existing_staff_user, roll_back_and_raise
 from webapp.accounts.audit import record_audit_entry
 from webapp.accounts.models import Invitation, StaffUser
 from webapp.accounts.oidc import queries as oidc_queries
@@ -32,8 +32,7 @@ def find_user_for_claims(claims: OidcClaims) -> StaffUser:
     user = oidc_queries.find_user_by_identity(claims.issuer, claims.subject)
     if user is None:
         raise DomainError("identity_unknown", _("No user of Onecode is linked with this account."), 422)
-    if not user.is_active:
-        raise DomainError("disabled", _("Your account is disabled. Ask an administrator to enable it."), 422)
+    check_is_active(user)
     db.session.execute(
         update(OidcIdentity)
         .where(OidcIdentity.issuer == claims.issuer, OidcIdentity.subject == claims.subject)
@@ -43,29 +42,32 @@ def find_user_for_claims(claims: OidcClaims) -> StaffUser:
     return user
 
 
-def link_identity(user_id: int, claims: OidcClaims, is_new_user: bool = False) -> None:
-    """Link an identity with a user, who can then sign in with it. Idempotent.
+def link_identity(user_id: int, claims: OidcClaims) -> None:
+    """Link an identity with a user, who can then sign in with it, and notify the user by email. Idempotent.
 
-    The user is notified by email.
-
-    :param is_new_user: True for no notice, since the user has just joined with this identity.
     :raises DomainError: `identity_taken` when it is linked with another user, or the user with another identity.
     """
     user = lock_existing_staff_user(user_id)
+    if _add_identity(user, claims):
+        notices.notify_second_factor_changed(user, "identity.linked")
+    db.session.commit()
+    notices.enqueue_account_emails()
+
+
+def _add_identity(user: StaffUser, claims: OidcClaims) -> bool:
+    """Add an identity to a user; return whether it was added, or False if the user had it. Does not commit."""
     statement = (
         insert(OidcIdentity)
-        .values(staff_user_id=user_id, issuer=claims.issuer, subject=claims.subject, label=claims.label)
+        .values(staff_user_id=user.id, issuer=claims.issuer, subject=claims.subject, label=claims.label)
         .on_conflict_do_nothing()
         .returning(OidcIdentity.id)
     )
-    if db.session.scalar(statement) is not None:
-        record_audit_entry(user.email, "identity.linked", user.email, issuer=claims.issuer, account=claims.label)
-        if not is_new_user:
-            notices.notify_second_factor_changed(user, "identity.linked")
-    else:
+    if db.session.scalar(statement) is None:
         _check_linked_with(user, claims)
-    db.session.commit()
-    notices.enqueue_account_emails()
+        return False
+    # Not the label: an entry would keep a name or an email address after the account is erased.
+    record_audit_entry(user.email, "identity.linked", user.email, issuer=claims.issuer, account=claims.subject)
+    return True
 
 
 def _check_linked_with(user: StaffUser, claims: OidcClaims) -> None:
@@ -82,16 +84,35 @@ def _check_linked_with(user: StaffUser, claims: OidcClaims) -> None:
 def unlink_identity(user_id: int, issuer: str) -> None:
     """Remove the identity of a user at a provider, and notify the user by email. Idempotent."""
     user = lock_existing_staff_user(user_id)
-    label = db.session.scalar(
+    subject = db.session.scalar(
         delete(OidcIdentity)
         .where(OidcIdentity.staff_user_id == user_id, OidcIdentity.issuer == issuer)
-        .returning(OidcIdentity.label)
+        .returning(OidcIdentity.subject)
     )
-    if label is not None:
-        record_audit_entry(user.email, "identity.unlinked", user.email, issuer=issuer, account=label)
+    if subject is not None:
+        record_audit_entry(user.email, "identity.unlinked", user.email, issuer=issuer, account=subject)
         notices.notify_second_factor_changed(user, "identity.unlinked")
     db.session.commit()
     notices.enqueue_account_emails()
+
+
+def unlink_all_identities(user_id: int, by: str) -> StaffUser:
+    """Remove all identities of a user, and end their sessions. Idempotent.
+
+    :param by: the administrator.
+    :raises NotFound: when there is no user with this id.
+    """
+    user = lock_existing_staff_user(user_id)
+    identities = delete(OidcIdentity).where(OidcIdentity.staff_user_id == user_id)
+    unlinked = db.session.execute(identities.returning(OidcIdentity.issuer, OidcIdentity.subject)).all()
+    for issuer, subject in unlinked:
+        record_audit_entry(by, "identity.unlinked", user.email, issuer=issuer, account=subject)
+    if unlinked:
+        staff_sessions.delete_user_sessions_and_devices(user_id)
+        notices.notify_second_factor_changed(user, "identity.unlinked")
+    db.session.commit()
+    notices.enqueue_account_emails()
+    return user
 
 
 def get_invitation_for_claims(token: str, claims: OidcClaims) -> Invitation:
@@ -129,11 +150,14 @@ def accept_invitation_with_identity(token: str, claims: OidcClaims, name: str, e
 
     :param email: the email address of the user; that of the invitation, if it has one.
     :raises NotFound: when the link is used, expired or unknown.
-    :raises DomainError: as `get_invitation_for_claims`; `email_taken` when there is a user with this address.
+    :raises DomainError: as `get_invitation_for_claims`; `email_taken` when there is a user with this address. The link
+        then still works.
     """
     invitation = get_invitation_for_claims(token, claims)
     # A random password, so that signing in with it takes as long as for other users and always fails.
     password = secrets.token_urlsafe(32)
-    user = invitation_actions.accept_invitation(token, name, invitation.email or email, password, time_zone)
-    link_identity(user.id, claims, is_new_user=True)
+    user = invitation_actions.create_invited_user(token, name, invitation.email or email, password, time_zone)
+    _add_identity(user, claims)
+    db.session.commit()
+    notices.enqueue_account_emails()
     return user

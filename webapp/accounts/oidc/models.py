@@ -21,7 +21,7 @@ class OidcIdentity(Model):
     staff_user_id: Mapped[int] = mapped_column(ForeignKey("staff_user.id", ondelete="CASCADE"))
     issuer: Mapped[str] = mapped_column(Text(collation="C"))
     subject: Mapped[str] = mapped_column(Text(collation="C"))
-    # What the provider called the account when it was linked; only shown to its user.
+    # What the provider called the account when it was linked; shown to its user and to administrators.
     label: Mapped[str]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     last_used_at: Mapped[datetime | None]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from sqlalchemy import select
 
 from webapp.accounts.models import StaffUser
@@ -14,6 +16,13 @@ def find_identity_of_user(user_id: int, issuer: str) -> OidcIdentity | None:
     return db.session.scalar(
         select(OidcIdentity).where(OidcIdentity.staff_user_id == user_id, OidcIdentity.issuer == issuer)
     )
+
+
+def list_identities(user_id: int) -> Sequence[OidcIdentity]:
+    """Return the identities of a user at all providers, oldest first."""
+    return db.session.scalars(
+        select(OidcIdentity).where(OidcIdentity.staff_user_id == user_id).order_by(OidcIdentity.id)
+    ).all()
 
 
 def find_user_by_identity(issuer: str, subject: str) -> StaffUser | None:

@@ -5,6 +5,7 @@ The format of the file does not matter.
 
 from __future__ import annotations
 
+from webapp.core.csv_export import FORMULA_SIGNS
 from webapp.core.email_addresses import normalise_email
 from webapp.core.errors import InvalidInput
 from webapp.customers.imports.line_reader import sanitise_text
@@ -57,4 +58,4 @@ def strip_formula_guard(cell: str) -> str:
 
     Without it a spreadsheet would evaluate the cell.
     """
-    return cell[1:] if cell[:1] == "'" and cell[1:2] in tuple("=+-@") else cell
+    return cell[1:] if cell[:1] == "'" and cell[1:2] in tuple(FORMULA_SIGNS) else cell

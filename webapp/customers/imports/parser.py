@@ -31,7 +31,7 @@ def check_file_start(start: bytes, media_type: str, is_complete: bool, kind: str
     :param is_complete: whether `start` is the whole file.
     :raises InvalidInput: when no row of the file could be imported, with an error about the file.
     """
-    _check_text(start, is_complete)
+    check_text(start, is_complete)
     lines = LineReader([start])
     if media_type == CSV:
         parse_header(lines, SUPPRESSION_COLUMN_ALIASES if kind == "suppressions" else CUSTOMER_COLUMN_ALIASES)
@@ -71,12 +71,16 @@ def read_file_start(chunks: Iterator[bytes]) -> tuple[bytes, bool]:
 def _check_chunks(chunks: Iterable[bytes]) -> Iterator[bytes]:
     remaining = iter(chunks)
     start, is_complete = read_file_start(remaining)
-    _check_text(start, is_complete)
+    check_text(start, is_complete)
     yield start
     yield from remaining
 
 
-def _check_text(start: bytes, is_complete: bool) -> None:
+def check_text(start: bytes, is_complete: bool) -> None:
+    """Check that a file is text, by its start.
+
+    :raises InvalidInput: when it is empty, a workbook, another binary file, or encoded in UTF-16.
+    """
     sample = start[:4096]
     if is_complete and not start.removeprefix(b"\xef\xbb\xbf").strip():
         raise file_error("file_empty")

@@ -9,10 +9,10 @@ from typing import IO
 from flask_babel import gettext as _
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 from werkzeug.http import parse_options_header
-from werkzeug.sansio.multipart import NEED_DATA, Data, Epilogue, Field, File, MultipartDecoder
+from werkzeug.sansio.multipart import NEED_DATA, Data, Epilogue, Event, Field, File, MultipartDecoder
 
 from webapp.core.errors import DomainError
-from webapp.core.request_limits import broken_form_error
+from webapp.core.request_limits import broken_form_error, too_many_fields_error
 
 CHUNK_SIZE = 1024 * 1024
 MAX_FIELDS_SIZE = 64 * 1024
@@ -53,7 +53,8 @@ def parse_multipart_form(stream: IO[bytes], content_type: str, limit: int) -> Up
     The file is read while its chunks are iterated.
 
     :param limit: maximum size of the file in bytes.
-    :raises DomainError: `form_broken` (400) when the form cannot be parsed; while iterating as `read_raw_body`.
+    :raises DomainError: `form_broken` (400) when the form cannot be parsed, `too_large` (413) when it has more than
+        `MAX_PARTS` parts; while iterating as `read_raw_body`.
     """
     media_type, options = parse_options_header(content_type)
     boundary = options.get("boundary", "").encode("ascii", "replace")
@@ -111,7 +112,7 @@ def length_required_error() -> DomainError:
 def _parse_events(stream: IO[bytes], decoder: MultipartDecoder) -> Iterator[Field | File | Data]:
     while True:
         try:
-            event = decoder.next_event()
+            event = _next_event(decoder)
             if event is NEED_DATA:
                 # An empty read ends the form after the last boundary; before it, the decoder raises ValueError.
                 _receive_chunk(decoder, _read_chunk(stream) or None)
@@ -122,6 +123,13 @@ def _parse_events(stream: IO[bytes], decoder: MultipartDecoder) -> Iterator[Fiel
             return
         if isinstance(event, Field | File | Data):
             yield event
+
+
+def _next_event(decoder: MultipartDecoder) -> Event:
+    try:
+        return decoder.next_event()
+    except RequestEntityTooLarge as error:
+        raise too_many_fields_error(MAX_PARTS) from error
 
 
 def _receive_chunk(decoder: MultipartDecoder, chunk: bytes | None) -> None:

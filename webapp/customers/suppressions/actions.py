@@ -186,7 +186,7 @@ def _delete_suppression(key: str) -> None:
 def _audit_subject(key: str) -> str:
     """Describe an address in the audit log without naming it.
 
-    The audit log is never deleted, so it contains at most the customer's id.
+    An erasure does not change the audit log, so it contains at most the customer's id.
     """
     customer = customer_queries.find_customer_by_email(key)
     return f"customer {customer.id}" if customer is not None else "an address without a customer"

@@ -9,7 +9,7 @@ from flask import current_app, g, request
 from flask_babel import gettext as _
 from flask_openapi import APIBlueprint
 from pydantic import BaseModel
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import ClientDisconnected, HTTPException, RequestEntityTooLarge
 
 from webapp.accounts import api_key_actions
 from webapp.core.errors import DomainError
@@ -94,8 +94,13 @@ def authenticate(scope: str | None) -> None:
     :raises DomainError: `unauthorized` (401) without a valid key, `forbidden` (403) when it lacks the scope.
     """
     g.api_key = api_key_actions.authenticate_api_key(request.headers.get("Authorization", ""))
-    if scope is None or scope not in g.api_key.scopes:
+    if scope is None or not has_scope(scope):
         raise DomainError("forbidden", _("This API key lacks the scope “%(scope)s”.", scope=scope), 403)
+
+
+def has_scope(scope: str) -> bool:
+    """Return whether the API key of the request has a scope."""
+    return scope in g.api_key.scopes
 
 
 def get_actor() -> str:
@@ -120,6 +125,6 @@ def _check_body(media_types: tuple[str, ...]) -> None:
     try:
         request.get_json()
     except (HTTPException, RecursionError) as error:
-        if isinstance(error, HTTPException) and error.code == 413:
+        if isinstance(error, RequestEntityTooLarge | ClientDisconnected):
             raise
         raise DomainError("broken_json", _("The body is not valid JSON."), 400) from error

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from flask import Response, current_app, g, jsonify, request, url_for
 from flask_babel import gettext as _
 from flask_openapi import APIBlueprint
@@ -19,7 +21,7 @@ from webapp.customers.models import Customer
 from webapp.customers.suppressions import queries as suppression_queries
 from webapp.customers.validation import CustomerValues
 from webapp.views.access_notes import note_access
-from webapp.views.api.blueprint import accept_media_types, get_actor, require_scope
+from webapp.views.api.blueprint import accept_media_types, authenticate, get_actor, require_scope
 from webapp.views.api.schemas.customers import (
     CustomerIn,
     CustomerOut,
@@ -56,7 +58,7 @@ def import_customers(query: ImportQuery) -> tuple[Response, int, dict[str, str]]
             raise upload.length_required_error()
         if length > limit:
             raise upload.file_too_large_error(limit)
-        chunks = upload.read_raw_body(request.stream, length, limit)
+        chunks = _check_key_at_end(upload.read_raw_body(request.stream, length, limit))
         filename = f"{g.api_key.name}.{'csv' if request.mimetype == CSV else 'ndjson'}"
         import_id = import_actions.store_import_file(
             chunks, filename, request.mimetype, query.audience or "", get_actor()
@@ -66,6 +68,12 @@ def import_customers(query: ImportQuery) -> tuple[Response, int, dict[str, str]]
         raise
     location = url_for("api.customers.read_import", id=import_id)
     return jsonify({"id": import_id, "status": "queued"}), 202, {"Location": location}
+
+
+def _check_key_at_end(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """Yield the chunks, then check that the key was not revoked while they were received."""
+    yield from chunks
+    authenticate("manage")
 
 
 @blueprint.get("/imports/<int:id>", responses={200: ImportOut})
@@ -100,6 +108,9 @@ def put(path: CustomerPath, body: CustomerIn) -> tuple[Response, int]:
     customer, is_new = customer_actions.upsert_customer(
         values, body.audiences, by=get_actor(), extra_audience=body.audience
     )
+    if not is_new:
+        # The response has all values, also those that the call has not sent.
+        note_access("customer.viewed")
     return _customer_response(customer), 201 if is_new else 200
 
 

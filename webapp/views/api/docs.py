@@ -15,7 +15,7 @@ from webapp.views.api.blueprint import API_PREFIX, api_key_exempt
 blueprint = APIBlueprint("docs", __name__, doc_ui=False)
 
 ERROR_DESCRIPTIONS = {
-    400: "The body is not valid JSON, the uploaded file is incomplete, or the query string is malformed.",
+    400: "The body is not valid JSON or incomplete, or the query string is malformed.",
     401: "The API key is missing or invalid.",
     403: "The API key lacks the required scope.",
     404: "The object does not exist.",

@@ -23,15 +23,14 @@ from webapp.redemptions import group_commit, personal_codes
 from webapp.redemptions import queries as redemption_queries
 from webapp.redemptions import rollback as redemption_rollback
 from webapp.redemptions.errors import RedemptionRefused
-from webapp.redemptions.queries import KeysetCursor, RedemptionFilter
+from webapp.redemptions.queries import KeysetCursor, RedemptionFilter, RedemptionRecord
 from webapp.redemptions.rules import RedemptionFacts, RedemptionRequest, evaluate
 from webapp.views.access_notes import note_access
-from webapp.views.api.blueprint import document_header, get_actor, require_scope
+from webapp.views.api.blueprint import document_header, get_actor, has_scope, require_scope
+from webapp.views.api.schemas.explanations import ExplanationOut, NewExplanation, explanation_json
 from webapp.views.api.schemas.redemptions import (
     CustomerEmailPath,
     CustomerReference,
-    ExplanationOut,
-    NewExplanation,
     NewRedemption,
     NewRollback,
     NewValidation,
@@ -42,7 +41,6 @@ from webapp.views.api.schemas.redemptions import (
     UsableOffersOut,
     UsableOffersQuery,
     ValidationOut,
-    explanation_json,
     hash_idempotency_key,
     redemption_json,
 )
@@ -110,7 +108,7 @@ def redeem(body: NewRedemption) -> Response:
     returns the first result with `rolled_back_at`; a new key or order redeems the offer again.
     """
     record = group_commit.redeem(_build_redemption_request(body))
-    redemption = redemption_json(record)
+    redemption = _redemption_json(record)
     response = jsonify(redemption)
     if not record.is_replay:
         response.status_code = 201
@@ -137,7 +135,7 @@ def page(query: RedemptionListQuery) -> Response:
     next_cursor = pagination.encode_cursor(*scan.next_cursor.to_integers()) if scan.next_cursor else None
     note_access("redemptions.listed")
     return pagination.build_page_response(
-        "redemptions", [redemption_json(record) for record in scan.redemptions], next_cursor
+        "redemptions", [_redemption_json(record) for record in scan.redemptions], next_cursor
     )
 
 
@@ -149,7 +147,7 @@ def read(path: RedemptionPath) -> Response:
     if record is None:
         raise NotFound(_("This redemption does not exist."))
     note_access("redemption.viewed")
-    return jsonify(redemption_json(record))
+    return jsonify(_redemption_json(record))
 
 
 @blueprint.post("/redemptions/<id>/rollback", responses={200: RedemptionOut})
@@ -161,7 +159,7 @@ def rollback(path: RedemptionPath, body: NewRollback) -> Response:
     longer counts towards the redemption limit.
     """
     record = redemption_rollback.roll_back_redemption(path.id, body.reason, by=get_actor())
-    return jsonify(redemption_json(record))
+    return jsonify(_redemption_json(record))
 
 
 @blueprint.get("/customers/<email:email>/offers", responses={200: UsableOffersOut})
@@ -204,6 +202,11 @@ def _usable_offer_json(facts: RedemptionFacts) -> dict[str, Any]:
     if facts.redemption is not None:
         values["redeemed_at"] = format_rfc3339(facts.redemption.redeemed_at)
     return values
+
+
+def _redemption_json(record: RedemptionRecord) -> dict[str, Any]:
+    # Email addresses of users are not for every program that reads redemptions.
+    return redemption_json(record, names_user=has_scope("manage"))
 
 
 def _build_redemption_request(body: NewValidation) -> RedemptionRequest:

@@ -13,7 +13,11 @@ from webapp.accounts import queries as account_queries
 from webapp.accounts.factors import actions as factor_actions
 from webapp.accounts.factors import queries as factor_queries
 from webapp.accounts.models import StaffUser
+from webapp.accounts.oidc import actions as oidc_actions
+from webapp.accounts.oidc import queries as oidc_queries
+from webapp.campaigns import queries as campaign_queries
 from webapp.core.errors import DomainError, NotFound
+from webapp.offers import queries as offer_queries
 from webapp.views.form_base import PostForm
 from webapp.views.rendering import add_form_errors, flash_domain_error, form_status, render, role_label
 from webapp.views.staff.blueprint import require_recent_password, require_recent_second_factor, require_role
@@ -65,7 +69,7 @@ def _render_staff_users(
         users=account_queries.list_staff_users(),
         with_second_factor=factor_queries.list_users_with_second_factor(),
         invitations=invitations,
-        makers=account_queries.find_staff_users(invitation.created_by for invitation in invitations),
+        creators=account_queries.find_staff_users(invitation.created_by for invitation in invitations),
         form=form,
         link=link,
         emailed_to=emailed_to,
@@ -105,11 +109,16 @@ def staff_user(user_id: int) -> BaseResponse:
 def _render_staff_user(user_id: int, form: RoleForm, link: str | None = None, status: int = 200) -> Response:
     link_form = OneTimeForm(formdata=None)
     user = get_staff_user_or_404(user_id)
+    scheduled_campaigns = campaign_queries.list_campaigns_scheduled_by(user.email)
     return render(
         "accounts/user.html",
         status=status,
         user=user,
         has_second_factor=factor_queries.has_second_factor(user_id),
+        identities=oidc_queries.list_identities(user_id),
+        api_keys=account_queries.list_working_api_keys_of(user.email),
+        scheduled_campaigns=scheduled_campaigns,
+        offers=offer_queries.find_offers([campaign.offer_id for campaign in scheduled_campaigns]),
         form=form,
         link=link,
         link_form=link_form,
@@ -147,6 +156,17 @@ def reset_second_factor(user_id: int) -> BaseResponse:
     """Remove all second factors of a user who has lost them."""
     user = factor_actions.reset_second_factor(user_id, by=current_user.email)
     return _redirect_to_staff_user(user_id, _("The two-step verification of %(name)s was reset.", name=user.name))
+
+
+@blueprint.post("/settings/people/<int:user_id>/unlink-identities")
+@require_role("admin")
+@require_recent_second_factor
+def unlink_identities(user_id: int) -> BaseResponse:
+    """Unlink the accounts with which a user signs in at the OpenID Connect provider."""
+    user = oidc_actions.unlink_all_identities(user_id, by=current_user.email)
+    return _redirect_to_staff_user(
+        user_id, _("%(name)s can no longer sign in with the account that was linked.", name=user.name)
+    )
 
 
 @blueprint.post("/settings/people/<int:user_id>/disable")

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from flask import Response, request, stream_with_context, url_for
+from flask import Response, redirect, request, stream_with_context, url_for
 from flask_login import current_user
+from werkzeug.wrappers import Response as BaseResponse
 
 from webapp.accounts import audit_actions, audit_queries
 from webapp.accounts.access_counts import ACCESS_LABELS
@@ -40,14 +41,15 @@ def audit_log() -> Response:
 
 @blueprint.get("/settings/audit.csv")
 @require_role("admin")
-def download_audit_log() -> Response:
-    """Export the entries that match the filters as CSV."""
+def download_audit_log() -> BaseResponse:
+    """Export the entries that match the filters as CSV; redirect to the page if a filter is invalid."""
     form = AuditSearchForm(request.args)
     form.set_group_choices(group_labels())
     audit_filter = form.to_filter(current_user.time_zone)
+    if audit_filter is None:
+        return redirect(url_for("staff.accounts.audit", **_filters(form)))
     audit_actions.record_audit_export("audit log", _filters(form), by=current_user.email)
-    chunks = audit_queries.export_audit_entries(audit_filter) if audit_filter else iter(())
-    return _csv_response(chunks, "audit-log.csv")
+    return _csv_response(audit_queries.export_audit_entries(audit_filter), "audit-log.csv")
 
 
 @blueprint.get("/settings/audit/access")
@@ -63,13 +65,14 @@ def access() -> Response:
 
 @blueprint.get("/settings/audit/access.csv")
 @require_role("admin")
-def download_access() -> Response:
-    """Export the counts of accesses that match the filters as CSV."""
+def download_access() -> BaseResponse:
+    """Export the counts of accesses that match the filters as CSV; redirect to the page if a filter is invalid."""
     form = AccessSearchForm(request.args)
     access_filter = form.to_filter(current_user.time_zone)
+    if access_filter is None:
+        return redirect(url_for("staff.accounts.access", **_filters(form)))
     audit_actions.record_audit_export("access", _filters(form), by=current_user.email)
-    chunks = audit_queries.export_access_counts(access_filter) if access_filter else iter(())
-    return _csv_response(chunks, "access.csv")
+    return _csv_response(audit_queries.export_access_counts(access_filter), "access.csv")
 
 
 def _position() -> LogPosition | None:

@@ -52,13 +52,20 @@ def require_recent_password(view: StaffView) -> StaffView:
 
 
 def require_recent_second_factor(view: StaffView) -> StaffView:
-    """Mark a view whose writes need the password and, for users who have one, the second factor.
+    """Mark a view that needs the second factor of users who have one.
 
-    Both must have been entered recently in this session; otherwise the response asks for them, as for
-    `require_recent_password`.
+    Writes need the password and the factor, both entered recently in this session; otherwise the response asks for
+    them, as for `require_recent_password`. For reading, the factor must have been verified once in this session: one
+    from before the user had set it up does not show the set-up.
     """
     view.requires_recent_second_factor = True  # type: ignore[attr-defined]
     return require_recent_password(view)
+
+
+def refreshes_itself(view: StaffView) -> StaffView:
+    """Mark a view that an open page requests again and again, which does not count as use of the session."""
+    view.is_refreshed = True  # type: ignore[attr-defined]
+    return view
 
 
 def second_factor_exempt(view: StaffView) -> StaffView:
@@ -124,10 +131,20 @@ def create_staff_blueprint(*blueprints: Blueprint) -> Blueprint:
     return staff
 
 
-def _redirect_to_second_factor() -> BaseResponse:
-    """Redirect to the page that asks for the second factor, or to the one that sets it up."""
-    has_factor = factor_queries.has_second_factor(current_user.id)
-    url = url_for("staff.accounts.second_factor" if has_factor else "staff.accounts.two_step")
+def _ask_for_second_factor(view: Callable[..., Any], is_read: bool) -> BaseResponse | None:
+    """Redirect to the page that asks for the second factor, or to the one that sets it up; None if none is needed."""
+    if g.has_second_factor:
+        return None
+    is_required = is_second_factor_required(current_user.role)
+    if not is_required and not (is_read and getattr(view, "requires_recent_second_factor", False)):
+        return None
+    if factor_queries.has_second_factor(current_user.id):
+        next_path = request.path if request.method == "GET" else None
+        url = url_for("staff.accounts.second_factor", next=next_path)
+    elif is_required and not getattr(view, "is_second_factor_exempt", False):
+        url = url_for("staff.accounts.two_step")
+    else:
+        return None
     if request.headers.get("HX-Request"):
         return Response(status=401, headers={"HX-Redirect": url})
     return redirect(url)
@@ -153,12 +170,9 @@ def _authorize_request() -> BaseResponse | None:
     default_role: Role = "viewer" if is_read else "manager"
     if not current_user.has_at_least_role(getattr(view, "required_role", default_role)):
         abort_insufficient_role()
-    if (
-        is_second_factor_required(current_user.role)
-        and not g.has_second_factor
-        and not getattr(view, "is_second_factor_exempt", False)
-    ):
-        return _redirect_to_second_factor()
+    response = _ask_for_second_factor(view, is_read)
+    if response is not None:
+        return response
     if getattr(view, "requires_recent_password", False) and not is_read:
         return ask_for_recent_password(getattr(view, "requires_recent_second_factor", False))
     return None

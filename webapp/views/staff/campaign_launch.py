@@ -20,7 +20,7 @@ from webapp.mail import addresses
 from webapp.mail.template import Placeholder
 from webapp.offers.models import Offer
 from webapp.views import rendering
-from webapp.views.staff.blueprint import require_role
+from webapp.views.staff.blueprint import refreshes_itself, require_role
 from webapp.views.staff.campaign_editor import blueprint
 from webapp.views.staff.campaign_pages import (
     audience_name,
@@ -128,6 +128,7 @@ def unschedule(campaign_id: int) -> BaseResponse:
 
 @blueprint.get("/campaigns/<int:campaign_id>/waits")
 @require_role("manager")
+@refreshes_itself
 def redirect_if_launched(campaign_id: int) -> Response:
     """Redirect the polling launch page once the campaign was launched or cancelled; 204 before."""
     campaign = get_campaign_or_404(campaign_id)

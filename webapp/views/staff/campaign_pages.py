@@ -17,17 +17,19 @@ from webapp.offers import queries as offer_queries
 from webapp.offers.models import Offer
 from webapp.redemptions import personal_links
 from webapp.views import rendering
+from webapp.views.access_notes import note_access
 
 
 def preview_email(content: EmailContent, offer: Offer, customer_email: str) -> Preview:
-    """Render an email as a customer would get it.
+    """Render an email as a customer would get it, and note the view of this customer.
 
     :param customer_email: address of the customer whose email to render; empty for the first customer of the audience.
     :raises InvalidInput: when there is no customer with this address.
     """
-    return MailMerge(content, offer, 0, shop=rendering.load_shop()).preview(
-        _find_preview_customer(offer, customer_email)
-    )
+    customer = _find_preview_customer(offer, customer_email)
+    if customer.id != personal_links.PREVIEW_CUSTOMER_ID:
+        note_access("customer.viewed", f"customer {customer.id}")
+    return MailMerge(content, offer, 0, shop=rendering.load_shop()).preview(customer)
 
 
 def _find_preview_customer(offer: Offer, customer_email: str) -> Customer:

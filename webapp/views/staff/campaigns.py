@@ -32,7 +32,7 @@ from webapp.customers import queries as customer_queries
 from webapp.offers import queries as offer_queries
 from webapp.views import rendering
 from webapp.views.access_notes import note_access
-from webapp.views.staff.blueprint import require_role
+from webapp.views.staff.blueprint import refreshes_itself, require_role
 from webapp.views.staff.campaign_pages import (
     audience_name,
     campaign_content,
@@ -102,6 +102,7 @@ def show(campaign_id: int) -> BaseResponse:
 
 
 @blueprint.get("/campaigns/<int:campaign_id>/progress")
+@refreshes_itself
 def progress(campaign_id: int) -> Response:
     """Render the progress fragment, which is polled while emails are sent."""
     return rendering.render("campaigns/_progress.html", **_progress_values(get_campaign_or_404(campaign_id)))
@@ -331,6 +332,9 @@ def _progress_values(campaign: Campaign) -> dict[str, Any]:
     stats = stats_queries.get_campaign_stats(campaign.id)
     causes = [cause for cause in stats.causes if cause.state != "sent_later"]
     shown_causes = causes[:MAX_CAUSES_SHOWN]
+    if shown_causes:
+        # The replies of mail servers often contain the address of the recipient.
+        note_access("recipients.listed", f"campaign {campaign.id}")
     examples = stats_queries.list_example_replies(campaign.id, shown_causes)
     return {
         "campaign": campaign,

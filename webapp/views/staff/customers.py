@@ -146,8 +146,9 @@ def edit(customer_id: int) -> BaseResponse:
         except DomainError as error:
             rendering.add_form_errors(form, error)
     elif request.method == "GET":
-        note_access("customer.viewed", f"customer {customer_id}")
         form.fill_from_customer(customer, customer_queries.list_customer_audiences(customer_id))
+    # The page contains the stored email address also when the input is invalid.
+    note_access("customer.viewed", f"customer {customer_id}")
     status = rendering.form_status(form)
     return rendering.render("customers/edit.html", status=status, form=form, customer_id=customer_id, title=title)
 

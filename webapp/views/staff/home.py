@@ -13,6 +13,7 @@ from webapp.campaigns import queries as campaign_queries
 from webapp.core.formatting import format_date
 from webapp.overview import dashboard
 from webapp.views.rendering import render
+from webapp.views.staff.blueprint import refreshes_itself
 
 blueprint = Blueprint("home", __name__)
 
@@ -36,6 +37,7 @@ def index() -> Response:
 
 
 @blueprint.get("/now")
+@refreshes_itself
 def figures_section() -> Response:
     """Render the section that is refreshed while a campaign is prepared or sent."""
     return render("_now.html", steps=None, **_figures_context(dashboard.get_dashboard_figures(current_user.time_zone)))

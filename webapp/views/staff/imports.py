@@ -21,7 +21,7 @@ from webapp.customers.models import CustomerImport
 from webapp.views import rendering
 from webapp.views.access_notes import note_access
 from webapp.views.staff import uploads
-from webapp.views.staff.blueprint import require_role
+from webapp.views.staff.blueprint import refreshes_itself, require_role
 from webapp.views.staff.customers import blueprint, csv_response
 from webapp.views.staff.forms.customers import ImportForm
 
@@ -55,8 +55,8 @@ def receive_upload() -> BaseResponse:
     def store(received: Upload) -> int:
         audience = received.fields.get("audience", "")
         form.audience.data = audience  # The page keeps the input when there is an error.
-        uploads.require_file(received)
-        media_type = NDJSON if received.filename.lower().endswith((".ndjson", ".jsonl")) else CSV
+        uploads.require_file(received, *uploads.CSV_SUFFIXES, *uploads.NDJSON_SUFFIXES)
+        media_type = NDJSON if received.filename.lower().endswith(uploads.NDJSON_SUFFIXES) else CSV
         return import_actions.store_import_file(
             received.chunks, received.filename, media_type, audience, by=current_user.email
         )
@@ -96,6 +96,7 @@ def list_imports() -> Response:
 
 
 @blueprint.get("/customers/imports/<int:import_id>")
+@refreshes_itself
 def show_import(import_id: int) -> Response:
     """Show the progress and result of an import.
 

@@ -41,7 +41,14 @@ def api_keys() -> BaseResponse:
 
 
 def _render_api_keys(form: ApiKeyForm, key: str | None = None, status: int = 200) -> Response:
-    return render("accounts/api_keys.html", status=status, keys=account_queries.list_api_keys(), form=form, key=key)
+    return render(
+        "accounts/api_keys.html",
+        status=status,
+        keys=account_queries.list_api_keys(),
+        makers=account_queries.list_api_key_makers(),
+        form=form,
+        key=key,
+    )
 
 
 @blueprint.post("/settings/api-keys/<int:key_id>/revoke")

@@ -26,7 +26,8 @@ from webapp.offers.models import Offer
 from webapp.redemptions import address_limit, count_queries, guessing
 from webapp.redemptions import queries as redemption_queries
 from webapp.views import rendering
-from webapp.views.staff.blueprint import preserve_form_data, require_role
+from webapp.views.access_notes import note_access
+from webapp.views.staff.blueprint import preserve_form_data, refreshes_itself, require_role
 from webapp.views.staff.forms.offers import OfferForm, OfferSearchForm, RenewCodeForm
 from webapp.views.staff.forms.redemptions import CHANNEL_LABELS
 
@@ -130,6 +131,7 @@ def show(offer_id: int) -> Response:
 
 
 @blueprint.get("/offers/<int:offer_id>/live")
+@refreshes_itself
 def redemptions_section(offer_id: int) -> Response:
     """Render the section with the redemptions, which refreshes itself."""
     offer = _get_offer_or_404(offer_id)
@@ -261,9 +263,12 @@ def _audience_name(offer: Offer) -> str:
 
 
 def _redemption_context(offer: Offer) -> dict[str, Any]:
+    latest = redemption_queries.list_latest_redemptions(offer.id, LATEST_REDEMPTIONS_SHOWN)
+    if latest:
+        note_access("redemptions.listed", offer.code_as_written)
     return {
         "redeemed": count_queries.count_redemptions([offer.id])[offer.id],
-        "latest": redemption_queries.list_latest_redemptions(offer.id, LATEST_REDEMPTIONS_SHOWN),
+        "latest": latest,
         "channels": CHANNEL_LABELS,
     }
 

@@ -21,7 +21,7 @@ from webapp.accounts.staff_sessions import RECENT_PASSWORD_TIME
 from webapp.core.errors import DomainError, NotFound
 from webapp.core.local_time import list_time_zones
 from webapp.core.rate_limit import RateLimit, client_address, limit_requests
-from webapp.views.access_notes import note_access
+from webapp.views.access_notes import note_access, set_refusal_kind
 from webapp.views.rendering import add_form_errors, add_privacy_headers, form_status, render
 from webapp.views.staff.accounts import blueprint
 from webapp.views.staff.blueprint import login_exempt, require_recent_second_factor, require_role, second_factor_exempt
@@ -59,10 +59,10 @@ def start_oidc_sign_in() -> BaseResponse:
 @blueprint.get("/sign-in/oidc/callback")
 @login_exempt
 def oidc_callback() -> BaseResponse:
-    """Receive the response of the provider, and send the browser on with it.
+    """Receive the response of the provider, and continue with it in a second request.
 
-    The browser comes from another site, so that it does not send the device cookie (SameSite=Strict) until a page of
-    this site has sent it on.
+    The redirect of the provider is a cross-site request, with which browsers send no cookie that is SameSite=Strict.
+    The device cookie comes only with a request that a page of this site makes.
     """
     parameters = {name: request.args[name] for name in ("code", "state", "error", "iss") if name in request.args}
     response = render(
@@ -76,7 +76,7 @@ def oidc_callback() -> BaseResponse:
 @blueprint.get("/sign-in/oidc/finish")
 @login_exempt
 def finish_oidc() -> BaseResponse:
-    """Verify the response of the provider: sign in, or continue with what the browser was sent there for."""
+    """Verify the response of the provider; then sign in, ask to link the account, or accept the invitation."""
     flow = OidcFlow.load(session.pop("oidc_flow", None))
     purpose, _space, detail = (flow.purpose if flow else "sign-in /").partition(" ")
     try:
@@ -90,9 +90,11 @@ def finish_oidc() -> BaseResponse:
             return redirect(url_for("staff.accounts.accept_with_identity", token=detail))
         return _sign_in(claims, detail, is_confirmed=purpose == "confirm")
     except DomainError as error:
-        if error.status == 422:
+        # Not too many requests, and not a provider that does not respond.
+        if purpose in ("sign-in", "confirm") and error.status == 422:
             note_access("sign_in.failed", "provider")
         if error.key == "identity_unknown":
+            set_refusal_kind(None)
             return render("accounts/identity_unknown.html", status=403, provider_name=_provider_name())
         if purpose == "invitation":
             return _fail(error, "staff.accounts.invitation", token=detail)

@@ -17,9 +17,10 @@ from webapp.customers import actions as customer_actions
 from webapp.customers import queries as customer_queries
 from webapp.customers.models import Customer
 from webapp.overview import personal_data
+from webapp.views.access_notes import note_access
 from webapp.views.api.schemas.personal_data import join_chunks, stream_personal_data_json
 from webapp.views.rendering import load_shop, render
-from webapp.views.staff.audit_labels import action_label
+from webapp.views.staff.audit_labels import action_label, detail_label
 from webapp.views.staff.blueprint import require_role
 from webapp.views.staff.customers import blueprint
 
@@ -28,7 +29,9 @@ from webapp.views.staff.customers import blueprint
 @require_role("admin")
 def show_personal_data(customer_id: int) -> Response:
     """Explain the export of a customer's personal data and link its two forms."""
-    return render("customers/personal_data.html", customer=_get_customer_or_404(customer_id))
+    customer = _get_customer_or_404(customer_id)
+    note_access("customer.viewed", f"customer {customer_id}")
+    return render("customers/personal_data.html", customer=customer)
 
 
 @blueprint.get("/customers/<int:customer_id>/personal-data/report")
@@ -42,6 +45,7 @@ def print_personal_data(customer_id: int) -> Response:
         data=data,
         classify_actor=personal_data.classify_actor,
         action_label=action_label,
+        detail_label=detail_label,
     )
     return Response(stream_with_context(_close_after(join_chunks(part.encode() for part in page))))
 

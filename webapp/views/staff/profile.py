@@ -1,4 +1,4 @@
-"""Staff pages for the own profile and password."""
+"""Staff pages where users edit their profile and change their password."""
 
 from __future__ import annotations
 
@@ -51,11 +51,16 @@ def change_password() -> BaseResponse:
         try:
             user = sign_in_actions.change_own_password(current_user.id, form.current.data, form.password.data)
         except DomainError as error:
-            if "current" in {item.field for item in error.errors}:
+            if any(item.key == "password_wrong" for item in error.errors):
                 note_access("sign_in.failed", "password", entered_email=current_user.email)
             add_form_errors(form, error)
         else:
-            start_session(user, g.has_second_factor, is_new_device_expected=True)
+            start_session(
+                user,
+                g.has_second_factor,
+                is_new_device_expected=True,
+                is_second_factor_recent=g.has_recent_second_factor,
+            )
             flash(_("Your password was changed. You were signed out on all other devices."), "success")
             return redirect(url_for("staff.accounts.profile"))
     profile_form = ProfileForm(formdata=None, obj=current_user)

@@ -26,7 +26,7 @@ from webapp.redemptions.queries import KeysetCursor, RedemptionFilter, Redemptio
 from webapp.redemptions.rules import StaffEntry
 from webapp.views import rendering
 from webapp.views.access_notes import note_access
-from webapp.views.staff.blueprint import require_role
+from webapp.views.staff.blueprint import refreshes_itself, require_role
 from webapp.views.staff.forms.redemptions import (
     CHANNEL_LABELS,
     CHECK_LABELS,
@@ -42,6 +42,7 @@ PAGE_SIZE = 50
 
 
 @blueprint.get("/redemptions")
+@refreshes_itself
 def index() -> BaseResponse:
     """List redemptions, newest first.
 
@@ -148,7 +149,6 @@ def _render_eligibility_page(
 def show(public_id: str) -> Response:
     """Show a redemption, whether it was rolled back or not."""
     record = _get_redemption_or_404(public_id)
-    note_access("redemption.viewed", f"customer {record.customer_id}")
     return _render_redemption(record, UndoForm())
 
 
@@ -172,6 +172,7 @@ def undo(public_id: str) -> BaseResponse:
 
 
 def _render_redemption(record: RedemptionRecord, form: UndoForm, status: int = 200) -> Response:
+    note_access("redemption.viewed", f"customer {record.customer_id}")
     return rendering.render(
         "redemptions/show.html", status=status, redemption=record, channels=CHANNEL_LABELS, undo_form=form
     )

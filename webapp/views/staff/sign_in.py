@@ -19,6 +19,7 @@ from webapp.core.errors import DomainError, InvalidInput, NotFound
 from webapp.core.extensions import login
 from webapp.core.local_time import list_time_zones
 from webapp.core.rate_limit import RateLimit, TooManyRequests, client_address, email_attempt_key, limit_requests
+from webapp.core.request_origin import get_request_origin
 from webapp.core.sessions import load_device_tokens, save_device_token
 from webapp.core.setting_parsers import OidcSettings
 from webapp.core.user_agents import clean_user_agent
@@ -47,9 +48,14 @@ def sign_in_client_key() -> str:
     return f"browser:{hashlib.sha256(' '.join(tokens).encode()).hexdigest()}" if tokens else client_address()
 
 
-def _is_automatic_refresh() -> bool:
-    """Return whether the request may come from a page that refreshes itself, which does not count as use."""
-    return request.method == "GET" and "HX-Request" in request.headers
+def _is_automatic_refresh(last_address: str) -> bool:
+    """Return whether the request may come from a page that refreshes itself, which does not count as use.
+
+    A request from another address counts: the list of sessions has to show a copy of the cookie that is used elsewhere.
+    """
+    view = current_app.view_functions.get(request.endpoint or "")
+    is_refresh = request.method == "GET" and "HX-Request" in request.headers and getattr(view, "is_refreshed", False)
+    return is_refresh and _read_client().address == last_address
 
 
 @login.user_loader
@@ -58,7 +64,7 @@ def load_user(token: str) -> StaffUser | None:
     loaded = session_queries.find_staff_session(token)
     if loaded is None:
         return None
-    if loaded.is_last_use_stale and not _is_automatic_refresh():
+    if loaded.is_last_use_stale and not _is_automatic_refresh(loaded.client_address):
         session_actions.update_last_use(loaded.id, _read_client())
     g.staff_session_id, g.has_recent_password = loaded.id, loaded.has_recent_password
     g.has_second_factor, g.has_recent_second_factor = loaded.has_second_factor, loaded.has_recent_second_factor
@@ -146,9 +152,10 @@ def continue_sign_in(
         if message:
             flash(message, "success")
         return redirect(next_path)
+    pending = create_pending_sign_in(user)
     sign_in_actions.end_password_check()
-    session.clear()
-    session["pending_sign_in"] = [*create_pending_sign_in(user).dump(), is_recent, method]
+    _end_session()
+    session["pending_sign_in"] = [*pending.dump(), is_recent, method]
     return redirect(url_for("staff.accounts.second_factor", next=next_path))
 
 
@@ -163,8 +170,7 @@ def complete_sign_in(
 
     The parameters after `method` are those of `start_session`.
     """
-    sign_in_actions.record_sign_in(user, method)
-    start_session(user, has_second_factor, is_new_device_expected, is_recent)
+    start_session(user, has_second_factor, is_new_device_expected, is_recent, method)
 
 
 def get_provider_name() -> str | None:
@@ -192,12 +198,21 @@ def _choose_sign_in_limit(email: str) -> tuple[RateLimit, str]:
 @login_exempt
 def sign_out() -> BaseResponse:
     """End the session, also on the server: a copy of its cookie is of no use."""
-    token = session.get("_user_id")
-    if token is not None:
-        session_actions.sign_out(token)
-    session.clear()
+    _end_session()
     flash(_("You are signed out."), "success")
-    return redirect(url_for("staff.accounts.sign_in"))
+    # The script tells other tabs to leave their pages (static/app.js).
+    response = redirect(url_for("staff.accounts.sign_in", _anchor="signed-out"))
+    # Pages are not cached, but browsers may keep them in memory for the back button.
+    response.headers["Clear-Site-Data"] = '"cache"'
+    return response
+
+
+def _end_session() -> None:
+    """End the session of this browser, if it has one, also on the server."""
+    # Loads the session, which the entry in the audit log names.
+    if current_user.is_authenticated:
+        session_actions.sign_out(session["_user_id"])
+    session.clear()
 
 
 @blueprint.route("/invitations/<token>", methods=["GET", "POST"])
@@ -277,7 +292,12 @@ def _sign_in_and_redirect(user: StaffUser, message: str) -> BaseResponse:
 
 
 def start_session(
-    user: StaffUser, has_second_factor: bool = False, is_new_device_expected: bool = False, is_recent: bool = True
+    user: StaffUser,
+    has_second_factor: bool = False,
+    is_new_device_expected: bool = False,
+    is_recent: bool = True,
+    method: str | None = None,
+    is_second_factor_recent: bool = True,
 ) -> None:
     """Start a session of an authenticated user in this browser, which becomes known for the account.
 
@@ -286,27 +306,31 @@ def start_session(
     :param has_second_factor: whether a second factor was verified.
     :param is_new_device_expected: whether to send no notice of a new device.
     :param is_recent: False if the first factor may have been verified long ago, by an OpenID Connect provider.
+    :param method: how the user has signed in, for the audit log; None when it was not by signing in.
+    :param is_second_factor_recent: False if the second factor may have been verified long ago, in an earlier session.
     """
     started = session_actions.start_staff_session(
         user.id,
         _read_client(),
         load_device_tokens(),
         replaced_token=session.get("_user_id"),
+        method=method,
         has_second_factor=has_second_factor,
         is_new_device_expected=is_new_device_expected,
         is_recent=is_recent,
+        is_second_factor_recent=is_second_factor_recent,
     )
     session.clear()
     session["_user_id"] = started.token
     save_device_token(started.device_token)
     g.staff_session_id, g.has_recent_password = started.id, is_recent
-    g.has_second_factor = g.has_recent_second_factor = has_second_factor
+    g.has_second_factor, g.has_recent_second_factor = has_second_factor, has_second_factor and is_second_factor_recent
     g._login_user = user
 
 
 def _read_client() -> session_actions.SessionClient:
     user_agent = clean_user_agent(request.headers.get("User-Agent", ""))
-    return session_actions.SessionClient((request.remote_addr or "")[:64], user_agent)
+    return session_actions.SessionClient(get_request_origin().address or "", user_agent)
 
 
 def safe_redirect_path(path: str | None) -> str:

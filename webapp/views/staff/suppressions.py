@@ -83,12 +83,13 @@ def remove() -> BaseResponse:
     Only administrators may remove an address that belongs to no customer.
     """
     # An address, or the hash of an erased customer's address. PostgreSQL cannot store NUL characters.
-    key = request.values.get("email", "").replace("\0", "")
+    values = request.form if request.method == "POST" else request.args
+    key = values.get("email", "").replace("\0", "")
     suppression = suppression_queries.find_suppression_by_email(key) or suppression_queries.find_suppression_by_key(key)
     if suppression is None:
         raise NotFound(_("This address is not on the suppression list."))
-    has_customer = customer_queries.find_customer_by_email(suppression.email) is not None
-    if not has_customer and not current_user.has_at_least_role("admin"):
+    customer = customer_queries.find_customer_by_email(suppression.email)
+    if customer is None and not current_user.has_at_least_role("admin"):
         abort_insufficient_role()
     form = PostForm()
     return_url, removed_message = _return_url(suppression.email), _build_removed_message(key, suppression)
@@ -96,6 +97,7 @@ def remove() -> BaseResponse:
         suppression_actions.remove_suppression(key, by=current_user.email)
         flash(removed_message, "success")
         return redirect(return_url)
+    note_access("suppressions.listed", f"customer {customer.id}" if customer is not None else "")
     return rendering.render(
         "customers/remove_suppression.html",
         form=form,
@@ -127,7 +129,7 @@ def receive_upload() -> BaseResponse:
     """Receive an uploaded list as a stream."""
 
     def store(received: Upload) -> int:
-        uploads.require_file(received)
+        uploads.require_file(received, *uploads.CSV_SUFFIXES)
         return import_actions.store_import_file(
             received.chunks, received.filename, CSV, "", by=current_user.email, kind="suppressions"
         )

@@ -24,6 +24,7 @@ from webapp.views.staff.accounts import blueprint
 from webapp.views.staff.blueprint import require_recent_second_factor, require_role, second_factor_exempt
 from webapp.views.staff.forms.accounts import OneTimeForm
 from webapp.views.staff.forms.factors import AppCodeForm, PasskeyForm, PasskeyNameForm
+from webapp.views.staff.recent_password import is_recent_factor_missing
 from webapp.views.staff.sign_in import get_provider_name
 
 # Creating recovery codes takes half a second of a processor.
@@ -33,6 +34,7 @@ _setup_limit = RateLimit("set up a second factor", "20 per 5 minutes")
 @blueprint.get("/settings/profile/two-step")
 @require_role("viewer")
 @second_factor_exempt
+@require_recent_second_factor
 def two_step() -> BaseResponse:
     """Show the second factors of the signed-in user."""
     return _render_two_step(PasskeyNameForm(formdata=None))
@@ -70,7 +72,8 @@ def _suggest_local_url(public_url: str) -> str | None:
 @second_factor_exempt
 @require_recent_second_factor
 def start_app_setup() -> BaseResponse:
-    """Start setting up an authenticator app, after the password and a present second factor were confirmed."""
+    """Start setting up an authenticator app with a new secret, after the present factors were confirmed."""
+    totp_actions.discard_totp_setup(current_user.id)
     return redirect(url_for("staff.accounts.app_setup"))
 
 
@@ -80,17 +83,23 @@ def start_app_setup() -> BaseResponse:
 @require_recent_second_factor
 def app_setup() -> BaseResponse:
     """Show the QR code of an authenticator app, or confirm the app with a code."""
-    if not g.has_recent_password or (
-        factor_queries.has_second_factor(current_user.id) and not g.has_recent_second_factor
-    ):
-        # Only the buttons of the overview ask for the password.
+    if not g.has_recent_password or is_recent_factor_missing():
+        # Only the buttons of the overview ask for the password and the factor.
         return redirect(url_for("staff.accounts.two_step"))
     form = AppCodeForm()
     if form.validate_on_submit():
+        _setup_limit.count(str(current_user.id))
         try:
-            _setup_limit.count(str(current_user.id))
             codes = totp_actions.confirm_totp(current_user.id, form.code.data)
         except DomainError as error:
+            if error.key == "setup_done":
+                # The form was sent twice, for example by reloading the page with the recovery codes.
+                message = _(
+                    "The authenticator app is already set up. Recovery codes are shown only once: "
+                    "if you have not saved yours, create new ones."
+                )
+                flash(message, "info")
+                return redirect(url_for("staff.accounts.two_step"))
             add_form_errors(form, error)
         else:
             return _finish_setup(codes, _("The authenticator app is set up."))
@@ -162,8 +171,8 @@ def add_passkey() -> BaseResponse:
     challenge = Challenge.load(session.pop("passkey_challenge", None))
     if not form.validate_on_submit():
         return _render_two_step(PasskeyNameForm(), 422)
+    _setup_limit.count(str(current_user.id))
     try:
-        _setup_limit.count(str(current_user.id))
         codes = passkey_actions.add_passkey(current_user.id, form.name.data, form.credential.data or "", challenge)
     except DomainError as error:
         flash(error.message, "error")

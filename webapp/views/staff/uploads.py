@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
-from flask import current_app, request
+from flask import current_app, request, session
 from flask_babel import gettext as _
 from flask_wtf.csrf import CSRFError, validate_csrf
 from wtforms.validators import ValidationError
 
+from webapp.accounts import session_queries
 from webapp.core.errors import DomainError, FieldError, InvalidInput
-from webapp.customers.imports import upload
+from webapp.customers.imports import parser, upload
 from webapp.customers.imports.upload import Upload
+from webapp.views.staff.blueprint import SessionExpired
+
+CSV_SUFFIXES = (".csv", ".tsv", ".txt")
+NDJSON_SUFFIXES = (".ndjson", ".jsonl")
 
 
 def receive_file(store: Callable[[Upload], int]) -> int:
@@ -22,6 +27,7 @@ def receive_file(store: Callable[[Upload], int]) -> int:
     :param store: stores the file from its chunks and returns the id.
     :raises DomainError: when the form or the file is rejected; the rest of the body has then been read.
     :raises CSRFError: when the CSRF token is missing or invalid.
+    :raises SessionExpired: when the session has ended while the file was being received.
     """
     limit: int = current_app.config["SETTINGS"].max_upload_bytes
     # Leaves room for form fields and boundaries, and for draining a body that is too large before the error response.
@@ -31,19 +37,39 @@ def receive_file(store: Callable[[Upload], int]) -> int:
             raise upload.file_too_large_error(limit)
         received = upload.parse_multipart_form(request.stream, request.headers.get("Content-Type", ""), limit)
         _check_csrf(received)
+        received.chunks = _check_session_at_end(received.chunks)
         return store(received)
     except DomainError:
         upload.drain_body(request.stream, 2 * limit)
         raise
 
 
-def require_file(received: Upload) -> None:
-    """Reject an upload without a file.
+def _check_session_at_end(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """Yield the chunks, then check that the session still exists.
 
-    :raises InvalidInput: `file_missing`.
+    A large file takes minutes. The session ends when the user is disabled or gets another role, or signs out.
+    """
+    yield from chunks
+    if session_queries.find_staff_session(session.get("_user_id", "")) is None:
+        session.pop("_user_id", None)
+        raise SessionExpired("The session has ended.")  # no translation
+
+
+def require_file(received: Upload, *suffixes: str) -> None:
+    """Reject an upload without a file, or whose file has another type according to its name.
+
+    :param suffixes: the ends of the names of accepted files, in lower case.
+    :raises InvalidInput: `file_missing` or `file_name_invalid`; or an error about the contents, if these are
+        not text, since it says more.
     """
     if not received.filename:
         raise InvalidInput(FieldError("file", "file_missing", _("Choose a file.")))
+    if received.filename.lower().endswith(suffixes):
+        return
+    start, is_complete = parser.read_file_start(received.chunks)
+    parser.check_text(start, is_complete)
+    message = _("Choose a file whose name ends in one of these: %(suffixes)s.", suffixes=", ".join(suffixes))
+    raise InvalidInput(FieldError("file", "file_name_invalid", message))
 
 
 def _check_csrf(received: Upload) -> None:

@@ -77,6 +77,7 @@ class ExportedRedemptionOut(RedemptionOut):
     `idempotency_key_hash` and `request_hash` are hashes of the request that the shop sent (hexadecimal or Base64).
     """
 
+    entered_by: ActorKind | None = None
     rolled_back_by: ActorKind | None
     api_key_id: int | None
     idempotency_key_hash: str | None
@@ -122,7 +123,7 @@ class PersonalAuditEntryOut(BaseModel):
 
 
 class ViewsOut(BaseModel):
-    """How often staff viewed the customer in one hour, of the last 90 days. It never names them."""
+    """How often staff viewed the customer in one hour of the last 90 days. Staff are not named."""
 
     hour: str
     action: str
@@ -215,7 +216,8 @@ def _membership_json(membership: AudienceMembership) -> dict[str, Any]:
 
 def _redemption_json(record: RedemptionRecord) -> dict[str, Any]:
     row = record.row
-    return redemption_json(record) | {
+    return redemption_json(record, names_user=False) | {
+        "entered_by": None if record.entered_by is None else classify_actor(record.entered_by),
         "rolled_back_by": None if row.rolled_back_by is None else classify_actor(row.rolled_back_by),
         "api_key_id": row.api_key_id,
         "idempotency_key_hash": row.idempotency_key,

@@ -14,7 +14,6 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictInt, St
 from webapp.core.errors import FieldError, InvalidInput
 from webapp.core.formatting import format_rfc3339
 from webapp.customers.models import ERASED_EMAIL_PLACEHOLDER
-from webapp.overview.eligibility import Explanation
 from webapp.redemptions.queries import RedemptionRecord
 from webapp.redemptions.rules import Order
 from webapp.views.api.schemas.types import (
@@ -115,13 +114,6 @@ class NewRedemption(NewValidation):
         return hashlib.sha256(body.encode()).digest()[:8]
 
 
-class NewExplanation(RequestBody):
-    """A customer and a shared or personal code, to explain whether the customer can redeem it."""
-
-    code: Annotated[StrictStr, Field(max_length=200, examples=["summer25"])]
-    customer: CustomerReference
-
-
 class NewRollback(RequestBody):
     """The reason for a rollback."""
 
@@ -176,7 +168,11 @@ class OrderOut(BaseModel):
 
 
 class RedemptionOut(BaseModel):
-    """A redemption; `rolled_back_at` is set after a rollback, `entered_by` (email address) for the channel `staff`."""
+    """A redemption; `rolled_back_at` is set after a rollback.
+
+    `entered_by` is the email address of the user who entered it, for the channel `staff`. Keys without the scope
+    `manage` get null.
+    """
 
     id: str
     code: str
@@ -210,52 +206,6 @@ class ValidationOut(BaseModel):
     offer: str | None = None
     reason: str | None = None
     detail: str | None = None
-
-
-class CheckOut(BaseModel):
-    """One eligibility check.
-
-    `passed` is null if an earlier check failed; `reason` is the refusal reason if this check fails.
-    """
-
-    # "room": redemptions left under the cap.
-    name: Literal["code", "customer", "unused", "window", "status", "audience", "personal_code", "room"]
-    passed: bool | None
-    reason: str
-    detail: str
-
-
-class ExplainedOfferOut(BaseModel):
-    """The offer of the code."""
-
-    code: str
-    name: str
-
-
-class ExplainedEmailOut(BaseModel):
-    """An email about the offer to the customer, and its delivery status."""
-
-    campaign: int
-    kind: str
-    status: str
-    at: str | None
-
-
-class ExplanationOut(BaseModel):
-    """The result that a redemption would have now, and every check in order.
-
-    The first failed check determines `reason`. `redemption` is the id of the customer's redemption of the offer, unless
-    it was rolled back.
-    """
-
-    redeemable: bool
-    reason: str | None
-    detail: str
-    checks: list[CheckOut]
-    offer: ExplainedOfferOut | None
-    customer: RedemptionCustomerOut | None
-    redemption: str | None
-    mails: list[ExplainedEmailOut]
 
 
 class UsableOfferOut(BaseModel):
@@ -294,41 +244,11 @@ def hash_idempotency_key(key: str | None) -> str | None:
     return base64.b64encode(hashlib.sha256(key.encode()).digest()[:9]).decode()
 
 
-def explanation_json(explanation: Explanation) -> dict[str, Any]:
-    """Return an explanation as `ExplanationOut`."""
-    offer, facts = explanation.facts.offer, explanation.facts
-    return {
-        "redeemable": explanation.reason is None,
-        "reason": explanation.reason,
-        "detail": explanation.detail,
-        "checks": [
-            {
-                "name": explained.check.name,
-                "passed": explained.check.passed,
-                "reason": explained.check.reason,
-                "detail": explained.detail,
-            }
-            for explained in explanation.checks
-        ],
-        "offer": {"code": offer.code, "name": offer.name} if offer else None,
-        "customer": {"email": facts.email} if facts.customer_id is not None else None,
-        "redemption": next(
-            (record.public_id for record in explanation.redemptions if record.row.rolled_back_at is None), None
-        ),
-        "mails": [
-            {
-                "campaign": delivery.campaign.id,
-                "kind": delivery.campaign.kind,
-                "status": delivery.state,
-                "at": format_rfc3339(delivery.at or delivery.campaign.launched_at),
-            }
-            for delivery in explanation.emails
-        ],
-    }
+def redemption_json(record: RedemptionRecord, *, names_user: bool) -> dict[str, Any]:
+    """Return a redemption as `RedemptionOut`.
 
-
-def redemption_json(record: RedemptionRecord) -> dict[str, Any]:
-    """Return a redemption as `RedemptionOut`."""
+    :param names_user: whether `entered_by` may name the user who entered it.
+    """
     row = record.row
     order = None
     if row.order_id is not None:
@@ -343,7 +263,7 @@ def redemption_json(record: RedemptionRecord) -> dict[str, Any]:
         "order": order,
         "metadata": row.order_metadata,
         "channel": row.channel,
-        "entered_by": record.entered_by,
+        "entered_by": record.entered_by if names_user else None,
         "redeemed_at": format_rfc3339(row.redeemed_at),
         "rolled_back_at": format_rfc3339(row.rolled_back_at),
         "rollback_reason": row.reason,

@@ -9,6 +9,9 @@ from flask_babel import lazy_gettext as _l
 from wtforms import DateField, Form
 from wtforms.validators import Optional
 
+# Earlier and later days filter the same rows. Midnight of the last day of `datetime` does not exist in every time zone.
+_FIRST_DAY, _LAST_DAY = date(1970, 1, 1), date(2200, 1, 1)
+
 
 class PeriodForm(Form):
     """The first and the last day of a period."""
@@ -22,14 +25,16 @@ class PeriodForm(Form):
         Each is None when its field is empty.
         """
         time_zone = ZoneInfo(zone)
-        since, until = (self.first.data or None), (self.last.data or None)
+        first, last = self.first.data or None, self.last.data or None
         return (
-            _midnight_utc(since, time_zone) if since else None,
-            _midnight_utc(until + timedelta(days=1), time_zone) if until and until < date.max else None,
+            _midnight_utc(first, time_zone) if first else None,
+            _midnight_utc(_limit(last) + timedelta(days=1), time_zone) if last else None,
         )
 
 
-def _midnight_utc(day: date, time_zone: ZoneInfo) -> datetime | None:
-    if not 1970 <= day.year < 2200:
-        return None
-    return datetime.combine(day, time(0), time_zone).astimezone(UTC)
+def _limit(day: date) -> date:
+    return min(max(day, _FIRST_DAY), _LAST_DAY)
+
+
+def _midnight_utc(day: date, time_zone: ZoneInfo) -> datetime:
+    return datetime.combine(_limit(day), time(0), time_zone).astimezone(UTC)

@@ -1,4 +1,4 @@
-"""Invitations and password reset links work only as long as their maker is an active administrator."""
+"""Invitations and password reset links work only as long as their creator is an active administrator."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PASSWORD = "correct horse battery"
 
 
 @pytest.fixture
-def maker(make_staff_user: MakeUser) -> StaffUser:
+def creator(make_staff_user: MakeUser) -> StaffUser:
     """An administrator; another one remains when they are disabled."""
     make_staff_user("admin", email="other@example.com")
     return make_staff_user("admin", email="ann@example.com")
@@ -62,13 +62,13 @@ def lower_and_raise_role(user_id: int) -> None:
 
 @pytest.mark.parametrize("change", [disable, lower_role, disable_and_enable, lower_and_raise_role])
 def test_links_die_with_the_account_that_made_them(
-    maker: StaffUser, make_staff_user: MakeUser, change: Callable[[int], None]
+    creator: StaffUser, make_staff_user: MakeUser, change: Callable[[int], None]
 ) -> None:
     viewer = make_staff_user("viewer")
-    invitation = token_of(invitation_actions.create_invitation("admin", None, by=maker.email))
-    reset = token_of(invitation_actions.create_password_reset_link(viewer.id, by=maker.email))
+    invitation = token_of(invitation_actions.create_invitation("admin", None, by=creator.email))
+    reset = token_of(invitation_actions.create_password_reset_link(viewer.id, by=creator.email))
 
-    change(maker.id)
+    change(creator.id)
 
     with pytest.raises(NotFound):
         accept(invitation)
@@ -78,9 +78,9 @@ def test_links_die_with_the_account_that_made_them(
 
 
 @pytest.mark.parametrize("column", ["disabled_at = now()", "role = 'manager'"])
-def test_a_link_created_at_the_moment_of_the_change_does_not_work(maker: StaffUser, column: str) -> None:
-    token = token_of(invitation_actions.create_invitation("admin", None, by=maker.email))
-    # As if the link had been committed just after the links of the maker were deleted.
+def test_a_link_created_at_the_moment_of_the_change_does_not_work(creator: StaffUser, column: str) -> None:
+    token = token_of(invitation_actions.create_invitation("admin", None, by=creator.email))
+    # As if the link had been committed just after the links of the creator were deleted.
     db.session.execute(text(f"update staff_user set {column} where email = 'ann@example.com'"))
     db.session.commit()
 
@@ -102,54 +102,54 @@ def test_a_link_created_at_the_moment_of_the_change_does_not_work(maker: StaffUs
     ],
 )
 def test_such_a_link_does_not_come_back_with_the_account(
-    maker: StaffUser, column: str, restore: Callable[[int], object]
+    creator: StaffUser, column: str, restore: Callable[[int], object]
 ) -> None:
-    token = token_of(invitation_actions.create_invitation("admin", None, by=maker.email))
+    token = token_of(invitation_actions.create_invitation("admin", None, by=creator.email))
     db.session.execute(text(f"update staff_user set {column} where email = 'ann@example.com'"))
     db.session.commit()
 
-    restore(maker.id)
+    restore(creator.id)
 
     with pytest.raises(NotFound):
         accept(token)
 
 
-def test_links_of_others_and_of_commands_stay(maker: StaffUser) -> None:
+def test_links_of_others_and_of_commands_stay(creator: StaffUser) -> None:
     of_other = token_of(invitation_actions.create_invitation("viewer", "eve@example.com", by="other@example.com"))
     invitation_actions.create_first_admin_invitation(by="command line")
 
-    disable(maker.id)
+    disable(creator.id)
 
     assert len(account_queries.list_unused_invitations()) == 2
     assert accept(of_other).role == "viewer"
 
 
-def test_a_user_who_joined_stays_when_the_maker_is_disabled(maker: StaffUser) -> None:
-    user = accept(token_of(invitation_actions.create_invitation("viewer", None, by=maker.email)))
+def test_a_user_who_joined_stays_when_the_creator_is_disabled(creator: StaffUser) -> None:
+    user = accept(token_of(invitation_actions.create_invitation("viewer", None, by=creator.email)))
 
-    disable(maker.id)
+    disable(creator.id)
 
     assert account_queries.find_staff_user_by_email("eve@example.com") == user
-    assert db.session.scalars(select(Invitation.created_by)).all() == [maker.id]
+    assert db.session.scalars(select(Invitation.created_by)).all() == [creator.id]
 
 
 @pytest.mark.parametrize("change", [disable, lower_role])
 def test_a_former_administrator_creates_no_links(
-    maker: StaffUser, make_staff_user: MakeUser, change: Callable[[int], None]
+    creator: StaffUser, make_staff_user: MakeUser, change: Callable[[int], None]
 ) -> None:
     viewer = make_staff_user("viewer")
-    change(maker.id)
+    change(creator.id)
 
     with pytest.raises(DomainError, match="administrator"):
-        invitation_actions.create_invitation("admin", None, by=maker.email)
+        invitation_actions.create_invitation("admin", None, by=creator.email)
     with pytest.raises(DomainError, match="administrator"):
-        invitation_actions.create_password_reset_link(viewer.id, by=maker.email)
+        invitation_actions.create_password_reset_link(viewer.id, by=creator.email)
 
 
 @pytest.mark.parametrize("lock", [account_queries.lock_active_admins, lambda: account_queries.lock_staff_user(2)])
-def test_the_lock_of_a_user_does_not_block_their_links(maker: StaffUser, lock: Callable[[], object]) -> None:
+def test_the_lock_of_a_user_does_not_block_their_links(creator: StaffUser, lock: Callable[[], object]) -> None:
     # Otherwise two administrators who reset each other's passwords could wait for each other.
-    assert maker.id == 2
+    assert creator.id == 2
     lock()
 
     with db.engine.begin() as other:
@@ -162,7 +162,7 @@ def test_the_lock_of_a_user_does_not_block_their_links(maker: StaffUser, lock: C
         )
 
 
-def test_the_list_shows_maker_and_time(sign_in: Callable[..., FlaskClient]) -> None:
+def test_the_list_shows_creator_and_time(sign_in: Callable[..., FlaskClient]) -> None:
     client = sign_in("admin")
     invitation_actions.create_invitation("viewer", "eve@example.com", by="admin@example.com")
     invitation_actions.create_invitation("viewer", "bob@example.com", by="command line")
