@@ -244,6 +244,10 @@ def _process_environment(settings: Settings) -> dict[str, str]:
     }
 
 
+# The first line of the web server's log: a hint at 32 threads, which mostly wait for the database.
+HARMLESS_WARNING = "[WARNING] Configuration allows spawning up to"
+
+
 def wait_until_ready(settings: Settings, seconds: float = 60) -> None:
     """Wait until `/readyz` succeeds and the mail sink, if there is one, accepts connections.
 
@@ -255,8 +259,12 @@ def wait_until_ready(settings: Settings, seconds: float = 60) -> None:
             service, log_name, response = unready
             log = settings.instance_path / "log" / log_name
             lines = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
-            reason = lines[-1] if lines else response
-            raise ServiceError(f"the {service} did not become ready ({reason}); see its log, {log}")
+            reasons = [line for line in lines if not line.startswith(HARMLESS_WARNING)]
+            reason = reasons[-1] if reasons else response
+            raise ServiceError(
+                f"the {service} did not become ready ({reason}); see its log, {log}. "
+                "If the machine is busy, run the same command again."
+            )
         time.sleep(0.1)
 
 

@@ -8,10 +8,10 @@ import re
 import secrets
 import time
 import tomllib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 from flask import Flask, Request, Response, g, request
@@ -35,7 +35,7 @@ from webapp.customers import actions as customer_actions
 from webapp.customers.imports import actions as import_actions
 from webapp.redemptions import erasure as redemption_erasure
 from webapp.shop import queries as shop_queries
-from webapp.views import access_notes, error_handlers, problem_details, rendering
+from webapp.views import access_notes, error_handlers, problem_details, rendering, security_headers
 from webapp.views.api import blueprint as api_blueprint
 from webapp.views.api import bounces as api_bounces
 from webapp.views.api import campaigns as api_campaigns
@@ -74,22 +74,8 @@ from webapp.views.staff import redemptions as staff_redemptions
 from webapp.views.staff import shop as staff_shop
 from webapp.views.staff import suppressions as staff_suppressions
 
-if TYPE_CHECKING:
-    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
-
 __all__ = ["create_app"]
 
-
-HeaderList = tuple[tuple[str, str], ...]
-
-# Headers of every response, unless its view has set them.
-SECURITY_HEADERS: HeaderList = (
-    ("Content-Security-Policy", rendering.CONTENT_SECURITY_POLICY),
-    ("X-Content-Type-Options", "nosniff"),
-    ("Referrer-Policy", "same-origin"),
-)
-# For a year, also for hosts below this one (RFC 6797). Browsers ignore it over http.
-STRICT_TRANSPORT_SECURITY = ("Strict-Transport-Security", "max-age=31536000; includeSubDomains")
 
 REQUEST_ID_PATTERN = re.compile(r"[A-Za-z0-9_-]{8,64}", re.A)
 
@@ -240,34 +226,10 @@ def _init_extensions(app: Flask, settings: Settings) -> None:
         prefix="static/",
         max_age=3600,
         allow_all_origins=False,
-        add_headers_function=_add_charset,
+        add_headers_function=security_headers.add_charset,
     )
-    app.wsgi_app = _add_security_headers(app.wsgi_app, _list_security_headers(settings))  # type: ignore[method-assign]
-
-
-def _list_security_headers(settings: Settings) -> HeaderList:
-    is_https = settings.public_url.startswith("https://")
-    return (*SECURITY_HEADERS, STRICT_TRANSPORT_SECURITY) if is_https else SECURITY_HEADERS
-
-
-def _add_charset(headers: Headers, _path: str, _url: str) -> None:
-    media_type = headers["Content-Type"] or ""
-    if media_type.endswith("+xml"):
-        headers["Content-Type"] = f"{media_type}; charset=utf-8"
-
-
-def _add_security_headers(wsgi_app: WSGIApplication, security_headers: HeaderList) -> WSGIApplication:
-    """Add the security headers to every response without them, such as 304 for a static file."""
-
-    def respond(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        def start(status: str, headers: list[tuple[str, str]], *exc_info: Any) -> Callable[[bytes], object]:
-            names = {name.lower() for name, _ in headers}
-            missing = [header for header in security_headers if header[0].lower() not in names]
-            return start_response(status, [*headers, *missing], *exc_info)
-
-        return wsgi_app(environ, start)
-
-    return respond
+    # Outermost, so that every response passes it.
+    security_headers.init_app(app, settings)
 
 
 def _register_blueprints(app: OpenAPI) -> None:

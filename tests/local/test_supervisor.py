@@ -53,3 +53,10 @@ def test_a_mail_sink_that_is_not_ready_is_named(
     monkeypatch.setattr(supervisor, "_accepts", lambda port: port != ready_port + 2)
     with pytest.raises(ServiceError, match=r"the mail sink did not become ready \(no response\); .*mail\.log"):
         supervisor.wait_until_ready(replace(settings, port=ready_port), seconds=0)
+
+
+def test_the_hint_at_many_threads_is_not_the_reason(settings: Settings) -> None:
+    hint = "[WARNING] Configuration allows spawning up to 32 Python threads, which seems quite high.\n"
+    (settings.instance_path / "log" / "web.log").write_text(hint)
+    with pytest.raises(ServiceError, match=r"the web server did not become ready \(no response\); .*busy"):
+        supervisor.wait_until_ready(settings, seconds=0)

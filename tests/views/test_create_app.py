@@ -11,11 +11,12 @@ from flask.testing import FlaskClient
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
-from webapp import SECURITY_HEADERS, create_app
+from webapp import create_app
 from webapp.core import settings as app_settings
 from webapp.core import task_queue
 from webapp.core.extensions import db
 from webapp.core.request_limits import MAX_FIELDS
+from webapp.views.security_headers import SECURITY_HEADERS
 
 
 @pytest.fixture

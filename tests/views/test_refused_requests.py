@@ -178,7 +178,7 @@ def send(netloc: str) -> Callable[..., int]:
         (
             "Content-Length: 4\r\nTransfer-Encoding: chunked",
             "29\r\nGET /smuggled HTTP/1.1\r\nHost: example\r\n\r\n\r\n0\r\n\r\n",
-            [422],
+            [411],
         ),
         ("Content-Length: 4\r\nContent-Length: 5", "a=b&c", [400]),
         ("Content-Length: +4", "a=b&", [400]),

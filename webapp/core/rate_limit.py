@@ -41,7 +41,7 @@ from webapp.core import database_health
 from webapp.core.email_addresses import normalise_email
 from webapp.core.errors import DomainError
 from webapp.core.extensions import Model, db
-from webapp.core.request_origin import parse_ip_address
+from webapp.core.request_origin import parse_client_address
 
 log = logging.getLogger(__name__)
 LimitedView = TypeVar("LimitedView", bound=Callable[..., Any])
@@ -114,7 +114,7 @@ def client_address() -> str:
 
     An IPv6 subscriber usually has a /64, which counts as one client. So do all clients whose address is unknown.
     """
-    address = parse_ip_address(request.remote_addr)
+    address = parse_client_address(request.remote_addr)
     if isinstance(address, ipaddress.IPv6Address):
         return str(ipaddress.ip_network((address, 64), strict=False))
     return "unknown" if address is None else str(address)

@@ -26,12 +26,12 @@ def get_request_origin() -> RequestOrigin:
     """
     if not has_request_context():
         return RequestOrigin()
-    address = parse_ip_address(request.remote_addr)
+    address = parse_client_address(request.remote_addr)
     client_ip = None if address is None else str(address)
     return RequestOrigin(client_ip, g.get("staff_session_id"), getattr(g.get("api_key"), "id", None))
 
 
-def parse_ip_address(text: str | None) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+def parse_client_address(text: str | None) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     """Return the IP address of a client; None for anything else, such as `unix:`.
 
     :param text: the address that the server or the proxy reports. Some proxies add the port.

@@ -24,6 +24,7 @@ PROTECTED = [
     ("/settings/people/2", {"role": "manager"}, "/settings/people/2"),
     ("/settings/people/2/new-password", {}, "/settings/people/2"),
     ("/settings/people/2/disable", {}, "/settings/people/2"),
+    ("/settings/people/2/enable", {}, "/settings/people/2"),
     ("/settings/people/2/erase", {}, "/settings/people/2/erase"),
     ("/settings/keys/personal_code/renew", {}, "/settings/keys"),
     ("/settings/keys/personal_code/1/retire", {}, "/settings/keys"),
@@ -70,8 +71,9 @@ def test_the_password_is_asked_for_and_the_action_continues(
     admin: FlaskClient, make_staff_user: MakeUser, make_customer: Callable[..., object],
     path: str, values: dict[str, str], page: str,
 ) -> None:  # fmt: skip
-    # Only a disabled user can be erased.
-    make_staff_user("viewer", disabled_at=datetime.now(UTC) if path.endswith("2/erase") else None), make_customer()
+    # Only a disabled user can be enabled or erased.
+    disabled_at = datetime.now(UTC) if path.endswith(("2/enable", "2/erase")) else None
+    make_staff_user("viewer", disabled_at=disabled_at), make_customer()
     assert admin.get(page).status_code == 200
 
     response = admin.post(path, data=values)

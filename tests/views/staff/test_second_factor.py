@@ -446,7 +446,7 @@ class TestRequiredByRole:
         page = client.get(client.get("/offers").location).text
         action = re.search('action="([^"]*)"[^>]*>(?:(?!</form>).)*Sign in as another user', page, re.DOTALL)
         assert action
-        assert client.post(action[1]).location == "/sign-in"
+        assert client.post(action[1]).location == "/sign-in#signed-out"
         assert client.get("/sign-in").status_code == 200
 
     def test_other_roles_and_api_keys_are_not_affected(

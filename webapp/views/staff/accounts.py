@@ -183,6 +183,7 @@ def disable_staff_user(user_id: int) -> BaseResponse:
 
 @blueprint.post("/settings/people/<int:user_id>/enable")
 @require_role("admin")
+@require_recent_password
 def enable_staff_user(user_id: int) -> BaseResponse:
     """Enable a disabled user."""
     user = account_actions.enable_staff_user(user_id, by=current_user.email)
