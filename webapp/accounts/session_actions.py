@@ -59,7 +59,7 @@ def start_staff_session(
     :param has_second_factor: whether a second factor was verified.
     :param is_new_device_expected: True for no such notice: the user has just joined or set a new password.
     :param is_recent: False if the first factor may have been verified long ago, by an OpenID Connect provider.
-    :param is_second_factor_recent: False if the second factor may have been verified long ago, in an earlier session.
+    :param is_second_factor_recent: the same for the second factor, by the provider or in an earlier session.
     :raises DomainError: `disabled` when the user has been disabled.
     """
     db.session.flush()

@@ -177,6 +177,18 @@ class TestSignIn:
         assert response.status_code == (200 if is_recent else 403)
         assert ("/sign-in/oidc?" in response.text) is not is_recent
 
+    @pytest.mark.parametrize(("minutes", "is_recent"), [(1, True), (16, False)])
+    def test_a_factor_of_the_provider_is_as_recent_as_its_sign_in(
+        self, client: FlaskClient, provider: OidcProvider, make_staff_user: MakeUser, minutes: int, is_recent: bool
+    ) -> None:
+        user = make_staff_user("admin")
+        link(user, provider)
+        add_app(user)
+        provider.claims = {"auth_time": int(time.time()) - minutes * 60, "amr": ["mfa"]}
+        sign_in_at(client, provider)
+        response = client.post(f"{PAGE}/app/remove")
+        assert (response.status_code, "recent_code" in response.text) == ((302, False) if is_recent else (403, True))
+
     def test_a_factor_of_onecode_does_not_make_an_old_sign_in_recent(
         self, client: FlaskClient, provider: OidcProvider, make_staff_user: MakeUser
     ) -> None:

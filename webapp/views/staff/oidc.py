@@ -112,7 +112,9 @@ def _sign_in(claims: OidcClaims, next_path: str, is_confirmed: bool) -> BaseResp
     if claims.authenticated_at is not None:
         is_recent = time.time() - claims.authenticated_at < RECENT_PASSWORD_TIME.total_seconds()
     if claims.is_multi_factor:
-        complete_sign_in(user, _provider_name(), has_second_factor=True, is_recent=is_recent)
+        complete_sign_in(
+            user, _provider_name(), has_second_factor=True, is_recent=is_recent, is_second_factor_recent=is_recent
+        )
         return redirect(next_path)
     return continue_sign_in(user, _provider_name(), next_path, is_recent=is_recent)
 

@@ -165,12 +165,13 @@ def complete_sign_in(
     has_second_factor: bool = False,
     is_new_device_expected: bool = False,
     is_recent: bool = True,
+    is_second_factor_recent: bool = True,
 ) -> None:
     """Start the session of a user who has been authenticated, and record how.
 
     The parameters after `method` are those of `start_session`.
     """
-    start_session(user, has_second_factor, is_new_device_expected, is_recent, method)
+    start_session(user, has_second_factor, is_new_device_expected, is_recent, is_second_factor_recent, method)
 
 
 def get_provider_name() -> str | None:
@@ -296,8 +297,8 @@ def start_session(
     has_second_factor: bool = False,
     is_new_device_expected: bool = False,
     is_recent: bool = True,
-    method: str | None = None,
     is_second_factor_recent: bool = True,
+    method: str | None = None,
 ) -> None:
     """Start a session of an authenticated user in this browser, which becomes known for the account.
 
@@ -306,8 +307,8 @@ def start_session(
     :param has_second_factor: whether a second factor was verified.
     :param is_new_device_expected: whether to send no notice of a new device.
     :param is_recent: False if the first factor may have been verified long ago, by an OpenID Connect provider.
+    :param is_second_factor_recent: the same for the second factor, by the provider or in an earlier session.
     :param method: how the user has signed in, for the audit log; None when it was not by signing in.
-    :param is_second_factor_recent: False if the second factor may have been verified long ago, in an earlier session.
     """
     started = session_actions.start_staff_session(
         user.id,
