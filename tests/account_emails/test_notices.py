@@ -147,8 +147,9 @@ class TestWhoIsNotified:
         send_emails()
 
         received = relay.message_to("viewer@example.com")
-        subject = "Sign-in to" if change.startswith("identity.") else "Two-step verification of"
-        assert received.message["Subject"] == f"{subject} your Onecode account"
+        is_identity = change.startswith("identity.")
+        subject = "Sign-in provider" if is_identity else "Two-step verification"
+        assert received.message["Subject"] == f"{subject} of your Onecode account"
         assert "Onecode account" in received.text.split("\r\n\r\n")[1]
 
     def test_a_reset_of_second_factors_is_reported_to_its_user(self, make_staff_user: MakeUser) -> None:

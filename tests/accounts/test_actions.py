@@ -10,6 +10,7 @@ from functools import partial
 
 import pytest
 from flask import Flask
+from flask.testing import FlaskClient
 from sqlalchemy import event, func, select, update
 
 from tests.support.accounts import PASSWORD
@@ -346,6 +347,19 @@ class TestSignIn:
         before = user.password_hash
         sign_in_actions.sign_in_user(user.email, PASSWORD)
         assert user.password_hash == before
+
+    @pytest.mark.parametrize(
+        "change", [str.upper, lambda text: f" {text}", lambda text: f"{text} ", lambda text: text[:-1]]
+    )
+    @pytest.mark.parametrize("password", ["correct horse battery", ("correct horse battery " * 9 + "x" * 11)[:200]])
+    def test_a_password_is_verified_to_its_last_character(
+        self, client: FlaskClient, make_user_with_password: Person, password: str, change: Callable[[str], str]
+    ) -> None:
+        user = make_user_with_password("viewer")
+        sign_in_actions.change_own_password(user.id, PASSWORD, password)
+        for entered, status in ((change(password), 422), (password, 302)):
+            response = client.post("/sign-in", data={"email": user.email, "password": entered})
+            assert response.status_code == status
 
     def test_passwords_are_normalised_before_hashing(self, app: Flask) -> None:
         assert passwords.verify_password(passwords.hash_password("cafe\u0301 noir au lait"), "caf\u00e9 noir au lait")

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import CDPSession, Page, expect
+from sqlalchemy import text
 
 from tests.support.browser import APPEARANCES, OpenPage, RunningShop, accept_invitation, problems_by_appearance
 from tests.support.factors import code_now
+from webapp.core.extensions import db
 
 pytestmark = pytest.mark.browser
 PASSWORD = "correct horse battery"
@@ -132,6 +134,27 @@ def test_a_copied_passkey_is_refused(shop: RunningShop, window: OpenPage) -> Non
     session.send("WebAuthn.addCredential", {"authenticatorId": authenticator_id, "credential": credential})
     page.get_by_role("button", name="Sign in with a passkey").click()
     expect(page.get_by_text("a copy of it may exist")).to_be_visible()
+
+
+def test_a_passkey_confirms_a_change_of_the_factors(shop: RunningShop, window: OpenPage) -> None:
+    page = window()
+    add_authenticator(page)
+    accept_invitation(page, shop)
+    add_passkey(page, shop)
+    expect(page.get_by_text("was added")).to_be_visible(timeout=20_000)
+    page.goto(f"{shop.url}/settings/profile/two-step")
+    db.session.execute(text("update staff_session set second_factor_at = now() - interval '1 hour'"))
+    db.session.commit()
+    page.locator("#recovery-codes summary").click()
+    page.get_by_role("dialog").get_by_role("button", name="Create new codes").click()
+    expect(page.get_by_role("heading", name="Confirm the second step")).to_be_visible()
+    problems = problems_by_appearance(page)
+    assert problems == {name: [] for name in problems}
+    page.get_by_role("button", name="Use a passkey").click()
+    expect(page.get_by_role("heading", name="Two-step verification")).to_be_visible()
+    page.locator("#recovery-codes summary").click()
+    page.get_by_role("dialog").get_by_role("button", name="Create new codes").click()
+    expect(page.locator(".recovery-codes code")).to_have_count(10)
 
 
 def test_pages_are_accessible(shop: RunningShop, window: OpenPage) -> None:

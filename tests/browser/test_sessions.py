@@ -18,7 +18,7 @@ def sign_in(page: Page, shop: RunningShop) -> None:
     page.goto(f"{shop.url}/sign-in")
     page.get_by_label("Email").fill("grace@example.com")
     page.get_by_label("Password", exact=True).fill(PASSWORD)
-    page.get_by_role("button", name="Sign in").click()
+    page.get_by_role("button", name="Sign in", exact=True).click()
     expect(page.get_by_role("heading", level=1)).not_to_have_text("Sign in")
 
 

@@ -72,6 +72,22 @@ def test_the_text_format_has_time_level_logger_message_and_context(test_settings
     )
 
 
+def test_the_text_of_an_exception_cannot_forge_a_line(test_settings: Settings) -> None:
+    forged = "2026-03-01T09:00:00.000Z ERROR webapp.some"
+    with captured_logs(test_settings, "text") as stream:
+        try:
+            raise ValueError(f"bad value\n{forged}\r{forged}\x1b[2J\u2028{forged}")
+        except ValueError:
+            logging.getLogger("webapp.some").exception("failed")
+
+    first, *others = stream.getvalue().removesuffix("\n").split("\n")
+    assert re.fullmatch(rf"{RFC3339} ERROR webapp\.some failed", first)
+    assert len(others) > 3
+    assert all(line.startswith("  ") for line in others)
+    assert not set("\r\x1b\u2028") & set(stream.getvalue())
+    assert f"  {forged}" in stream.getvalue()
+
+
 def test_the_json_format_has_time_level_logger_message_and_context(test_settings: Settings) -> None:
     with (
         captured_logs(test_settings) as stream,

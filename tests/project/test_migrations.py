@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import psycopg
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from flask import Flask
 from sqlalchemy import inspect
 
+from tests.support.databases import migrated_database
 from webapp.core.extensions import db
 
 
@@ -27,6 +29,12 @@ def test_migrations_and_models_define_the_same_primary_keys(app: Flask) -> None:
     assert {name: sorted(columns) for name, columns in found.items()} == {
         table.name: sorted(column.name for column in table.primary_key) for table in db.metadata.sorted_tables
     }
+
+
+def test_a_new_database_has_no_users() -> None:
+    with migrated_database() as url, psycopg.connect(url) as connection:
+        assert connection.execute("select count(*) from staff_user").fetchall() == [(0,)]
+        assert connection.execute("select count(*) from api_key").fetchall() == [(0,)]
 
 
 def is_not_a_queue_table(item: object, name: str | None, kind: str, reflected: bool, compare_to: object) -> bool:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import html
+import re
 from datetime import timedelta
 
 import pyotp
 from flask.testing import FlaskClient
 from sqlalchemy import update
+from werkzeug.test import TestResponse
 
 from tests.support.authenticator import SoftwareAuthenticator
 from webapp.accounts.factors import passkey_actions, passkeys, totp_actions
@@ -47,3 +50,13 @@ def add_passkey(user: StaffUser, authenticator: SoftwareAuthenticator, name: str
 def sign_with_passkey(client: FlaskClient, authenticator: SoftwareAuthenticator) -> str:
     """Return the response of an authenticator to the challenge that a client is given."""
     return authenticator.get(client.post("/sign-in/passkey/options").json)  # type: ignore[arg-type]
+
+
+def submit_passkey_form(client: FlaskClient, authenticator: SoftwareAuthenticator, page: str) -> TestResponse:
+    """Use a passkey in the form of a page that asks a user for theirs."""
+    options_url, url = (
+        html.unescape(re.search(f' {name}="(/sign-in/passkey[^"]*)"', page)[1])  # type: ignore[index]
+        for name in ("data-passkey-get", "action")
+    )
+    response = authenticator.get(client.post(options_url).json)  # type: ignore[arg-type]
+    return client.post(url, data={"credential": response})

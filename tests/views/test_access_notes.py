@@ -12,7 +12,8 @@ from flask.testing import FlaskClient
 from sqlalchemy import func, select, text, update
 
 from tests.support.accounts import PASSWORD
-from tests.support.factors import add_app
+from tests.support.factors import add_app, code_now
+from tests.support.sessions import start_session
 from tests.support.sql_statements import recorded_statements
 from webapp.accounts import api_key_actions
 from webapp.accounts.models import AccessCount, ApiKey, StaffSession, StaffUser
@@ -94,6 +95,20 @@ def test_wrong_codes_and_their_lock_out_are_counted_for_the_account(
     ]
 
 
+def test_wrong_codes_that_confirm_an_action_are_counted_too(sign_in: Callable[..., FlaskClient]) -> None:
+    client = sign_in("manager")
+    add_app(db.session.scalars(select(StaffUser)).one())
+
+    for _ in range(6):
+        path = "/settings/profile/two-step/app/remove"
+        client.post(path, data={"recent_code": "000000x"}, environ_base=ADDRESS, buffered=True)
+
+    assert counted("kind", "account", "subject") == [
+        ("sign_in.failed", "manager@example.com", "authenticator app", 5),
+        ("sign_in.locked", "manager@example.com", "", 1),
+    ]
+
+
 def test_a_wrong_password_in_a_session_is_counted_but_not_the_question(sign_in: Callable[..., FlaskClient]) -> None:
     client = sign_in("admin")
     db.session.execute(update(StaffSession).values(authenticated_at=func.now() - timedelta(hours=1)))
@@ -106,7 +121,8 @@ def test_a_wrong_password_in_a_session_is_counted_but_not_the_question(sign_in: 
     changed = {"current": "wrong", "password": "a brand new one", "confirm": "a brand new one"}
     client.post("/settings/profile/password", data=changed, environ_base=ADDRESS, buffered=True)
     client.post("/settings/api-keys", data={**key, "recent_password": "wrong"}, environ_base=ADDRESS, buffered=True)
-    assert counted() == [("sign_in.failed", "admin@example.com", "203.0.113.7", 2)]
+    expected = ("sign_in.failed", "admin@example.com", "203.0.113.7", "password", 2)
+    assert counted("kind", "account", "address", "subject") == [expected]
 
 
 def test_the_count_is_written_after_the_response(
@@ -131,6 +147,63 @@ def test_a_missing_table_does_not_break_the_request(client: FlaskClient) -> None
     finally:
         with db.engine.begin() as connection:
             connection.execute(text("alter table hidden rename to access_count"))
+
+
+def test_failures_name_what_was_wrong(client: FlaskClient, make_user_with_password: Callable[..., StaffUser]) -> None:
+    user = make_user_with_password("manager")
+    secret, _codes = add_app(user)
+    data = {"email": user.email, "password": "wrong"}
+    client.post("/sign-in", data=data, buffered=True)
+    client.post("/sign-in", data=data | {"code": "000000"}, buffered=True)
+    client.post("/sign-in", data=data | {"password": PASSWORD}, buffered=True)
+    client.post("/sign-in/second-factor", data={"code": "000000x"}, buffered=True)
+    client.post("/sign-in/second-factor?recovery=", data={"code": "000000x"}, buffered=True)
+    client.post("/sign-in/passkey?second=", data={"credential": "{}"}, buffered=True)
+    client.post("/sign-in/second-factor", data={"code": code_now(secret)}, buffered=True)
+    change = {"current": "wrong", "password": "a brand new one", "confirm": "a brand new one"}
+    client.post("/settings/profile/password", data=change, buffered=True)
+
+    assert counted("kind", "subject", "account") == [
+        ("sign_in.failed", "password", user.email, 2),
+        ("sign_in.failed", "code", user.email, 1),
+        ("sign_in.failed", "authenticator app", user.email, 1),
+        ("sign_in.failed", "recovery code", user.email, 1),
+        ("sign_in.failed", "passkey", user.email, 1),
+    ]
+
+
+def test_links_that_do_not_work_are_counted(client: FlaskClient) -> None:
+    assert client.get("/invitations/unknown", environ_base=ADDRESS, buffered=True).status_code == 404
+
+    assert counted("kind", "address", "subject") == [("link.refused", "203.0.113.7", "", 1)]
+
+
+@pytest.mark.parametrize(
+    ("path", "request_values"),
+    [
+        ("/redeem", {"data": "a=1&" * 1001, "content_type": "application/x-www-form-urlencoded"}),
+        ("/api/v1/redemptions", {"data": "{", "content_type": "application/json"}),
+        ("/api/v1/redemptions", {"data": "x", "content_type": "text/plain"}),
+    ],
+    ids=["fields", "json", "media type"],
+)
+def test_malformed_requests_are_counted(api: FlaskClient, path: str, request_values: dict[str, str]) -> None:
+    response = api.post(path, **request_values, environ_base=ADDRESS, buffered=True)
+
+    assert response.status_code in (400, 413, 415)
+    assert counted("kind", "address") == [("request.refused", "203.0.113.7", 1)]
+
+
+def test_a_form_of_an_ended_session_is_no_refusal(
+    csrf_client: FlaskClient, make_staff_user: Callable[..., StaffUser]
+) -> None:
+    start_session(csrf_client, make_staff_user("manager"))
+    token = csrf_client.get("/offers/new").text.split('name="csrf_token" value="', 1)[1].split('"', 1)[0]
+    db.session.execute(text("delete from staff_session"))
+    db.session.commit()
+    assert csrf_client.post("/offers/new", data={"csrf_token": token}, buffered=True).status_code == 400
+
+    assert counted() == []
 
 
 @pytest.mark.parametrize(
@@ -191,35 +264,15 @@ def test_a_missing_scope_is_counted_for_the_key(app: Flask) -> None:
         "/api/v1/offers", headers={"Authorization": f"Bearer {key}"}, environ_base=IPV6, buffered=True
     )
 
-    assert counted() == [("scope.refused", "API key Till", "2001:db8:1:2::/64", 1)]
+    expected = ("scope.refused", "API key Till", "2001:db8:1:2::/64", "/api/v1/offers", 1)
+    assert counted("kind", "account", "address", "subject") == [expected]
 
 
 def test_a_missing_role_is_counted_for_the_user(sign_in: Callable[..., FlaskClient]) -> None:
-    sign_in("viewer").get("/settings/audit", environ_base=ADDRESS, buffered=True)
+    sign_in("viewer").get("/settings/people/7", environ_base=ADDRESS, buffered=True)
 
-    assert counted() == [("role.refused", "viewer@example.com", "203.0.113.7", 1)]
-
-
-def test_a_page_that_asks_for_the_password_is_no_refusal(sign_in: Callable[..., FlaskClient]) -> None:
-    admin = sign_in("admin")
-    db.session.execute(update(StaffSession).values(authenticated_at=func.now() - timedelta(minutes=16)))
-    db.session.commit()
-
-    response = admin.post("/settings/api-keys", data={"name": "Till", "scopes": "read"}, buffered=True)
-
-    assert (response.status_code, counted()) == (403, [])
-
-
-def test_a_wrong_password_where_it_is_changed_is_counted(
-    client: FlaskClient, make_user_with_password: Callable[..., StaffUser]
-) -> None:
-    make_user_with_password(email="ann@example.com")
-    sign_in_as(client, "ann@example.com", PASSWORD)
-    data = {"current": "wrong", "password": "a brand new one", "confirm": "a brand new one"}
-
-    client.post("/settings/profile/password", data=data, environ_base=ADDRESS, buffered=True)
-
-    assert counted() == [("sign_in.failed", "ann@example.com", "203.0.113.7", 1)]
+    expected = ("role.refused", "viewer@example.com", "203.0.113.7", "/settings/people/<int:user_id>", 1)
+    assert counted("kind", "account", "address", "subject") == [expected]
 
 
 def test_forms_without_a_token_are_counted(csrf_client: FlaskClient) -> None:

@@ -94,7 +94,7 @@ def _format_notice_subject(kind: str, detail: dict[str, Any]) -> str:
         case "admin_added":
             return _("New administrator in Onecode: %(name)s", name=detail["name"])
         case "second_factor_changed" if detail["change"].startswith("identity."):
-            return _("Sign-in to your Onecode account")
+            return _("Sign-in provider of your Onecode account")
         case "second_factor_changed":
             return _("Two-step verification of your Onecode account")
         case "password_changed":

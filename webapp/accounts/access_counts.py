@@ -22,7 +22,7 @@ from webapp.core.extensions import db
 
 log = logging.getLogger(__name__)
 
-# Rows of one kind in one minute. Strangers can cause five of the kinds, so they create at most 500 rows a minute.
+# Rows of one kind in one minute. Strangers can cause seven of the kinds, so they create at most 700 rows a minute.
 MAX_REFUSAL_ROWS = 100
 # Rows of one kind and one account in one hour.
 MAX_VIEW_ROWS = 1000
@@ -32,10 +32,12 @@ CLEANUP_CHUNK_SIZE = 10
 REFUSAL_LABELS: Mapping[str, str] = {
     "sign_in.failed": _l("Sign-in failed"),
     "sign_in.locked": _l("Sign-in refused after too many attempts"),
+    "link.refused": _l("Invitation or password reset link refused"),
     "api_key.refused": _l("API key refused"),
     "scope.refused": _l("Scope of the API key not sufficient"),
     "role.refused": _l("Role of the user not sufficient"),
     "csrf.refused": _l("Form refused: no valid token, or sent from another site"),
+    "request.refused": _l("Request malformed or too large"),
     "rate_limit.exceeded": _l("Too many requests"),
 }
 VIEW_LABELS: Mapping[str, str] = {
@@ -58,7 +60,7 @@ class Access:
     :param account: the email address of the signed-in user, or the actor of an API key.
     :param entered_email: a normalised email address that was entered; it is counted only if it is that of a user.
     :param public_id: the public id of an API key that was sent; it is counted only if there is such a key.
-    :param subject: what was viewed, such as `customer 17`.
+    :param subject: what was viewed or refused, such as `customer 17`, `authenticator app` or `/settings/people`.
     """
 
     kind: str

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from flask_babel import gettext as _
-from sqlalchemy import delete, func, not_, select, update
+from sqlalchemy import ColumnElement, delete, func, not_, select, update
 
 from webapp.accounts import notices, passwords, staff_sessions
 from webapp.accounts import queries as account_queries
-from webapp.accounts.actions import check_is_active, lock_existing_staff_user
+from webapp.accounts.actions import check_is_active, lock_existing_staff_user, roll_back_and_raise
 from webapp.accounts.audit import record_audit_entry, record_sign_in
 from webapp.accounts.models import StaffDevice, StaffSession, StaffUser
 from webapp.accounts.session_queries import LAST_USE_IS_STALE
@@ -44,8 +44,10 @@ def start_staff_session(
     method: str | None = None,
     has_second_factor: bool = False,
     is_new_device_expected: bool = False,
+    is_recent: bool = True,
+    is_second_factor_recent: bool = True,
 ) -> StartedSession:
-    """Start a session of a user who has just been authenticated.
+    """Start a session of a user who has been authenticated.
 
     The user may be locked by the current transaction, which this commits. They are notified by email if they had not
     signed in with this browser before.
@@ -56,6 +58,8 @@ def start_staff_session(
         by signing in.
     :param has_second_factor: whether a second factor was verified.
     :param is_new_device_expected: True for no such notice: the user has just joined or set a new password.
+    :param is_recent: False if the first factor may have been verified long ago, by an OpenID Connect provider.
+    :param is_second_factor_recent: the same for the second factor, by the provider or in an earlier session.
     :raises DomainError: `disabled` when the user has been disabled.
     """
     db.session.flush()
@@ -67,7 +71,7 @@ def start_staff_session(
     if is_new_device and not is_new_device_expected:
         notices.notify_new_device(user, describe_user_agent(client.user_agent), client.address)
     session_id, token = staff_sessions.insert_session(
-        user_id, device_id, client.address, client.user_agent, has_second_factor
+        user_id, device_id, client.address, client.user_agent, has_second_factor, is_recent, is_second_factor_recent
     )
     if method is not None:
         user.last_sign_in_at = datetime.now(UTC)
@@ -105,23 +109,43 @@ def confirm_password(user_id: int, session_id: int, password: str) -> str:
     user = account_queries.find_staff_user(user_id)
     if user is None or not passwords.verify_password(user.password_hash, password):
         raise InvalidInput(FieldError("recent_password", "password_wrong", _("This is not your password.")))
-    token = staff_sessions.create_token()
-    row = db.session.execute(
-        update(StaffSession)
-        .where(StaffSession.id == session_id, StaffSession.staff_user_id == user_id)
-        .values(authenticated_at=func.now(), token_hash=staff_sessions.hash_session_token(token))
-        .returning(StaffSession.id)
-    ).first()
+    token = _replace_token(user, session_id, authenticated_at=func.now())
+    record_audit_entry(user.email, "password.confirmed", user.email)
     db.session.commit()
-    if row is None:
-        raise DomainError("session_ended", _("Your session has ended. Sign in again and repeat the step."), 401)
     return token
 
 
-def record_second_factor(session_id: int) -> None:
-    """Record that the user of a session has set up a second factor in it."""
-    db.session.execute(update(StaffSession).where(StaffSession.id == session_id).values(second_factor_at=func.now()))
+def record_second_factor(user: StaffUser, session_id: int, method: str | None = None) -> str:
+    """Record that a user has verified a second factor in a session, or set it up; return the new token of the session.
+
+    The former token becomes invalid, as in `confirm_password`.
+
+    :param method: the factor that was verified; None for one that was set up, since that has its own audit entry.
+    :raises DomainError: `session_ended` when the session has just ended.
+    """
+    token = _replace_token(user, session_id, second_factor_at=func.now())
+    if method is not None:
+        record_audit_entry(user.email, "second_factor.confirmed", user.email, method=method)
     db.session.commit()
+    return token
+
+
+def _replace_token(user: StaffUser, session_id: int, **values: ColumnElement[Any]) -> str:
+    """Change a session of a user and give it a new token; return it. Does not commit.
+
+    :raises DomainError: `session_ended` when the session has just ended.
+    """
+    token = staff_sessions.create_token()
+    row = db.session.execute(
+        update(StaffSession)
+        .where(StaffSession.id == session_id, StaffSession.staff_user_id == user.id)
+        .values(token_hash=staff_sessions.hash_session_token(token), **values)
+        .returning(StaffSession.id)
+    ).first()
+    if row is None:
+        message = _("Your session has ended. Sign in again and repeat the step.")
+        roll_back_and_raise(DomainError("session_ended", message, 401))
+    return token
 
 
 def sign_out(token: str) -> None:

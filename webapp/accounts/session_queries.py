@@ -9,7 +9,12 @@ from typing import NamedTuple
 from sqlalchemy import func, select
 
 from webapp.accounts.models import StaffDevice, StaffSession, StaffUser
-from webapp.accounts.staff_sessions import has_recent_password, hash_session_token, is_session_active
+from webapp.accounts.staff_sessions import (
+    has_recent_password,
+    has_recent_second_factor,
+    hash_session_token,
+    is_session_active,
+)
 from webapp.core.email_addresses import normalise_email
 from webapp.core.errors import InvalidInput
 from webapp.core.extensions import db
@@ -22,6 +27,7 @@ class LoadedSession(NamedTuple):
 
     :ivar has_recent_password: whether the password was entered recently.
     :ivar has_second_factor: whether a second factor was verified in it.
+    :ivar has_recent_second_factor: whether that was recently.
     :ivar is_last_use_stale: whether the time of its last use is to be updated.
     :ivar client_address: the address of its last use.
     """
@@ -30,6 +36,7 @@ class LoadedSession(NamedTuple):
     user: StaffUser
     has_recent_password: bool
     has_second_factor: bool
+    has_recent_second_factor: bool
     is_last_use_stale: bool
     client_address: str
 
@@ -45,6 +52,7 @@ def find_staff_session(token: str) -> LoadedSession | None:
             StaffUser,
             has_recent_password(),
             StaffSession.second_factor_at.is_not(None),
+            has_recent_second_factor(),
             LAST_USE_IS_STALE,
             StaffSession.client_address,
         )

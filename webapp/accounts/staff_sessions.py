@@ -8,10 +8,10 @@ from __future__ import annotations
 import hashlib
 import secrets
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from flask import current_app
-from sqlalchemy import ColumnElement, and_, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, SQLColumnExpression, and_, delete, func, insert, select, update
 
 from webapp.accounts.models import StaffDevice, StaffSession
 from webapp.core.extensions import db
@@ -20,7 +20,7 @@ from webapp.core.settings import Settings
 # The oldest sessions and devices of a user above these numbers end.
 MAX_SESSIONS_PER_USER = 50
 MAX_DEVICES_PER_USER = 50
-# How long certain actions are allowed after the password was entered.
+# How long certain actions are allowed after the password was entered, or the second factor verified.
 RECENT_PASSWORD_TIME = timedelta(minutes=15)
 # Times may be this far in the future, since the clock of the database may be set back a little.
 _CLOCK_TOLERANCE = timedelta(minutes=1)
@@ -53,16 +53,33 @@ def is_session_active() -> ColumnElement[bool]:
 
 def has_recent_password() -> ColumnElement[bool]:
     """Return the condition for sessions in which the password was entered recently."""
-    return and_(
-        StaffSession.authenticated_at > func.now() - RECENT_PASSWORD_TIME,
-        StaffSession.authenticated_at <= func.now() + _CLOCK_TOLERANCE,
-    )
+    return _is_recent(StaffSession.authenticated_at)
+
+
+def has_recent_second_factor() -> ColumnElement[bool]:
+    """Return the condition for sessions in which a second factor was verified recently."""
+    return and_(StaffSession.second_factor_at.is_not(None), _is_recent(StaffSession.second_factor_at))
+
+
+def _is_recent(column: SQLColumnExpression[datetime] | SQLColumnExpression[datetime | None]) -> ColumnElement[bool]:
+    return and_(column > func.now() - RECENT_PASSWORD_TIME, column <= func.now() + _CLOCK_TOLERANCE)
 
 
 def insert_session(
-    user_id: int, device_id: int, client_address: str, user_agent: str, has_second_factor: bool = False
+    user_id: int,
+    device_id: int,
+    client_address: str,
+    user_agent: str,
+    has_second_factor: bool = False,
+    is_recent: bool = True,
+    is_second_factor_recent: bool = True,
 ) -> tuple[int, str]:
-    """Insert a session; return its id and its token. The oldest sessions above the maximum end."""
+    """Insert a session; return its id and its token. The oldest sessions above the maximum end.
+
+    :param is_recent: whether the user has just been authenticated; False if it may have been long ago.
+    :param is_second_factor_recent: the same for the second factor, if there is one.
+    """
+    long_ago = func.now() - RECENT_PASSWORD_TIME
     token = create_token()
     row = insert(StaffSession).values(
         token_hash=hash_session_token(token),
@@ -70,7 +87,8 @@ def insert_session(
         staff_device_id=device_id,
         client_address=client_address,
         user_agent=user_agent,
-        second_factor_at=func.now() if has_second_factor else None,
+        authenticated_at=func.now() if is_recent else long_ago,
+        second_factor_at=(func.now() if is_second_factor_recent else long_ago) if has_second_factor else None,
     )
     session_id: int = db.session.execute(row.returning(StaffSession.id)).scalar_one()
     _delete_oldest(StaffSession, user_id, MAX_SESSIONS_PER_USER)

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
+from typing import Any
 
 from flask import Response, g, has_request_context, request
 from pythonjsonlogger.json import JsonFormatter
@@ -135,6 +136,10 @@ def _format_time(record: logging.LogRecord) -> str:
     return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
+def _escape_control_characters(text: str) -> str:
+    return _CONTROL_PATTERN.sub(lambda match: repr(match[0])[1:-1], text)
+
+
 class _TextFormatter(logging.Formatter):
     """Text format: `2026-03-01T09:00:00.000Z INFO webapp.worker started … [task=…]`."""
 
@@ -147,10 +152,13 @@ class _TextFormatter(logging.Formatter):
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
         fields = [f"{name}={getattr(record, name)}" for name in CONTEXT_FIELDS if hasattr(record, name)]
         # Escaped, so that a logged value can neither forge a log line nor control the terminal.
-        line = _CONTROL_PATTERN.sub(
-            lambda match: repr(match[0])[1:-1], redact_personal_data(super().formatMessage(record))
-        )
+        line = _escape_control_characters(redact_personal_data(super().formatMessage(record)))
         return line + (f" [{' '.join(fields)}]" if fields else "")
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802
+        """Return an indented traceback: no text of an exception can start a line that looks like one of the log."""
+        lines = redact_personal_data(super().formatException(ei)).split("\n")
+        return "\n".join(f"  {_escape_control_characters(line)}" for line in lines)
 
     def format(self, record: logging.LogRecord) -> str:
         return redact_personal_data(super().format(record))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
@@ -18,8 +19,10 @@ MAX_DEVICE_TOKENS = 10
 class LazySessionInterface(SecureCookieSessionInterface):
     """Skips requests that neither send a cookie nor use the session.
 
-    API calls are such requests.
+    API calls are such requests. Cookies are signed with HMAC-SHA256, not with the default of Flask, SHA-1.
     """
+
+    digest_method = staticmethod(hashlib.sha256)
 
     def open_session(self, app: Flask, request: Request) -> SecureCookieSession | None:
         if "HTTP_COOKIE" not in request.environ:
@@ -79,4 +82,5 @@ def _device_cookie_name() -> str:
 
 
 def _device_serializer() -> URLSafeSerializer:
-    return URLSafeSerializer(current_app.secret_key or "", salt="staff device")
+    options = {"digest_method": hashlib.sha256}
+    return URLSafeSerializer(current_app.secret_key or "", salt="staff device", signer_kwargs=options)

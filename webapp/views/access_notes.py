@@ -24,7 +24,8 @@ def note_access(kind: str, subject: str = "", entered_email: str | None = None) 
     """Note an access of the current request, to be counted after the response.
 
     :param kind: a key of `access_counts.ACCESS_LABELS`.
-    :param subject: what was viewed, such as `customer 17`; not counted for API keys, which view many.
+    :param subject: what was refused, such as the factor of a sign-in, or viewed, such as `customer 17`; the latter is
+        not counted for API keys, which view many.
     :param entered_email: the email address of a form for signing in; counted only if it is that of a user.
     """
     api_key = g.get("api_key")
@@ -35,13 +36,13 @@ def note_access(kind: str, subject: str = "", entered_email: str | None = None) 
         entered_email=_normalise_or_none(entered_email),
         public_id=_read_refused_public_id(kind),
         staff_session_id=g.get("staff_session_id") or 0,
-        subject="" if api_key else subject,
+        subject="" if api_key and kind in access_counts.VIEW_LABELS else subject,
     )
     g.setdefault("accesses", []).append(access)
 
 
 def set_refusal_kind(kind: str | None) -> None:
-    """Set what the status 403 of the current request means, for pages of staff that do not refuse a role.
+    """Set what the response to the current request refuses, for pages whose status means something else.
 
     :param kind: a key of `access_counts.REFUSAL_LABELS`; None for no refusal.
     """
@@ -63,13 +64,16 @@ def init_app(app: Flask) -> None:
 
     @app.after_request
     def count_after_response(response: Response) -> Response:
-        kind = _refusal_kind(response.status_code)
+        kind = g.get("refusal_kind", _refusal_kind(response.status_code))
         # A view that has noted the refusal itself knows more about it.
         is_noted = any(access.kind in access_counts.REFUSAL_LABELS for access in g.get("accesses", ()))
         if kind is not None and not is_noted:
             # The form is read only if it has been parsed: a refusal because of the address precedes that.
             form = vars(request._get_current_object()).get("form")  # type: ignore[attr-defined]
-            note_access(kind, entered_email=form.get("email") if form and kind == "sign_in.locked" else None)
+            # The rule has no values of the URL, and strangers cannot choose it.
+            rule = request.url_rule.rule if request.url_rule and kind in ("role.refused", "scope.refused") else ""
+            email = form.get("email") if form and kind == "sign_in.locked" else None
+            note_access(kind, rule, entered_email=email)
         accesses: list[Access] = g.get("accesses", [])
         if accesses:
             app_of_request = current_app._get_current_object()  # type: ignore[attr-defined]
@@ -86,15 +90,15 @@ def _refusal_kind(status: int) -> str | None:
     """Return the kind of refusal that the status of the response means, or None."""
     if status == 429:
         return "sign_in.locked" if request.endpoint == SIGN_IN_ENDPOINT else "rate_limit.exceeded"
+    if status in (400, 413, 415):
+        return "request.refused"
     if status == 401 and request.headers.get("Authorization"):
         return "api_key.refused"
     if status == 403:
         if "api_key" in g:
             return "scope.refused"
         # Public pages have no roles: they refuse forms of other sites.
-        is_public = (request.blueprint or "").startswith("public")
-        refusal_kind: str | None = g.get("refusal_kind", "csrf.refused" if is_public else "role.refused")
-        return refusal_kind
+        return "csrf.refused" if (request.blueprint or "").startswith("public") else "role.refused"
     return None
 
 

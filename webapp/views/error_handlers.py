@@ -16,7 +16,7 @@ from webapp.core import database_health
 from webapp.core.errors import DomainError
 from webapp.core.extensions import db, login
 from webapp.core.request_limits import get_form_or_empty
-from webapp.views.access_notes import note_access
+from webapp.views.access_notes import note_access, set_refusal_kind
 from webapp.views.problem_details import problem_response
 
 log = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ API_MESSAGES = {
 # After an outage the submitted form can be sent again. This excludes pages that ask for a password and the token of the
 # session.
 NO_RESUBMIT_PATHS = ("/sign-in", "/invitations/", "/settings/")
-NO_RESUBMIT_FIELDS = ("csrf_token", "recent_password")
+NO_RESUBMIT_FIELDS = ("csrf_token", "recent_password", "recent_code")
 
 
 def init_app(app: Flask) -> None:
@@ -89,6 +89,8 @@ def _handle_csrf_error(error: CSRFError) -> Response:
     # Its subclass means that the session has ended.
     if type(error) is CSRFError:
         note_access("csrf.refused")
+    else:
+        set_refusal_kind(None)
     return _session_ended_response()
 
 

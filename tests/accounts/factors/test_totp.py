@@ -158,6 +158,15 @@ def test_concurrent_uses_of_a_code_succeed_once(app: Flask, user: StaffUser, sec
     assert sorted(results) == ["accepted", "code_used", "code_used", "code_used"]
 
 
+def test_a_secret_that_cannot_be_decrypted_is_logged(app: Flask, caplog: pytest.LogCaptureFixture) -> None:
+    encrypted = totp.encrypt_totp_secret(totp.generate_totp_secret(), 1)
+    with pytest.raises(totp.SecretUnreadable):
+        totp.decrypt_totp_secret(encrypted, 2)
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
+        ("ERROR", "the secret of the authenticator app of user 2 cannot be decrypted")
+    ]
+
+
 def test_another_secret_key_is_explained_and_the_app_can_be_set_up_again(
     app: Flask, user: StaffUser, secret: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -80,6 +80,12 @@ YEAR_2100 = 4_102_444_800
         {"sub": "x" * 256},
         {"sub": "a\x00b"},
         {"at_hash": "wrong"},
+        {"auth_time": 1_000_000_000},
+        {"auth_time": YEAR_2100},
+        {"auth_time": "now"},
+        {"auth_time": ""},
+        {"auth_time": True},
+        {"auth_time": float("inf")},
     ],
     ids=str,
 )

@@ -532,6 +532,19 @@ class TestRoles:
         assert client.get("/offers?q=a").location == "/sign-in?next=/offers?q%3Da"
         assert client.post("/settings/people/1/disable").location == "/sign-in"
 
+    def test_only_these_pages_need_no_session(self, app: Flask) -> None:
+        exempt = {
+            name.rpartition(".")[2]
+            for name, view in app.view_functions.items()
+            if name.startswith("staff.") and getattr(view, "is_login_exempt", False)
+        }
+        # docs/accounts.md lists the ways to sign in.
+        assert exempt == {
+            "sign_in", "second_factor", "passkey_options", "sign_in_with_passkey", "sign_out",
+            "invitation", "accept_with_identity", "request_password_reset", "password_reset_requested",
+            "start_oidc_sign_in", "oidc_callback", "finish_oidc", "start_oidc_invitation",
+        }  # fmt: skip
+
     def test_viewers_cannot_write(self, app: Flask, sign_in: SignIn) -> None:
         client = sign_in("viewer")
         writes = {

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import html
 import re
+import time
 from collections.abc import Callable, Iterator
-from urllib.parse import urlencode
+from urllib.parse import parse_qs, urlencode, urlsplit
 
 import pytest
 from flask import Flask
@@ -25,6 +26,8 @@ from webapp.core.extensions import db
 
 PAGE = "/settings/profile/two-step"
 CALLBACK = "/sign-in/oidc/callback"
+# A link on a page of this site.
+CLICKED = {"Sec-Fetch-Site": "same-origin"}
 MakeUser = Callable[..., StaffUser]
 
 
@@ -55,7 +58,7 @@ def next_url(page: str) -> str:
 
 
 def sign_in_at(client: FlaskClient, provider: OidcProvider, start: str = "/sign-in/oidc?next=/offers") -> TestResponse:
-    response = client.get(start)
+    response = client.get(start, headers=CLICKED)
     assert response.location.startswith(f"{provider.url}/authorize?")
     return return_from(client, provider, response.location)
 
@@ -137,15 +140,86 @@ class TestSignIn:
         self, app: Flask, client: FlaskClient, provider: OidcProvider, make_staff_user: MakeUser
     ) -> None:
         link(make_staff_user("viewer"), provider)
-        url = client.get("/sign-in/oidc").location
+        url = client.get("/sign-in/oidc", headers=CLICKED).location
         victim = app.test_client()
         assert return_from(victim, provider, url).location == "/sign-in"
         assert "has expired or was already used" in victim.get("/sign-in").text
         assert not is_signed_in(victim)
 
+    @pytest.mark.parametrize("site", ["cross-site", "same-site", None])
+    def test_another_site_cannot_start_a_sign_in(
+        self, client: FlaskClient, provider: OidcProvider, make_staff_user: MakeUser, site: str | None
+    ) -> None:
+        link(make_staff_user("viewer"), provider)
+        response = client.get("/sign-in/oidc?next=/offers", headers={"Sec-Fetch-Site": site} if site else {})
+        assert (response.status_code, "Continue only if you want to sign in" in response.text) == (200, True)
+        assert provider.requests == []
+        page = client.post("/sign-in/oidc?next=/offers").text
+        assert return_from(client, provider, next_url(page)).location == "/offers"
+        assert is_signed_in(client)
+
+    def test_the_click_needs_the_csrf_token(self, csrf_client: FlaskClient, provider: OidcProvider) -> None:
+        assert csrf_client.post("/sign-in/oidc").status_code == 400
+        assert provider.requests == []
+
+    @pytest.mark.parametrize(
+        ("minutes", "query", "is_recent"),
+        [(1, "", True), (60, "", False), (60, "&confirm=", False), (None, "", False), (None, "&confirm=", True)],
+    )
+    def test_a_sign_in_is_recent_if_the_provider_has_just_authenticated_the_user(
+        self, client: FlaskClient, provider: OidcProvider, make_staff_user: MakeUser,
+        minutes: int | None, query: str, is_recent: bool,
+    ) -> None:  # fmt: skip
+        link(make_staff_user("admin"), provider)
+        provider.claims = {"auth_time": int(time.time()) - minutes * 60 if minutes is not None else None}
+        assert sign_in_at(client, provider, f"/sign-in/oidc?next=/offers{query}").location == "/offers"
+        response = client.post("/settings/api-keys", data={"name": "Till", "scopes": "read"})
+        assert response.status_code == (200 if is_recent else 403)
+        assert ("/sign-in/oidc?" in response.text) is not is_recent
+
+    @pytest.mark.parametrize(("minutes", "is_recent"), [(1, True), (16, False)])
+    def test_a_factor_of_the_provider_is_as_recent_as_its_sign_in(
+        self, client: FlaskClient, provider: OidcProvider, make_staff_user: MakeUser, minutes: int, is_recent: bool
+    ) -> None:
+        user = make_staff_user("admin")
+        link(user, provider)
+        add_app(user)
+        provider.claims = {"auth_time": int(time.time()) - minutes * 60, "amr": ["mfa"]}
+        sign_in_at(client, provider)
+        response = client.post(f"{PAGE}/app/remove")
+        assert (response.status_code, "recent_code" in response.text) == ((302, False) if is_recent else (403, True))
+
+    def test_a_factor_of_onecode_does_not_make_an_old_sign_in_recent(
+        self, client: FlaskClient, provider: OidcProvider, make_staff_user: MakeUser
+    ) -> None:
+        user = make_staff_user("admin")
+        link(user, provider)
+        secret, _ = add_app(user)
+        provider.claims = {"auth_time": int(time.time()) - 3600}
+        sign_in_at(client, provider)
+        assert client.post("/sign-in/second-factor", data={"code": code_now(secret)}).status_code == 302
+        assert client.post("/settings/api-keys", data={"name": "Till", "scopes": "read"}).status_code == 403
+
+    def test_a_confirmation_asks_the_provider_to_authenticate_the_user(
+        self, client: FlaskClient, provider: OidcProvider
+    ) -> None:
+        query = parse_qs(urlsplit(client.get("/sign-in/oidc?confirm=", headers=CLICKED).location).query)
+        assert (query["prompt"], query["max_age"]) == (["login"], ["0"])
+        query = parse_qs(urlsplit(client.get("/sign-in/oidc", headers=CLICKED).location).query)
+        assert ("prompt" in query, query["max_age"]) == (False, [str(14 * 86400)])
+
+    def test_a_refused_sign_in_is_counted(self, client: FlaskClient, provider: OidcProvider) -> None:
+        sign_in_at(client, provider).close()
+        provider.claims = {"nonce": "another"}
+        sign_in_at(client, provider).close()
+        counts = select(AccessCount.kind, AccessCount.subject, func.sum(AccessCount.n))
+        assert db.session.execute(counts.group_by(AccessCount.kind, AccessCount.subject)).all() == [
+            ("sign_in.failed", "provider", 2)
+        ]
+
     def test_a_provider_that_is_down_is_reported(self, client: FlaskClient, provider: OidcProvider) -> None:
         provider.statuses = {"/.well-known/openid-configuration": 500}
-        assert client.get("/sign-in/oidc").location == "/sign-in"
+        assert client.get("/sign-in/oidc", headers=CLICKED).location == "/sign-in"
         assert "Example SSO does not respond as expected." in client.get("/sign-in").text
 
     @pytest.mark.parametrize("query", ["", "?state=x", "?state=x&code=y", "?error=access_denied", "?state=%00&iss=%00"])
@@ -163,7 +237,7 @@ class TestSignIn:
 
     def test_without_settings_there_are_no_pages(self, client: FlaskClient) -> None:
         assert "Sign in with" not in client.get("/sign-in").text.replace("Sign in with a passkey", "")
-        assert client.get("/sign-in/oidc").status_code in (302, 404)
+        assert client.get("/sign-in/oidc", headers=CLICKED).status_code in (302, 404)
         assert client.get(CALLBACK).status_code in (302, 404)
 
 

@@ -29,8 +29,10 @@ PROTECTED = [
     ("/settings/keys/personal_code/renew", {}, "/settings/keys"),
     ("/settings/keys/personal_code/1/retire", {}, "/settings/keys"),
     ("/customers/1/erase", {}, "/customers/1/erase"),
+    ("/settings/profile/sessions/1/end", {}, "/settings/profile/sessions"),
+    ("/settings/profile/sessions/end-others", {}, "/settings/profile/sessions"),
 ]
-# Tested with the second factors that they change.
+# Tested with the second factors that they show or change.
 FACTOR_VIEWS = {
     f"staff.accounts.{name}"
     for name in (
@@ -44,6 +46,7 @@ FACTOR_VIEWS = {
         "reset_second_factor",
         "start_app_setup",
         "start_link",
+        "two_step",
         "unlink_identities",
         "unlink_identity",
     )
@@ -81,15 +84,18 @@ def test_the_password_is_asked_for_and_the_action_continues(
     assert not db.session.scalars(select(AuditEntry.id)).all()
     for name, value in values.items():
         assert f'<input type="hidden" name="{name}" value="{value}">' in response.text
+    assert 'action="/sign-out"' in response.text
 
     confirmed = admin.post(path, data={**values, "recent_password": PASSWORD})
 
-    if path.endswith("/retire"):
-        # Whether the key has another version depends on other tests.
+    actions = db.session.scalars(select(AuditEntry.action).order_by(AuditEntry.id)).all()
+    assert actions[0] == "password.confirmed"
+    if path.endswith(("/retire", "/1/end")):
+        # Whether the key has another version, and the session this number, depends on other tests.
         assert confirmed.status_code in (302, 404)
     else:
         assert confirmed.status_code in (200, 302)
-        assert db.session.scalars(select(AuditEntry.id)).all()
+        assert len(actions) == 2
 
 
 def test_every_protected_view_is_in_this_list(app: Flask) -> None:
@@ -184,5 +190,6 @@ def test_the_confirmation_needs_the_csrf_token(csrf_client: FlaskClient, make_us
     page = csrf_client.get("/settings/api-keys").text
     token = page.split('name="csrf_token" value="', 1)[1].split('"', 1)[0]
     asked = csrf_client.post("/settings/api-keys", data={"name": "Till", "scopes": "read", "csrf_token": token})
-    assert asked.text.count('name="csrf_token"') == 1
+    # The other one is that of the button that signs out.
+    assert asked.text.partition('action="/sign-out"')[0].count('name="csrf_token"') == 1
     assert csrf_client.post("/settings/api-keys", data={**values, "csrf_token": token}).status_code == 200

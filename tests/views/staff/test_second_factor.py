@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import re
 import time
 from collections.abc import Callable
@@ -17,7 +16,7 @@ from werkzeug.test import TestResponse
 
 from tests.support.accounts import PASSWORD
 from tests.support.authenticator import SoftwareAuthenticator
-from tests.support.factors import add_app, add_passkey, code_now, sign_with_passkey
+from tests.support.factors import add_app, add_passkey, code_now, sign_with_passkey, submit_passkey_form
 from tests.support.sessions import start_session
 from webapp.accounts import actions as account_actions
 from webapp.accounts import audit_queries, invitation_actions, passwords, sign_in_actions
@@ -228,15 +227,6 @@ class TestPasskeys:
     def submit(self, client: FlaskClient, response: str) -> TestResponse:
         return client.post("/sign-in/passkey?next=/offers", data={"credential": response})
 
-    def submit_second(self, client: FlaskClient, authenticator: SoftwareAuthenticator, page: str) -> TestResponse:
-        """Use the form on the page for the second factor."""
-        options_url, url = (
-            html.unescape(re.search(f' {name}="(/sign-in/passkey[^"]*)"', page)[1])  # type: ignore[index]
-            for name in ("data-passkey-get", "action")
-        )
-        response = authenticator.get(client.post(options_url).json)  # type: ignore[arg-type]
-        return client.post(url, data={"credential": response})
-
     def test_a_passkey_signs_in_without_a_password(self, client: FlaskClient, user: StaffUser) -> None:
         authenticator = SoftwareAuthenticator()
         add_passkey(user, authenticator)
@@ -251,7 +241,7 @@ class TestPasskeys:
         page = client.get(post_password(client).location).text
         assert "Use a passkey" in page
         assert "Authentication code" not in page
-        assert self.submit_second(client, authenticator, page).location == "/offers"
+        assert submit_passkey_form(client, authenticator, page).location == "/offers"
         assert sign_in_method(user) == "password and passkey"
 
     def test_the_passkey_of_another_user_is_no_second_factor(
@@ -263,7 +253,7 @@ class TestPasskeys:
         page = client.get(post_password(client).location).text
         add_passkey(user, SoftwareAuthenticator())
         page = client.get(FACTOR_PAGE).text
-        response = self.submit_second(client, authenticator, page)
+        response = submit_passkey_form(client, authenticator, page)
         assert response.location.startswith(FACTOR_PAGE)
         assert "not known here" in client.get(response.location).text
         assert not is_signed_in(client)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -21,7 +22,7 @@ from webapp.accounts import invitation_actions
 from webapp.accounts.models import AuditEntry, StaffDevice, StaffSession, StaffUser
 from webapp.core.extensions import db
 from webapp.core.sessions import MAX_DEVICE_TOKENS
-from webapp.core.settings import Settings, load_settings
+from webapp.core.settings import ROOT, Settings, load_settings
 
 MakeUser = Callable[..., StaffUser]
 SignIn = Callable[..., FlaskClient]
@@ -232,6 +233,38 @@ class TestKnownBrowsers:
         assert by_name[prefix] == {"HttpOnly", "Path=/", "SameSite=Lax"} | secure
         device = {part for part in by_name[f"{prefix}_device"] if not part.startswith("Expires=")}
         assert device == {"HttpOnly", "Path=/", "SameSite=Strict", "Max-Age=31536000"} | secure
+
+
+def test_cookies_are_signed_with_sha_256(app: Flask, client: FlaskClient, make_user_with_password: MakeUser) -> None:
+    make_user_with_password()
+    post_sign_in(client)
+    for name in ("onecode", DEVICE_COOKIE):
+        cookie = client.get_cookie(name)
+        assert cookie is not None
+        # 32 bytes in Base64; SHA-1 has 20.
+        assert len(cookie.value.rpartition(".")[2]) == 43
+
+
+def test_password_fields_are_masked_and_open_to_password_managers(
+    client: FlaskClient, make_user_with_password: MakeUser, make_invitation_token: Callable[..., str]
+) -> None:
+    user = make_user_with_password()
+    reset = invitation_actions.create_password_reset_link(user.id, by="tests").removeprefix("http://localhost")
+    pages = [client.get(path).text for path in ("/sign-in", f"/invitations/{make_invitation_token('viewer')}", reset)]
+    start_session(client, user)
+    db.session.execute(update(StaffSession).values(authenticated_at=func.now() - timedelta(hours=1)))
+    db.session.commit()
+    pages += [client.get("/settings/profile").text, client.post("/settings/api-keys").text]
+    for page in pages:
+        fields = [
+            field for field in re.findall("<input[^>]*>", page) if re.search('name="[^"]*(password|current)"', field)
+        ]
+        assert fields
+        assert all('type="password"' in field for field in fields)
+        assert all(re.search('autocomplete="(current|new)-password"', field) for field in fields)
+        assert "onpaste" not in page
+    script = (ROOT / "static/accounts.js").read_text()
+    assert "paste" not in script
 
 
 class TestSessionOnTheServer:

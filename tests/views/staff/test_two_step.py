@@ -15,9 +15,11 @@ from flask import Flask
 from flask.testing import FlaskClient
 from sqlalchemy import func, select, update
 
+from tests.support.accounts import PASSWORD
 from tests.support.authenticator import SoftwareAuthenticator
-from tests.support.factors import add_app, add_passkey, code_now
+from tests.support.factors import add_app, add_passkey, code_now, submit_passkey_form
 from tests.support.sessions import start_session
+from webapp.accounts import audit_queries, session_queries
 from webapp.accounts.factors import queries as factor_queries
 from webapp.accounts.factors import recovery_code_actions
 from webapp.accounts.models import StaffSession, StaffUser
@@ -27,6 +29,20 @@ from webapp.accounts.oidc.provider import OidcClaims
 from webapp.core.extensions import db
 
 PAGE = "/settings/profile/two-step"
+CHANGES = [
+    f"{PAGE}/app/start",
+    f"{PAGE}/app",
+    f"{PAGE}/app/remove",
+    f"{PAGE}/recovery-codes",
+    f"{PAGE}/passkeys/new",
+    f"{PAGE}/passkeys",
+    f"{PAGE}/passkeys/1/remove",
+    f"{PAGE}/provider",
+    f"{PAGE}/provider/link",
+    f"{PAGE}/provider/unlink",
+    "/settings/people/1/reset-second-factor",
+    "/settings/people/1/unlink-identities",
+]
 SignIn = Callable[..., FlaskClient]
 
 
@@ -34,14 +50,15 @@ def user_of(role: str = "manager") -> StaffUser:
     return db.session.scalars(select(StaffUser).where(StaffUser.role == role)).one()
 
 
-def age_password() -> None:
-    db.session.execute(update(StaffSession).values(authenticated_at=func.now() - timedelta(hours=1)))
+def set_times(**hours: int) -> None:
+    """Set times of all sessions to some hours ago."""
+    db.session.execute(update(StaffSession).values({k: func.now() - timedelta(hours=n) for k, n in hours.items()}))
     db.session.commit()
 
 
-def verify_factor() -> None:
-    db.session.execute(update(StaffSession).values(second_factor_at=func.now()))
-    db.session.commit()
+def cookie_of(client: FlaskClient) -> str:
+    with client.session_transaction() as session:
+        return str(session["_user_id"])
 
 
 def codes_in(page: str) -> list[str]:
@@ -101,7 +118,7 @@ class TestApp:
 
     def test_the_secret_is_shown_only_after_the_password(self, sign_in: SignIn) -> None:
         client = sign_in("viewer")
-        age_password()
+        set_times(authenticated_at=1)
         assert client.get(f"{PAGE}/app").location == PAGE
         assert "Confirm your password" in client.post(f"{PAGE}/app/start").text
 
@@ -126,7 +143,7 @@ class TestApp:
     def test_an_app_is_removed(self, sign_in: SignIn) -> None:
         client = sign_in("manager")
         add_app(user_of())
-        verify_factor()
+        set_times(second_factor_at=0)
         assert client.post(f"{PAGE}/app/remove").location == PAGE
         assert "The authenticator app was removed." in client.get(PAGE).text
         assert not factor_queries.has_second_factor(user_of().id)
@@ -136,7 +153,7 @@ class TestApp:
     ) -> None:
         client = sign_in("manager")
         add_app(user_of())
-        verify_factor()
+        set_times(second_factor_at=0)
         with_settings(second_factor_roles=("manager",))
         client.post(f"{PAGE}/app/remove")
         assert "Your role requires a second factor." in client.get(PAGE).text
@@ -146,7 +163,7 @@ class TestRecoveryCodes:
     def test_new_codes_are_shown_once_and_replace_the_old_ones(self, sign_in: SignIn) -> None:
         client = sign_in("manager")
         _, old = add_app(user_of())
-        verify_factor()
+        set_times(second_factor_at=0)
         token = re.search('name="form_token"[^>]*value="([^"]+)"', client.get(PAGE).text)
         assert token
         values = {"form_token": token[1]}
@@ -219,40 +236,161 @@ class TestPasskeys:
     def test_a_passkey_of_another_host_is_marked(self, sign_in: SignIn, with_settings: Callable[..., object]) -> None:
         client = sign_in("manager")
         add_passkey(user_of(), SoftwareAuthenticator())
-        verify_factor()
+        set_times(second_factor_at=0)
         assert "Works only at" not in client.get(PAGE).text
         with_settings(public_url="https://offers.example.com")
         assert "Works only at localhost" in client.get(PAGE).text
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        f"{PAGE}/app/start",
-        f"{PAGE}/app",
-        f"{PAGE}/app/remove",
-        f"{PAGE}/recovery-codes",
-        f"{PAGE}/passkeys/new",
-        f"{PAGE}/passkeys",
-        f"{PAGE}/passkeys/1/remove",
-        f"{PAGE}/provider",
-        f"{PAGE}/provider/link",
-        f"{PAGE}/provider/unlink",
-        "/settings/people/1/reset-second-factor",
-        "/settings/people/1/unlink-identities",
-    ],
-)
-def test_every_change_needs_a_recent_password_and_the_present_factor(sign_in: SignIn, path: str) -> None:
+@pytest.mark.parametrize("path", CHANGES)
+def test_every_change_needs_a_recent_password(sign_in: SignIn, path: str) -> None:
     client = sign_in("admin")
-    age_password()
+    set_times(authenticated_at=1)
     response = client.post(path, data={})
     assert response.status_code == 403
     assert "Confirm your password" in response.text
-    if path.startswith(PAGE):
-        secret, _ = add_app(user_of("admin"))
-        assert client.post(path, data={}).location == "/sign-in/second-factor"
-        client.post("/sign-in/second-factor", data={"code": code_now(secret)})
-        assert client.post(path, data={}).location != "/sign-in/second-factor"
+
+
+class TestPresentFactor:
+    """Users with a second factor confirm it before a change (OWASP ASVS 5.0, 7.5.1)."""
+
+    @pytest.mark.parametrize("path", CHANGES)
+    @pytest.mark.parametrize("is_verified", [True, False], ids=["long ago", "never"])
+    def test_every_change_needs_the_present_factor(self, sign_in: SignIn, path: str, is_verified: bool) -> None:
+        client = sign_in("admin")
+        add_app(user_of("admin"))
+        if is_verified:
+            set_times(second_factor_at=1)
+        response = client.post(path, data={"name": "Laptop"})
+        assert (response.status_code, "Confirm the second step" in response.text) == (403, True)
+        assert "recent_password" not in response.text
+        assert 'action="/sign-out"' in response.text
+        assert factor_queries.has_second_factor(user_of("admin").id)
+
+    def test_the_setup_page_shows_no_secret_without_it(self, sign_in: SignIn) -> None:
+        client = sign_in("manager")
+        add_app(user_of())
+        set_times(second_factor_at=1)
+        assert client.get(f"{PAGE}/app").location == PAGE
+
+    @pytest.mark.parametrize("path", [PAGE, f"{PAGE}/app"])
+    def test_a_session_from_before_does_not_see_the_setup(self, sign_in: SignIn, path: str) -> None:
+        client = sign_in("manager")
+        secret, _ = add_app(user_of())
+        page = f"/sign-in/second-factor?next={path}"
+        assert client.get(path).location == page
+        assert client.post(page, data={"code": code_now(secret)}).location == path
+        assert client.get(path).status_code == 200
+
+    def test_changing_the_password_does_not_replace_it(
+        self, client: FlaskClient, make_user_with_password: Callable[..., StaffUser]
+    ) -> None:
+        user = make_user_with_password("manager")
+        start_session(client, user)
+        add_app(user)
+        set_times(second_factor_at=1)
+        change = {"current": PASSWORD, "password": "a brand new one", "confirm": "a brand new one"}
+        assert client.post("/settings/profile/password", data=change).status_code == 302
+        assert client.get(PAGE).status_code == 200
+        assert "Confirm the second step" in client.post(f"{PAGE}/app/remove").text
+
+    @pytest.mark.parametrize("kind", ["app", "recovery"])
+    def test_a_code_confirms_it_and_the_action_continues(self, app: Any, sign_in: SignIn, kind: str) -> None:
+        client = sign_in("manager")
+        secret, codes = add_app(user_of())
+        former = cookie_of(client)
+        wrong = client.post(f"{PAGE}/app/remove", data={"recent_code": "000000x"})
+        assert (wrong.status_code, "This code is wrong" in wrong.text) == (422, True)
+        code = code_now(secret) if kind == "app" else codes[0]
+        assert client.post(f"{PAGE}/app/remove", data={"recent_code": code}).location == PAGE
+        assert not factor_queries.has_second_factor(user_of().id)
+        assert session_queries.find_staff_session(former) is None
+        assert session_queries.find_staff_session(cookie_of(client))
+        entry = audit_queries.find_last_audit_entry("second_factor.confirmed", "manager@example.com")
+        assert entry
+        assert entry.detail == {"method": "authenticator app" if kind == "app" else "recovery code"}
+
+    def test_password_and_code_are_asked_for_together(
+        self, client: FlaskClient, make_user_with_password: Callable[..., StaffUser]
+    ) -> None:
+        user = make_user_with_password("manager")
+        start_session(client, user)
+        secret, _ = add_app(user)
+        set_times(authenticated_at=1, second_factor_at=1)
+        page = client.post(f"{PAGE}/app/remove").text
+        assert "recent_password" in page
+        assert "recent_code" in page
+        data = {"recent_password": "wrong", "recent_code": code_now(secret)}
+        assert "This is not your password." in client.post(f"{PAGE}/app/remove", data=data).text
+        # The code was not used up by the wrong password.
+        assert client.post(f"{PAGE}/app/remove", data=data | {"recent_password": PASSWORD}).location == PAGE
+
+    def test_guesses_share_the_limit_of_signing_in(self, sign_in: SignIn) -> None:
+        client = sign_in("manager")
+        add_app(user_of())
+        for _ in range(2):
+            assert client.post("/sign-in/second-factor", data={"code": "000000x"}).status_code == 422
+        data = {"recent_code": "000000x", "name": "Laptop"}
+        responses = [client.post(f"{PAGE}/passkeys/new", data=data) for _ in range(4)]
+        assert [response.status_code for response in responses] == [422] * 3 + [429]
+        assert int(responses[-1].headers["Retry-After"]) > 0
+        assert '<input type="hidden" name="name" value="Laptop">' in responses[-1].text
+
+    def test_guesses_with_a_stolen_password_do_not_use_up_those_of_a_known_browser(
+        self, app: Flask, client: FlaskClient, make_user_with_password: Callable[..., StaffUser]
+    ) -> None:
+        user = make_user_with_password("manager")
+        client.post("/sign-in", data={"email": user.email, "password": PASSWORD})
+        secret, _ = add_app(user)
+        thief = app.test_client()
+        thief.post("/sign-in", data={"email": user.email, "password": PASSWORD})
+        for _ in range(6):
+            response = thief.post("/sign-in/second-factor", data={"code": "000000x"})
+        assert response.status_code == 429
+        assert client.post(f"{PAGE}/app/remove", data={"recent_code": code_now(secret)}).location == PAGE
+
+    def test_a_passkey_confirms_it(self, sign_in: SignIn) -> None:
+        client = sign_in("manager")
+        authenticator = SoftwareAuthenticator()
+        add_passkey(user_of(), authenticator)
+        set_times(authenticated_at=1, second_factor_at=1)
+        page = client.post(f"{PAGE}/recovery-codes").text
+        assert submit_passkey_form(client, authenticator, page).location == PAGE
+        assert len(codes_in(client.post(f"{PAGE}/recovery-codes").text)) == 10
+
+    def test_the_passkey_of_another_user_does_not(
+        self, sign_in: SignIn, make_staff_user: Callable[..., StaffUser]
+    ) -> None:
+        client = sign_in("manager")
+        add_passkey(user_of(), SoftwareAuthenticator())
+        other = SoftwareAuthenticator()
+        add_passkey(make_staff_user("admin"), other)
+        set_times(second_factor_at=1)
+        page = client.post(f"{PAGE}/recovery-codes").text
+        assert submit_passkey_form(client, other, page).location == PAGE
+        assert "not known here" in client.get(PAGE).text
+        assert "Confirm the second step" in client.post(f"{PAGE}/recovery-codes").text
+
+
+def test_setting_up_a_factor_replaces_the_cookie(app: Any, sign_in: SignIn) -> None:
+    client = sign_in("viewer")
+    former = cookie_of(client)
+    secret = secret_in(client.get(f"{PAGE}/app").text)
+    client.post(f"{PAGE}/app", data={"code": code_now(secret)})
+    assert session_queries.find_staff_session(former) is None
+    assert session_queries.find_staff_session(cookie_of(client))
+
+
+@pytest.mark.parametrize("has_app", [True, False])
+def test_other_sessions_can_be_ended_after_a_change(app: Any, sign_in: SignIn, has_app: bool) -> None:
+    client = sign_in("manager")
+    assert "Other sessions" not in client.get(PAGE).text
+    start_session(app.test_client(), user_of())
+    if has_app:
+        add_app(user_of())
+        set_times(second_factor_at=0)
+    page = client.get(PAGE).text
+    assert 'action="/settings/profile/sessions/end-others"' in page
 
 
 class TestReset:

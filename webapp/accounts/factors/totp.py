@@ -6,6 +6,7 @@ Six digits, SHA-1 and steps of 30 seconds: the parameters that all apps support.
 from __future__ import annotations
 
 import hmac
+import logging
 import os
 import re
 from datetime import datetime
@@ -17,6 +18,8 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from flask import current_app
+
+log = logging.getLogger(__name__)
 
 STEP_SECONDS = 30
 # Codes of the previous and the next step are accepted, since clocks differ and typing takes time (RFC 6238, 5.2).
@@ -51,6 +54,7 @@ def decrypt_totp_secret(encrypted: bytes, user_id: int, setup_session_id: int | 
     try:
         plain = _get_cipher().decrypt(encrypted[:_NONCE_BYTES], encrypted[_NONCE_BYTES:], data)
     except (InvalidTag, ValueError) as error:
+        log.error("the secret of the authenticator app of user %d cannot be decrypted", user_id)
         raise SecretUnreadable from error
     return plain.decode()
 

@@ -43,7 +43,7 @@ def find_user_for_claims(claims: OidcClaims) -> StaffUser:
 
 
 def link_identity(user_id: int, claims: OidcClaims) -> None:
-    """Link an identity with a user, who can then sign in with it. Idempotent.
+    """Link an identity with a user, who can then sign in with it, and notify the user by email. Idempotent.
 
     :raises DomainError: `identity_taken` when it is linked with another user, or the user with another identity.
     """
@@ -55,7 +55,7 @@ def link_identity(user_id: int, claims: OidcClaims) -> None:
 
 
 def _add_identity(user: StaffUser, claims: OidcClaims) -> bool:
-    """Return whether the identity was added; False if the user had it."""
+    """Add an identity to a user; return whether it was added, or False if the user had it. Does not commit."""
     statement = (
         insert(OidcIdentity)
         .values(staff_user_id=user.id, issuer=claims.issuer, subject=claims.subject, label=claims.label)
@@ -82,7 +82,7 @@ def _check_linked_with(user: StaffUser, claims: OidcClaims) -> None:
 
 
 def unlink_identity(user_id: int, issuer: str) -> None:
-    """Remove the identity of a user at a provider. Idempotent."""
+    """Remove the identity of a user at a provider, and notify the user by email. Idempotent."""
     user = lock_existing_staff_user(user_id)
     subject = db.session.scalar(
         delete(OidcIdentity)

@@ -66,6 +66,8 @@ class OidcClaims:
 
     :ivar email: the email address; not to be trusted unless `is_email_verified`.
     :ivar is_multi_factor: whether the user signed in there with more than one factor (`mfa` in `amr`, RFC 8176).
+    :ivar authenticated_at: when the user was authenticated there, in seconds since 1970 (`auth_time`); None if the
+        provider does not say it.
     """
 
     issuer: str
@@ -74,6 +76,7 @@ class OidcClaims:
     is_email_verified: bool
     name: str
     is_multi_factor: bool
+    authenticated_at: int | None = None
 
     @property
     def label(self) -> str:
@@ -92,9 +95,11 @@ def get_oidc_settings() -> OidcSettings:
     return settings
 
 
-def start_flow(redirect_uri: str, purpose: str) -> tuple[str, OidcFlow]:
+def start_flow(redirect_uri: str, purpose: str, must_authenticate: bool = False) -> tuple[str, OidcFlow]:
     """Return the URL at which a user signs in, and the flow to keep until they return.
 
+    :param must_authenticate: whether the provider has to authenticate the user now, even if they are signed in there.
+        Otherwise it has to if that was longer ago than a session may last (OpenID Connect Core 1.0, 3.1.2.1).
     :raises DomainError: `oidc_unavailable` when the provider does not respond.
     """
     from webapp.accounts.oidc import http
@@ -108,8 +113,9 @@ def start_flow(redirect_uri: str, purpose: str) -> tuple[str, OidcFlow]:
         endpoint = _get_endpoint(_load_metadata(session, settings), "authorization_endpoint")
     except http.ProviderError as error:
         raise _unavailable(settings, error) from error
+    options = {"max_age": 0, "prompt": "login"} if must_authenticate else {"max_age": _max_authentication_age()}
     url, _state = session.create_authorization_url(
-        endpoint, state=flow.state, nonce=flow.nonce, code_verifier=flow.code_verifier
+        endpoint, state=flow.state, nonce=flow.nonce, code_verifier=flow.code_verifier, **options
     )
     return url, flow
 
@@ -231,6 +237,7 @@ def _build_claims(
     subject = claims.get("sub")
     if not isinstance(subject, str) or not 0 < len(subject) <= 255 or not subject.isprintable():
         raise _invalid(settings, "the subject is not valid")
+    authenticated_at = _read_authentication_time(settings, claims)
     if "email" not in claims and "userinfo_endpoint" in metadata and "access_token" in token:
         headers = {"Authorization": f"Bearer {token['access_token']}"}  # no translation
         url = _get_endpoint(metadata, "userinfo_endpoint")
@@ -247,7 +254,24 @@ def _build_claims(
         claims.get("email_verified") is True,
         _clean(claims.get("name")),
         isinstance(methods, list) and "mfa" in methods,
+        authenticated_at,
     )
+
+
+def _read_authentication_time(settings: OidcSettings, claims: dict[str, Any]) -> int | None:
+    """Return when the provider authenticated the user; None if it does not say it."""
+    at = claims.get("auth_time")
+    if at is None:
+        return None
+    age = time.time() - at if isinstance(at, (int, float)) and not isinstance(at, bool) else -1e9
+    if not -LEEWAY_SECONDS <= age <= _max_authentication_age() + LEEWAY_SECONDS:
+        raise _invalid(settings, "the time of the authentication is too long ago or not valid")
+    return int(at)
+
+
+def _max_authentication_age() -> int:
+    """Return how long ago the provider may have authenticated a user who signs in, in seconds."""
+    return int(current_app.config["SETTINGS"].session_max_days) * 86400
 
 
 def _clean(value: object) -> str:

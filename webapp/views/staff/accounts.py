@@ -20,7 +20,7 @@ from webapp.core.errors import DomainError, NotFound
 from webapp.offers import queries as offer_queries
 from webapp.views.form_base import PostForm
 from webapp.views.rendering import add_form_errors, flash_domain_error, form_status, render, role_label
-from webapp.views.staff.blueprint import require_recent_password, require_role
+from webapp.views.staff.blueprint import require_recent_password, require_recent_second_factor, require_role
 from webapp.views.staff.forms.accounts import InviteForm, OneTimeForm, RoleForm
 
 blueprint = Blueprint("accounts", __name__)
@@ -151,7 +151,7 @@ def end_sessions(user_id: int) -> BaseResponse:
 
 @blueprint.post("/settings/people/<int:user_id>/reset-second-factor")
 @require_role("admin")
-@require_recent_password
+@require_recent_second_factor
 def reset_second_factor(user_id: int) -> BaseResponse:
     """Remove all second factors of a user who has lost them."""
     user = factor_actions.reset_second_factor(user_id, by=current_user.email)
@@ -160,7 +160,7 @@ def reset_second_factor(user_id: int) -> BaseResponse:
 
 @blueprint.post("/settings/people/<int:user_id>/unlink-identities")
 @require_role("admin")
-@require_recent_password
+@require_recent_second_factor
 def unlink_identities(user_id: int) -> BaseResponse:
     """Unlink the accounts with which a user signs in at the OpenID Connect provider."""
     user = oidc_actions.unlink_all_identities(user_id, by=current_user.email)

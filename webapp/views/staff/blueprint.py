@@ -51,6 +51,17 @@ def require_recent_password(view: StaffView) -> StaffView:
     return view
 
 
+def require_recent_second_factor(view: StaffView) -> StaffView:
+    """Mark a view that needs the second factor of users who have one.
+
+    Writes need the password and the factor, both entered recently in this session; otherwise the response asks for
+    them, as for `require_recent_password`. For reading, the factor must have been verified once in this session: one
+    from before the user had set it up does not show the set-up.
+    """
+    view.requires_recent_second_factor = True  # type: ignore[attr-defined]
+    return require_recent_password(view)
+
+
 def refreshes_itself(view: StaffView) -> StaffView:
     """Mark a view that an open page requests again and again, which does not count as use of the session."""
     view.is_refreshed = True  # type: ignore[attr-defined]
@@ -60,15 +71,6 @@ def refreshes_itself(view: StaffView) -> StaffView:
 def second_factor_exempt(view: StaffView) -> StaffView:
     """Mark a view that users may use before they have set up the second factor that their role requires."""
     view.is_second_factor_exempt = True  # type: ignore[attr-defined]
-    return view
-
-
-def require_second_factor(view: StaffView) -> StaffView:
-    """Mark a view that users with a second factor may use only in sessions in which it was verified.
-
-    Otherwise a session from before they set it up, together with the password, could replace it.
-    """
-    view.requires_second_factor = True  # type: ignore[attr-defined]
     return view
 
 
@@ -129,12 +131,12 @@ def create_staff_blueprint(*blueprints: Blueprint) -> Blueprint:
     return staff
 
 
-def _ask_for_second_factor(view: Callable[..., Any]) -> BaseResponse | None:
+def _ask_for_second_factor(view: Callable[..., Any], is_read: bool) -> BaseResponse | None:
     """Redirect to the page that asks for the second factor, or to the one that sets it up; None if none is needed."""
     if g.has_second_factor:
         return None
     is_required = is_second_factor_required(current_user.role)
-    if not is_required and not getattr(view, "requires_second_factor", False):
+    if not is_required and not (is_read and getattr(view, "requires_recent_second_factor", False)):
         return None
     if factor_queries.has_second_factor(current_user.id):
         next_path = request.path if request.method == "GET" else None
@@ -168,9 +170,9 @@ def _authorize_request() -> BaseResponse | None:
     default_role: Role = "viewer" if is_read else "manager"
     if not current_user.has_at_least_role(getattr(view, "required_role", default_role)):
         abort_insufficient_role()
-    response = _ask_for_second_factor(view)
+    response = _ask_for_second_factor(view, is_read)
     if response is not None:
         return response
     if getattr(view, "requires_recent_password", False) and not is_read:
-        return ask_for_recent_password()
+        return ask_for_recent_password(getattr(view, "requires_recent_second_factor", False))
     return None

@@ -17,19 +17,14 @@ from webapp.accounts import queries as account_queries
 from webapp.accounts.oidc import actions as oidc_actions
 from webapp.accounts.oidc import provider as oidc_provider
 from webapp.accounts.oidc.provider import OidcClaims, OidcFlow
+from webapp.accounts.staff_sessions import RECENT_PASSWORD_TIME
 from webapp.core.errors import DomainError, NotFound
 from webapp.core.local_time import list_time_zones
-from webapp.core.rate_limit import RateLimit, TooManyRequests, client_address, limit_requests
+from webapp.core.rate_limit import RateLimit, client_address, limit_requests
 from webapp.views.access_notes import note_access, set_refusal_kind
 from webapp.views.rendering import add_form_errors, add_privacy_headers, form_status, render
 from webapp.views.staff.accounts import blueprint
-from webapp.views.staff.blueprint import (
-    login_exempt,
-    require_recent_password,
-    require_role,
-    require_second_factor,
-    second_factor_exempt,
-)
+from webapp.views.staff.blueprint import login_exempt, require_recent_second_factor, require_role, second_factor_exempt
 from webapp.views.staff.forms.accounts import AcceptIdentityForm
 from webapp.views.staff.sign_in import complete_sign_in, continue_sign_in, safe_redirect_path
 
@@ -37,15 +32,28 @@ from webapp.views.staff.sign_in import complete_sign_in, continue_sign_in, safe_
 _callback_limit = RateLimit("openid connect response", "20 per minute")
 
 
-@blueprint.get("/sign-in/oidc")
+@blueprint.route("/sign-in/oidc", methods=["GET", "POST"])
 @login_exempt
+@limit_requests("30 per minute")
 def start_oidc_sign_in() -> BaseResponse:
-    """Send the browser to the provider to sign in."""
+    """Send the browser to the provider to sign in, or to confirm an action by signing in there again.
+
+    Another site must not start a session without a click (OWASP ASVS 5.0, 7.6.2): the request has to come from a page
+    of this site or from the user (Fetch Metadata), or from the form of the page that is shown otherwise.
+    """
+    is_confirmation = "confirm" in request.args
+    if request.method == "GET" and request.headers.get("Sec-Fetch-Site") not in ("same-origin", "none"):
+        return render("accounts/sign_in_with_provider.html", provider_name=_provider_name())
+    next_path = safe_redirect_path(request.args.get("next"))
     try:
-        url = _start_flow(f"sign-in {safe_redirect_path(request.args.get('next'))}")
+        purpose = "confirm" if is_confirmation else "sign-in"
+        url = _start_flow(f"{purpose} {next_path}", is_confirmation)  # no translation
     except DomainError as error:
         return _fail(error, "staff.accounts.sign_in")
-    return redirect(url)
+    if request.method == "GET":
+        return redirect(url)
+    # Browsers do not follow a redirect of a form to another site (CSP, form-action).
+    return render("accounts/go_on.html", url=url, title=_("Continue with %(provider)s", provider=_provider_name()))
 
 
 @blueprint.get("/sign-in/oidc/callback")
@@ -80,10 +88,11 @@ def finish_oidc() -> BaseResponse:
             oidc_actions.get_invitation_for_claims(detail, claims)
             session["oidc_invitation"] = [detail, *_dump_claims(claims)]
             return redirect(url_for("staff.accounts.accept_with_identity", token=detail))
-        return _sign_in(claims, detail)
+        return _sign_in(claims, detail, is_confirmed=purpose == "confirm")
     except DomainError as error:
-        if purpose == "sign-in" and not isinstance(error, TooManyRequests):
-            note_access("sign_in.failed")
+        # Not too many requests, and not a provider that does not respond.
+        if purpose in ("sign-in", "confirm") and error.status == 422:
+            note_access("sign_in.failed", "provider")
         if error.key == "identity_unknown":
             set_refusal_kind(None)
             return render("accounts/identity_unknown.html", status=403, provider_name=_provider_name())
@@ -92,19 +101,28 @@ def finish_oidc() -> BaseResponse:
         return _fail(error, "staff.accounts.two_step" if purpose == "link" else "staff.accounts.sign_in")
 
 
-def _sign_in(claims: OidcClaims, next_path: str) -> BaseResponse:
+def _sign_in(claims: OidcClaims, next_path: str, is_confirmed: bool) -> BaseResponse:
+    """Sign in the user of an identity.
+
+    :param is_confirmed: whether the provider was asked to authenticate the user now. A provider that does not say when
+        it has done so is believed.
+    """
     user = oidc_actions.find_user_for_claims(claims)
+    is_recent = is_confirmed
+    if claims.authenticated_at is not None:
+        is_recent = time.time() - claims.authenticated_at < RECENT_PASSWORD_TIME.total_seconds()
     if claims.is_multi_factor:
-        complete_sign_in(user, _provider_name(), has_second_factor=True)
+        complete_sign_in(
+            user, _provider_name(), has_second_factor=True, is_recent=is_recent, is_second_factor_recent=is_recent
+        )
         return redirect(next_path)
-    return continue_sign_in(user, _provider_name(), next_path)
+    return continue_sign_in(user, _provider_name(), next_path, is_recent=is_recent)
 
 
 @blueprint.post("/settings/profile/two-step/provider")
 @require_role("viewer")
-@require_second_factor
 @second_factor_exempt
-@require_recent_password
+@require_recent_second_factor
 def start_link() -> BaseResponse:
     """Send the browser to the provider to link an account with the signed-in user.
 
@@ -128,9 +146,8 @@ def _ask_to_link(claims: OidcClaims, user_id: str) -> BaseResponse:
 
 @blueprint.post("/settings/profile/two-step/provider/link")
 @require_role("viewer")
-@require_second_factor
 @second_factor_exempt
-@require_recent_password
+@require_recent_second_factor
 def link_identity() -> BaseResponse:
     """Link the account with which the user has just signed in at the provider."""
     user_id, *dumped = session.pop("oidc_link", None) or [None]
@@ -148,8 +165,7 @@ def link_identity() -> BaseResponse:
 
 @blueprint.post("/settings/profile/two-step/provider/unlink")
 @require_role("viewer")
-@require_second_factor
-@require_recent_password
+@require_recent_second_factor
 def unlink_identity() -> BaseResponse:
     """Unlink the account at the provider."""
     oidc_actions.unlink_identity(current_user.id, oidc_provider.get_oidc_settings().issuer)
@@ -214,8 +230,8 @@ def accept_with_identity(token: str) -> BaseResponse:
     return add_privacy_headers(response)
 
 
-def _start_flow(purpose: str) -> str:
-    url, flow = oidc_provider.start_flow(_redirect_uri(), purpose)
+def _start_flow(purpose: str, must_authenticate: bool = False) -> str:
+    url, flow = oidc_provider.start_flow(_redirect_uri(), purpose, must_authenticate)
     session["oidc_flow"] = flow.dump()
     return url
 

@@ -52,10 +52,15 @@ def change_password() -> BaseResponse:
             user = sign_in_actions.change_own_password(current_user.id, form.current.data, form.password.data)
         except DomainError as error:
             if any(item.key == "password_wrong" for item in error.errors):
-                note_access("sign_in.failed", entered_email=current_user.email)
+                note_access("sign_in.failed", "password", entered_email=current_user.email)
             add_form_errors(form, error)
         else:
-            start_session(user, g.has_second_factor, is_new_device_expected=True)
+            start_session(
+                user,
+                g.has_second_factor,
+                is_new_device_expected=True,
+                is_second_factor_recent=g.has_recent_second_factor,
+            )
             flash(_("Your password was changed. You were signed out on all other devices."), "success")
             return redirect(url_for("staff.accounts.profile"))
     profile_form = ProfileForm(formdata=None, obj=current_user)

@@ -8,34 +8,21 @@ from flask_babel import ngettext
 from flask_login import current_user
 from werkzeug.wrappers import Response as BaseResponse
 
-from webapp.accounts import session_queries
-from webapp.accounts.factors import passkey_actions, passkeys, recovery_code_actions, totp_actions
+from webapp.accounts.factors import passkey_actions, passkeys
 from webapp.accounts.factors import queries as factor_queries
 from webapp.accounts.factors.models import Passkey
 from webapp.accounts.factors.passkeys import Challenge
 from webapp.accounts.factors.pending_sign_in import find_pending_user
 from webapp.accounts.models import StaffUser
 from webapp.core.errors import DomainError
-from webapp.core.rate_limit import RateLimit, TooManyRequests, limit_requests
-from webapp.core.sessions import load_device_tokens
+from webapp.core.rate_limit import TooManyRequests, limit_requests
 from webapp.views.access_notes import note_access
 from webapp.views.rendering import add_form_errors, form_status, render
 from webapp.views.staff.accounts import blueprint
 from webapp.views.staff.blueprint import login_exempt
 from webapp.views.staff.forms.factors import AppCodeForm, PasskeyResponseForm, RecoveryCodeForm
+from webapp.views.staff.recent_password import get_factor_name, use_second_factor
 from webapp.views.staff.sign_in import complete_sign_in, safe_redirect_path, sign_in_client_key
-
-# Guesses at the second factor of one account. They need the right password, so strangers cannot use up the limits.
-# Those from a browser in which the user has signed in before are counted for it: someone who has stolen the password
-# cannot lock out such a browser either.
-_code_limits = (
-    RateLimit("second factor", "5 per 5 minutes"),
-    RateLimit("second factor in a day", "50 per day"),
-)
-_device_code_limits = (
-    RateLimit("second factor with a device", "5 per 5 minutes"),
-    RateLimit("second factor with a device in a day", "50 per day"),
-)
 
 
 @blueprint.route("/sign-in/second-factor", methods=["GET", "POST"])
@@ -53,13 +40,11 @@ def second_factor() -> BaseResponse:
     try:
         return _check_code(user, form, next_path)
     except TooManyRequests as error:
-        note_access("sign_in.locked", entered_email=user.email)
         add_form_errors(form, error)
         response = _render_second_factor(user, form, next_path, error.status)
         response.headers["Retry-After"] = str(error.retry_after_seconds)
         return response
     except DomainError as error:
-        note_access("sign_in.failed", entered_email=user.email)
         add_form_errors(form, error)
         return _render_second_factor(user, form, next_path, error.status)
 
@@ -80,18 +65,9 @@ def _render_second_factor(
 
 
 def _check_code(user: StaffUser, form: AppCodeForm | RecoveryCodeForm, next_path: str) -> BaseResponse:
-    device_id = session_queries.find_device_id(user.email, load_device_tokens())
-    limits, key = (_code_limits, str(user.id)) if device_id is None else (_device_code_limits, str(device_id))
-    for limit in limits:
-        limit.count(key)
-    codes_left = None
-    if isinstance(form, RecoveryCodeForm):
-        codes_left = recovery_code_actions.use_recovery_code(user.id, form.code.data)
-    else:
-        totp_actions.use_totp_code(user.id, form.code.data)
-    for limit in limits:
-        limit.reset(key)
-    response = _complete(user, "authenticator app" if codes_left is None else "recovery code", True, next_path)
+    is_recovery_code = isinstance(form, RecoveryCodeForm)
+    codes_left = use_second_factor(user, form.code.data, is_recovery_code)
+    response = _complete(user, get_factor_name(is_recovery_code), True, next_path)
     if codes_left is not None:
         _flash_codes_left(codes_left)
     return response
@@ -101,7 +77,7 @@ def _check_code(user: StaffUser, form: AppCodeForm | RecoveryCodeForm, next_path
 @login_exempt
 @limit_requests("30 per minute", key_func=sign_in_client_key)
 def passkey_options() -> BaseResponse:
-    """Return options for signing in with a passkey: those of the pending sign-in, or of any user."""
+    """Return options for signing in with a passkey: those of the pending sign-in or the session, or of any user."""
     user = _find_user_of_passkey()
     allowed = _list_usable_passkeys(user.id) if user else []
     options, challenge = passkeys.build_authentication_options(allowed)
@@ -115,7 +91,8 @@ def passkey_options() -> BaseResponse:
 def sign_in_with_passkey() -> BaseResponse:
     """Sign in with a passkey, alone or as the second factor (`second` in the query).
 
-    No limit of an account applies, so that strangers cannot keep out its user.
+    No limit of an account applies, so that strangers cannot keep out its user. Signed-in users confirm an action by
+    signing in with it again, since a passkey is both factors.
     """
     user = _find_user_of_passkey()
     next_path = safe_redirect_path(request.args.get("next"))
@@ -126,15 +103,28 @@ def sign_in_with_passkey() -> BaseResponse:
             raise DomainError("passkey_invalid", _("This passkey could not be verified. Try again."), 422)
         verified = passkey_actions.verify_passkey(form.credential.data or "", challenge, user.id if user else None)
     except DomainError as error:
-        note_access("sign_in.failed", entered_email=user.email if user else None)
+        note_access("sign_in.failed", "passkey", entered_email=user.email if user else None)
         flash(error.message, "error")
-        return redirect(url_for("staff.accounts.second_factor" if user else "staff.accounts.sign_in", next=next_path))
+        return redirect(_find_retry_url(user, next_path))
     return _complete(verified, "passkey", user is not None, next_path)
 
 
 def _find_user_of_passkey() -> StaffUser | None:
     """Return the only user whose passkey is accepted; None on the sign-in page, where that of any user is."""
-    return _find_user() if "second" in request.args else None
+    if "second" not in request.args:
+        return None
+    user: StaffUser | None = _find_user() or (current_user if current_user.is_authenticated else None)
+    return user
+
+
+def _find_retry_url(user: StaffUser | None, next_path: str) -> str:
+    """Return where a user tries again whose passkey was refused.
+
+    :param user: what `_find_user_of_passkey` has returned.
+    """
+    if user is None:
+        return url_for("staff.accounts.sign_in", next=next_path)
+    return url_for("staff.accounts.second_factor", next=next_path) if _find_user() else next_path
 
 
 def _find_user() -> StaffUser | None:
@@ -159,7 +149,9 @@ def _complete(user: StaffUser, factor: str, is_second: bool, next_path: str) -> 
         # The password was changed while the factor was verified.
         return _restart_sign_in(next_path)
     method = f"{pending[-1]} and {factor}" if pending is not None else factor  # no translation
-    complete_sign_in(user, method, has_second_factor=True)
+    # A code alone does not make the password of a session recent.
+    is_recent = factor == "passkey" or (g.has_recent_password if pending is None else pending[3] is True)
+    complete_sign_in(user, method, has_second_factor=True, is_recent=is_recent)
     return redirect(next_path)
 
 

@@ -11,7 +11,7 @@ from webapp.accounts import session_actions, session_queries
 from webapp.core.user_agents import describe_user_agent
 from webapp.views.rendering import render
 from webapp.views.staff.accounts import blueprint
-from webapp.views.staff.blueprint import require_role
+from webapp.views.staff.blueprint import require_recent_password, require_role
 
 
 @blueprint.get("/settings/profile/sessions")
@@ -28,6 +28,7 @@ def own_sessions() -> BaseResponse:
 
 @blueprint.post("/settings/profile/sessions/<int:session_id>/end")
 @require_role("viewer")
+@require_recent_password
 def end_own_session(session_id: int) -> BaseResponse:
     """Sign the user out of one of their sessions."""
     session_actions.end_own_session(current_user, session_id, g.staff_session_id)
@@ -41,6 +42,7 @@ def end_own_session(session_id: int) -> BaseResponse:
 
 @blueprint.post("/settings/profile/sessions/end-others")
 @require_role("viewer")
+@require_recent_password
 def end_other_sessions() -> BaseResponse:
     """Sign the user out of all sessions except this one."""
     session_actions.end_other_sessions(current_user, g.staff_session_id)

@@ -67,7 +67,7 @@ def load_user(token: str) -> StaffUser | None:
     if loaded.is_last_use_stale and not _is_automatic_refresh(loaded.client_address):
         session_actions.update_last_use(loaded.id, _read_client())
     g.staff_session_id, g.has_recent_password = loaded.id, loaded.has_recent_password
-    g.has_second_factor = loaded.has_second_factor
+    g.has_second_factor, g.has_recent_second_factor = loaded.has_second_factor, loaded.has_recent_second_factor
     return loaded.user
 
 
@@ -87,7 +87,7 @@ def sign_in() -> BaseResponse:
     except TooManyRequests as error:
         return _render_limited_sign_in(form, error)
     except DomainError as error:
-        note_access("sign_in.failed", entered_email=form.email.data)
+        note_access("sign_in.failed", "code" if form.code.data else "password", entered_email=form.email.data)
         add_form_errors(form, error)
         return _render_sign_in(form, error.status)
     if form.code.data:
@@ -138,29 +138,40 @@ def _render_limited_sign_in(form: SignInForm, error: TooManyRequests) -> Respons
     return response
 
 
-def continue_sign_in(user: StaffUser, method: str, next_path: str, message: str | None = None) -> BaseResponse:
+def continue_sign_in(
+    user: StaffUser, method: str, next_path: str, message: str | None = None, is_recent: bool = True
+) -> BaseResponse:
     """Sign in a user whose first factor was right, or ask for the second one if they have one.
 
     :param method: the first factor, for the audit log.
     :param message: a message to show after signing in with a new password.
+    :param is_recent: as for `start_session`.
     """
     if not factor_queries.has_second_factor(user.id):
-        complete_sign_in(user, method, is_new_device_expected=message is not None)
+        complete_sign_in(user, method, is_new_device_expected=message is not None, is_recent=is_recent)
         if message:
             flash(message, "success")
         return redirect(next_path)
     pending = create_pending_sign_in(user)
     sign_in_actions.end_password_check()
     _end_session()
-    session["pending_sign_in"] = [*pending.dump(), method]
+    session["pending_sign_in"] = [*pending.dump(), is_recent, method]
     return redirect(url_for("staff.accounts.second_factor", next=next_path))
 
 
 def complete_sign_in(
-    user: StaffUser, method: str, has_second_factor: bool = False, is_new_device_expected: bool = False
+    user: StaffUser,
+    method: str,
+    has_second_factor: bool = False,
+    is_new_device_expected: bool = False,
+    is_recent: bool = True,
+    is_second_factor_recent: bool = True,
 ) -> None:
-    """Start the session of a user who has been authenticated, and record how."""
-    start_session(user, has_second_factor, is_new_device_expected, method)
+    """Start the session of a user who has been authenticated, and record how.
+
+    The parameters after `method` are those of `start_session`.
+    """
+    start_session(user, has_second_factor, is_new_device_expected, is_recent, is_second_factor_recent, method)
 
 
 def get_provider_name() -> str | None:
@@ -214,6 +225,7 @@ def invitation(token: str) -> BaseResponse:
     """
     unused_invitation = account_queries.find_unused_invitation(links.hash_token(token))
     if unused_invitation is None:
+        note_access("link.refused")
         return add_privacy_headers(render("accounts/link_expired.html", status=404))
     try:
         if unused_invitation.staff_user_id:
@@ -284,6 +296,8 @@ def start_session(
     user: StaffUser,
     has_second_factor: bool = False,
     is_new_device_expected: bool = False,
+    is_recent: bool = True,
+    is_second_factor_recent: bool = True,
     method: str | None = None,
 ) -> None:
     """Start a session of an authenticated user in this browser, which becomes known for the account.
@@ -292,6 +306,8 @@ def start_session(
 
     :param has_second_factor: whether a second factor was verified.
     :param is_new_device_expected: whether to send no notice of a new device.
+    :param is_recent: False if the first factor may have been verified long ago, by an OpenID Connect provider.
+    :param is_second_factor_recent: the same for the second factor, by the provider or in an earlier session.
     :param method: how the user has signed in, for the audit log; None when it was not by signing in.
     """
     started = session_actions.start_staff_session(
@@ -302,11 +318,14 @@ def start_session(
         method=method,
         has_second_factor=has_second_factor,
         is_new_device_expected=is_new_device_expected,
+        is_recent=is_recent,
+        is_second_factor_recent=is_second_factor_recent,
     )
     session.clear()
     session["_user_id"] = started.token
     save_device_token(started.device_token)
-    g.staff_session_id, g.has_recent_password, g.has_second_factor = started.id, True, has_second_factor
+    g.staff_session_id, g.has_recent_password = started.id, is_recent
+    g.has_second_factor, g.has_recent_second_factor = has_second_factor, has_second_factor and is_second_factor_recent
     g._login_user = user
 
 

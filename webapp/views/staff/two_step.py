@@ -11,7 +11,7 @@ from flask_login import current_user
 from markupsafe import Markup
 from werkzeug.wrappers import Response as BaseResponse
 
-from webapp.accounts import session_actions
+from webapp.accounts import session_actions, session_queries
 from webapp.accounts.factors import actions as factor_actions
 from webapp.accounts.factors import passkey_actions, passkeys, recovery_code_actions, totp, totp_actions
 from webapp.accounts.factors import queries as factor_queries
@@ -21,14 +21,10 @@ from webapp.core.errors import DomainError
 from webapp.core.rate_limit import RateLimit
 from webapp.views.rendering import add_form_errors, add_privacy_headers, form_status, load_shop, render
 from webapp.views.staff.accounts import blueprint
-from webapp.views.staff.blueprint import (
-    require_recent_password,
-    require_role,
-    require_second_factor,
-    second_factor_exempt,
-)
+from webapp.views.staff.blueprint import require_recent_second_factor, require_role, second_factor_exempt
 from webapp.views.staff.forms.accounts import OneTimeForm
 from webapp.views.staff.forms.factors import AppCodeForm, PasskeyForm, PasskeyNameForm
+from webapp.views.staff.recent_password import is_recent_factor_missing
 from webapp.views.staff.sign_in import get_provider_name
 
 # Creating recovery codes takes half a second of a processor.
@@ -37,8 +33,8 @@ _setup_limit = RateLimit("set up a second factor", "20 per 5 minutes")
 
 @blueprint.get("/settings/profile/two-step")
 @require_role("viewer")
-@require_second_factor
 @second_factor_exempt
+@require_recent_second_factor
 def two_step() -> BaseResponse:
     """Show the second factors of the signed-in user."""
     return _render_two_step(PasskeyNameForm(formdata=None))
@@ -60,6 +56,7 @@ def _render_two_step(form: PasskeyNameForm, status: int = 200) -> Response:
         public_url=settings.public_url,
         local_url=_suggest_local_url(settings.public_url),
         provider_name=get_provider_name(),
+        has_other_sessions=len(session_queries.list_staff_sessions(current_user.id)) > 1,
         identity=oidc_queries.find_identity_of_user(current_user.id, settings.oidc.issuer) if settings.oidc else None,
     )
 
@@ -72,24 +69,22 @@ def _suggest_local_url(public_url: str) -> str | None:
 
 @blueprint.post("/settings/profile/two-step/app/start")
 @require_role("viewer")
-@require_second_factor
 @second_factor_exempt
-@require_recent_password
+@require_recent_second_factor
 def start_app_setup() -> BaseResponse:
-    """Start setting up an authenticator app with a new secret, after the password was confirmed."""
+    """Start setting up an authenticator app with a new secret, after the present factors were confirmed."""
     totp_actions.discard_totp_setup(current_user.id)
     return redirect(url_for("staff.accounts.app_setup"))
 
 
 @blueprint.route("/settings/profile/two-step/app", methods=["GET", "POST"])
 @require_role("viewer")
-@require_second_factor
 @second_factor_exempt
-@require_recent_password
+@require_recent_second_factor
 def app_setup() -> BaseResponse:
     """Show the QR code of an authenticator app, or confirm the app with a code."""
-    if not g.has_recent_password:
-        # Only the buttons of the overview ask for the password.
+    if not g.has_recent_password or is_recent_factor_missing():
+        # Only the buttons of the overview ask for the password and the factor.
         return redirect(url_for("staff.accounts.two_step"))
     form = AppCodeForm()
     if form.validate_on_submit():
@@ -125,8 +120,7 @@ def app_setup() -> BaseResponse:
 
 @blueprint.post("/settings/profile/two-step/app/remove")
 @require_role("viewer")
-@require_second_factor
-@require_recent_password
+@require_recent_second_factor
 def remove_app() -> BaseResponse:
     """Remove the authenticator app."""
     try:
@@ -140,8 +134,7 @@ def remove_app() -> BaseResponse:
 
 @blueprint.post("/settings/profile/two-step/recovery-codes")
 @require_role("viewer")
-@require_second_factor
-@require_recent_password
+@require_recent_second_factor
 def create_recovery_codes() -> BaseResponse:
     """Replace the recovery codes; the response shows the new ones once."""
     form = OneTimeForm()
@@ -154,9 +147,8 @@ def create_recovery_codes() -> BaseResponse:
 
 @blueprint.post("/settings/profile/two-step/passkeys/new")
 @require_role("viewer")
-@require_second_factor
 @second_factor_exempt
-@require_recent_password
+@require_recent_second_factor
 def new_passkey() -> BaseResponse:
     """Show the page on which the browser creates a passkey."""
     form = PasskeyNameForm()
@@ -171,9 +163,8 @@ def new_passkey() -> BaseResponse:
 
 @blueprint.post("/settings/profile/two-step/passkeys")
 @require_role("viewer")
-@require_second_factor
 @second_factor_exempt
-@require_recent_password
+@require_recent_second_factor
 def add_passkey() -> BaseResponse:
     """Store the passkey that the browser has created."""
     form = PasskeyForm()
@@ -191,8 +182,7 @@ def add_passkey() -> BaseResponse:
 
 @blueprint.post("/settings/profile/two-step/passkeys/<int:passkey_id>/remove")
 @require_role("viewer")
-@require_second_factor
-@require_recent_password
+@require_recent_second_factor
 def remove_passkey(passkey_id: int) -> BaseResponse:
     """Remove a passkey."""
     try:
@@ -205,9 +195,12 @@ def remove_passkey(passkey_id: int) -> BaseResponse:
 
 
 def _finish_setup(codes: list[str], message: str) -> BaseResponse:
-    """Record that this session has a second factor, and show new recovery codes if there are any."""
-    session_actions.record_second_factor(g.staff_session_id)
-    g.has_second_factor = True
+    """Record that this session has a second factor, and show new recovery codes if there are any.
+
+    The session gets a new token.
+    """
+    session["_user_id"] = session_actions.record_second_factor(current_user, g.staff_session_id)
+    g.has_second_factor = g.has_recent_second_factor = True
     if codes:
         return _render_codes(codes, message)
     flash(message, "success")

@@ -137,9 +137,12 @@ class ChangePasswordForm(PostForm):
 
 
 class RecentPasswordForm(PostForm):
-    """The password of the signed-in user, entered again before certain actions."""
+    """The password and the second factor of the signed-in user, entered again before certain actions."""
 
     recent_password = PasswordField(_l("Password"), [InputRequired(_l("Enter your password."))])
+    recent_code = StringField(
+        _l("Authentication code"), [InputRequired(_l("Enter a code.")), Length(max=40, message=_l("Enter a code."))]
+    )
 
 
 class OneTimeForm(PostForm):
