@@ -17,6 +17,7 @@ from local.supervisor import ServiceError
 from webapp import create_app
 from webapp.accounts import invitation_actions
 from webapp.accounts import queries as account_queries
+from webapp.core import migrations
 from webapp.core.extensions import db
 from webapp.core.settings import Settings
 
@@ -85,7 +86,9 @@ def demo_reset_command() -> None:
 @contextmanager
 def _app_context(settings: Settings) -> Iterator[None]:
     """Work on the demo's database instead of the user's."""
-    with create_app(settings).app_context():
+    app = create_app(settings)
+    migrations.init_app(app)
+    with app.app_context():
         try:
             yield
         finally:
