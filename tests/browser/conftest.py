@@ -78,7 +78,7 @@ def live_program(test_settings: Settings, tmp_path_factory: pytest.TempPathFacto
     relay.start()
     try:
         with (
-            live_server.web_server(test_settings, host="localhost") as web,
+            live_server.web_server(test_settings, workers=2, host="localhost") as web,
             live_server.worker(test_settings, PUBLIC_URL=web.url),
         ):
             yield web.url, handler

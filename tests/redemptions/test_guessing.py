@@ -421,7 +421,7 @@ def test_the_alert_has_other_advice_where_personal_codes_are_required(
 def test_two_web_servers_share_the_counters(app: Flask, make_offer: MakeOffer) -> None:
     offer = make_offer()
     with ExitStack() as stack:
-        servers = [stack.enter_context(live_server.web_server(app.config["SETTINGS"], workers=1)) for _ in range(2)]
+        servers = [stack.enter_context(live_server.web_server(app.config["SETTINGS"])) for _ in range(2)]
         responses = [_post_to(servers[n % 2].url) for n in range(22)]
 
     assert [status for status, _ in responses] == [409] * 20 + [429] * 2

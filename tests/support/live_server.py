@@ -50,7 +50,7 @@ def environment(settings: Settings, **more: str) -> dict[str, str]:
 
 
 @contextmanager
-def web_server(settings: Settings, workers: int = 2, host: str = "127.0.0.1", **more: str) -> Iterator[LiveProcess]:
+def web_server(settings: Settings, workers: int = 1, host: str = "127.0.0.1", **more: str) -> Iterator[LiveProcess]:
     """Run the web server on a free port; yield when it is ready.
 
     :param host: the loopback interface in its public URL.

@@ -154,7 +154,7 @@ def test_a_form_shows_twenty_errors_and_their_number(app: Flask) -> None:
 @pytest.fixture(scope="module")
 def netloc(session_app: Flask) -> Iterator[str]:
     """Host and port of the real web server."""
-    with live_server.web_server(session_app.config["SETTINGS"], workers=1) as web:
+    with live_server.web_server(session_app.config["SETTINGS"]) as web:
         yield urlsplit(web.url).netloc
 
 
