@@ -25,7 +25,6 @@ _SELECT_DUE_OFFERS = text(
       select from redemption r
       where r.offer_id = o.id and r.redeemed_at >= coalesce(t.cleared_until, '-infinity') and r.redeemed_at < :cutoff
     )
-    order by o.id
     """
 )
 # Rows that another transaction has locked are skipped: it erases them or moves them to `rollback`, unless it fails. The
