@@ -302,6 +302,19 @@ def test_a_customer_joins_the_audiences_of_all_their_rows(import_file: ImportFil
     assert audience_members("One") == audience_members("Two") == {"ada@example.com"}
 
 
+def test_a_row_that_a_later_block_rejects_joins_no_audience(
+    import_file: ImportFileFixture, make_customer: MakeCustomer, tiny_blocks: None
+) -> None:
+    make_customer("ada@example.com", source_id="C1")
+    make_customer("grace@example.com")
+    filler = "".join(f"f{n}@example.com,,VIP\n" for n in range(30))
+
+    row = import_file(f"email,source_id,audience\n{filler}grace@example.com,C1,VIP\n")
+
+    assert rejected_rows(row) == [(32, "source_id_taken")]
+    assert audience_members("VIP") == {f"f{n}@example.com" for n in range(30)}
+
+
 def test_a_file_with_too_many_audiences_is_rejected(import_file: ImportFileFixture) -> None:
     row = import_file("email,audience\n" + "".join(f"c{n}@example.com,City {n}\n" for n in range(101)))
 
