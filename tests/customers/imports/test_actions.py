@@ -208,6 +208,17 @@ def test_rows_are_locked_in_the_order_of_their_addresses(app: Flask, make_custom
     assert [row.updated for row in import_queries.list_imports()] == [3]
 
 
+@pytest.mark.parametrize(
+    ("merged_to", "seconds", "speed"), [(None, 10, 10), ([30], 10, 4), (None, 0.9, None)], ids=["read", "merged", "new"]
+)
+def test_the_speed_is_that_of_the_current_step(merged_to: list[int] | None, seconds: float, speed: int | None) -> None:
+    started_at = datetime(2026, 5, 1, tzinfo=UTC)
+    counts = {"rows": 100, "rejected": 10, "duplicates": 5, "created": 20, "updated": 4, "unchanged": 1}
+    row = CustomerImport(started_at=started_at, merged_to=merged_to, **counts)
+
+    assert row.rows_per_second(started_at + timedelta(seconds=seconds)) == speed
+
+
 # --- source ids ----------------------------------------------------------------------------------
 
 

@@ -223,4 +223,5 @@ def test_an_upload_without_a_content_length_is_rejected(app: Flask) -> None:
         problem = json.loads(response.read())
 
     assert (response.status, problem["code"]) == (411, "length_required")
+    assert [error["pointer"] for error in problem["errors"]] == ["/file"]
     assert import_queries.list_imports() == []
