@@ -13,7 +13,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 
 from tests.support import live_server
-from tests.support.campaigns import create_customers
+from tests.support.campaigns import create_customers, delivery_status
 from tests.support.live_server import wait_until
 from tests.support.smtp_relay import Relay
 from tests.support.sql_statements import recorded_statements
@@ -78,6 +78,21 @@ def test_a_reminder_goes_to_customers_who_have_not_redeemed(announced_offer: Off
     campaign = launch_reminder(announced_offer)
     assert list_recipient_ids(campaign) == ids[1::2]
     assert (campaign.kind, campaign.status, campaign.total) == ("reminder", "sending", 10)
+
+
+def test_customers_who_are_not_reminded_see_why(announced_offer: Offer) -> None:
+    redeemed, undone, _ = create_customers(3)
+    redeem(announced_offer, [redeemed, undone])
+    campaign = launch_reminder(announced_offer)
+    db.session.execute(text("delete from redemption where customer_id = :id"), {"id": undone})
+    db.session.commit()
+
+    notes = [delivery_status(campaign, customer_id).note for customer_id in (redeemed, undone)]
+
+    assert notes == [
+        "The customer has already redeemed, so no reminder was sent.",
+        "The customer was not among the recipients at the launch.",
+    ]
 
 
 def test_a_reminder_has_its_own_default_text(announced_offer: Offer, relay: Relay) -> None:
