@@ -60,3 +60,13 @@ def test_only_present_members_of_the_audience_are_counted(make_offer: Callable[.
     db.session.commit()
 
     assert launch_audience.count_campaign_recipients(draft, offer) == AudienceCount(1, 1, 0, 1)
+
+
+def test_recipients_of_the_cancelled_campaign_of_another_offer_are_included(make_offer: Callable[..., Offer]) -> None:
+    ids = create_customers(3)
+    draft_after_cancelled_campaign(make_offer(), sent=3)
+    offer = make_offer("WINTER")
+    draft = draft_actions.save_offer_draft(offer.id, EmailContent(), "resend", "tests")
+
+    assert launch_audience.filter_recipients(draft, ids) == ids
+    assert launch_audience.count_campaign_recipients(draft, offer) == AudienceCount(3, 0, 0, 0)
