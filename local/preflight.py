@@ -16,6 +16,7 @@ import psycopg
 from alembic.script import ScriptDirectory
 from psycopg.rows import class_row
 
+from webapp.core import database_connections
 from webapp.core import settings as app_settings
 from webapp.core.database_health import explain_connection_error
 from webapp.core.settings import ROOT, Settings
@@ -115,7 +116,7 @@ def check_database(settings: Settings) -> list[str]:
     :raises SetupError: when it can't be used.
     """
     try:
-        with psycopg.connect(settings.libpq_url, connect_timeout=10, autocommit=True) as connection:
+        with database_connections.connect(settings.libpq_url, autocommit=True) as connection:
             _check_server_version(connection.info.server_version)
             info = connection.cursor(row_factory=class_row(DatabaseInfo)).execute(SELECT_DATABASE_INFO).fetchone()
             clock_skew = (datetime.now(UTC) - info.now).total_seconds() if info else 0

@@ -17,6 +17,7 @@ from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 from webapp.accounts.audit import record_audit_entry
+from webapp.core.database_connections import CommitRefused
 from webapp.core.errors import DomainError
 from webapp.core.extensions import db
 from webapp.offers import actions as offer_actions
@@ -122,7 +123,8 @@ def _redeem_in_transaction(
         try:
             transaction.commit()
         except DBAPIError as error:
-            raise RedemptionUnavailable(OUTCOME_UNKNOWN) from error
+            is_refused = isinstance(error.orig, CommitRefused)
+            raise (RedemptionUnavailable() if is_refused else RedemptionUnavailable(OUTCOME_UNKNOWN)) from error
     if unfrozen_indexes:
         _freeze_offers(connection, unfrozen_indexes)
     return results

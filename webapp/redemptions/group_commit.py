@@ -10,6 +10,7 @@ from flask_babel import gettext as _
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
+from webapp.core import database_connections
 from webapp.core.coalescing import Coalescer, CoalescingTimeout
 from webapp.core.errors import DomainError
 from webapp.core.extensions import db
@@ -25,6 +26,8 @@ MAX_GROUP_SIZE = 64
 REDEEM_TIMEOUT_SECONDS = 15
 LOCK_TIMEOUT_SECONDS = 2
 IDLE_IN_TRANSACTION_TIMEOUT_SECONDS = 20
+# Each statement takes milliseconds, plus LOCK_TIMEOUT_SECONDS when offers are locked; the threads of the process wait.
+STATEMENT_SECONDS = 5
 
 
 def redeem(request: RedemptionRequest) -> RedemptionRecord:
@@ -70,13 +73,14 @@ class GroupCommitter(Coalescer[RedemptionRequest, RedemptionRecord | DomainError
         Retries once on a new connection if the connection was lost before the commit.
         """
         try:
-            try:
-                return redeem_all(requests, self._get_connection())
-            except DBAPIError as error:
-                if not error.connection_invalidated:
-                    raise
-                # The server may have restarted since the last group.
-                return redeem_all(requests, self._get_connection())
+            with database_connections.statement_deadline(STATEMENT_SECONDS):
+                try:
+                    return redeem_all(requests, self._get_connection())
+                except DBAPIError as error:
+                    if not error.connection_invalidated:
+                        raise
+                    # The server may have restarted since the last group.
+                    return redeem_all(requests, self._get_connection())
         except RedemptionUnavailable as error:
             return [error] * len(requests)
         except DBAPIError as error:
