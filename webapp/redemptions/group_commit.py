@@ -120,12 +120,16 @@ class GroupCommitter(Coalescer[RedemptionRequest, RedemptionRecord | DomainError
             connection = db.engine.connect()
             # The connection is detached and never returns to the pool, so these settings stay.
             connection.detach()
-            connection.exec_driver_sql(f"set lock_timeout = '{LOCK_TIMEOUT_SECONDS}s'")
-            # Releases the locks if this machine disappears during a transaction.
-            connection.exec_driver_sql(
-                f"set idle_in_transaction_session_timeout = '{IDLE_IN_TRANSACTION_TIMEOUT_SECONDS}s'"
-            )
-            connection.commit()
+            try:
+                connection.exec_driver_sql(f"set lock_timeout = '{LOCK_TIMEOUT_SECONDS}s'")
+                # Releases the locks if this machine disappears during a transaction.
+                connection.exec_driver_sql(
+                    f"set idle_in_transaction_session_timeout = '{IDLE_IN_TRANSACTION_TIMEOUT_SECONDS}s'"
+                )
+                connection.commit()
+            except DBAPIError:
+                connection.close()
+                raise
             self._connection = connection
         return self._connection
 
