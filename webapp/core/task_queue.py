@@ -182,7 +182,9 @@ def _register(
     *,
     is_periodic: bool = False,
 ) -> None:
-    _functions[name] = _wrap_in_app_context(name, function, statement_seconds, is_periodic)
+    _functions[name] = _wrap_in_app_context(
+        name, function, is_periodic=is_periodic, statement_seconds=statement_seconds
+    )
     _tasks[name] = _register_key(name, name, make_task, is_periodic)
     for key in former_keys:
         _register_key(key, name, huey.task, is_periodic)
@@ -206,7 +208,13 @@ def _register_key(key: str, name: TaskName, make_task: Callable[..., Any], is_pe
     return make_task(name=function_name)(run_by_key)
 
 
-def _wrap_in_app_context(name: TaskName, function: Function, statement_seconds: float, is_periodic: bool) -> Function:
+def _wrap_in_app_context(
+    name: TaskName,
+    function: Function,
+    *,
+    is_periodic: bool,
+    statement_seconds: float = database_connections.STATEMENT_SECONDS,
+) -> Function:
     @functools.wraps(function)
     def run_task(*args: int) -> None:
         if _app is None:
