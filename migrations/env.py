@@ -5,6 +5,8 @@ from __future__ import annotations
 from alembic import context
 from flask import current_app
 
+from webapp.core.database_connections import get_direct_engine
+
 
 def include_object(thing: object, name: str | None, kind: str, reflected: bool, compare_to: object) -> bool:
     """Exclude Huey's tables from comparisons: a migration creates them, but they have no models."""
@@ -21,7 +23,7 @@ def run() -> None:
         with context.begin_transaction():
             context.run_migrations()
         return
-    with migrate.db.engine.connect() as connection:
+    with get_direct_engine().connect() as connection:
         context.configure(
             connection=connection,
             target_metadata=migrate.db.metadata,

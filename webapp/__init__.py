@@ -26,7 +26,7 @@ import webapp.tasks  # noqa: F401 (registers every task)
 from webapp import cli
 from webapp.accounts import passwords, staff_erasure_actions
 from webapp.campaigns import erasure as campaign_erasure
-from webapp.core import database_health, logs, rate_limit, sessions, task_queue
+from webapp.core import database_connections, database_health, logs, rate_limit, sessions, task_queue
 from webapp.core.extensions import babel, csrf, db, huey, login, mail
 from webapp.core.json_provider import JsonProvider
 from webapp.core.request_limits import LimitedRequest, check_request
@@ -155,7 +155,8 @@ def _build_config(settings: Settings) -> dict[str, Any]:
         # Also with FLASK_DEBUG, which would show internals to clients.
         "DEBUG": False,
         "SECRET_KEY": settings.secret_key,
-        "SQLALCHEMY_DATABASE_URI": settings.database_url,
+        # Only the driver: the parameters of the connection are those of libpq, which SQLAlchemy would read differently.
+        "SQLALCHEMY_DATABASE_URI": database_connections.DRIVER_URL,
         "SQLALCHEMY_ENGINE_OPTIONS": {
             "pool_pre_ping": True,
             # A logged error has the statement, but not its parameters, which may be personal data.
@@ -166,12 +167,7 @@ def _build_config(settings: Settings) -> dict[str, Any]:
             "max_overflow": 26,
             # Seconds to wait for a connection; then the response is 503, as when the database is unavailable.
             "pool_timeout": 10,
-            "connect_args": {
-                "connect_timeout": 5,
-                # Milliseconds after which a server that does not acknowledge data counts as down (RFC 5482); TCP only.
-                "tcp_user_timeout": 20_000,
-                "options": "-c timezone=UTC",
-            },
+            "connect_args": database_connections.build_pool_arguments(settings),
         },
         "MAIL_SERVER": settings.mail_server,
         "MAIL_PORT": settings.mail_port,
@@ -203,6 +199,7 @@ def get_app_version() -> str:
 def _init_extensions(app: Flask, settings: Settings) -> None:
     app.session_interface = sessions.LazySessionInterface()
     db.init_app(app)
+    database_connections.init_app(app)
     mail.init_app(app)
     # Registered before the CSRF check, which parses the form.
     rate_limit.init_app(app)

@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args
 
 import psycopg
 from flask import Flask
+from psycopg.conninfo import make_conninfo
 
 from webapp.core import database_health, logs
 from webapp.core.extensions import huey
@@ -65,7 +66,8 @@ def init_app(app: Flask) -> None:
     if missing_names:
         raise RuntimeError(f"no task is registered as {', '.join(sorted(missing_names))}")
     _app = app
-    dsn = app.config["SETTINGS"].libpq_url
+    # Through a connection pooler that pools transactions, a worker would not receive what it listens for.
+    dsn = make_conninfo(**app.config["SETTINGS"].direct_connection_parameters)
     if huey.storage.dsn != dsn:
         huey.storage.close()
         huey.storage.dsn = dsn

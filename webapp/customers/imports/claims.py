@@ -15,7 +15,7 @@ from typing import LiteralString, Protocol, TypeVar
 from flask_babel import gettext as _
 
 from webapp.core import task_queue
-from webapp.core.extensions import db
+from webapp.core.database_connections import get_direct_engine
 from webapp.customers.imports import staging, suppression_staging
 from webapp.customers.imports.actions import fail_import
 from webapp.customers.imports.staging import MergeStrategy
@@ -116,7 +116,7 @@ class Partition:
 
 def open_connection() -> staging.Connection:
     """Open a connection outside the pool; closing it drops its staging tables."""
-    pooled = db.engine.raw_connection()
+    pooled = get_direct_engine().raw_connection()
     connection: staging.Connection = pooled.driver_connection  # type: ignore[assignment]
     pooled.detach()
     return connection
