@@ -25,11 +25,6 @@ MAX_GROUP_SIZE = 64
 REDEEM_TIMEOUT_SECONDS = 15
 LOCK_TIMEOUT_SECONDS = 2
 IDLE_IN_TRANSACTION_TIMEOUT_SECONDS = 20
-# The second timeout releases the locks if this machine disappears during a transaction.
-_BEGIN_TRANSACTION = (
-    f"begin; set local lock_timeout = '{LOCK_TIMEOUT_SECONDS}s'; "
-    f"set local idle_in_transaction_session_timeout = '{IDLE_IN_TRANSACTION_TIMEOUT_SECONDS}s'"
-)
 
 
 def redeem(request: RedemptionRequest) -> RedemptionRecord:
@@ -129,9 +124,13 @@ class GroupCommitter(Coalescer[RedemptionRequest, RedemptionRecord | DomainError
 def _begin_transaction(connection: Connection) -> None:
     """Begin a transaction with its timeouts, in one request to the server.
 
-    They are local to the transaction, because behind a connection pooler the next one may have another session.
+    They are local to the transaction, because behind a connection pooler the next one may have another session. The
+    second timeout releases the locks if this machine disappears during a transaction.
     """
-    connection.exec_driver_sql(_BEGIN_TRANSACTION)
+    connection.exec_driver_sql(
+        f"begin; set local lock_timeout = '{LOCK_TIMEOUT_SECONDS}s'; "
+        f"set local idle_in_transaction_session_timeout = '{IDLE_IN_TRANSACTION_TIMEOUT_SECONDS}s'"
+    )
 
 
 def get_group_committer() -> GroupCommitter:
