@@ -7,7 +7,6 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import psycopg
 import pytest
@@ -174,11 +173,11 @@ def test_a_pooler_of_transactions_alone_is_refused_at_the_start(
     assert done.stderr.count("\n") == 1
 
 
-def test_both_connection_strings_must_lead_to_one_database(transaction_url: str, test_settings: Settings) -> None:
+def test_both_connection_strings_must_lead_to_one_database(test_settings: Settings) -> None:
     elsewhere = psycopg.conninfo.make_conninfo(test_settings.libpq_url, dbname="postgres")
     settings = replace(test_settings, database_url=test_settings.libpq_url, database_direct_url=elsewhere)
 
-    with pytest.raises(preflight.SetupError):
+    with pytest.raises(preflight.SetupError, match="lead to different databases"):
         preflight.check_database(settings)
 
 
@@ -188,7 +187,6 @@ def test_a_worker_imports_through_a_pooler_of_transactions(
     transaction_url: str,
     test_settings: Settings,
     receive_file: Callable[..., int],
-    tmp_path: Path,
 ) -> None:
     settings = replace(test_settings, database_url=transaction_url)
     with worker(settings, DATABASE_DIRECT_URL=test_settings.libpq_url):
