@@ -15,6 +15,7 @@ from textwrap import shorten
 
 import psycopg
 from alembic.script import ScriptDirectory
+from psycopg.conninfo import make_conninfo
 from psycopg.rows import TupleRow, class_row
 
 from webapp.core import pooler_check
@@ -119,7 +120,7 @@ def check_database(settings: Settings) -> list[str]:
     """
     name = "DATABASE_DIRECT_URL" if settings.database_direct_url else "DATABASE_URL"
     try:
-        with psycopg.connect("", autocommit=True, **settings.direct_connection_parameters) as connection:
+        with psycopg.connect(make_conninfo(**settings.direct_connection_parameters), autocommit=True) as connection:
             _check_server_version(connection.info.server_version)
             info = connection.cursor(row_factory=class_row(DatabaseInfo)).execute(SELECT_DATABASE_INFO).fetchone()
             clock_skew = (datetime.now(UTC) - info.now).total_seconds() if info else 0
@@ -165,7 +166,7 @@ def _check_pooling(settings: Settings) -> None:
 
 
 def _select_identity(parameters: Mapping[str, str]) -> TupleRow | None:
-    with psycopg.connect("", autocommit=True, prepare_threshold=None, **parameters) as connection:
+    with psycopg.connect(make_conninfo(**parameters), autocommit=True) as connection:
         return connection.execute("select current_database(), pg_postmaster_start_time()").fetchone()
 
 

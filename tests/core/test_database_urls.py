@@ -143,7 +143,7 @@ def test_every_unusable_server_is_named(test_settings: Settings) -> None:
     url = f"postgresql://u:S3cret@127.0.0.1:{first},127.0.0.1:{second}/onecode"
 
     with pytest.raises(psycopg.OperationalError) as raised:
-        psycopg.connect("", **database_urls.build_connection_parameters(url))
+        psycopg.connect(make_conninfo(**database_urls.build_connection_parameters(url)))
 
     line = explain_connection_error(raised.value)
     assert line.startswith(f"none of the servers of DATABASE_URL can be used: 127.0.0.1 port {first}: ")

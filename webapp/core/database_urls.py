@@ -62,7 +62,7 @@ def parse_database_url(text: str, name: str = "DATABASE_URL") -> str:
 
 
 def build_connection_parameters(url: str) -> dict[str, str]:
-    """Return the parameters of every connection, as keyword arguments of `psycopg.connect`.
+    """Return the parameters of every connection, by keyword of libpq.
 
     With several hosts, a connection goes to the first that accepts writes, unless `target_session_attrs` is given.
 

@@ -6,9 +6,9 @@ import select
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any
 
 import psycopg
+from psycopg.conninfo import make_conninfo
 from psycopg.pq import ExecStatus
 from psycopg.pq.abc import PGconn
 
@@ -51,7 +51,7 @@ def check_pooling_if_available(settings: Settings) -> None:
         check_pooling(settings)
 
 
-def pools_transactions(parameters: Mapping[str, Any]) -> bool:
+def pools_transactions(parameters: Mapping[str, str]) -> bool:
     """Return whether two transactions of a connection may have different sessions of the server.
 
     A pooler gives its clients process ids of its own. With that sign, the session of one connection is watched while
@@ -59,10 +59,11 @@ def pools_transactions(parameters: Mapping[str, Any]) -> bool:
 
     :raises psycopg.Error: when the database is unavailable.
     """
-    with psycopg.connect("", autocommit=True, prepare_threshold=None, **parameters) as first:
+    address = make_conninfo(**parameters)
+    with psycopg.connect(address, autocommit=True) as first:
         if _ask(first.pgconn, b"select pg_backend_pid()") == str(first.info.backend_pid):
             return False
-        with psycopg.connect("", autocommit=True, prepare_threshold=None, **parameters) as second:
+        with psycopg.connect(address, autocommit=True) as second:
             return any(_changes_session(first.pgconn, second.pgconn) for _attempt in range(ATTEMPTS))
 
 
