@@ -27,19 +27,19 @@ DEFAULT_PARAMETERS = {
     # Milliseconds after which a server that does not acknowledge data counts as down (RFC 5482); TCP only.
     "tcp_user_timeout": "20000",
 }
-_DRIVER_PREFIX, _URL_PREFIXES = "postgresql+psycopg://", ("postgresql://", "postgres://")
+_URL_PREFIX, _OTHER_PREFIXES = "postgresql://", ("postgres://", "postgresql+psycopg://")
 _WRITABLE_TARGETS = ("any", "read-write", "primary")
 
 
 def parse_database_url(text: str, name: str = "DATABASE_URL") -> str:
-    """Return a connection string for libpq; the driver of `postgresql+psycopg://` is dropped.
+    """Return a connection string for libpq; a URI starts with `postgresql://`.
 
     :param name: the setting that an error names.
     :raises SettingsError: when libpq rejects it, when a password with unescaped characters would be read as something
         else, or when it cannot lead to a server that accepts writes. The message has no part of the value.
     """
-    text = _drop_driver(text.strip())
-    is_url = text.startswith(_URL_PREFIXES)
+    text = _normalise_prefix(text.strip())
+    is_url = text.startswith(_URL_PREFIX)
     if not is_url and ("=" not in text or "://" in text.partition("=")[0]):
         raise SettingsError(
             f"{name} must start with postgresql://, or be a list such as host=db.shop.example dbname=onecode"
@@ -68,14 +68,14 @@ def build_connection_parameters(url: str) -> dict[str, str]:
 
     :param url: a valid connection string.
     """
-    parameters = DEFAULT_PARAMETERS | _expand(_drop_driver(url))
+    parameters = DEFAULT_PARAMETERS | _expand(_normalise_prefix(url))
     if len(_hosts(parameters)) > 1:
         parameters.setdefault("target_session_attrs", "read-write")
     return parameters
 
 
-def _drop_driver(url: str) -> str:
-    return "postgresql://" + url.removeprefix(_DRIVER_PREFIX) if url.startswith(_DRIVER_PREFIX) else url
+def _normalise_prefix(text: str) -> str:
+    return _URL_PREFIX + text.partition("://")[2] if text.startswith(_OTHER_PREFIXES) else text
 
 
 def _check_unescaped_characters(rest: str) -> None:
