@@ -5,7 +5,7 @@ from __future__ import annotations
 import select
 import time
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 
 import psycopg
 from psycopg.conninfo import make_conninfo
@@ -60,21 +60,29 @@ def pools_transactions(parameters: Mapping[str, str]) -> bool:
     :raises psycopg.Error: when the database is unavailable.
     """
     address = make_conninfo(**parameters)
-    with psycopg.connect(address, autocommit=True) as first:
+    # Not the context managers of the connections: these would commit, and wait for a statement without an answer.
+    with closing(psycopg.connect(address, autocommit=True)) as first:
         if _ask(first.pgconn, b"select pg_backend_pid()") == str(first.info.backend_pid):
             return False
-        with psycopg.connect(address, autocommit=True) as second:
-            return any(_changes_session(first.pgconn, second.pgconn) for _attempt in range(ATTEMPTS))
+        with closing(psycopg.connect(address, autocommit=True)) as second:
+            return _changes_session(first.pgconn, second.pgconn)
 
 
 def _changes_session(first: PGconn, second: PGconn) -> bool:
-    before = _ask(first, b"select pg_backend_pid()")
-    # One request, so that the answer is of the transaction that stays open.
-    other = _ask(second, b"begin; select pg_backend_pid()")
-    after = _ask(first, b"select pg_backend_pid()")
-    _ask(second, b"rollback")
-    # No answer: a pool of sessions with no session left.
-    return None not in (before, other, after) and (before == other or before != after)
+    for _attempt in range(ATTEMPTS):
+        before = _ask(first, b"select pg_backend_pid()")
+        # One request, so that the answer is of the transaction that stays open.
+        other = _ask(second, b"begin; select pg_backend_pid()")
+        if before is None or other is None:
+            # A pool of sessions with no session left for the second connection.
+            return False
+        if before == other:
+            return True
+        after = _ask(first, b"select pg_backend_pid()")
+        if after is None or before != after:
+            return after is not None
+        _ask(second, b"rollback")
+    return False
 
 
 def _ask(connection: PGconn, statement: bytes) -> str | None:
