@@ -74,7 +74,7 @@ def test_the_timeouts_end_with_the_transaction(committer: GroupCommitter) -> Non
     with connection.begin():
         pass
 
-    driver: Any = connection.connection.driver_connection
+    driver: Any = connection.connection.dbapi_connection
     assert [driver.execute(f"show {name}").fetchone()[0] for name in ("lock_timeout", "timezone")] == ["0", "UTC"]
 
 
