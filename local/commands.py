@@ -27,7 +27,7 @@ from local.supervisor import ServiceError
 from webapp.accounts import invitation_actions
 from webapp.accounts import queries as account_queries
 from webapp.core import atomic_files, database_connections
-from webapp.core.extensions import db
+from webapp.core.database_engines import get_direct_engine
 from webapp.core.logs import redact_personal_data
 from webapp.core.setting_parsers import SettingsError
 from webapp.core.settings import Settings
@@ -165,7 +165,7 @@ def _upgrade_schema() -> None:
     # No transaction: a server with idle_in_transaction_session_timeout would end it and release the lock.
     with (
         database_connections.statement_deadline(database_connections.MIGRATION_STATEMENT_SECONDS),
-        db.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as lock,
+        get_direct_engine().connect().execution_options(isolation_level="AUTOCOMMIT") as lock,
     ):
         lock.execute(text("select pg_advisory_lock(hashtext('onecode.migrate'))"))
         try:

@@ -6,6 +6,7 @@ from alembic import context
 from flask import current_app
 
 from webapp.core import database_connections
+from webapp.core.database_engines import get_direct_engine
 
 
 def include_object(thing: object, name: str | None, kind: str, reflected: bool, compare_to: object) -> bool:
@@ -25,7 +26,7 @@ def run() -> None:
         return
     with (
         database_connections.statement_deadline(database_connections.MIGRATION_STATEMENT_SECONDS),
-        migrate.db.engine.connect() as connection,
+        get_direct_engine().connect() as connection,
     ):
         context.configure(
             connection=connection,

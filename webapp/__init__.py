@@ -25,7 +25,7 @@ import webapp.tasks  # noqa: F401 (registers every task)
 from webapp import cli
 from webapp.accounts import passwords, staff_erasure_actions
 from webapp.campaigns import erasure as campaign_erasure
-from webapp.core import database_connections, database_health, logs, rate_limit, sessions, task_queue
+from webapp.core import database_engines, database_health, logs, rate_limit, sessions, task_queue
 from webapp.core.extensions import babel, csrf, db, login, mail
 from webapp.core.json_provider import JsonProvider
 from webapp.core.request_limits import LimitedRequest, check_request
@@ -156,7 +156,8 @@ def _build_config(settings: Settings) -> dict[str, Any]:
         # Also with FLASK_DEBUG, which would show internals to clients.
         "DEBUG": False,
         "SECRET_KEY": settings.secret_key,
-        "SQLALCHEMY_DATABASE_URI": settings.database_url,
+        # Only the driver: the parameters of the connection are those of libpq, which SQLAlchemy would read differently.
+        "SQLALCHEMY_DATABASE_URI": database_engines.DRIVER_URL,
         "SQLALCHEMY_ENGINE_OPTIONS": {
             "pool_pre_ping": True,
             # A logged error has the statement, but not its parameters, which may be personal data.
@@ -167,7 +168,7 @@ def _build_config(settings: Settings) -> dict[str, Any]:
             "max_overflow": 26,
             # Seconds to wait for a connection; then the response is 503, as when the database is unavailable.
             "pool_timeout": 10,
-            "creator": functools.partial(database_connections.connect, settings.libpq_url, options="-c timezone=UTC"),
+            "creator": database_engines.build_creator(settings),
         },
         "MAIL_SERVER": settings.mail_server,
         "MAIL_PORT": settings.mail_port,
@@ -199,8 +200,7 @@ def get_app_version() -> str:
 def _init_extensions(app: Flask, settings: Settings) -> None:
     app.session_interface = sessions.LazySessionInterface()
     db.init_app(app)
-    with app.app_context():
-        database_connections.limit_ping(db.engine)
+    database_engines.init_app(app)
     mail.init_app(app)
     # Registered before the CSRF check, which parses the form.
     rate_limit.init_app(app)

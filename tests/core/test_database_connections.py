@@ -13,7 +13,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 
 from tests.support.frozen_server import frozen_process
-from webapp.core import database_connections, queue_storage
+from webapp.core import database_connections, database_urls, queue_storage
 from webapp.core.database_connections import CommitRefused, DeadlineConnection, StatementTimeout
 from webapp.core.extensions import db, huey
 from webapp.core.settings import ROOT, Settings
@@ -167,7 +167,7 @@ def test_a_statement_of_the_pool_on_a_frozen_server_ends(app: Flask) -> None:
 @pytest.mark.parametrize("name", ["connect_timeout", "keepalives", "keepalives_idle", "tcp_user_timeout"])
 def test_connections_have_timeouts_unless_the_url_sets_them(test_settings: Settings, name: str) -> None:
     with database_connections.connect(test_settings.libpq_url) as connection:
-        assert _parameters(connection)[name] == str(database_connections.DEFAULT_TIMEOUTS[name])
+        assert _parameters(connection)[name] == database_urls.DEFAULT_PARAMETERS[name]
     given = psycopg.conninfo.make_conninfo(test_settings.libpq_url, **{name: 7})
     with database_connections.connect(given) as connection:
         assert _parameters(connection)[name] == "7"

@@ -14,6 +14,7 @@ from flask.testing import FlaskClient
 from tests.support.frozen_server import frozen_process
 from webapp import create_app
 from webapp.core import database_connections, database_health, task_queue
+from webapp.core.database_connections import DeadlineConnection
 from webapp.core.extensions import db
 from webapp.core.settings import Settings
 from webapp.monitoring import readiness
@@ -22,32 +23,34 @@ from webapp.monitoring.readiness import ReadinessCheck
 
 @pytest.fixture
 def check(test_settings: Settings) -> Iterator[ReadinessCheck]:
-    check = ReadinessCheck(test_settings.libpq_url)
+    check = ReadinessCheck(test_settings)
     yield check
     check._close()
 
 
+def find_connection(check: ReadinessCheck) -> DeadlineConnection:
+    (connection,) = check._connections.values()
+    return connection
+
+
 def test_the_check_keeps_its_connection(check: ReadinessCheck) -> None:
     assert check.run() is None
-    first = check._connection
+    first = find_connection(check)
     assert check.run() is None
-    assert first is not None
-    assert check._connection is first
+    assert find_connection(check) is first
 
 
 def test_the_check_connects_again_after_a_restart(check: ReadinessCheck, test_settings: Settings) -> None:
     check.run()
-    assert check._connection is not None
     with psycopg.connect(test_settings.libpq_url) as other:
-        other.execute("select pg_terminate_backend(%s, 5000)", [check._connection.info.backend_pid])
+        other.execute("select pg_terminate_backend(%s, 5000)", [find_connection(check).info.backend_pid])
 
     assert check.run() is None
 
 
 def test_a_frozen_server_is_reported_and_left(check: ReadinessCheck) -> None:
     check.run()
-    assert check._connection is not None
-    with frozen_process(check._connection.info.backend_pid):
+    with frozen_process(find_connection(check).info.backend_pid):
         error = check.run()
         assert isinstance(error, database_connections.StatementTimeout)
         assert readiness.describe_problem(error) == readiness.NO_RESPONSE
@@ -58,8 +61,7 @@ def test_a_frozen_server_is_reported_and_left(check: ReadinessCheck) -> None:
 
 def test_many_checks_of_a_frozen_server_use_one_thread(check: ReadinessCheck) -> None:
     check.run()
-    assert check._connection is not None
-    with frozen_process(check._connection.info.backend_pid):
+    with frozen_process(find_connection(check).info.backend_pid):
         requests = [threading.Thread(target=check.run) for _index in range(20)]
         for request in requests:
             request.start()
@@ -82,7 +84,7 @@ def test_a_database_that_rejects_writes_is_reported(
     test_settings: Settings, setting: str, value: str, expected: str
 ) -> None:
     url = psycopg.conninfo.make_conninfo(test_settings.libpq_url, options=f"-c {setting}={value}")
-    check = ReadinessCheck(url)
+    check = ReadinessCheck(replace(test_settings, database_url=url))
     try:
         error = check.run()
         assert error is not None
@@ -95,16 +97,16 @@ def test_a_full_disk_is_reported() -> None:
     assert readiness.describe_problem(psycopg.errors.DiskFull("could not write")) == readiness.DISK_FULL
 
 
-def test_the_check_writes_a_temporary_file(check: ReadinessCheck) -> None:
+def test_the_check_writes_a_temporary_file(check: ReadinessCheck, test_settings: Settings) -> None:
     """A full disk makes that write fail."""
-    with psycopg.connect(check._database_url, autocommit=True) as connection:
+    with psycopg.connect(test_settings.libpq_url, autocommit=True) as connection:
         plan = connection.execute(
             "select temp_bytes from pg_stat_database where datname = current_database()"
         ).fetchone()
     assert plan is not None
     check.run()
     check._close()
-    with psycopg.connect(check._database_url, autocommit=True) as connection:
+    with psycopg.connect(test_settings.libpq_url, autocommit=True) as connection:
         while (
             connection.execute("select temp_bytes from pg_stat_database where datname = current_database()").fetchone()
             == plan

@@ -64,7 +64,6 @@ WRITERS = {
     "webapp.core.signing_keys",
     "webapp.customers.imports.claims",
     "webapp.customers.imports.processing",
-    "webapp.redemptions.group_commit",
     "webapp.redemptions.guessing",
     "webapp.redemptions.hourly_counts",
     "webapp.redemptions.rollback",

@@ -72,6 +72,16 @@ def test_the_connection_has_timeouts_for_waiting_and_idling(committer: GroupComm
         committer._get_connection().rollback()
 
 
+def test_the_timeouts_end_with_the_transaction(committer: GroupCommitter) -> None:
+    """Behind a connection pooler, the next transaction of this session may be that of another process."""
+    connection = committer._get_connection()
+    with connection.begin():
+        pass
+
+    driver: Any = connection.connection.dbapi_connection
+    assert [driver.execute(f"show {name}").fetchone()[0] for name in ("lock_timeout", "timezone")] == ["0", "UTC"]
+
+
 def test_a_locked_offer_fails_only_its_own_requests(
     committer: GroupCommitter, make_offer: MakeOffer, make_customer: MakeCustomer
 ) -> None:

@@ -18,10 +18,10 @@ from typing import Any, LiteralString, TypeVar, cast
 
 import psycopg
 from psycopg.abc import PQGen
-from psycopg.conninfo import conninfo_to_dict
 from psycopg.errors import _WaitTimeout
-from sqlalchemy import Connection, Engine
-from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy import Connection
+
+from webapp.core.database_urls import build_connection_parameters
 
 Result = TypeVar("Result")
 
@@ -39,19 +39,6 @@ CANCEL_SECONDS = 1.0
 # After a commit has timed out: seconds to wait for a check whether the database accepts writes, and between two checks.
 COMMIT_CHECK_SECONDS = 2.0
 COMMIT_CHECK_INTERVAL_SECONDS = 1.0
-
-# Parameters of libpq. A parameter in DATABASE_URL takes precedence over its default here.
-DEFAULT_TIMEOUTS: dict[str, int] = {
-    # Seconds per host, including the login.
-    "connect_timeout": 5,
-    # Milliseconds after which a server that does not acknowledge data counts as down (RFC 5482).
-    "tcp_user_timeout": 10_000,
-    # An idle connection to a machine that has vanished is found after 10 + 2 * 5 seconds.
-    "keepalives": 1,
-    "keepalives_idle": 10,
-    "keepalives_interval": 5,
-    "keepalives_count": 2,
-}
 
 # One request to the server, and so one transaction, which changes no row:
 # - `alembic_version` exists once the schema is installed.
@@ -90,7 +77,7 @@ class DeadlineConnection(psycopg.Connection[Any]):
 
     # A deadline for all statements of this connection; by default that of `statement_deadline` applies.
     statement_seconds: float | None = None
-    # The URL of `connect`.
+    # The connection string of `connect`.
     url = ""
     _is_committing = False
 
@@ -163,29 +150,23 @@ def long_statements(connection: Connection) -> Iterator[None]:
         driver.statement_seconds = before
 
 
-def limit_ping(engine: Engine) -> None:
-    """Let the pool wait `PING_SECONDS` when it tests a connection (`pool_pre_ping`)."""
-    ping = engine.dialect.do_ping
-
-    def ping_with_deadline(connection: DBAPIConnection) -> bool:
-        with statement_deadline(min(PING_SECONDS, _statement_seconds.get())):
-            return ping(connection)
-
-    # SQLAlchemy has no event for it.
-    engine.dialect.do_ping = ping_with_deadline  # type: ignore[method-assign]
+@contextmanager
+def ping_deadline() -> Iterator[None]:
+    """Wait up to `PING_SECONDS` for a test of a connection in the block, or less if statements may not take longer."""
+    with statement_deadline(min(PING_SECONDS, _statement_seconds.get())):
+        yield
 
 
 def connect(url: str, *, statement_seconds: float | None = None, **parameters: Any) -> DeadlineConnection:
     """Connect to the database.
 
-    :param url: a URL or connection string of libpq.
+    :param url: a connection string of libpq.
     :param statement_seconds: a deadline for all statements of this connection, instead of that of `statement_deadline`.
-    :param parameters: of `psycopg.connect`; they take precedence over `url` and `DEFAULT_TIMEOUTS`.
+    :param parameters: of `psycopg.connect`; they take precedence over those in `url`.
     :raises psycopg.OperationalError: when no server has accepted the connection within its timeout.
     """
-    given = conninfo_to_dict(url)
-    defaults = {name: value for name, value in DEFAULT_TIMEOUTS.items() if name not in given}
-    connection = DeadlineConnection.connect(url, **(defaults | parameters))
+    arguments: dict[str, Any] = {**build_connection_parameters(url), **parameters}
+    connection = DeadlineConnection.connect(**arguments)
     connection.statement_seconds = statement_seconds
     connection.url = url
     return connection

@@ -69,7 +69,8 @@ def init_app(app: Flask) -> None:
     if missing_names:
         raise RuntimeError(f"no task is registered as {', '.join(sorted(missing_names))}")
     _app = app
-    dsn = app.config["SETTINGS"].libpq_url
+    # Through a connection pooler that pools transactions, a worker would not receive what it listens for.
+    dsn = app.config["SETTINGS"].direct_libpq_url
     if huey.storage.dsn != dsn:
         huey.storage.close()
         huey.storage.dsn = dsn

@@ -1,12 +1,13 @@
 """Readiness: whether this web process can read from and write to the database.
 
 Health checks run every few seconds, also while the database hangs. They must not use up the threads and connections of
-the web server, so one background thread at a time runs the check on a connection of its own, and requests wait for its
+the web server, so one background thread at a time runs the check on connections of its own, and requests wait for its
 result for a short time only.
 """
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from contextlib import suppress
@@ -15,15 +16,22 @@ from dataclasses import dataclass, field
 import psycopg
 from flask import Flask
 
-from webapp.core import database_connections, database_health
+from webapp.core import database_connections, database_health, pooler_check
+from webapp.core.database_connections import DeadlineConnection
+from webapp.core.setting_parsers import SettingsError
+from webapp.core.settings import Settings
 
 # Seconds after the start of a check at which requests stop waiting for it.
 CHECK_SECONDS = 1.5
+# Seconds between two checks whether a connection pooler has the right mode, and to wait for one of its answers.
+POOLING_CHECK_INTERVAL_SECONDS = 60.0
+POOLING_ANSWER_SECONDS = 0.5
 
 UNAVAILABLE = "the database or the queue is unavailable"
 NO_RESPONSE = "the database does not respond to writes in time"
 READ_ONLY = "the database is read-only"
 DISK_FULL = "the disk of the database is full"
+WRONG_POOLING = "the connection pooler pools transactions, but the queue needs sessions"
 
 
 @dataclass
@@ -36,17 +44,16 @@ class _Check:
 
 
 class ReadinessCheck:
-    """The readiness check of a process.
+    """The readiness check of a process: writes over both connection strings, and the mode of a connection pooler."""
 
-    :param database_url: as libpq expects it.
-    """
-
-    def __init__(self, database_url: str) -> None:
-        self._database_url = database_url
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
         self._lock = threading.Lock()
         self._current: _Check | None = None
-        # Used by the thread of the current check only.
-        self._connection: database_connections.DeadlineConnection | None = None
+        # By connection string. Used by the thread of the current check only, as all that follows.
+        self._connections: dict[str, DeadlineConnection] = {}
+        # When the pooling was last found to be right, by `time.monotonic`.
+        self._pooling_checked_at = -math.inf
 
     def run(self) -> BaseException | None:
         """Check whether the database accepts writes; return the error if it does not.
@@ -74,39 +81,54 @@ class ReadinessCheck:
 
     def _execute(self) -> None:
         try:
-            connection = self._connection or self._connect()
-            try:
-                database_connections.check_writes(connection)
-            except psycopg.OperationalError as error:
-                # The server may have restarted since the last check. After a timeout, the next check connects again.
-                if not connection.closed or isinstance(error, database_connections.StatementTimeout):
-                    raise
-                database_connections.check_writes(self._connect())
+            for url in dict.fromkeys((self._settings.libpq_url, self._settings.direct_libpq_url)):
+                self._check_writes(url)
+            self._check_pooling()
         except BaseException:
             self._close()
             raise
 
-    def _connect(self) -> database_connections.DeadlineConnection:
-        self._close()
-        self._connection = database_connections.connect(
-            self._database_url,
+    def _check_writes(self, url: str) -> None:
+        connection = self._connections.get(url) or self._connect(url)
+        try:
+            database_connections.check_writes(connection)
+        except psycopg.OperationalError as error:
+            # The server may have restarted since the last check. After a timeout, the next check connects again.
+            if not connection.closed or isinstance(error, database_connections.StatementTimeout):
+                raise
+            database_connections.check_writes(self._connect(url))
+
+    def _check_pooling(self) -> None:
+        """Check that the connections of the queue keep their session; the mode of a pooler can change at any time."""
+        if time.monotonic() - self._pooling_checked_at < POOLING_CHECK_INTERVAL_SECONDS:
+            return
+        if pooler_check.is_pooled(self._connections[self._settings.direct_libpq_url]):
+            pooler_check.check_pooling(self._settings, POOLING_ANSWER_SECONDS)
+        self._pooling_checked_at = time.monotonic()
+
+    def _connect(self, url: str) -> DeadlineConnection:
+        self._pooling_checked_at = -math.inf
+        connection = self._connections[url] = database_connections.connect(
+            url,
             statement_seconds=CHECK_SECONDS,
             autocommit=True,
+            # The next transaction may have another session, which lacks prepared statements.
+            prepare_threshold=None,
             connect_timeout=2,
             application_name="onecode readiness",
         )
-        return self._connection
+        return connection
 
     def _close(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
+        connections, self._connections = self._connections, {}
+        for connection in connections.values():
             with suppress(psycopg.Error):
                 connection.close()
 
 
 def init_app(app: Flask) -> None:
     """Create the readiness check of this app."""
-    app.extensions["readiness"] = ReadinessCheck(app.config["SETTINGS"].libpq_url)
+    app.extensions["readiness"] = ReadinessCheck(app.config["SETTINGS"])
 
 
 def describe_problem(error: BaseException) -> str:
@@ -117,6 +139,8 @@ def describe_problem(error: BaseException) -> str:
         return READ_ONLY
     if isinstance(error, psycopg.errors.DiskFull):
         return DISK_FULL
+    if isinstance(error, SettingsError):
+        return WRONG_POOLING
     return UNAVAILABLE
 
 

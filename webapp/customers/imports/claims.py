@@ -15,7 +15,7 @@ from typing import LiteralString, Protocol, TypeVar, cast
 from flask_babel import gettext as _
 
 from webapp.core import database_connections, task_queue
-from webapp.core.extensions import db
+from webapp.core.database_engines import get_direct_engine
 from webapp.customers.imports import staging, suppression_staging
 from webapp.customers.imports.actions import fail_import
 from webapp.customers.imports.staging import MergeStrategy
@@ -116,7 +116,7 @@ class Partition:
 
 def open_connection() -> staging.Connection:
     """Open a connection outside the pool; closing it drops its staging tables."""
-    pooled = db.engine.raw_connection()
+    pooled = get_direct_engine().raw_connection()
     connection = cast("database_connections.DeadlineConnection", pooled.driver_connection)
     pooled.detach()
     # An attribute of the connection, because the threads of `run_in_parallel` do not inherit the deadline of the task.
