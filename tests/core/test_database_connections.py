@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import closing
 
 import psycopg
 import pytest
@@ -12,7 +13,7 @@ from flask import Flask
 from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 
-from tests.support.frozen_server import frozen_process
+from tests.support.frozen_server import Relay, frozen_process, relay_to
 from webapp.core import database_connections, database_urls, queue_storage
 from webapp.core.database_connections import CommitRefused, DeadlineConnection, StatementTimeout
 from webapp.core.extensions import db, huey
@@ -113,10 +114,10 @@ def test_after_a_hanging_commit_no_other_is_sent_until_writes_succeed(
         read_only.setattr(database_connections, "_CHECK_WRITES_SQL", "select 1 / 0")
         with pytest.raises(CommitRefused):
             other.commit()
-        assert other.info.transaction_status == psycopg.pq.TransactionStatus.INTRANS
         read_only.undo()
         other.commit()
-        assert other.execute("delete from huey_kv").rowcount == 1
+        # The refused transaction was not committed by the next one.
+        assert other.execute("delete from huey_kv").rowcount == 0
 
 
 @pytest.mark.parametrize("folder", ["webapp", "local", "migrations"])
@@ -132,6 +133,58 @@ def test_a_deadline_applies_in_its_block_only(test_settings: Settings) -> None:
     with database_connections.statement_deadline(DEADLINE), pytest.raises(StatementTimeout):
         connection.execute("select pg_sleep(1000)")
     with database_connections.connect(test_settings.libpq_url, autocommit=True) as connection:
+        connection.execute("select pg_sleep(%s)", [DEADLINE * 2])
+
+
+@pytest.fixture
+def relay(test_settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Relay]:
+    monkeypatch.setattr(database_connections, "SERVER_CHECK_INTERVAL_SECONDS", DEADLINE / 3)
+    monkeypatch.setattr(database_connections, "SERVER_CHECK_SECONDS", DEADLINE)
+    with relay_to(test_settings.libpq_url) as relay:
+        yield relay
+
+
+def connect_for_long_statements(relay: Relay) -> DeadlineConnection:
+    seconds = database_connections.LONG_STATEMENT_SECONDS
+    return database_connections.connect(relay.url, statement_seconds=seconds, autocommit=True)
+
+
+def test_a_long_statement_on_a_frozen_server_ends(relay: Relay) -> None:
+    """Its deadline is ten minutes, but the server is checked meanwhile."""
+    with closing(connect_for_long_statements(relay)) as connection:
+        relay.freeze()
+        with pytest.raises(StatementTimeout, match="no longer runs"):
+            connection.execute("select 1")
+        assert connection.closed
+
+
+def test_a_long_statement_ends_when_another_server_has_taken_over(relay: Relay, test_settings: Settings) -> None:
+    """The client may not notice, because the old server cannot close its connections."""
+    with closing(connect_for_long_statements(relay)) as connection:
+        relay.freeze(accepts_new=True)
+        with psycopg.connect(test_settings.libpq_url) as other:
+            other.execute("select pg_terminate_backend(%s, 5000)", [connection.info.backend_pid])
+        with pytest.raises(StatementTimeout, match="no longer runs"):
+            connection.execute("select 1")
+
+
+def test_a_long_statement_continues_while_the_server_runs_it(relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
+    checks: list[bool] = []
+    is_running = DeadlineConnection._is_running
+
+    def record_check(connection: DeadlineConnection) -> bool:
+        checks.append(is_running(connection))
+        return checks[-1]
+
+    monkeypatch.setattr(DeadlineConnection, "_is_running", record_check)
+    with closing(connect_for_long_statements(relay)) as connection:
+        connection.execute("select pg_sleep(%s)", [DEADLINE * 4])
+    assert set(checks) == {True}
+
+
+def test_a_server_that_rejects_connections_still_runs_the_statement(relay: Relay) -> None:
+    with closing(connect_for_long_statements(relay)) as connection:
+        connection.url = psycopg.conninfo.make_conninfo(relay.url, dbname="nowhere")
         connection.execute("select pg_sleep(%s)", [DEADLINE * 2])
 
 

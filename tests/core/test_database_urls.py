@@ -40,7 +40,7 @@ from webapp.core.settings import Settings
         ("host=db1,db2 port=5433,5434 user=u dbname=onecode", {"host": "db1,db2", "port": "5433,5434"}),
         (r"host=/run/postgresql password='a b\'c@/' dbname=onecode", {"password": "a b'c@/"}),
         ("postgresql://u@db1/onecode?connect_timeout=9&options=-c%20role%3Dr", {"connect_timeout": "9"}),
-        ("postgresql://u@db1/onecode?options=-c%20role%3Dr", {"options": "-c role=r", "tcp_user_timeout": "20000"}),
+        ("postgresql://u@db1/onecode?options=-c%20role%3Dr", {"options": "-c role=r", "tcp_user_timeout": "10000"}),
     ],
 )
 def test_every_form_of_libpq_is_accepted(url: str, expected: dict[str, str]) -> None:
@@ -108,8 +108,8 @@ def test_a_wrong_connection_string_is_refused_without_its_password(url: str, mes
 @pytest.fixture(params=["uri", "key-value"])
 def two_hosts(test_settings: Settings, request: pytest.FixtureRequest) -> Settings:
     """Settings with two hosts; nothing listens at the first."""
-    server = conninfo_to_dict(test_settings.libpq_url)
-    host, port = str(server.pop("host", "") or psycopg_host(test_settings)), str(server.pop("port", "") or "")
+    server = {name: str(value) for name, value in conninfo_to_dict(test_settings.libpq_url).items()}
+    host, port = server.pop("host", "") or psycopg_host(test_settings), server.pop("port", "")
     hosts, ports = f"127.0.0.1,{host}", f"{free_port()},{port}"
     url = make_conninfo(host=hosts, port=ports, **server)
     if request.param == "uri":

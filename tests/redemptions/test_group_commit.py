@@ -254,6 +254,22 @@ def server_process(committer: GroupCommitter) -> int:
     return pid
 
 
+def test_the_connection_works_after_a_commit_that_the_database_has_rejected(
+    committer: GroupCommitter, make_offer: MakeOffer, make_customer: MakeCustomer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_offer(frozen_at=text("now()"))
+    (email,) = make_emails(make_customer, 1)
+
+    def reject(connection: DeadlineConnection) -> None:
+        connection.rollback()
+        raise psycopg.errors.DiskFull("could not extend file: No space left on device")
+
+    with monkeypatch.context() as full_disk:
+        full_disk.setattr(DeadlineConnection, "commit", reject)
+        assert outcomes(committer._redeem_group(make_requests("SUMMER25", [email]))) == ["unavailable"]
+    assert outcomes(committer._redeem_group(make_requests("SUMMER25", [email]))) == ["redeemed"]
+
+
 def test_a_group_lost_during_its_commit_has_an_unknown_outcome(
     committer: GroupCommitter, make_offer: MakeOffer, make_customer: MakeCustomer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

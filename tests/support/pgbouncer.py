@@ -34,6 +34,7 @@ def pgbouncer(database_url: str, pool_mode: str, **more: str) -> Iterator[str]:
         pytest.skip("PgBouncer is not installed")
     server = {keyword: str(value) for keyword, value in conninfo_to_dict(database_url).items()}
     port = free_port()
+    user, group = _find_user(server.get("host", ""))
     with tempfile.TemporaryDirectory(prefix="onecode-pgbouncer-") as name:
         folder = Path(name)
         folder.chmod(0o755)
@@ -44,7 +45,8 @@ def pgbouncer(database_url: str, pool_mode: str, **more: str) -> Iterator[str]:
                 stdout=log,
                 stderr=log,
                 stdin=subprocess.DEVNULL,
-                **_run_as(server.get("host", "")),
+                user=user,
+                group=group,
             )
         url = make_conninfo(
             host="127.0.0.1",
@@ -78,13 +80,13 @@ def _write_configuration(folder: Path, server: Mapping[str, str], port: int, opt
     (folder / "pgbouncer.ini").write_text(f"[databases]\n* = {address}\n[pgbouncer]\n{section}\n")
 
 
-def _run_as(socket_folder: str) -> dict[str, int]:
-    """Return the user of the process: PgBouncer refuses to run as root."""
+def _find_user(socket_folder: str) -> tuple[int | None, int | None]:
+    """Return the user and group of the process: PgBouncer refuses to run as root."""
     if os.geteuid() != 0:
-        return {}
+        return None, None
     uid = os.stat(socket_folder).st_uid if socket_folder.startswith("/") else 0
     user = pwd.getpwuid(uid) if uid else pwd.getpwnam("nobody")
-    return {"user": user.pw_uid, "group": user.pw_gid}
+    return user.pw_uid, user.pw_gid
 
 
 def _accepts(url: str, process: subprocess.Popen[bytes]) -> bool:

@@ -36,6 +36,10 @@ PING_SECONDS = 5.0
 # Seconds to wait until the server has received the request to cancel an overdue statement.
 CANCEL_SECONDS = 1.0
 
+# While a statement may take longer than STATEMENT_SECONDS: seconds without data until it is checked whether the server
+# still runs it, and seconds that this may take.
+SERVER_CHECK_INTERVAL_SECONDS = 10.0
+SERVER_CHECK_SECONDS = 5.0
 # After a commit has timed out: seconds to wait for a check whether the database accepts writes, and between two checks.
 COMMIT_CHECK_SECONDS = 2.0
 COMMIT_CHECK_INTERVAL_SECONDS = 1.0
@@ -64,6 +68,10 @@ class StatementTimeout(psycopg.OperationalError):
     """
 
 
+class _StatementLost(Exception):
+    """The server is no longer at work on the statement."""
+
+
 class CommitRefused(psycopg.OperationalError):
     """The commit was not sent, because the database has not completed an earlier one; nothing is saved."""
 
@@ -90,18 +98,28 @@ class DeadlineConnection(psycopg.Connection[Any]):
             return super().wait(gen, interval, timeout)
         seconds = self.statement_seconds or _statement_seconds.get()
         try:
-            return super().wait(gen, interval, seconds)
+            return super().wait(self._watch(gen) if seconds > STATEMENT_SECONDS else gen, interval, seconds)
         except _WaitTimeout:
             self._abandon()
             raise StatementTimeout(f"no response from the database within {seconds:g} s") from None
+        except _StatementLost:
+            self._abandon()
+            raise StatementTimeout("the database no longer runs the statement, or does not respond at all") from None
 
     def commit(self) -> None:
         """Commit the transaction.
 
         :raises StatementTimeout: when the server did not respond in time; whether it has committed is unknown then.
-        :raises CommitRefused: when an earlier commit has timed out and the database still does not accept writes.
+        :raises CommitRefused: when an earlier commit has timed out and the database still does not accept writes; the
+            transaction is rolled back then.
         """
-        _commit_guard.check(self.url)
+        try:
+            _commit_guard.check(self.url)
+        except CommitRefused:
+            # Otherwise the next transaction of this connection would commit this one, too.
+            with suppress(psycopg.Error):
+                self.rollback()
+            raise
         self._is_committing = True
         try:
             super().commit()
@@ -110,6 +128,55 @@ class DeadlineConnection(psycopg.Connection[Any]):
             raise
         finally:
             self._is_committing = False
+
+    def _watch(self, gen: PQGen[Result]) -> PQGen[Result]:
+        """Run an operation that may take minutes; end it when the server is no longer at work on it.
+
+        :raises _StatementLost: when two checks in a row have failed.
+        """
+        check_at = time.monotonic() + SERVER_CHECK_INTERVAL_SECONDS
+        try:
+            state = next(gen)
+            while True:
+                ready = yield state
+                # Nothing is ready at the end of each `interval`.
+                if ready or time.monotonic() >= check_at:
+                    if not ready and not self._is_running() and not self._is_running():
+                        raise _StatementLost
+                    check_at = time.monotonic() + SERVER_CHECK_INTERVAL_SECONDS
+                state = gen.send(ready)
+        except StopIteration as end:
+            result: Result = end.value
+            return result
+
+    def _is_running(self) -> bool:
+        """Return whether the server still has the session of this connection, asked over a new connection.
+
+        A frozen server does not answer. Behind an address that leads to the current primary server, another server may
+        answer, which does not have the session. A connection pooler hides which session it is.
+        """
+        server = {"host": self.info.host, "hostaddr": self.info.hostaddr or None, "port": self.info.port}
+        try:
+            with closing(
+                connect(
+                    self.url,
+                    statement_seconds=SERVER_CHECK_SECONDS,
+                    autocommit=True,
+                    **server,
+                    connect_timeout=math.ceil(SERVER_CHECK_SECONDS),
+                    target_session_attrs="any",
+                )
+            ) as other:
+                row = other.execute(
+                    "select pg_backend_pid(), exists (select from pg_stat_activity where pid = %s)",
+                    [self.info.backend_pid],
+                ).fetchone()
+                return row is not None and bool(row[0] != other.info.backend_pid or row[1])
+        except (StatementTimeout, psycopg.errors.ConnectionTimeout):
+            return False
+        except psycopg.Error:
+            # For example, the server accepts no more connections.
+            return True
 
     def _abandon(self) -> None:
         """Close the connection; ask the server to cancel the statement, so that a slow one releases its locks.

@@ -210,7 +210,7 @@ def _register_key(key: str, name: TaskName, make_task: Callable[..., Any], is_pe
 
 
 def _wrap_in_app_context(
-    name: TaskName,
+    name: str,
     function: Function,
     *,
     is_periodic: bool,

@@ -123,6 +123,7 @@ def _redeem_in_transaction(
         try:
             transaction.commit()
         except DBAPIError as error:
+            transaction.rollback()  # Otherwise SQLAlchemy would reject the next one of this connection.
             is_refused = isinstance(error.orig, CommitRefused)
             raise (RedemptionUnavailable() if is_refused else RedemptionUnavailable(OUTCOME_UNKNOWN)) from error
     if unfrozen_indexes:
@@ -342,9 +343,8 @@ def record_redemption_export(redemption_filter: redemption_queries.RedemptionFil
     :param redemption_filter: the filter of the export; None when it can match nothing.
     """
     details = dataclasses.asdict(redemption_filter) if redemption_filter else {"found": "nothing"}
+    details = {name: value for name, value in details.items() if value is not None}
     for name, value in details.items():
         details[name] = value.isoformat() if isinstance(value, datetime) else value
-    record_audit_entry(
-        by, "redemptions.exported", **{name: value for name, value in details.items() if value is not None}
-    )
+    record_audit_entry(by, "redemptions.exported", **details)
     db.session.commit()
