@@ -119,9 +119,10 @@ def test_send_progress_keeps_its_session(pooled_app: Flask, pooled_settings: Set
 
 def test_a_worker_is_woken(pooled_app: Flask) -> None:
     received: list[bytes | None] = []
+    before = _listening_sessions()
     thread = threading.Thread(target=lambda: received.append(huey.storage.dequeue()))
     thread.start()
-    wait_until(lambda: _listening_sessions() > 0)
+    wait_until(lambda: _listening_sessions() > before)
 
     huey.storage.enqueue(b"task")
 
@@ -131,8 +132,9 @@ def test_a_worker_is_woken(pooled_app: Flask) -> None:
 
 def _listening_sessions() -> int:
     db.session.rollback()
-    query = "select count(*) from pg_stat_activity where query like 'listen %' and datname = current_database()"
-    return int(db.session.scalar(text(query)) or 0)
+    # The statement after LISTEN, on the same connection.
+    query = "select count(*) from pg_stat_activity where query like 'delete from huey_task%' and state = 'idle'"
+    return int(db.session.scalar(text(f"{query} and datname = current_database()")) or 0)
 
 
 def test_the_pooling_is_accepted(pooled_app: Flask, pooled_settings: Settings) -> None:
@@ -164,18 +166,21 @@ def test_a_changed_pooling_is_reported(
 ) -> None:
     """Load balancers must stop to send requests: the queue would lose tasks."""
     check = ReadinessCheck(replace(test_settings, database_url=session_url))
-    assert check.run() is None
+    assert find_problem(check) is None
     # As after a change of PgBouncer's configuration.
     monkeypatch.setattr(readiness, "POOLING_CHECK_INTERVAL_SECONDS", 0)
     monkeypatch.setattr(check, "_settings", replace(test_settings, database_url=transaction_url))
-    for _attempt in range(2):
-        error = check.run()
-        assert error is not None
-        assert readiness.describe_problem(error) == readiness.WRONG_POOLING
+    wait_until(lambda: find_problem(check) == readiness.WRONG_POOLING)
+    assert find_problem(check) == readiness.WRONG_POOLING
     monkeypatch.undo()
 
-    assert check.run() is None
+    wait_until(lambda: find_problem(check) is None)
     check._close()
+
+
+def find_problem(check: ReadinessCheck) -> str | None:
+    error = check.run()
+    return readiness.describe_problem(error) if error else None
 
 
 @pytest.mark.parametrize("is_direct", [False, True])
@@ -184,10 +189,7 @@ def test_both_connection_strings_must_work(test_settings: Settings, is_direct: b
     url, direct_url = urls if is_direct else reversed(urls)
     check = ReadinessCheck(replace(test_settings, database_url=url, database_direct_url=direct_url))
 
-    error = check.run()
-
-    assert error is not None
-    assert readiness.describe_problem(error) == readiness.UNAVAILABLE
+    assert find_problem(check) == readiness.UNAVAILABLE
     check._close()
 
 

@@ -23,9 +23,8 @@ from webapp.core.settings import Settings
 
 # Seconds after the start of a check at which requests stop waiting for it.
 CHECK_SECONDS = 1.5
-# Seconds between two checks whether a connection pooler has the right mode, and to wait for one of its answers.
+# Seconds between two checks whether a connection pooler has the right mode.
 POOLING_CHECK_INTERVAL_SECONDS = 60.0
-POOLING_ANSWER_SECONDS = 0.5
 
 UNAVAILABLE = "the database or the queue is unavailable"
 NO_RESPONSE = "the database does not respond to writes in time"
@@ -52,8 +51,10 @@ class ReadinessCheck:
         self._current: _Check | None = None
         # By connection string. Used by the thread of the current check only, as all that follows.
         self._connections: dict[str, DeadlineConnection] = {}
-        # When the pooling was last found to be right, by `time.monotonic`.
+        # The last check of the pooling: when it started, by `time.monotonic`, its thread, and its result.
         self._pooling_checked_at = -math.inf
+        self._pooling_thread: threading.Thread | None = None
+        self._pooling_error: SettingsError | None = None
 
     def run(self) -> BaseException | None:
         """Check whether the database accepts writes; return the error if it does not.
@@ -83,10 +84,12 @@ class ReadinessCheck:
         try:
             for url in dict.fromkeys((self._settings.libpq_url, self._settings.direct_libpq_url)):
                 self._check_writes(url)
-            self._check_pooling()
+            self._start_pooling_check()
         except BaseException:
             self._close()
             raise
+        if self._pooling_error is not None:
+            raise self._pooling_error
 
     def _check_writes(self, url: str) -> None:
         connection = self._connections.get(url) or self._connect(url)
@@ -98,13 +101,31 @@ class ReadinessCheck:
                 raise
             database_connections.check_writes(self._connect(url))
 
-    def _check_pooling(self) -> None:
-        """Check that the connections of the queue keep their session; the mode of a pooler can change at any time."""
-        if time.monotonic() - self._pooling_checked_at < POOLING_CHECK_INTERVAL_SECONDS:
+    def _start_pooling_check(self) -> None:
+        """Start to check whether the connections of the queue keep their session, if that is due.
+
+        The mode of a pooler can change at any time. A busy one may answer later than requests wait for this check, so
+        the result is that of the last check that has finished.
+        """
+        is_due = time.monotonic() - self._pooling_checked_at >= POOLING_CHECK_INTERVAL_SECONDS
+        if (self._pooling_thread and self._pooling_thread.is_alive()) or not (is_due or self._pooling_error):
             return
-        if pooler_check.is_pooled(self._connections[self._settings.direct_libpq_url]):
-            pooler_check.check_pooling(self._settings, POOLING_ANSWER_SECONDS)
         self._pooling_checked_at = time.monotonic()
+        if pooler_check.is_pooled(self._connections[self._settings.direct_libpq_url]):
+            self._pooling_thread = threading.Thread(target=self._check_pooling, name="pooling", daemon=True)
+            self._pooling_thread.start()
+        else:
+            self._pooling_error = None
+
+    def _check_pooling(self) -> None:
+        try:
+            pooler_check.check_pooling(self._settings)
+            self._pooling_error = None
+        except SettingsError as error:
+            self._pooling_error = error
+        except psycopg.Error:
+            # Unknown: the last result stays.
+            pass
 
     def _connect(self, url: str) -> DeadlineConnection:
         self._pooling_checked_at = -math.inf
