@@ -12,6 +12,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 
 from tests.support.frozen_server import frozen_process
+from tests.support.live_server import wait_until
 from webapp import create_app
 from webapp.core import database_connections, database_health, task_queue
 from webapp.core.database_connections import DeadlineConnection
@@ -19,6 +20,8 @@ from webapp.core.extensions import db
 from webapp.core.settings import Settings
 from webapp.monitoring import readiness
 from webapp.monitoring.readiness import ReadinessCheck
+
+SELECT_TEMPORARY_BYTES = "select temp_bytes from pg_stat_database where datname = current_database()"
 
 
 @pytest.fixture
@@ -100,18 +103,11 @@ def test_a_full_disk_is_reported() -> None:
 def test_the_check_writes_a_temporary_file(check: ReadinessCheck, test_settings: Settings) -> None:
     """A full disk makes that write fail."""
     with psycopg.connect(test_settings.libpq_url, autocommit=True) as connection:
-        plan = connection.execute(
-            "select temp_bytes from pg_stat_database where datname = current_database()"
-        ).fetchone()
-    assert plan is not None
+        before = connection.execute(SELECT_TEMPORARY_BYTES).fetchone()
     check.run()
     check._close()
     with psycopg.connect(test_settings.libpq_url, autocommit=True) as connection:
-        while (
-            connection.execute("select temp_bytes from pg_stat_database where datname = current_database()").fetchone()
-            == plan
-        ):
-            pass
+        wait_until(lambda: connection.execute(SELECT_TEMPORARY_BYTES).fetchone() != before)
 
 
 def test_checks_need_no_connection_of_the_pool(app: Flask, client: FlaskClient) -> None:
