@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import psycopg
@@ -20,6 +21,8 @@ from webapp.core.extensions import db
 from webapp.core.settings import Settings
 from webapp.monitoring import readiness
 from webapp.monitoring.readiness import ReadinessCheck
+
+pytestmark = pytest.mark.usefixtures("patient_readiness")
 
 SELECT_TEMPORARY_BYTES = "select temp_bytes from pg_stat_database where datname = current_database()"
 
@@ -51,10 +54,20 @@ def test_the_check_connects_again_after_a_restart(check: ReadinessCheck, test_se
     assert check.run() is None
 
 
+@contextmanager
+def impatient(check: ReadinessCheck) -> Iterator[None]:
+    """Let requests and the statements of the check wait for a short time only."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(readiness, "CHECK_SECONDS", 0.5)
+        find_connection(check).statement_seconds = 0.5
+        yield
+
+
 def test_a_frozen_server_is_reported_and_left(check: ReadinessCheck) -> None:
     check.run()
     with frozen_process(find_connection(check).info.backend_pid):
-        error = check.run()
+        with impatient(check):
+            error = check.run()
         assert isinstance(error, database_connections.StatementTimeout)
         assert readiness.describe_problem(error) == readiness.NO_RESPONSE
         assert check._current is not None
@@ -64,7 +77,7 @@ def test_a_frozen_server_is_reported_and_left(check: ReadinessCheck) -> None:
 
 def test_many_checks_of_a_frozen_server_use_one_thread(check: ReadinessCheck) -> None:
     check.run()
-    with frozen_process(find_connection(check).info.backend_pid):
+    with frozen_process(find_connection(check).info.backend_pid), impatient(check):
         requests = [threading.Thread(target=check.run) for _index in range(20)]
         for request in requests:
             request.start()
