@@ -136,8 +136,18 @@ CONNECTION_ERROR_HINTS = (
         "there is no user {} on the server of DATABASE_URL; create it: createuser --pwprompt {}",
     ),
     (
-        r"unsupported startup parameter",
-        "DATABASE_URL points to a connection pooler such as pgbouncer; point it at PostgreSQL itself",
+        r"unsupported startup parameter(?: in options)?: (\w+)",
+        "the connection pooler of DATABASE_URL rejects the parameter {}; remove it from DATABASE_URL, or add it to "
+        "ignore_startup_parameters of PgBouncer",
+    ),
+    (
+        r"definition of service \"([^\"]*)\" not found",
+        "there is no service {} in the service file of libpq; check PGSERVICEFILE and the name in DATABASE_URL",
+    ),
+    (r"service file \"([^\"]*)\" not found", "the service file {} of libpq does not exist; check PGSERVICEFILE"),
+    (
+        r"session is read-only|server is in hot standby",
+        "the server of DATABASE_URL does not accept writes (a standby?); set DATABASE_URL to the primary server",
     ),
     (
         r"no pg_hba.conf entry .*(?:SSL off|no encryption)",
@@ -163,10 +173,25 @@ CONNECTION_ERROR_HINTS = (
 )
 
 
-def explain_connection_error(error: psycopg.Error) -> str:
-    """Return one line about a failed connection and its remedy; never a password."""
+# A line of psycopg about one of several attempts.
+_ATTEMPT_PATTERN = re.compile(r"^- host: '?(.*?)'?, port: '?(.*?)'?, hostaddr: .*?: (.*)$", re.M)
+
+
+def explain_connection_error(error: psycopg.Error, name: str = "DATABASE_URL") -> str:
+    """Return one line about a failed connection and its remedy; never a password.
+
+    :param name: the setting with the address.
+    """
+    attempts = {(host, port): reason for host, port, reason in _ATTEMPT_PATTERN.findall(str(error))}
+    if len(attempts) > 1:
+        reasons = (
+            f"{host} port {port}: {shorten(reason.rpartition('failed: ')[2], 100, placeholder=' …')}"
+            for (host, port), reason in attempts.items()
+        )
+        return f"none of the servers of {name} can be used: {'; '.join(reasons)}"
     message = " ".join(str(error).split())
     for pattern, hint in CONNECTION_ERROR_HINTS:
         if match := re.search(pattern, message):
-            return hint.replace("{}", " port ".join(group for group in match.groups() if group))
-    return f"the database of DATABASE_URL cannot be used: {shorten(message, 300)}"
+            groups = " port ".join(group for group in match.groups() if group)
+            return hint.replace("DATABASE_URL", name).replace("{}", groups)
+    return f"the database of {name} cannot be used: {shorten(message, 300)}"

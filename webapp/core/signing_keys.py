@@ -205,7 +205,7 @@ def _verify_with(purpose: str, token: str, candidates: Iterable[tuple[int, bytes
 
 
 def _cache_id(purpose: str) -> tuple[str, str]:
-    return current_app.config["SQLALCHEMY_DATABASE_URI"], purpose
+    return current_app.config["SETTINGS"].database_url, purpose
 
 
 def _get_cached(purpose: str) -> _CachedKeys | None:

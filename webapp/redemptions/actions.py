@@ -17,6 +17,7 @@ from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 from webapp.accounts.audit import record_audit_entry
+from webapp.core.database_connections import CommitRefused
 from webapp.core.errors import DomainError
 from webapp.core.extensions import db
 from webapp.offers import actions as offer_actions
@@ -122,7 +123,9 @@ def _redeem_in_transaction(
         try:
             transaction.commit()
         except DBAPIError as error:
-            raise RedemptionUnavailable(OUTCOME_UNKNOWN) from error
+            transaction.rollback()  # Otherwise SQLAlchemy would reject the next one of this connection.
+            is_refused = isinstance(error.orig, CommitRefused)
+            raise (RedemptionUnavailable() if is_refused else RedemptionUnavailable(OUTCOME_UNKNOWN)) from error
     if unfrozen_indexes:
         _freeze_offers(connection, unfrozen_indexes)
     return results
@@ -340,9 +343,8 @@ def record_redemption_export(redemption_filter: redemption_queries.RedemptionFil
     :param redemption_filter: the filter of the export; None when it can match nothing.
     """
     details = dataclasses.asdict(redemption_filter) if redemption_filter else {"found": "nothing"}
+    details = {name: value for name, value in details.items() if value is not None}
     for name, value in details.items():
         details[name] = value.isoformat() if isinstance(value, datetime) else value
-    record_audit_entry(
-        by, "redemptions.exported", **{name: value for name, value in details.items() if value is not None}
-    )
+    record_audit_entry(by, "redemptions.exported", **details)
     db.session.commit()
