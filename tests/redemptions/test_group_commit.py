@@ -108,12 +108,12 @@ def test_committed_rounds_stay_redeemed_when_a_later_round_is_lost(
     redeem_in_transaction = redemption_actions._redeem_in_transaction
 
     def lose_the_second_round(
-        connection: Any, waiting: dict[int, RedemptionRequest]
+        connection: Any, waiting: dict[int, RedemptionRequest], secret: bytes
     ) -> dict[int, RedemptionRecord | DomainError]:
         rounds.append(len(waiting))
         if len(rounds) == 2:
             end_connections()
-        return redeem_in_transaction(connection, waiting)
+        return redeem_in_transaction(connection, waiting, secret)
 
     monkeypatch.setattr(redemption_actions, "_redeem_in_transaction", lose_the_second_round)
     assert outcomes(committer._redeem_group(requests)) == ["redeemed", "redeemed", "unavailable"]
@@ -137,7 +137,12 @@ def test_an_invalid_request_fails_alone(
 
 
 @pytest.mark.parametrize(
-    ("errcode", "outcome"), [("disk_full", "unavailable"), ("query_canceled", "unavailable"), ("54000", "error")]
+    ("errcode", "outcome", "message"),
+    [
+        ("disk_full", "unavailable", errors.DISK_FULL),
+        ("query_canceled", "unavailable", errors.DATABASE_UNAVAILABLE),
+        ("54000", "error", "Something went wrong on our side, and the error was logged. Please try again."),
+    ],
 )
 def test_temporary_database_errors_make_requests_unavailable(
     committer: GroupCommitter,
@@ -146,6 +151,7 @@ def test_temporary_database_errors_make_requests_unavailable(
     caplog: pytest.LogCaptureFixture,
     errcode: str,
     outcome: str,
+    message: str,
 ) -> None:
     make_offer(frozen_at=text("now()"))
     emails = make_emails(make_customer, 2)
@@ -154,10 +160,12 @@ def test_temporary_database_errors_make_requests_unavailable(
     db.session.execute(text("create trigger full_disk before insert on redemption execute function full_disk()"))
     db.session.commit()
     try:
-        assert outcomes(committer._redeem_group(make_requests("SUMMER25", emails))) == [outcome] * 2
+        results = committer._redeem_group(make_requests("SUMMER25", emails))
     finally:
         db.session.execute(text("drop function full_disk cascade"))
         db.session.commit()
+    assert outcomes(results) == [outcome] * 2
+    assert [str(result) for result in results] == [message] * 2
     assert [record.levelname for record in caplog.records].count("ERROR") == 2
     assert outcomes(committer._redeem_group(make_requests("SUMMER25", emails))) == ["redeemed"] * 2
 

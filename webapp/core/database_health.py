@@ -66,6 +66,16 @@ def report_if_outage(error: BaseException | None) -> bool:
     return True
 
 
+def is_disk_full(error: BaseException | None) -> bool:
+    """Return whether the server rejected a statement because its disk is full (SQLSTATE 53100).
+
+    The transaction is then rolled back, so nothing of it was saved. A server that stops for this reason instead, since
+    it can't write its log, loses its connections: that is an outage.
+    """
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    return isinstance(cause, psycopg.errors.DiskFull) and cause.diag.severity_nonlocalized not in ("FATAL", "PANIC")
+
+
 def is_connection_lost(error: psycopg.Error) -> bool:
     """Return whether the server or the network ended an open connection.
 

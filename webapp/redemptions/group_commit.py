@@ -14,7 +14,12 @@ from webapp.core.coalescing import Coalescer, CoalescingTimeout
 from webapp.core.errors import DomainError
 from webapp.core.extensions import db
 from webapp.redemptions.actions import redeem_all
-from webapp.redemptions.errors import DATABASE_UNAVAILABLE, OUTCOME_UNKNOWN, RedemptionUnavailable
+from webapp.redemptions.errors import (
+    DATABASE_UNAVAILABLE,
+    OUTCOME_UNKNOWN,
+    RedemptionUnavailable,
+    build_unavailable,
+)
 from webapp.redemptions.queries import RedemptionRecord
 from webapp.redemptions.rules import RedemptionRequest
 
@@ -96,7 +101,7 @@ class GroupCommitter(Coalescer[RedemptionRequest, RedemptionRecord | DomainError
             # SQLSTATE classes 53 and 57, such as a full disk, are temporary and not caused by the request.
             if str(getattr(error.orig, "sqlstate", None)).startswith(("53", "57")):
                 log.error("database rejected the write: %s", error.orig)
-                return [RedemptionUnavailable()]
+                return [build_unavailable(error)]
             request = requests[0]
             log.error(
                 "redemption failed (channel %s, API key %s, offer %s)",

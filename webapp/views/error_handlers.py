@@ -82,7 +82,8 @@ def init_app(app: Flask) -> None:
 def _handle_domain_error(error: DomainError) -> Response:
     if _is_api_request():
         return problem_response(error.status, error.key, error.message, error.errors)
-    return _render_error_page(error.status, error.message)
+    is_for_customer = error.customer_message is not None and _is_public_request()
+    return _render_error_page(error.status, error.customer_message if is_for_customer else error.message)
 
 
 def _handle_csrf_error(error: CSRFError) -> Response:
@@ -128,9 +129,20 @@ def _handle_database_error(error: OperationalError | InterfaceError | PoolTimeou
     if not database_health.report_if_outage(error):
         log.error("database error in %s %s: %s", request.method, request.url_rule, getattr(error, "orig", error))
     db.session.rollback()
+    message = _disk_full_message() if database_health.is_disk_full(error) else _get_message(503)
     if _is_api_request():
-        return problem_response(503, "unavailable", _get_message(503))
-    return _render_error_page(503, _get_message(503))
+        return problem_response(503, "unavailable", message)
+    return _render_error_page(503, message)
+
+
+def _disk_full_message() -> str:
+    """Return the message for the client of a request that the database rejected because its disk is full."""
+    if _is_public_request() and not _is_api_request():
+        return _("Nothing can be saved for some time. Please try again later.")
+    return _(
+        "The disk of the database is full, so this can't be saved. Try again after the server administrator has freed "
+        "space."
+    )
 
 
 def _handle_data_error(error: DataError) -> Response:
