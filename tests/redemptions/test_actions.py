@@ -29,8 +29,8 @@ from webapp.customers import actions as customer_actions
 from webapp.customers.models import Audience, AudienceMember
 from webapp.offers import actions as offer_actions
 from webapp.redemptions import actions as redemption_actions
-from webapp.redemptions import export as redemption_export
 from webapp.redemptions import count_queries, group_commit, hourly_counts, personal_codes
+from webapp.redemptions import export as redemption_export
 from webapp.redemptions import queries as redemption_queries
 from webapp.redemptions import rollback as redemption_rollback
 from webapp.redemptions.queries import KeysetCursor, RedemptionFilter, RedemptionRecord

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import psycopg
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
@@ -41,3 +42,28 @@ def test_customers_do_not_read_about_the_database(
     assert response.status_code == 503
     assert "This page is temporarily unavailable. Please try again in a moment." in response.text
     assert "database" not in response.text
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("/redeem", "Nothing can be saved for some time. Please try again later."),
+        ("/sign-in", "The disk of the database is full, so this can&#39;t be saved."),
+        ("/api/v1/offers", "The disk of the database is full, so this can't be saved."),
+    ],
+)
+def test_a_full_disk_is_not_reported_as_an_outage(
+    app: Flask, client: FlaskClient, monkeypatch: pytest.MonkeyPatch, path: str, message: str
+) -> None:
+    def fail(**_values: object) -> None:
+        raise OperationalError("insert", {}, psycopg.errors.DiskFull("could not extend file"))
+
+    endpoint = app.url_map.bind("").match(path, "GET")[0]
+    monkeypatch.setitem(app.view_functions, endpoint, fail)
+    monkeypatch.setattr(fail, "is_login_exempt", True, raising=False)
+    monkeypatch.setattr(fail, "is_api_key_exempt", True, raising=False)
+
+    response = client.get(path)
+
+    assert (response.status_code, message in response.text) == (503, True)
+    assert "unavailable. Please" not in response.text

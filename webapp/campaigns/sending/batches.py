@@ -23,6 +23,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from webapp.campaigns import timing
 from webapp.campaigns.models import decode_gaps
 from webapp.campaigns.sending import progress as send_progress
+from webapp.campaigns.sending.disk_warning import store_disk_warning
 from webapp.core import database_health
 from webapp.core.extensions import db
 
@@ -70,6 +71,8 @@ def retry_while_database_unavailable(write: Callable[P, R]) -> Callable[P, R]:
                 return write(*args, **kwargs)
             except (OperationalError, InterfaceError, PoolTimeout) as error:
                 db.session.rollback()
+                if database_health.is_disk_full(error):
+                    store_disk_warning()
                 if time.monotonic() > deadline:
                     raise
                 if not database_health.report_if_outage(error):
