@@ -11,9 +11,9 @@ from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 
 from tests.support.campaigns import LaunchCampaign, create_customers, refresh
-from tests.support.smtp_relay import Relay
 from webapp.core import task_queue
 from webapp.core.extensions import db
+from webapp.core.task_queue import TaskName
 
 WARNING = "The disk of the database is full."
 
@@ -35,18 +35,21 @@ def full_disk(table: str) -> Iterator[None]:
         db.session.commit()
 
 
-@pytest.mark.parametrize(("table", "task", "is_prepared"), [("batch", "prepare", False), ("batch", "send", True)])
+@pytest.mark.usefixtures("relay")
+@pytest.mark.parametrize("is_prepared", [False, True])
 def test_the_page_names_a_full_disk_until_sending_continues(
-    staff: FlaskClient, launch_campaign: LaunchCampaign, relay: Relay, table: str, task: str, is_prepared: bool
+    staff: FlaskClient, launch_campaign: LaunchCampaign, is_prepared: bool
 ) -> None:
     create_customers(3)
     campaign = launch_campaign(prepare=is_prepared)
+    tasks: dict[bool, tuple[TaskName, tuple[int, ...]]] = {
+        False: ("campaigns.prepare", (campaign.id,)),
+        True: ("campaigns.send", ()),
+    }
+    name, arguments = tasks[is_prepared]
 
-    with full_disk(table), pytest.raises(OperationalError):
-        if task == "prepare":
-            task_queue.run("campaigns.prepare", campaign.id)
-        else:
-            task_queue.run("campaigns.send")
+    with full_disk("batch"), pytest.raises(OperationalError):
+        task_queue.run(name, *arguments)
 
     assert WARNING in staff.get(f"/campaigns/{campaign.id}").text
     task_queue.run("campaigns.prepare", campaign.id)
