@@ -21,7 +21,7 @@ import pytest
 from local.supervisor import INSTANCE_VARIABLE
 from local.system_user import SYSTEM_USER
 from tests.support.local_copy import LocalCopy
-from tests.support.small_disk import requires_root, small_disk
+from tests.support.small_disk import fill_disk, requires_root, small_disk
 from webapp.core.settings import socket_folder
 
 pytestmark = pytest.mark.lifecycle
@@ -142,7 +142,7 @@ def test_a_running_copy_keeps_running_on_a_full_disk(
             if forgets_supervisor:
                 # As after a start on a disk that was full already.
                 (disk / "instance" / "supervisord.pid").write_text("")
-            _fill(disk / "filler")
+            fill_disk(disk / "filler")
 
             result = instance.make("setup", **folder)
 
@@ -154,15 +154,6 @@ def test_a_running_copy_keeps_running_on_a_full_disk(
         finally:
             (disk / "filler").unlink(missing_ok=True)
             instance.make("down", **folder)
-
-
-def _fill(file: Path) -> None:
-    """Write to a file until its disk is full."""
-    with file.open("wb", buffering=0) as filler, contextlib.suppress(OSError):
-        for size in (2**20, 2**12):
-            with contextlib.suppress(OSError):
-                while filler.write(bytes(size)):
-                    pass
 
 
 def _instance_processes(disk: Path) -> set[int]:
