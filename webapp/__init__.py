@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 from flask import Flask, Request, Response, g, request
+from flask.typing import ResponseReturnValue
 from flask_openapi import Info, OpenAPI
 from sqlalchemy import text
 from werkzeug.exceptions import BadRequest
@@ -98,6 +99,11 @@ class OnecodeApp(OpenAPI):
             if request is not None:
                 request.routing_exception = error
             return self.url_map.bind("")
+
+    def dispatch_request(self) -> ResponseReturnValue:
+        # The hooks that have run so far commit, too: the last use of a session or an API key.
+        g.pop("has_committed", None)
+        return super().dispatch_request()
 
     def raise_routing_exception(self, request: Request) -> NoReturn:
         if isinstance(request.routing_exception, RequestRedirect):

@@ -132,8 +132,8 @@ def test_at_the_connection_limit_a_saved_redemption_is_confirmed(program: Stoppa
     )
     with psycopg.connect(program.settings.libpq_url) as connection:
         connection.execute(
-            "insert into customer (email, email_as_given, name) "
-            "select address, address, '' from (select 'c' || g || '@example.com' as address from generate_series(1, 5) g)"
+            "insert into customer (email, email_as_given, name) select address, address, '' "
+            "from (select 'c' || g || '@example.com' as address from generate_series(1, 5) g) addresses"
         )
     with all_connections(program.settings.libpq_url) as held:
         # The web process has one connection.

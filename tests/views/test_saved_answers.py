@@ -12,6 +12,7 @@ from flask.testing import FlaskClient
 from sqlalchemy import event
 from sqlalchemy.exc import OperationalError
 
+from tests.support.campaigns import LaunchCampaign, create_customers
 from tests.support.factories import MakeCustomer, MakeOffer
 from tests.support.redemptions import ROLLBACK
 from webapp.core import signing_keys
@@ -20,12 +21,12 @@ from webapp.redemptions import group_commit, personal_links
 
 ADA = {"code": "SUMMER25", "customer": {"email": "ada@example.com"}}
 # Statements whose commit makes a change of the tests final.
-WRITES = ("insert into redemption", "with deleted as")
+WRITES = ("insert into redemption", "with deleted as", "update campaign")
 
 
 @pytest.fixture
 def refused_connections(app: Flask) -> Iterator[list[str]]:
-    """The connections that were refused because they were wanted after the commit of a redemption or a rollback.
+    """The connections that were refused because they were wanted after the commit of a change.
 
     As in a process that has just been started, no key is cached and no connection is open.
     """
@@ -33,7 +34,7 @@ def refused_connections(app: Flask) -> Iterator[list[str]]:
     state = {"has_written": False, "is_committed": False}
 
     def note_write(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
-        state["has_written"] = state["has_written"] or statement.strip().startswith(WRITES)
+        state["has_written"] = state["has_written"] or statement.strip().lower().startswith(WRITES)
 
     def note_commit(_connection: Any) -> None:
         state["is_committed"] = state["is_committed"] or state["has_written"]
@@ -131,3 +132,43 @@ def test_a_rollback_is_returned_as_it_is_read_later(api: FlaskClient, public_id:
     returned = api.post(f"/api/v1/redemptions/{public_id}/rollback", json={"reason": " order \n cancelled"}).json
 
     assert returned == api.get(f"/api/v1/redemptions/{public_id}").json
+
+
+@pytest.fixture
+def campaign_id(launch_campaign: LaunchCampaign) -> int:
+    """The id of a campaign that is being sent."""
+    create_customers(2)
+    return launch_campaign().id
+
+
+def test_a_change_that_is_saved_is_not_offered_again(
+    staff: FlaskClient, campaign_id: int, refused_connections: list[str]
+) -> None:
+    response = staff.post(f"/campaigns/{campaign_id}/pause")
+
+    assert (response.status_code, len(refused_connections) > 0) == (503, True)
+    assert "Part or all of this was saved" in response.text
+    assert "Try again" not in response.text
+
+
+def test_a_change_that_is_not_saved_is_offered_again(staff: FlaskClient, campaign_id: int) -> None:
+    refuse_update = _refuse_statement("update campaign")
+    event.listen(db.engine, "before_cursor_execute", refuse_update)
+    try:
+        response = staff.post(f"/campaigns/{campaign_id}/pause")
+    finally:
+        event.remove(db.engine, "before_cursor_execute", refuse_update)
+
+    assert response.status_code == 503
+    assert "Part or all" not in response.text
+    assert "Try again" in response.text
+
+
+def _refuse_statement(start: str) -> Callable[..., None]:
+    """Return a listener that lets statements fail which start with a text."""
+
+    def refuse(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        if statement.strip().lower().startswith(start):
+            raise OperationalError("update", {}, psycopg.OperationalError("the connection was closed"))
+
+    return refuse

@@ -64,6 +64,7 @@ def stop_with_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is None or parent.pid is None:
         return
+    descriptor: int | None
     try:
         descriptor = os.pidfd_open(parent.pid)
     except ProcessLookupError:

@@ -4,10 +4,22 @@ from __future__ import annotations
 
 import logging
 
-from flask import Flask, Response, current_app, g, make_response, render_template, request, session, url_for
+from flask import (
+    Flask,
+    Response,
+    current_app,
+    g,
+    has_request_context,
+    make_response,
+    render_template,
+    request,
+    session,
+    url_for,
+)
 from flask_babel import gettext as _
 from flask_babel import lazy_gettext as _l
 from flask_wtf.csrf import CSRFError
+from sqlalchemy import event
 from sqlalchemy.exc import DataError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from werkzeug.exceptions import ClientDisconnected, HTTPException
@@ -129,10 +141,22 @@ def _handle_database_error(error: OperationalError | InterfaceError | PoolTimeou
     if not database_health.report_if_outage(error):
         log.error("database error in %s %s: %s", request.method, request.url_rule, getattr(error, "orig", error))
     db.session.rollback()
-    message = _disk_full_message() if database_health.is_disk_full(error) else _get_message(503)
+    if g.get("has_committed") and request.method != "GET":
+        message = _(
+            "Part or all of this was saved, but the result can't be shown right now. Check it before you retry."
+        )
+    else:
+        message = _disk_full_message() if database_health.is_disk_full(error) else _get_message(503)
     if _is_api_request():
         return problem_response(503, "unavailable", message)
     return _render_error_page(503, message)
+
+
+@event.listens_for(db.session, "after_commit")
+def _note_commit(_session: object) -> None:
+    """Note that the view has saved something, so that no error page says or suggests that nothing was saved."""
+    if has_request_context():
+        g.has_committed = True
 
 
 def _disk_full_message() -> str:
@@ -227,7 +251,8 @@ def _render_error_page(status: int, detail: str, **values: object) -> Response:
     """
     resubmit_fields = []
     is_form = request.method == "POST" and request.mimetype == "application/x-www-form-urlencoded"
-    if status == 503 and is_form and not request.path.startswith(NO_RESUBMIT_PATHS):
+    is_saved = g.get("has_committed", False)
+    if status == 503 and is_form and not is_saved and not request.path.startswith(NO_RESUBMIT_PATHS):
         fields = get_form_or_empty().items(multi=True)
         resubmit_fields = [(name, value) for name, value in fields if name not in NO_RESUBMIT_FIELDS]
     if "_login_user" not in g:
