@@ -144,7 +144,7 @@ def campaign_id(launch_campaign: LaunchCampaign) -> int:
 def test_a_change_that_is_saved_is_not_offered_again(
     staff: FlaskClient, campaign_id: int, refused_connections: list[str]
 ) -> None:
-    response = staff.post(f"/campaigns/{campaign_id}/pause")
+    response = staff.post(f"/campaigns/{campaign_id}/pause", data={"page": "1"})
 
     assert (response.status_code, len(refused_connections) > 0) == (503, True)
     assert "Part or all of this was saved" in response.text
@@ -155,7 +155,7 @@ def test_a_change_that_is_not_saved_is_offered_again(staff: FlaskClient, campaig
     refuse_update = _refuse_statement("update campaign")
     event.listen(db.engine, "before_cursor_execute", refuse_update)
     try:
-        response = staff.post(f"/campaigns/{campaign_id}/pause")
+        response = staff.post(f"/campaigns/{campaign_id}/pause", data={"page": "1"})
     finally:
         event.remove(db.engine, "before_cursor_execute", refuse_update)
 

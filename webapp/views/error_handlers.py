@@ -141,12 +141,14 @@ def _handle_database_error(error: OperationalError | InterfaceError | PoolTimeou
     if not database_health.report_if_outage(error):
         log.error("database error in %s %s: %s", request.method, request.url_rule, getattr(error, "orig", error))
     db.session.rollback()
-    if g.get("has_committed") and request.method != "GET":
+    if database_health.is_disk_full(error):
+        message = _disk_full_message()
+    elif g.get("has_committed") and request.method != "GET":
         message = _(
             "Part or all of this was saved, but the result can't be shown right now. Check it before you retry."
         )
     else:
-        message = _disk_full_message() if database_health.is_disk_full(error) else _get_message(503)
+        message = _get_message(503)
     if _is_api_request():
         return problem_response(503, "unavailable", message)
     return _render_error_page(503, message)
