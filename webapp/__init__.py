@@ -27,7 +27,7 @@ import webapp.tasks  # noqa: F401 (registers every task)
 from webapp import cli
 from webapp.accounts import passwords, staff_erasure_actions
 from webapp.campaigns import erasure as campaign_erasure
-from webapp.core import database_health, logs, rate_limit, sessions, task_queue
+from webapp.core import database_health, logs, rate_limit, request_commits, sessions, task_queue
 from webapp.core.extensions import babel, csrf, db, huey, login, mail
 from webapp.core.json_provider import JsonProvider
 from webapp.core.request_limits import LimitedRequest, check_request
@@ -101,8 +101,7 @@ class OnecodeApp(OpenAPI):
             return self.url_map.bind("")
 
     def dispatch_request(self) -> ResponseReturnValue:
-        # The hooks that have run so far commit, too: the last use of a session or an API key.
-        g.pop("has_committed", None)
+        request_commits.start_view()
         return super().dispatch_request()
 
     def raise_routing_exception(self, request: Request) -> NoReturn:
