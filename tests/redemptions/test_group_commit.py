@@ -18,11 +18,12 @@ from sqlalchemy.exc import OperationalError
 
 import webapp
 from tests.support.factories import MakeCustomer, MakeOffer
+from tests.support.rejected_writes import rejected_writes
 from webapp.core.coalescing import CoalescingTimeout
 from webapp.core.errors import DomainError
 from webapp.core.extensions import db
 from webapp.redemptions import actions as redemption_actions
-from webapp.redemptions import errors, group_commit
+from webapp.redemptions import errors, group_commit, public_ids
 from webapp.redemptions.errors import RedemptionUnavailable
 from webapp.redemptions.group_commit import GroupCommitter
 from webapp.redemptions.models import Redemption
@@ -155,19 +156,26 @@ def test_temporary_database_errors_make_requests_unavailable(
 ) -> None:
     make_offer(frozen_at=text("now()"))
     emails = make_emails(make_customer, 2)
-    body = f"begin raise exception 'could not extend file' using errcode = '{errcode}'; end"
-    db.session.execute(text(f"create function full_disk() returns trigger language plpgsql as $$ {body} $$"))
-    db.session.execute(text("create trigger full_disk before insert on redemption execute function full_disk()"))
-    db.session.commit()
-    try:
+    with rejected_writes("redemption", errcode):
         results = committer._redeem_group(make_requests("SUMMER25", emails))
-    finally:
-        db.session.execute(text("drop function full_disk cascade"))
-        db.session.commit()
     assert outcomes(results) == [outcome] * 2
     assert [str(result) for result in results] == [message] * 2
     assert [record.levelname for record in caplog.records].count("ERROR") == 2
     assert outcomes(committer._redeem_group(make_requests("SUMMER25", emails))) == ["redeemed"] * 2
+
+
+def test_a_read_only_server_is_left_for_a_new_connection(
+    committer: GroupCommitter, make_offer: MakeOffer, make_customer: MakeCustomer
+) -> None:
+    make_offer(frozen_at=text("now()"))
+    requests = make_requests("SUMMER25", make_emails(make_customer, 2))
+    before = committer._get_connection().connection.dbapi_connection
+    with rejected_writes("redemption", "read_only_sql_transaction"):
+        results = committer._redeem_group(requests)
+    assert outcomes(results) == ["unavailable"] * 2
+    assert [str(result) for result in results] == [errors.DATABASE_UNAVAILABLE] * 2
+    assert outcomes(committer._redeem_group(requests)) == ["redeemed"] * 2
+    assert committer._get_connection().connection.dbapi_connection is not before
 
 
 def test_a_lost_connection_is_replaced_before_the_next_group(
@@ -209,7 +217,8 @@ def test_a_group_lost_during_its_commit_has_an_unknown_outcome(
     monkeypatch.setattr(db.engine.dialect, "do_commit", commit_and_lose_the_connection)
     committer._connection = None
     is_active.clear()
-    committer._get_connection()
+    # Cached, so that the first commit is that of the redemptions.
+    public_ids.load_secret(committer._get_connection())
     is_active.append(True)
     results = committer._redeem_group(make_requests("SUMMER25", emails))
     monkeypatch.undo()

@@ -17,7 +17,7 @@ from textwrap import shorten
 
 import psycopg
 from sqlalchemy import event
-from sqlalchemy.engine import Engine
+from sqlalchemy.engine import Engine, ExceptionContext
 from sqlalchemy.exc import DBAPIError
 
 log = logging.getLogger(__name__)
@@ -74,6 +74,22 @@ def is_disk_full(error: BaseException | None) -> bool:
     """
     cause = error.orig if isinstance(error, DBAPIError) else error
     return isinstance(cause, psycopg.errors.DiskFull) and cause.diag.severity_nonlocalized not in ("FATAL", "PANIC")
+
+
+def is_read_only(error: BaseException | None) -> bool:
+    """Return whether the server rejected a write because it is a standby or a former primary (SQLSTATE 25006).
+
+    The transaction is then rolled back, so nothing of it was saved. The connection counts as lost.
+    """
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    return isinstance(cause, psycopg.errors.ReadOnlySqlTransaction)
+
+
+@event.listens_for(Engine, "handle_error")
+def _replace_read_only_connection(context: ExceptionContext) -> None:
+    # A new connection may lead to the new primary.
+    if is_read_only(context.original_exception):
+        context.is_disconnect = True
 
 
 def is_connection_lost(error: psycopg.Error) -> bool:

@@ -2,37 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import pytest
 from flask.testing import FlaskClient
-from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 
 from tests.support.campaigns import LaunchCampaign, create_customers, refresh
+from tests.support.rejected_writes import rejected_writes
 from webapp.core import task_queue
-from webapp.core.extensions import db
 from webapp.core.task_queue import TaskName
 
 WARNING = "The disk of the database is full."
-
-
-@contextmanager
-def full_disk(table: str) -> Iterator[None]:
-    """Let the database reject writes to a table as it does when it can't extend the table."""
-    body = "begin raise exception 'could not extend file' using errcode = 'disk_full'; end"
-    db.session.execute(text(f"create function full_disk() returns trigger language plpgsql as $$ {body} $$"))
-    db.session.execute(
-        text(f"create trigger full_disk before insert or update on {table} execute function full_disk()")
-    )
-    db.session.commit()
-    try:
-        yield
-    finally:
-        db.session.rollback()
-        db.session.execute(text("drop function full_disk cascade"))
-        db.session.commit()
 
 
 @pytest.mark.usefixtures("relay")
@@ -48,11 +27,11 @@ def test_the_page_names_a_full_disk_until_sending_continues(
     }
     name, arguments = tasks[is_prepared]
 
-    with full_disk("batch"), pytest.raises(OperationalError):
+    with rejected_writes("batch", "disk_full"), pytest.raises(OperationalError):
         task_queue.run(name, *arguments)
 
     assert WARNING in staff.get(f"/campaigns/{campaign.id}").text
     task_queue.run("campaigns.prepare", campaign.id)
     task_queue.run("campaigns.send")
-    assert WARNING not in staff.get(f"/campaigns/{campaign.id}").text
     assert refresh(campaign).status == "done"
+    assert WARNING not in staff.get(f"/campaigns/{campaign.id}").text

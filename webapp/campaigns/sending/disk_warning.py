@@ -31,6 +31,8 @@ def store_disk_warning() -> None:
     warning = _("The disk of the database is full. Sending continues automatically when there is space again.")
     try:
         with db.engine.begin() as connection:
+            # The caller may hold locks in another transaction.
+            connection.exec_driver_sql("set local lock_timeout = '1s'")
             connection.execute(_SET_WARNING, {"warning": warning})
     except SQLAlchemyError as error:
         log.warning("the warning of a full disk was not stored: %s", getattr(error, "orig", error))
