@@ -83,8 +83,8 @@ def init_app(app: Flask) -> None:
 def _handle_domain_error(error: DomainError) -> Response:
     if _is_api_request():
         return problem_response(error.status, error.key, error.message, error.errors)
-    is_for_customer = error.customer_message is not None and _is_public_request()
-    return _render_error_page(error.status, error.customer_message if is_for_customer else error.message)
+    customer_message = error.customer_message if _is_public_request() else None
+    return _render_error_page(error.status, customer_message or error.message)
 
 
 def _handle_csrf_error(error: CSRFError) -> Response:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import psycopg
@@ -132,7 +133,7 @@ def test_a_write_is_repeated_when_the_server_was_read_only(claim: BatchClaim, mo
             with rejected_writes("batch", "read_only_sql_transaction"):
                 db.session.execute(text("update batch set status = status"))
 
-    monkeypatch.setattr(batches.time, "sleep", lambda _seconds: None)
+    monkeypatch.setattr(time, "sleep", lambda _seconds: None)
     write()
 
     assert len(attempts) == 2
