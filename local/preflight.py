@@ -16,10 +16,12 @@ from textwrap import shorten
 
 import psycopg
 from alembic.script import ScriptDirectory
-from psycopg.rows import class_row
+from psycopg.rows import TupleRow, class_row
 
+from webapp.core import database_connections, pooler_check
 from webapp.core import settings as app_settings
 from webapp.core.database_health import explain_connection_error
+from webapp.core.setting_parsers import SettingsError
 from webapp.core.settings import ROOT, Settings
 
 MIN_POSTGRESQL_VERSION = 15
@@ -136,8 +138,9 @@ def check_database(settings: Settings) -> list[str]:
 
     :raises SetupError: when it can't be used.
     """
+    name = "DATABASE_DIRECT_URL" if settings.database_direct_url else "DATABASE_URL"
     try:
-        with psycopg.connect(settings.libpq_url, connect_timeout=10, autocommit=True) as connection:
+        with database_connections.connect(settings.direct_libpq_url, autocommit=True) as connection:
             _check_server_version(connection.info.server_version)
             info = connection.cursor(row_factory=class_row(DatabaseInfo)).execute(SELECT_DATABASE_INFO).fetchone()
             clock_skew = (datetime.now(UTC) - info.now).total_seconds() if info else 0
@@ -148,7 +151,8 @@ def check_database(settings: Settings) -> list[str]:
                 else None
             )
     except psycopg.Error as error:
-        raise SetupError(explain_connection_error(error)) from error
+        raise SetupError(explain_connection_error(error, name)) from error
+    _check_pooling(settings)
     assert info is not None  # noqa: S101
     _check_database_info(info)
     _check_tables(info, set(tables), revision[0] if revision else None)
@@ -159,6 +163,28 @@ def check_database(settings: Settings) -> list[str]:
         f"{'ahead of' if clock_skew > 0 else 'behind'} the database's, "
         "so offers and emails would start at the wrong time; synchronise it: timedatectl set-ntp true"
     ]
+
+
+def _check_pooling(settings: Settings) -> None:
+    """Check that connections keep their session where they must, and that both URLs lead to the same database."""
+    try:
+        pooler_check.check_pooling(settings)
+        if settings.database_direct_url is None:
+            return
+        identities = [_select_identity(url) for url in (settings.libpq_url, settings.direct_libpq_url)]
+    except SettingsError as error:
+        raise SetupError(str(error)) from error
+    except psycopg.Error as error:
+        raise SetupError(explain_connection_error(error)) from error
+    if identities[0] != identities[1]:
+        raise SetupError(
+            "DATABASE_URL and DATABASE_DIRECT_URL lead to different databases; set both to the same one of one server"
+        )
+
+
+def _select_identity(url: str) -> TupleRow | None:
+    with database_connections.connect(url, autocommit=True) as connection:
+        return connection.execute("select current_database(), pg_postmaster_start_time()").fetchone()
 
 
 def collect_warnings(settings: Settings) -> list[str]:

@@ -58,8 +58,8 @@ def test_the_server_finishes_running_requests_before_it_stops(
     assert len([child for child in children if "resource_tracker" not in str(child.cmdline())]) == 3
     statuses: list[int] = []
     with psycopg.connect(test_settings.libpq_url) as blocker:
-        blocker.execute("lock table alembic_version in access exclusive mode")
-        request = threading.Thread(target=lambda: statuses.append(_status(f"{url}/readyz", seconds=30)))
+        blocker.execute("lock table shop in access exclusive mode")
+        request = threading.Thread(target=lambda: statuses.append(_status(f"{url}/redeem", seconds=30)))
         request.start()
         _wait_for(lambda: _has_lock_waiter(test_settings))
 

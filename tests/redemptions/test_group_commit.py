@@ -10,6 +10,7 @@ from itertools import dropwhile
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
@@ -18,8 +19,11 @@ from sqlalchemy.exc import OperationalError
 
 import webapp
 from tests.support.factories import MakeCustomer, MakeOffer
+from tests.support.frozen_server import frozen_process
 from tests.support.rejected_writes import rejected_writes
+from webapp.core import database_connections, signing_keys
 from webapp.core.coalescing import CoalescingTimeout
+from webapp.core.database_connections import DeadlineConnection
 from webapp.core.errors import DomainError
 from webapp.core.extensions import db
 from webapp.redemptions import actions as redemption_actions
@@ -67,6 +71,16 @@ def test_the_connection_has_timeouts_for_waiting_and_idling(committer: GroupComm
         ]
         assert shown == ["1s", "20s"]
         committer._get_connection().rollback()
+
+
+def test_the_timeouts_end_with_the_transaction(committer: GroupCommitter) -> None:
+    """Behind a connection pooler, the next transaction of this session may be that of another process."""
+    connection = committer._get_connection()
+    with connection.begin():
+        pass
+
+    driver: Any = connection.connection.dbapi_connection
+    assert [driver.execute(f"show {name}").fetchone()[0] for name in ("lock_timeout", "timezone")] == ["0", "UTC"]
 
 
 def test_a_locked_offer_fails_only_its_own_requests(
@@ -198,6 +212,81 @@ def test_a_group_lost_before_its_commit_is_retried(
             "redeemed",
         ]
     assert count_rows() == 2
+
+
+def test_a_group_on_a_frozen_server_is_retried_over_a_new_connection(
+    committer: GroupCommitter, make_offer: MakeOffer, make_customer: MakeCustomer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_offer(frozen_at=text("now()"))
+    emails = make_emails(make_customer, 2)
+    monkeypatch.setattr(group_commit, "STATEMENT_SECONDS", 0.3)
+
+    with frozen_process(server_process(committer)):
+        assert outcomes(committer._redeem_group(make_requests("SUMMER25", emails))) == ["redeemed"] * 2
+
+
+def test_a_commit_on_a_frozen_server_has_an_unknown_outcome(
+    committer: GroupCommitter, make_offer: MakeOffer, make_customer: MakeCustomer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_offer(frozen_at=text("now()"))
+    emails = make_emails(make_customer, 2)
+    monkeypatch.setattr(group_commit, "STATEMENT_SECONDS", 0.3)
+    new = make_customer("new@example.com")
+    make_offer("UNUSED25")
+    pid = server_process(committer)
+    commit = DeadlineConnection.commit
+
+    def freeze_and_commit(connection: DeadlineConnection) -> None:
+        with frozen_process(pid):
+            commit(connection)
+
+    monkeypatch.setattr(DeadlineConnection, "commit", freeze_and_commit)
+    results = committer._redeem_group(make_requests("SUMMER25", emails))
+
+    assert [result.message for result in results if isinstance(result, RedemptionUnavailable)] == [
+        errors.OUTCOME_UNKNOWN
+    ] * 2
+
+    # No other commit is sent before the database accepts writes again.
+    monkeypatch.setattr(DeadlineConnection, "commit", commit)
+    with monkeypatch.context() as full_disk:
+        full_disk.setattr(database_connections, "check_writes", raise_disk_full)
+        # The first redemption of an offer commits a change of the offer before.
+        for code in ("SUMMER25", "SUMMER25", "UNUSED25"):
+            signing_keys.clear_key_cache()
+            results = committer._redeem_group(make_requests(code, [new.email]))
+            assert [result.message for result in results if isinstance(result, RedemptionUnavailable)] == [
+                errors.DISK_FULL
+            ]
+    monkeypatch.setattr(database_connections, "COMMIT_CHECK_INTERVAL_SECONDS", 0)
+    assert outcomes(committer._redeem_group(make_requests("SUMMER25", [new.email]))) == ["redeemed"]
+
+
+def raise_disk_full(connection: DeadlineConnection) -> None:
+    raise psycopg.errors.DiskFull("could not write to file: No space left on device")
+
+
+def server_process(committer: GroupCommitter) -> int:
+    """Return the process of the server at the other end of the committer's connection."""
+    pid: int = committer._get_connection().exec_driver_sql("select pg_backend_pid()").scalar_one()
+    committer._get_connection().rollback()
+    return pid
+
+
+def test_the_connection_works_after_a_commit_that_the_database_has_rejected(
+    committer: GroupCommitter, make_offer: MakeOffer, make_customer: MakeCustomer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_offer(frozen_at=text("now()"))
+    (email,) = make_emails(make_customer, 1)
+
+    def reject(connection: DeadlineConnection) -> None:
+        connection.rollback()
+        raise psycopg.errors.DiskFull("could not extend file: No space left on device")
+
+    with monkeypatch.context() as full_disk:
+        full_disk.setattr(DeadlineConnection, "commit", reject)
+        assert outcomes(committer._redeem_group(make_requests("SUMMER25", [email]))) == ["unavailable"]
+    assert outcomes(committer._redeem_group(make_requests("SUMMER25", [email]))) == ["redeemed"]
 
 
 def test_a_group_lost_during_its_commit_has_an_unknown_outcome(

@@ -215,7 +215,7 @@ def _verify_with(purpose: str, token: str, candidates: Iterable[tuple[int, bytes
 
 
 def _cache_id(purpose: str) -> tuple[str, str]:
-    return current_app.config["SQLALCHEMY_DATABASE_URI"], purpose
+    return current_app.config["SETTINGS"].database_url, purpose
 
 
 def _get_cached(purpose: str) -> _CachedKeys | None:
@@ -248,8 +248,10 @@ def _select_or_create_keys(purpose: str, connection: Connection) -> list[Row[int
     Each step is a transaction of its own, so no transaction of the caller rolls the key back or delays it.
     """
     select_keys = _SELECT_KEYS.where(SigningKey.purpose == purpose)
-    with connection.begin():
+    with connection.begin() as transaction:
         rows = list(connection.execute(select_keys))
+        # Not committed: commits may be refused while the database can still be read.
+        transaction.rollback()
     if rows:
         return rows
     first = insert(SigningKey).values(purpose=purpose, version=1, secret=secrets.token_bytes(32))

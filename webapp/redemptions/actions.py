@@ -15,6 +15,7 @@ from psycopg.errors import LockNotAvailable
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError, OperationalError
 
+from webapp.core.database_connections import CommitRefused
 from webapp.core.errors import DomainError
 from webapp.core.extensions import db
 from webapp.offers import actions as offer_actions
@@ -129,7 +130,9 @@ def _redeem_in_transaction(
         try:
             transaction.commit()
         except DBAPIError as error:
-            raise build_unavailable(error, OUTCOME_UNKNOWN) from error
+            transaction.rollback()  # Otherwise SQLAlchemy would reject the next one of this connection.
+            is_refused = isinstance(error.orig, CommitRefused)
+            raise (build_unavailable(error) if is_refused else build_unavailable(error, OUTCOME_UNKNOWN)) from error
     if unfrozen_indexes:
         _freeze_offers(connection, unfrozen_indexes)
     return results

@@ -16,9 +16,8 @@ def record_redemption_export(redemption_filter: RedemptionFilter | None, by: str
     :param redemption_filter: the filter of the export; None when it can match nothing.
     """
     details = dataclasses.asdict(redemption_filter) if redemption_filter else {"found": "nothing"}
+    details = {name: value for name, value in details.items() if value is not None}
     for name, value in details.items():
         details[name] = value.isoformat() if isinstance(value, datetime) else value
-    record_audit_entry(
-        by, "redemptions.exported", **{name: value for name, value in details.items() if value is not None}
-    )
+    record_audit_entry(by, "redemptions.exported", **details)
     db.session.commit()

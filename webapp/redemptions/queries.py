@@ -1,7 +1,4 @@
-"""Queries for redemptions.
-
-They return plain rows: redemptions are never loaded as ORM objects.
-"""
+"""Queries for redemptions. They return plain rows: redemptions are never loaded as ORM objects."""
 
 from __future__ import annotations
 
@@ -12,6 +9,7 @@ from typing import Any
 
 from sqlalchemy import Row, text
 
+from webapp.core import database_connections
 from webapp.core.extensions import db
 from webapp.core.money import Discount
 from webapp.redemptions import public_ids
@@ -345,6 +343,6 @@ def stream_redemptions(redemption_filter: RedemptionFilter) -> Iterator[Redempti
         f"where true{where} order by x.offer_id, x.redeemed_at desc"
     )
     # Uses its own connection, because the iterator outlives the request.
-    with db.engine.connect() as connection:
+    with db.engine.connect() as connection, database_connections.long_statements(connection):
         for row in connection.execution_options(yield_per=1000).execute(statement, values):
             yield _build_record(row)

@@ -23,8 +23,8 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from webapp.campaigns import timing
 from webapp.campaigns.sending.disk_warning import store_disk_warning
+from webapp.core.database_engines import get_direct_engine
 from webapp.core.database_health import is_disk_full
-from webapp.core.extensions import db
 
 # The row has the epoch of the latest owner, so the update of a former owner matches nothing.
 _MOVE_CURSOR_SQL = "update batch_cursor set cursor = $1 where batch_id = $2 and epoch = $3"
@@ -161,8 +161,8 @@ class SendProgress:
     def _open_connection(self) -> PGconn:
         if self._connection is None:
             with _raise_psycopg_errors():
-                connection = db.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
-                # It never returns to the pool: its settings must not reach transactions that have to be durable.
+                connection = get_direct_engine().connect().execution_options(isolation_level="AUTOCOMMIT")
+                # It never returns to a pool: its settings must not reach transactions that have to be durable.
                 connection.detach()
                 connection.exec_driver_sql("set synchronous_commit = off")
                 connection.exec_driver_sql(f"set lock_timeout = {int(timing.CURSOR_TIMEOUT * 1000)}")
