@@ -126,6 +126,7 @@ def test_the_api_works_again_after_an_outage(program: StoppableProgram) -> None:
     assert after[0] == before[0]
 
 
+@pytest.mark.slow
 def test_at_the_connection_limit_a_saved_redemption_is_confirmed(program: StoppableProgram) -> None:
     program.call(
         "/api/v1/offers", {"name": "Summer", "code": "SUMMER25", "discount": {"type": "percent", "percent": "25"}}

@@ -246,8 +246,6 @@ def test_a_full_disk_keeps_what_a_running_copy_uses(tree: SourceTree, tmp_path: 
         assert (code != 0, len(errors)) == (True, 1)
         assert errors[0].startswith("onecode: the disk is full; free about 300 MB in ")
         assert small_tree.works()
-        (tmp_path / "disk" / "filler").unlink()
-        assert small_tree.install()[0] == 0
 
 
 @requires_root
