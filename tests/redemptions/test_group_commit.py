@@ -219,7 +219,7 @@ def test_a_group_on_a_frozen_server_is_retried_over_a_new_connection(
 ) -> None:
     make_offer(frozen_at=text("now()"))
     emails = make_emails(make_customer, 2)
-    monkeypatch.setattr(group_commit, "STATEMENT_SECONDS", 0.3)
+    monkeypatch.setattr(group_commit, "STATEMENT_SECONDS", 2)
 
     with frozen_process(server_process(committer)):
         assert outcomes(committer._redeem_group(make_requests("SUMMER25", emails))) == ["redeemed"] * 2
@@ -230,9 +230,10 @@ def test_a_commit_on_a_frozen_server_has_an_unknown_outcome(
 ) -> None:
     make_offer(frozen_at=text("now()"))
     emails = make_emails(make_customer, 2)
-    monkeypatch.setattr(group_commit, "STATEMENT_SECONDS", 0.3)
     new = make_customer("new@example.com")
     make_offer("UNUSED25")
+    # Cached, so that the first commit is that of the redemptions.
+    public_ids.load_secret(committer._get_connection())
     pid = server_process(committer)
     commit = DeadlineConnection.commit
 
@@ -240,15 +241,16 @@ def test_a_commit_on_a_frozen_server_has_an_unknown_outcome(
         with frozen_process(pid):
             commit(connection)
 
-    monkeypatch.setattr(DeadlineConnection, "commit", freeze_and_commit)
-    results = committer._redeem_group(make_requests("SUMMER25", emails))
+    with monkeypatch.context() as frozen:
+        frozen.setattr(group_commit, "STATEMENT_SECONDS", 2)
+        frozen.setattr(DeadlineConnection, "commit", freeze_and_commit)
+        results = committer._redeem_group(make_requests("SUMMER25", emails))
 
     assert [result.message for result in results if isinstance(result, RedemptionUnavailable)] == [
         errors.OUTCOME_UNKNOWN
     ] * 2
 
     # No other commit is sent before the database accepts writes again.
-    monkeypatch.setattr(DeadlineConnection, "commit", commit)
     with monkeypatch.context() as full_disk:
         full_disk.setattr(database_connections, "check_writes", raise_disk_full)
         # The first redemption of an offer commits a change of the offer before.
