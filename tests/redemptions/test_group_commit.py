@@ -23,7 +23,7 @@ from tests.support.frozen_server import frozen_process
 from tests.support.rejected_writes import rejected_writes
 from webapp.core import database_connections, signing_keys
 from webapp.core.coalescing import CoalescingTimeout
-from webapp.core.database_connections import DeadlineConnection
+from webapp.core.database_connections import CommitRefused, DeadlineConnection
 from webapp.core.errors import DomainError
 from webapp.core.extensions import db
 from webapp.redemptions import actions as redemption_actions
@@ -231,7 +231,6 @@ def test_a_commit_on_a_frozen_server_has_an_unknown_outcome(
     make_offer(frozen_at=text("now()"))
     emails = make_emails(make_customer, 2)
     new = make_customer("new@example.com")
-    make_offer("UNUSED25")
     # Cached, so that the first commit is that of the redemptions.
     public_ids.load_secret(committer._get_connection())
     pid = server_process(committer)
@@ -253,10 +252,9 @@ def test_a_commit_on_a_frozen_server_has_an_unknown_outcome(
     # No other commit is sent before the database accepts writes again.
     with monkeypatch.context() as full_disk:
         full_disk.setattr(database_connections, "check_writes", raise_disk_full)
-        # The first redemption of an offer commits a change of the offer before.
-        for code in ("SUMMER25", "SUMMER25", "UNUSED25"):
+        for _attempt in range(2):
             signing_keys.clear_key_cache()
-            results = committer._redeem_group(make_requests(code, [new.email]))
+            results = committer._redeem_group(make_requests("SUMMER25", [new.email]))
             assert [result.message for result in results if isinstance(result, RedemptionUnavailable)] == [
                 errors.DISK_FULL
             ]
@@ -289,6 +287,29 @@ def test_the_connection_works_after_a_commit_that_the_database_has_rejected(
         full_disk.setattr(DeadlineConnection, "commit", reject)
         assert outcomes(committer._redeem_group(make_requests("SUMMER25", [email]))) == ["unavailable"]
     assert outcomes(committer._redeem_group(make_requests("SUMMER25", [email]))) == ["redeemed"]
+
+
+def test_a_refused_commit_before_the_redemption_makes_it_unavailable(
+    committer: GroupCommitter, make_offer: MakeOffer, make_customer: MakeCustomer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The second commit is that of a change of the offer before its first redemption.
+    make_offer()
+    requests = make_requests("SUMMER25", make_emails(make_customer, 1))
+    public_ids.load_secret(committer._get_connection())
+    commit = DeadlineConnection.commit
+    commits: list[DeadlineConnection] = []
+
+    def refuse_the_second(connection: DeadlineConnection) -> None:
+        commits.append(connection)
+        if len(commits) == 2:
+            connection.rollback()
+            raise CommitRefused("the database does not complete commits")
+        commit(connection)
+
+    with monkeypatch.context() as refusing:
+        refusing.setattr(DeadlineConnection, "commit", refuse_the_second)
+        assert outcomes(committer._redeem_group(requests)) == ["unavailable"]
+    assert outcomes(committer._redeem_group(requests)) == ["redeemed"]
 
 
 def test_a_group_lost_during_its_commit_has_an_unknown_outcome(
