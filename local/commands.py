@@ -64,6 +64,8 @@ def up_command() -> None:
     """Start everything in the background and print the addresses."""
     settings = _get_settings()
     with command_errors(settings), supervisor.instance_lock(settings):
+        # Before anything is stopped: what is running could not be started again.
+        preflight.check_disk(*supervisor.data_folders(settings))
         if supervisor.is_supervisor_running(settings) and supervisor.is_database_running(settings):
             preflight.check_running_port(settings)
             supervisor.wait_until_ready(settings)

@@ -6,10 +6,12 @@ returned as warnings.
 
 from __future__ import annotations
 
+import shutil
 import socket
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from difflib import get_close_matches
+from pathlib import Path
 from textwrap import shorten
 
 import psycopg
@@ -27,6 +29,8 @@ VERSION_TABLE = "alembic_version"
 # Between this machine's clock and the database's. Less may be a slow connection; with more, offers would start and end
 # at the wrong time.
 MAX_CLOCK_SKEW_SECONDS = 30
+# Less than the start writes: configuration, logs and PostgreSQL's own files.
+MIN_FREE_BYTES = 2 * 1024 * 1024
 # All tables except those of extensions such as PostGIS.
 SELECT_TABLES = """
     select c.relname as name from pg_class c
@@ -96,6 +100,24 @@ def check_running_port(settings: Settings) -> None:
             f"Onecode is already running on port {running}; to move it to port {settings.port}: "
             f"make down, then make setup PORT={settings.port}"
         )
+
+
+def check_disk(*folders: Path) -> None:
+    """Check that the disk of each folder has space left, before anything is stopped or started.
+
+    A folder that does not exist yet is on the disk of its nearest parent.
+
+    :raises SetupError: when one has not.
+    """
+    for folder in folders:
+        existing = folder
+        while not existing.exists():
+            existing = existing.parent
+        if shutil.disk_usage(existing).free < MIN_FREE_BYTES:
+            raise SetupError(
+                f"the disk is full; free some space in {existing} and run the same command again. "
+                "Nothing was started or stopped."
+            )
 
 
 def check_install_path() -> None:

@@ -73,6 +73,17 @@ def test_the_server_finishes_running_requests_before_it_stops(
     assert process.wait(GRACE_SECONDS) == 0
 
 
+def test_no_process_outlives_a_killed_server(live_server: tuple[subprocess.Popen[bytes], str]) -> None:
+    process, url = live_server
+    children = _children(process)
+
+    process.kill()
+    process.wait()
+
+    gone, alive = psutil.wait_procs(children, timeout=GRACE_SECONDS)
+    assert (len(gone), alive, _status(f"{url}/healthz")) == (len(children), [], 0)
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [("WEB_HOST", "localhost"), ("WEB_WORKERS", "0")],

@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 from flask import Flask, Request, Response, g, request
+from flask.typing import ResponseReturnValue
 from flask_openapi import Info, OpenAPI
 from werkzeug.exceptions import BadRequest
 from werkzeug.middleware.proxy_fix import ProxyFix
@@ -25,7 +26,7 @@ import webapp.tasks  # noqa: F401 (registers every task)
 from webapp import cli
 from webapp.accounts import passwords, staff_erasure_actions
 from webapp.campaigns import erasure as campaign_erasure
-from webapp.core import database_engines, database_health, logs, rate_limit, sessions, task_queue
+from webapp.core import database_engines, database_health, logs, rate_limit, request_commits, sessions, task_queue
 from webapp.core.extensions import babel, csrf, db, login, mail
 from webapp.core.json_provider import JsonProvider
 from webapp.core.request_limits import LimitedRequest, check_request
@@ -98,6 +99,10 @@ class OnecodeApp(OpenAPI):
             if request is not None:
                 request.routing_exception = error
             return self.url_map.bind("")
+
+    def dispatch_request(self) -> ResponseReturnValue:
+        request_commits.start_view()
+        return super().dispatch_request()
 
     def raise_routing_exception(self, request: Request) -> NoReturn:
         if isinstance(request.routing_exception, RequestRedirect):

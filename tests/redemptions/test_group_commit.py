@@ -20,13 +20,14 @@ from sqlalchemy.exc import OperationalError
 import webapp
 from tests.support.factories import MakeCustomer, MakeOffer
 from tests.support.frozen_server import frozen_process
-from webapp.core import database_connections
+from tests.support.rejected_writes import rejected_writes
+from webapp.core import database_connections, signing_keys
 from webapp.core.coalescing import CoalescingTimeout
-from webapp.core.database_connections import DeadlineConnection
+from webapp.core.database_connections import CommitRefused, DeadlineConnection
 from webapp.core.errors import DomainError
 from webapp.core.extensions import db
 from webapp.redemptions import actions as redemption_actions
-from webapp.redemptions import errors, group_commit
+from webapp.redemptions import errors, group_commit, public_ids
 from webapp.redemptions.errors import RedemptionUnavailable
 from webapp.redemptions.group_commit import GroupCommitter
 from webapp.redemptions.models import Redemption
@@ -122,12 +123,12 @@ def test_committed_rounds_stay_redeemed_when_a_later_round_is_lost(
     redeem_in_transaction = redemption_actions._redeem_in_transaction
 
     def lose_the_second_round(
-        connection: Any, waiting: dict[int, RedemptionRequest]
+        connection: Any, waiting: dict[int, RedemptionRequest], secret: bytes
     ) -> dict[int, RedemptionRecord | DomainError]:
         rounds.append(len(waiting))
         if len(rounds) == 2:
             end_connections()
-        return redeem_in_transaction(connection, waiting)
+        return redeem_in_transaction(connection, waiting, secret)
 
     monkeypatch.setattr(redemption_actions, "_redeem_in_transaction", lose_the_second_round)
     assert outcomes(committer._redeem_group(requests)) == ["redeemed", "redeemed", "unavailable"]
@@ -151,7 +152,12 @@ def test_an_invalid_request_fails_alone(
 
 
 @pytest.mark.parametrize(
-    ("errcode", "outcome"), [("disk_full", "unavailable"), ("query_canceled", "unavailable"), ("54000", "error")]
+    ("errcode", "outcome", "message"),
+    [
+        ("disk_full", "unavailable", errors.DISK_FULL),
+        ("query_canceled", "unavailable", errors.DATABASE_UNAVAILABLE),
+        ("54000", "error", "Something went wrong on our side, and the error was logged. Please try again."),
+    ],
 )
 def test_temporary_database_errors_make_requests_unavailable(
     committer: GroupCommitter,
@@ -160,20 +166,30 @@ def test_temporary_database_errors_make_requests_unavailable(
     caplog: pytest.LogCaptureFixture,
     errcode: str,
     outcome: str,
+    message: str,
 ) -> None:
     make_offer(frozen_at=text("now()"))
     emails = make_emails(make_customer, 2)
-    body = f"begin raise exception 'could not extend file' using errcode = '{errcode}'; end"
-    db.session.execute(text(f"create function full_disk() returns trigger language plpgsql as $$ {body} $$"))
-    db.session.execute(text("create trigger full_disk before insert on redemption execute function full_disk()"))
-    db.session.commit()
-    try:
-        assert outcomes(committer._redeem_group(make_requests("SUMMER25", emails))) == [outcome] * 2
-    finally:
-        db.session.execute(text("drop function full_disk cascade"))
-        db.session.commit()
+    with rejected_writes("redemption", errcode):
+        results = committer._redeem_group(make_requests("SUMMER25", emails))
+    assert outcomes(results) == [outcome] * 2
+    assert [str(result) for result in results] == [message] * 2
     assert [record.levelname for record in caplog.records].count("ERROR") == 2
     assert outcomes(committer._redeem_group(make_requests("SUMMER25", emails))) == ["redeemed"] * 2
+
+
+def test_a_read_only_server_is_left_for_a_new_connection(
+    committer: GroupCommitter, make_offer: MakeOffer, make_customer: MakeCustomer
+) -> None:
+    make_offer(frozen_at=text("now()"))
+    requests = make_requests("SUMMER25", make_emails(make_customer, 2))
+    before = committer._get_connection().connection.dbapi_connection
+    with rejected_writes("redemption", "read_only_sql_transaction"):
+        results = committer._redeem_group(requests)
+    assert outcomes(results) == ["unavailable"] * 2
+    assert [str(result) for result in results] == [errors.DATABASE_UNAVAILABLE] * 2
+    assert outcomes(committer._redeem_group(requests)) == ["redeemed"] * 2
+    assert committer._get_connection().connection.dbapi_connection is not before
 
 
 def test_a_lost_connection_is_replaced_before_the_next_group(
@@ -203,7 +219,7 @@ def test_a_group_on_a_frozen_server_is_retried_over_a_new_connection(
 ) -> None:
     make_offer(frozen_at=text("now()"))
     emails = make_emails(make_customer, 2)
-    monkeypatch.setattr(group_commit, "STATEMENT_SECONDS", 0.3)
+    monkeypatch.setattr(group_commit, "STATEMENT_SECONDS", 2)
 
     with frozen_process(server_process(committer)):
         assert outcomes(committer._redeem_group(make_requests("SUMMER25", emails))) == ["redeemed"] * 2
@@ -214,8 +230,9 @@ def test_a_commit_on_a_frozen_server_has_an_unknown_outcome(
 ) -> None:
     make_offer(frozen_at=text("now()"))
     emails = make_emails(make_customer, 2)
-    monkeypatch.setattr(group_commit, "STATEMENT_SECONDS", 0.3)
     new = make_customer("new@example.com")
+    # Cached, so that the first commit is that of the redemptions.
+    public_ids.load_secret(committer._get_connection())
     pid = server_process(committer)
     commit = DeadlineConnection.commit
 
@@ -223,21 +240,23 @@ def test_a_commit_on_a_frozen_server_has_an_unknown_outcome(
         with frozen_process(pid):
             commit(connection)
 
-    monkeypatch.setattr(DeadlineConnection, "commit", freeze_and_commit)
-    results = committer._redeem_group(make_requests("SUMMER25", emails))
+    with monkeypatch.context() as frozen:
+        frozen.setattr(group_commit, "STATEMENT_SECONDS", 2)
+        frozen.setattr(DeadlineConnection, "commit", freeze_and_commit)
+        results = committer._redeem_group(make_requests("SUMMER25", emails))
 
     assert [result.message for result in results if isinstance(result, RedemptionUnavailable)] == [
         errors.OUTCOME_UNKNOWN
     ] * 2
 
     # No other commit is sent before the database accepts writes again.
-    monkeypatch.setattr(DeadlineConnection, "commit", commit)
     with monkeypatch.context() as full_disk:
         full_disk.setattr(database_connections, "check_writes", raise_disk_full)
         for _attempt in range(2):
+            signing_keys.clear_key_cache()
             results = committer._redeem_group(make_requests("SUMMER25", [new.email]))
             assert [result.message for result in results if isinstance(result, RedemptionUnavailable)] == [
-                errors.DATABASE_UNAVAILABLE
+                errors.DISK_FULL
             ]
     monkeypatch.setattr(database_connections, "COMMIT_CHECK_INTERVAL_SECONDS", 0)
     assert outcomes(committer._redeem_group(make_requests("SUMMER25", [new.email]))) == ["redeemed"]
@@ -270,6 +289,29 @@ def test_the_connection_works_after_a_commit_that_the_database_has_rejected(
     assert outcomes(committer._redeem_group(make_requests("SUMMER25", [email]))) == ["redeemed"]
 
 
+def test_a_refused_commit_before_the_redemption_makes_it_unavailable(
+    committer: GroupCommitter, make_offer: MakeOffer, make_customer: MakeCustomer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The second commit is that of a change of the offer before its first redemption.
+    make_offer()
+    requests = make_requests("SUMMER25", make_emails(make_customer, 1))
+    public_ids.load_secret(committer._get_connection())
+    commit = DeadlineConnection.commit
+    commits: list[DeadlineConnection] = []
+
+    def refuse_the_second(connection: DeadlineConnection) -> None:
+        commits.append(connection)
+        if len(commits) == 2:
+            connection.rollback()
+            raise CommitRefused("the database does not complete commits")
+        commit(connection)
+
+    with monkeypatch.context() as refusing:
+        refusing.setattr(DeadlineConnection, "commit", refuse_the_second)
+        assert outcomes(committer._redeem_group(requests)) == ["unavailable"]
+    assert outcomes(committer._redeem_group(requests)) == ["redeemed"]
+
+
 def test_a_group_lost_during_its_commit_has_an_unknown_outcome(
     committer: GroupCommitter, make_offer: MakeOffer, make_customer: MakeCustomer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -287,7 +329,8 @@ def test_a_group_lost_during_its_commit_has_an_unknown_outcome(
     monkeypatch.setattr(db.engine.dialect, "do_commit", commit_and_lose_the_connection)
     committer._connection = None
     is_active.clear()
-    committer._get_connection()
+    # Cached, so that the first commit is that of the redemptions.
+    public_ids.load_secret(committer._get_connection())
     is_active.append(True)
     results = committer._redeem_group(make_requests("SUMMER25", emails))
     monkeypatch.undo()

@@ -259,7 +259,8 @@ class _CommitGuard:
     def __init__(self) -> None:
         self._is_closed = False
         self._lock = threading.Lock()
-        # When the last check has failed, by `time.monotonic`.
+        # The error of the last check, and when it has failed, by `time.monotonic`.
+        self._failure: psycopg.Error | None = None
         self._failed_at = -math.inf
 
     def close(self) -> None:
@@ -271,22 +272,22 @@ class _CommitGuard:
 
         One thread checks, at most once a second; the others are refused at once.
 
-        :raises CommitRefused: when it does not.
+        :raises CommitRefused: when it does not, from the error of the last check.
         """
         if not self._is_closed:
             return
         if not self._lock.acquire(blocking=False):
-            raise CommitRefused("the database does not complete commits")
+            raise CommitRefused("the database does not complete commits") from self._failure
         try:
             if time.monotonic() - self._failed_at < COMMIT_CHECK_INTERVAL_SECONDS:
-                raise CommitRefused("the database does not complete commits")
+                raise CommitRefused("the database does not complete commits") from self._failure
             with closing(connect(url, statement_seconds=COMMIT_CHECK_SECONDS, autocommit=True)) as connection:
                 check_writes(connection)
-            self._is_closed = False
+            self._is_closed, self._failure = False, None
         except CommitRefused:
             raise
         except psycopg.Error as error:
-            self._failed_at = time.monotonic()
+            self._failure, self._failed_at = error, time.monotonic()
             raise CommitRefused(f"the database does not complete commits: {error}") from error
         finally:
             self._lock.release()

@@ -17,8 +17,10 @@ from textwrap import shorten
 
 import psycopg
 from sqlalchemy import event
-from sqlalchemy.engine import Engine
+from sqlalchemy.engine import Engine, ExceptionContext
 from sqlalchemy.exc import DBAPIError
+
+from webapp.core.database_connections import CommitRefused
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +66,37 @@ def report_if_outage(error: BaseException | None) -> bool:
             explain_connection_error(cause),
         )
     return True
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """Return whether the server rejected a statement because its disk is full (SQLSTATE 53100).
+
+    The transaction is then rolled back, so nothing of it was saved. A server that stops for this reason instead, since
+    it can't write its log, loses its connections: that is an outage.
+    """
+    cause = _find_cause(error)
+    return isinstance(cause, psycopg.errors.DiskFull) and cause.diag.severity_nonlocalized not in ("FATAL", "PANIC")
+
+
+def is_read_only(error: BaseException | None) -> bool:
+    """Return whether the server rejected a write because it is a standby or a former primary (SQLSTATE 25006).
+
+    The transaction is then rolled back, so nothing of it was saved. The connection counts as lost.
+    """
+    return isinstance(_find_cause(error), psycopg.errors.ReadOnlySqlTransaction)
+
+
+def _find_cause(error: BaseException | None) -> BaseException | None:
+    """Return the error of the driver; if a commit was not sent, the error of the check that prevented it."""
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    return cause.__cause__ if isinstance(cause, CommitRefused) else cause
+
+
+@event.listens_for(Engine, "handle_error")
+def _replace_read_only_connection(context: ExceptionContext) -> None:
+    # A new connection may lead to the new primary.
+    if is_read_only(context.original_exception):
+        context.is_disconnect = True
 
 
 def is_connection_lost(error: psycopg.Error) -> bool:

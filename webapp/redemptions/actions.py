@@ -8,7 +8,6 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 from flask_babel import gettext as _
@@ -16,14 +15,19 @@ from psycopg.errors import LockNotAvailable
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError, OperationalError
 
-from webapp.accounts.audit import record_audit_entry
 from webapp.core.database_connections import CommitRefused
 from webapp.core.errors import DomainError
 from webapp.core.extensions import db
 from webapp.offers import actions as offer_actions
 from webapp.redemptions import facts as redemption_facts
-from webapp.redemptions import queries as redemption_queries
-from webapp.redemptions.errors import OFFER_BUSY, OUTCOME_UNKNOWN, RedemptionRefused, RedemptionUnavailable
+from webapp.redemptions import public_ids
+from webapp.redemptions.errors import (
+    OFFER_BUSY,
+    OUTCOME_UNKNOWN,
+    RedemptionRefused,
+    RedemptionUnavailable,
+    build_unavailable,
+)
 from webapp.redemptions.queries import RedemptionRecord
 from webapp.redemptions.rules import (
     OfferFacts,
@@ -72,7 +76,7 @@ def redeem_all(
 
     One statement loads the facts of all requests, and the eligibility checks are made on them. Then, offer by offer in
     the order of their ids, all rows are inserted sorted by customer, and their number is counted towards the cap last.
-    This lock order rules out deadlocks between concurrent calls.
+    This lock order rules out deadlocks between concurrent calls. After the commit, no result needs another connection.
 
     :param connection: the connection to use; by default a new one.
     :returns: one result per request, in order. Every result "redeemed", "already redeemed" or "limit reached" describes
@@ -83,6 +87,7 @@ def redeem_all(
     if connection is None:
         with db.engine.connect() as connection:
             return redeem_all(requests, connection)
+    secret = public_ids.load_secret(connection)
     results: dict[int, RedemptionRecord | DomainError] = {}
     pending_error = DomainError(
         "conflict", _("There are too many concurrent requests for this redemption. Please try again."), 409
@@ -92,47 +97,49 @@ def redeem_all(
         if not pending:
             break
         try:
-            results |= _redeem_in_transaction(connection, {index: requests[index] for index in pending})
+            results |= _redeem_in_transaction(connection, {index: requests[index] for index in pending}, secret)
         except _OfferLockTimeout as timeout:
             results |= {index: RedemptionUnavailable(OFFER_BUSY) for index in timeout.indexes}
         except (DBAPIError, RedemptionUnavailable) as error:
             # The results that an earlier round has committed remain valid if a later round fails.
             if not results:
                 raise
-            pending_error = error if isinstance(error, RedemptionUnavailable) else RedemptionUnavailable()
+            pending_error = error if isinstance(error, RedemptionUnavailable) else build_unavailable(error)
             break
     return [results.get(index, pending_error) for index in range(len(requests))]
 
 
 def _redeem_in_transaction(
-    connection: Connection, requests: dict[int, RedemptionRequest]
+    connection: Connection, requests: dict[int, RedemptionRequest], secret: bytes
 ) -> dict[int, RedemptionRecord | DomainError]:
     """Run one round in one transaction.
 
     Requests that conflict with a concurrent one get no result and are evaluated again in the next round; so are all
     requests while an offer is not frozen yet.
+
+    :param secret: the secret of public ids.
     """
     transaction = connection.begin()
     with transaction:
-        results, accepted_by_offer, unfrozen_indexes = _evaluate_requests(connection, requests)
+        results, accepted_by_offer, unfrozen_indexes = _evaluate_requests(connection, requests, secret)
         if not unfrozen_indexes:
             for offer_id in sorted(accepted_by_offer):
                 accepted = list(accepted_by_offer[offer_id].values())
                 with _raise_on_lock_timeout(request.index for request in accepted):
-                    results |= _redeem_for_offer(connection, accepted)
+                    results |= _redeem_for_offer(connection, accepted, secret)
         try:
             transaction.commit()
         except DBAPIError as error:
             transaction.rollback()  # Otherwise SQLAlchemy would reject the next one of this connection.
             is_refused = isinstance(error.orig, CommitRefused)
-            raise (RedemptionUnavailable() if is_refused else RedemptionUnavailable(OUTCOME_UNKNOWN)) from error
+            raise (build_unavailable(error) if is_refused else build_unavailable(error, OUTCOME_UNKNOWN)) from error
     if unfrozen_indexes:
         _freeze_offers(connection, unfrozen_indexes)
     return results
 
 
 def _evaluate_requests(
-    connection: Connection, requests: dict[int, RedemptionRequest]
+    connection: Connection, requests: dict[int, RedemptionRequest], secret: bytes
 ) -> tuple[dict[int, RedemptionRecord | DomainError], dict[int, dict[int, _AcceptedRequest]], dict[int, list[int]]]:
     """Evaluate requests and group them by the writes that they need.
 
@@ -145,7 +152,7 @@ def _evaluate_requests(
     all_facts = redemption_facts.load_facts(list(requests.values()), connection)
     for (index, request), facts in zip(requests.items(), all_facts, strict=True):
         try:
-            evaluation = _evaluate_request(index, request, facts)
+            evaluation = _evaluate_request(index, request, facts, secret)
         except DomainError as error:
             results[index] = error
             continue
@@ -172,11 +179,11 @@ class _AcceptedRequest:
 
 
 def _evaluate_request(
-    index: int, request: RedemptionRequest, facts: RedemptionFacts
+    index: int, request: RedemptionRequest, facts: RedemptionFacts, secret: bytes
 ) -> _AcceptedRequest | RedemptionRecord:
     replayed = find_replayed_redemption(request, facts)
     if replayed is not None:
-        return _redemption_record(facts, replayed, is_replay=True)
+        return _redemption_record(facts, replayed, secret, is_replay=True)
     return _accept_request(index, request, facts)
 
 
@@ -234,7 +241,7 @@ _DELETE_REDEMPTIONS = text("delete from redemption where offer_id = :offer_id an
 
 
 def _redeem_for_offer(
-    connection: Connection, accepted: list[_AcceptedRequest]
+    connection: Connection, accepted: list[_AcceptedRequest], secret: bytes
 ) -> dict[int, RedemptionRecord | DomainError]:
     """Insert all rows of one offer, then count them towards its cap.
 
@@ -251,7 +258,9 @@ def _redeem_for_offer(
     if offer.max_redemptions is not None and inserted:
         reserved = _reserve_cap(connection, offer.id, len(inserted))
     results: dict[int, RedemptionRecord | DomainError] = {
-        request.index: _redemption_record(request.facts, _redemption_row(request, redeemed_at[request.customer_id]))
+        request.index: _redemption_record(
+            request.facts, _redemption_row(request, redeemed_at[request.customer_id]), secret
+        )
         for request in inserted[:reserved]
     }
     surplus = inserted[reserved:]
@@ -319,11 +328,14 @@ def _build_used_up_refusal(accepted: _AcceptedRequest) -> RedemptionRefused:
     return RedemptionRefused("offer_exhausted", evaluate(facts), facts)
 
 
-def _redemption_record(facts: RedemptionFacts, row: RedemptionRow, is_replay: bool = False) -> RedemptionRecord:
+def _redemption_record(
+    facts: RedemptionFacts, row: RedemptionRow, secret: bytes, is_replay: bool = False
+) -> RedemptionRecord:
     offer = facts.offer
     if offer is None or facts.customer_id is None:
         raise RuntimeError("a redemption has an offer and a customer")
     return RedemptionRecord(
+        public_id=public_ids.encode_public_id(offer.id, facts.customer_id, row.redeemed_at, secret),
         offer_id=offer.id,
         customer_id=facts.customer_id,
         code=offer.code,
@@ -332,19 +344,7 @@ def _redemption_record(facts: RedemptionFacts, row: RedemptionRow, is_replay: bo
         time_zone=offer.time_zone,
         email=facts.email or "",
         customer_name="",
+        customer_locale=facts.locale,
         row=row,
         is_replay=is_replay,
     )
-
-
-def record_redemption_export(redemption_filter: redemption_queries.RedemptionFilter | None, by: str) -> None:
-    """Record an export of redemptions with its filter in the audit log. Commits.
-
-    :param redemption_filter: the filter of the export; None when it can match nothing.
-    """
-    details = dataclasses.asdict(redemption_filter) if redemption_filter else {"found": "nothing"}
-    details = {name: value for name, value in details.items() if value is not None}
-    for name, value in details.items():
-        details[name] = value.isoformat() if isinstance(value, datetime) else value
-    record_audit_entry(by, "redemptions.exported", **details)
-    db.session.commit()

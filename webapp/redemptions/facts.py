@@ -32,11 +32,11 @@ def _qualify_columns(alias: str, columns: str) -> str:
 
 
 # Every lookup is lateral with a limit, so that the planner uses the index even while its statistics of a growing table
-# are out of date. For speed, columns are read by position: those of the offer, then eight of the request and the
+# are out of date. For speed, columns are read by position: those of the offer, then nine of the request and the
 # customer, then the current and the rolled-back redemption as JSON, because most requests have neither.
 _SELECT_FACTS = f"""
     select {_qualify_columns("o", _OFFER_COLUMNS)},
-      clock_timestamp(), t.suffix, k.match_rank, k.closed, c.id, c.email_as_given,
+      clock_timestamp(), t.suffix, k.match_rank, k.closed, c.id, c.email_as_given, c.locale,
       o.audience_id is null or m.yes is not null,
       (select count(*) + count(retired_at) from signing_key where purpose = '{personal_codes.PERSONAL_CODE_PURPOSE}'),
       row_to_json(r), row_to_json(b)
@@ -52,9 +52,9 @@ _SELECT_FACTS = f"""
     ) k on true
     left join offer o on o.id = k.offer_id
     left join lateral (
-      select id, email_as_given from customer where email = t.email and erased_at is null
-      union all select id, email_as_given from customer where source_id = t.source_id and erased_at is null
-      union all select id, email_as_given from customer where id = t.customer_id and erased_at is null
+      select id, email_as_given, locale from customer where email = t.email and erased_at is null
+      union all select id, email_as_given, locale from customer where source_id = t.source_id and erased_at is null
+      union all select id, email_as_given, locale from customer where id = t.customer_id and erased_at is null
       limit 1
     ) c on true
     left join lateral (
@@ -118,6 +118,7 @@ def _build_facts(request: RedemptionRequest, row: tuple[Any, ...], offers: dict[
         is_closed,
         customer_id,
         email,
+        locale,
         is_in_audience,
         key_revision,
         redemption,
@@ -130,6 +131,7 @@ def _build_facts(request: RedemptionRequest, row: tuple[Any, ...], offers: dict[
         is_code_closed=bool(is_closed),
         customer_id=customer_id,
         email=email,
+        locale=locale,
         is_in_audience=is_in_audience,
         personal_code_status=_personal_code_status(request, offer_id, customer_id, match),
         redemption=None if redemption is None else _row_from_json(redemption),

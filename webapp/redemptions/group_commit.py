@@ -12,10 +12,16 @@ from sqlalchemy.exc import DBAPIError
 
 from webapp.core import database_connections
 from webapp.core.coalescing import Coalescer, CoalescingTimeout
+from webapp.core.database_connections import CommitRefused
 from webapp.core.errors import DomainError
 from webapp.core.extensions import db
 from webapp.redemptions.actions import redeem_all
-from webapp.redemptions.errors import DATABASE_UNAVAILABLE, OUTCOME_UNKNOWN, RedemptionUnavailable
+from webapp.redemptions.errors import (
+    DATABASE_UNAVAILABLE,
+    OUTCOME_UNKNOWN,
+    RedemptionUnavailable,
+    build_unavailable,
+)
 from webapp.redemptions.queries import RedemptionRecord
 from webapp.redemptions.rules import RedemptionRequest
 
@@ -85,8 +91,9 @@ class GroupCommitter(Coalescer[RedemptionRequest, RedemptionRecord | DomainError
             return [error] * len(requests)
         except DBAPIError as error:
             log.warning("group commit failed (redemptions: %s): %s", len(requests), error.orig)
-            if self._connection is None or self._connection.invalidated:
-                return [RedemptionUnavailable()] * len(requests)
+            is_refused = isinstance(error.orig, CommitRefused)
+            if is_refused or self._connection is None or self._connection.invalidated:
+                return [build_unavailable(error)] * len(requests)
             return self._redeem_individually(requests, error)
 
     def _redeem_individually(
@@ -100,7 +107,7 @@ class GroupCommitter(Coalescer[RedemptionRequest, RedemptionRecord | DomainError
             # SQLSTATE classes 53 and 57, such as a full disk, are temporary and not caused by the request.
             if str(getattr(error.orig, "sqlstate", None)).startswith(("53", "57")):
                 log.error("database rejected the write: %s", error.orig)
-                return [RedemptionUnavailable()]
+                return [build_unavailable(error)]
             request = requests[0]
             log.error(
                 "redemption failed (channel %s, API key %s, offer %s)",
