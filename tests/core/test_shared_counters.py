@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
@@ -102,6 +103,18 @@ def test_servers_and_versions_do_not_share_counters(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 2
     first.add(("requests", 1))
     assert first.totals()["requests"] == 2
+
+
+def test_files_of_servers_that_no_longer_exist_are_deleted(tmp_path: Path) -> None:
+    for server, days in (("old container", 31), ("idle server", 29)):
+        SharedCounters(KEYS).share(tmp_path, server)
+        newest = max(tmp_path.iterdir(), key=lambda file: file.stat().st_mtime_ns)
+        os.utime(newest, (time.time() - days * 86400,) * 2)
+
+    SharedCounters(KEYS).share(tmp_path, SERVER)
+
+    ages = sorted(time.time() - file.stat().st_mtime for file in tmp_path.iterdir())
+    assert [round(age / 86400) for age in ages] == [0, 29]
 
 
 def test_concurrent_threads_lose_no_count(tmp_path: Path) -> None:

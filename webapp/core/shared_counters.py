@@ -16,7 +16,9 @@ import mmap
 import os
 import socket
 import threading
+import time
 from collections.abc import Hashable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -25,6 +27,8 @@ Key = TypeVar("Key", bound=Hashable)
 # The maximum of WEB_WORKERS, and a few processes that have not ended when their successors start.
 MAX_PROCESSES = 80
 VALUE_BYTES = 8
+# Counting changes the modification time of a file.
+UNUSED_FILE_SECONDS = 30 * 86400
 
 
 class SharedCounters(Generic[Key]):
@@ -84,17 +88,22 @@ class SharedCounters(Generic[Key]):
 
 
 def _open_file(folder: Path, server: str, layout: str) -> int:
-    """Open or create the file of a server, and delete those of versions with other counters.
+    """Open or create the file of a server; delete those of versions with other counters, and those unused for long.
 
-    The name contains the host, since instances on several hosts may have the same folder.
+    The name contains the host, since instances on several hosts may have the same folder. A container has another host
+    name after each update.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     prefix = hashlib.sha256(f"{socket.gethostname()} {server}".encode()).hexdigest()[:16]
     name = f"{prefix}-{hashlib.sha256(layout.encode()).hexdigest()[:16]}"
-    for other in folder.glob(f"{prefix}-*"):
-        if other.name != name:
-            other.unlink(missing_ok=True)
-    return os.open(folder / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    file = os.open(folder / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    os.utime(file)
+    for other in folder.iterdir():
+        with suppress(FileNotFoundError):
+            is_unused = time.time() - other.stat().st_mtime > UNUSED_FILE_SECONDS
+            if is_unused or (other.name.startswith(prefix) and other.name != name):
+                other.unlink()
+    return file
 
 
 def _claim_slot(file: int, slot_bytes: int) -> int:
