@@ -7,7 +7,7 @@ from collections.abc import Callable
 import psycopg
 import pytest
 from flask import Flask
-from sqlalchemy import Engine, create_engine, text
+from sqlalchemy import Engine, create_engine
 
 from tests.support.chaos import durable_database
 from tests.support.live_server import wait_until
@@ -17,17 +17,10 @@ from webapp.monitoring import queries as monitoring_queries
 
 
 def test_a_database_that_commits_is_writable(app: Flask) -> None:
-    before = db.session.scalar(text("select pg_current_wal_insert_lsn()"))
-    db.session.rollback()
-
     result = write_probe.probe_write(db.engine)
 
     assert result.is_writable
     assert 0 < result.seconds < write_probe.WRITE_TIMEOUT_SECONDS
-    # The message and its commit are in the write-ahead log.
-    written = db.session.scalar(text("select pg_current_wal_flush_lsn() - :before"), {"before": before})
-    assert written is not None
-    assert written > 0
 
 
 def make_engine(app: Flask, **arguments: str) -> Engine:

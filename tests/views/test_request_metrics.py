@@ -139,7 +139,7 @@ def test_waits_for_a_connection_and_timeouts_are_counted(test_settings: Settings
     ("statement", "expected"),
     [
         ("do $$ begin raise sqlstate '53100'; end $$", {"disk_full": 1}),
-        ("set transaction read only; create table t ()", {"read_only": 1}),
+        ("do $$ begin raise sqlstate '25006'; end $$", {"read_only": 1}),
         ("do $$ begin raise sqlstate '55P03'; end $$", {"lock_timeout": 1}),
         ("do $$ begin raise sqlstate '57014'; end $$", {"statement_timeout": 1}),
         ("do $$ begin raise sqlstate '40P01'; end $$", {"conflict": 1}),

@@ -19,7 +19,7 @@ WRITE_TIMEOUT_SECONDS = 2
 # synchronous standby like any other. Nothing reads it, and no privilege is needed.
 _WRITE = text(
     "select case when current_setting('transaction_read_only') = 'off'"
-    " then pg_logical_emit_message(true, 'onecode', '') end"
+    " then pg_logical_emit_message(true, 'onecode', cast('' as text)) end"
 )
 
 
