@@ -29,6 +29,7 @@ from webapp.core.settings import Settings
 from webapp.core.web_metrics import RouteGroup
 from webapp.customers.models import Customer
 from webapp.monitoring import queries as monitoring_queries
+from webapp.monitoring.queries import DatabaseMetrics
 from webapp.offers.models import Offer
 from webapp.views.request_metrics import get_route_group
 
@@ -172,18 +173,23 @@ def test_a_refused_connection_is_counted(app: Flask, test_settings: Settings) ->
     assert new_errors(before) == {"unavailable": 1}
 
 
+def load_waits() -> DatabaseMetrics:
+    """Return the metrics of the database in a new transaction: within one, statistics stay the same."""
+    db.session.rollback()
+    return monitoring_queries.load_database_metrics()
+
+
 def test_sessions_that_wait_for_a_lock_are_counted(app: Flask, test_settings: Settings) -> None:
     with psycopg.connect(test_settings.libpq_url) as blocker, psycopg.connect(test_settings.libpq_url) as waiter:
         blocker.execute("lock table customer_import in access exclusive mode")
         thread = threading.Thread(target=lambda: waiter.execute("lock table customer_import"))
         thread.start()
 
-        live_server.wait_until(lambda: monitoring_queries.load_database_metrics().lock_waits == 1)
+        live_server.wait_until(lambda: load_waits().lock_waits == 1)
 
-        db.session.rollback()
         blocker.rollback()
         thread.join()
-    assert monitoring_queries.load_database_metrics().lock_waits == 0
+    assert load_waits().lock_waits == 0
 
 
 def test_any_web_process_reports_the_requests_of_all(app: Flask, tmp_path: Path) -> None:
