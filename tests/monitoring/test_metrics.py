@@ -42,7 +42,6 @@ SERVER_METRICS = {
     "onecode_database_wait_seconds_bucket",
     "onecode_database_wait_seconds_count",
     "onecode_database_wait_seconds_sum",
-    "onecode_database_writable",
     "onecode_request_seconds_bucket",
     "onecode_request_seconds_count",
     "onecode_request_seconds_sum",
@@ -281,7 +280,6 @@ def test_without_the_database_the_page_reports_it_as_down(app: Flask, test_setti
     assert response.status_code == 200
     found = parse_samples(response.text)
     assert found["onecode_database_up", ()] == 0
-    assert found["onecode_database_writable", ()] == 0
     assert {name for name, _ in found} == {"onecode_build_info", "onecode_database_up", *SERVER_METRICS}
     assert unreachable.test_client().get("/metrics").status_code == 401
 

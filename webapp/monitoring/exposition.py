@@ -23,7 +23,6 @@ from prometheus_client.utils import floatToGoString
 
 from webapp.core.settings import ROOT
 from webapp.core.web_metrics import Histogram, WebMetrics
-from webapp.core.write_probe import WriteProbe
 from webapp.monitoring.queries import (
     CampaignMetrics,
     DatabaseMetrics,
@@ -44,12 +43,10 @@ class ServerMetrics:
     """Metrics of the web server that responds.
 
     :ivar version: version of Onecode.
-    :ivar write: None when the database is unavailable, so that no write was tried.
     """
 
     version: str
     web: WebMetrics
-    write: WriteProbe | None = None
 
 
 def render_metrics(snapshot: MetricsSnapshot | None, server: ServerMetrics, accept: str = "") -> tuple[bytes, str]:
@@ -88,7 +85,7 @@ class _MetricsCollector(Collector):
             "Whether the database, which also holds the queue, responded in time.",
             snapshot is not None,
         )
-        yield from _server_metrics(self.server)
+        yield from _web_metrics(self.server.web)
         if snapshot is None:
             return
         yield from _database_metrics(snapshot.database)
@@ -103,15 +100,7 @@ class _MetricsCollector(Collector):
             yield _labelled_gauge("onecode_imports", "Imports by status.", "state", counts)
 
 
-def _server_metrics(server: ServerMetrics) -> Iterator[Metric]:
-    web, write = server.web, server.write
-    yield _gauge(
-        "onecode_database_writable",
-        "Whether the database committed a write of this server in time.",
-        write is not None and write.is_writable,
-    )
-    if write is not None:
-        yield _gauge("onecode_database_write_seconds", "Duration of that write.", write.seconds)
+def _web_metrics(web: WebMetrics) -> Iterator[Metric]:
     requests = CounterMetricFamily(
         "onecode_requests", "Responses of this server by group of routes and status.", labels=["group", "status"]
     )

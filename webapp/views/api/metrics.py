@@ -8,7 +8,7 @@ from flask import Blueprint, Response, request
 from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from webapp.core import web_metrics, write_probe
+from webapp.core import web_metrics
 from webapp.core.extensions import db
 from webapp.monitoring import exposition
 from webapp.monitoring import queries as monitoring_queries
@@ -33,9 +33,7 @@ def create_metrics_blueprint(version: str) -> Blueprint:
         Most are read from the database, so every web server returns the same; a few belong to the server that responds.
         """
         authenticate("read")
-        snapshot = monitoring_queries.collect_metrics()
-        server = ServerMetrics(version, web_metrics.collect_web_metrics(), write_probe.probe_write(db.engine))
-        return _metrics_response(snapshot, server)
+        return _metrics_response(monitoring_queries.collect_metrics(), _server_metrics(version))
 
     @blueprint.errorhandler(OperationalError)
     @blueprint.errorhandler(InterfaceError)
@@ -48,9 +46,13 @@ def create_metrics_blueprint(version: str) -> Blueprint:
         """
         log.warning("metrics unavailable: %s", type(getattr(error, "orig", error)).__name__)
         db.session.rollback()
-        return _metrics_response(None, ServerMetrics(version, web_metrics.collect_web_metrics()))
+        return _metrics_response(None, _server_metrics(version))
 
     return blueprint
+
+
+def _server_metrics(version: str) -> ServerMetrics:
+    return ServerMetrics(version, web_metrics.collect_web_metrics())
 
 
 def _metrics_response(snapshot: MetricsSnapshot | None, server: ServerMetrics) -> Response:
