@@ -14,7 +14,7 @@ import click
 from flask.cli import ScriptInfo
 
 from webapp import create_app, get_app_version
-from webapp.core import logs, signals
+from webapp.core import logs, signals, web_metrics
 from webapp.core.setting_parsers import SettingsError
 from webapp.core.settings import load_settings
 
@@ -35,6 +35,7 @@ try:
         # Another web server may use the wake-up descriptor of signals itself.
         if multiprocessing.current_process().name == "granian-worker":
             signals.wake_main_thread_on_signals()
+            web_metrics.share_between_processes(settings)
         logging.getLogger("webapp.web").info("web process started: version %s", get_app_version())
 except SettingsError as error:
     sys.exit(f"onecode: {error}")

@@ -28,6 +28,7 @@ from webapp.campaigns import erasure as campaign_erasure
 from webapp.core import database_engines, database_health, logs, rate_limit, sessions, task_queue
 from webapp.core.extensions import babel, csrf, db, login, mail
 from webapp.core.json_provider import JsonProvider
+from webapp.core.measured_pool import MeasuredQueuePool
 from webapp.core.request_limits import LimitedRequest, check_request
 from webapp.core.settings import ROOT, Settings, load_settings
 from webapp.customers import actions as customer_actions
@@ -35,7 +36,7 @@ from webapp.customers.imports import actions as import_actions
 from webapp.monitoring import readiness
 from webapp.redemptions import erasure as redemption_erasure
 from webapp.shop import queries as shop_queries
-from webapp.views import access_notes, error_handlers, problem_details, rendering, security_headers
+from webapp.views import access_notes, error_handlers, problem_details, rendering, request_metrics, security_headers
 from webapp.views.api import blueprint as api_blueprint
 from webapp.views.api import bounces as api_bounces
 from webapp.views.api import campaigns as api_campaigns
@@ -130,6 +131,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.url_map.converters |= {"int": rendering.RowIdConverter, "email": rendering.EmailConverter}
     # Registered first: the hooks of extensions parse forms and may reject the request.
     _register_request_hooks(app)
+    request_metrics.init_app(app)
     _init_extensions(app, settings)
     _register_blueprints(app)
     passwords.load_shop_name = lambda: shop_queries.get_shop().name
@@ -159,6 +161,7 @@ def _build_config(settings: Settings) -> dict[str, Any]:
         # Only the driver: the parameters of the connection are those of libpq, which SQLAlchemy would read differently.
         "SQLALCHEMY_DATABASE_URI": database_engines.DRIVER_URL,
         "SQLALCHEMY_ENGINE_OPTIONS": {
+            "poolclass": MeasuredQueuePool,
             "pool_pre_ping": True,
             # A logged error has the statement, but not its parameters, which may be personal data.
             "hide_parameters": True,

@@ -36,6 +36,19 @@ from webapp.redemptions.models import AddressExcess, FailedCodeAttempt
 Values = dict[tuple[str, tuple[str, ...]], float]
 
 
+# Metrics of the web server that responds, which are available without the database.
+SERVER_METRICS = {
+    "onecode_database_errors_total",
+    "onecode_database_wait_seconds_bucket",
+    "onecode_database_wait_seconds_count",
+    "onecode_database_wait_seconds_sum",
+    "onecode_request_seconds_bucket",
+    "onecode_request_seconds_count",
+    "onecode_request_seconds_sum",
+    "onecode_requests_total",
+}
+
+
 def parse_samples(page: str, parse: Callable[[str], Iterable[Metric]] = parse_plain) -> Values:
     """Return every sample of a page by name and label values."""
     return {(s.name, tuple(s.labels.values())): s.value for family in parse(page) for s in family.samples}
@@ -99,7 +112,7 @@ def test_every_metric_has_a_prefix_a_type_and_a_help_text(api: FlaskClient, camp
     for family in families:
         assert family.name.startswith("onecode_")
         assert family.documentation.endswith(".")
-        assert family.type in ("gauge", "counter")
+        assert family.type in ("gauge", "counter", "histogram")
         assert family.samples
 
 
@@ -194,6 +207,7 @@ def test_queue_database_and_migration_have_metrics(api: FlaskClient) -> None:
 
     assert found["onecode_database_up", ()] == 1
     assert (found["onecode_queue_tasks", ()], found["onecode_queue_scheduled_tasks", ()]) == (2, 1)
+    assert 0 < found["onecode_queue_oldest_task_seconds", ()] < 600
     assert 1 <= found["onecode_database_connections", ()] <= found["onecode_database_connections_max", ()]
     size = db.session.scalars(text("select pg_database_size(current_database())")).one()
     assert found["onecode_database_size_bytes", ()] == pytest.approx(size, rel=0.1)
@@ -265,7 +279,7 @@ def test_without_the_database_the_page_reports_it_as_down(app: Flask, test_setti
     assert response.status_code == 200
     found = parse_samples(response.text)
     assert found["onecode_database_up", ()] == 0
-    assert {name for name, _ in found} == {"onecode_build_info", "onecode_database_up"}
+    assert {name for name, _ in found} == {"onecode_build_info", "onecode_database_up", *SERVER_METRICS}
     assert unreachable.test_client().get("/metrics").status_code == 401
 
 

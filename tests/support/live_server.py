@@ -58,7 +58,7 @@ def web_server(settings: Settings, workers: int = 1, host: str = "127.0.0.1", **
     port = free_port()
     url = f"http://{host}:{port}"
     command = [sys.executable, *serve.web_arguments(port, workers)]
-    with _running(command, environment(settings, **{"PUBLIC_URL": url} | more)) as process:
+    with _running(command, environment(settings, **{"PUBLIC_URL": url, "PORT": str(port)} | more)) as process:
         _wait_for(f"{url}/readyz", process)
         wait_for_processes(process, workers)
         yield LiveProcess(process, url)

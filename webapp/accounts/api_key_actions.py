@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
+import logging
 import secrets
 import time
 from datetime import UTC, datetime
@@ -12,8 +13,9 @@ from typing import NamedTuple
 
 from flask import current_app
 from flask_babel import gettext as _
-from sqlalchemy import func, update
+from sqlalchemy import func, text, update
 from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.exc import DBAPIError
 
 from webapp.accounts import notices
 from webapp.accounts import queries as account_queries
@@ -22,6 +24,8 @@ from webapp.accounts.models import SCOPES, ApiKey
 from webapp.core import signing_keys
 from webapp.core.errors import DomainError, FieldError, InvalidInput
 from webapp.core.extensions import db
+
+log = logging.getLogger(__name__)
 
 API_KEY_PREFIX = "onecode_live"
 API_KEY_CACHE_SECONDS = 1
@@ -109,7 +113,8 @@ def authenticate_api_key(authorization: str) -> ApiClient:
         if hmac.compare_digest(mac, expected) and row and row.is_valid:
             if row.is_last_used_stale:
                 _update_last_used(row.id)
-                current_app.extensions.get("api_keys", {}).pop(public_id, None)
+                # Also after a failure, so that not every request tries again.
+                _get_cache()[public_id] = time.monotonic(), row._replace(is_last_used_stale=False)
             return ApiClient(row.id, row.name, row.scopes)
     raise DomainError("unauthorized", _("Send a valid API key in the header: Authorization: Bearer …"), 401)
 
@@ -136,7 +141,7 @@ def _load_api_key(public_id: str) -> account_queries.ApiKeyRow | None:
     A client with a hundred calls a second reads it only once. A key that was revoked by another process therefore works
     a little longer. Its secret is verified in each call.
     """
-    cache: dict[str, tuple[float, account_queries.ApiKeyRow]] = current_app.extensions.setdefault("api_keys", {})
+    cache = _get_cache()
     cached = cache.get(public_id)
     if cached and cached[0] > time.monotonic() - API_KEY_CACHE_SECONDS:
         return cached[1]
@@ -149,17 +154,30 @@ def _load_api_key(public_id: str) -> account_queries.ApiKeyRow | None:
     return row
 
 
+def _get_cache() -> dict[str, tuple[float, account_queries.ApiKeyRow]]:
+    """Return the rows of API keys that this process has read, with the time (`time.monotonic`), by public id."""
+    cache: dict[str, tuple[float, account_queries.ApiKeyRow]] = current_app.extensions.setdefault("api_keys", {})
+    return cache
+
+
 def _update_last_used(key_id: int) -> None:
     """Record the use of a key, once a minute.
 
-    Only one of several concurrent calls writes; the others return immediately.
+    Only one of several concurrent calls writes; the others return immediately. Requests that only read, such as
+    `/metrics`, have to work while writes do not: an error is only logged, and the commit waits neither for the disk nor
+    for a standby.
     """
-    db.session.execute(
-        update(ApiKey)
-        .where(ApiKey.id.in_(account_queries.select_api_key_with_stale_use(key_id)))
-        .values(last_used_at=func.now())
-    )
-    db.session.commit()
+    try:
+        db.session.execute(text("set local synchronous_commit = off"))
+        db.session.execute(
+            update(ApiKey)
+            .where(ApiKey.id.in_(account_queries.select_api_key_with_stale_use(key_id)))
+            .values(last_used_at=func.now())
+        )
+        db.session.commit()
+    except DBAPIError as error:
+        db.session.rollback()
+        log.warning("the last use of an API key was not recorded: %s", type(error.orig).__name__)
 
 
 def _compute_hmac(key: bytes, secret: str) -> bytes:

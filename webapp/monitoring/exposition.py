@@ -6,14 +6,23 @@ docs/monitoring.md explains how to react to each.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 
 from prometheus_client import CollectorRegistry
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+    Metric,
+)
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from webapp.core.settings import ROOT
+from webapp.core.web_metrics import Histogram, WebMetrics
 from webapp.monitoring.queries import (
     CampaignMetrics,
     DatabaseMetrics,
@@ -29,17 +38,27 @@ DELIVERY_STATES = ("waiting", "sent", "deferred", "failed", "uncertain", "skippe
 IMPORT_STATUSES = ("receiving", "queued", "running", "done", "failed")
 
 
-def render_metrics(snapshot: MetricsSnapshot | None, version: str, accept: str = "") -> tuple[bytes, str]:
+@dataclass(frozen=True)
+class ServerMetrics:
+    """Metrics of the web server that responds.
+
+    :ivar version: version of Onecode.
+    """
+
+    version: str
+    web: WebMetrics
+
+
+def render_metrics(snapshot: MetricsSnapshot | None, server: ServerMetrics, accept: str = "") -> tuple[bytes, str]:
     """Render metrics as text; return it and its media type.
 
     That is Prometheus 0.0.4, or OpenMetrics if accepted.
 
     :param snapshot: None when the database is unavailable.
-    :param version: version of Onecode.
     :param accept: the Accept header (RFC 9110) of the request.
     """
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_MetricsCollector(snapshot, version))
+    registry.register(_MetricsCollector(snapshot, server))
     encode, media_type = choose_encoder(accept)
     return encode(registry), media_type
 
@@ -54,18 +73,19 @@ def expected_migration() -> str:
 
 
 class _MetricsCollector(Collector):
-    def __init__(self, snapshot: MetricsSnapshot | None, version: str) -> None:
+    def __init__(self, snapshot: MetricsSnapshot | None, server: ServerMetrics) -> None:
         self.snapshot = snapshot
-        self.version = version
+        self.server = server
 
     def collect(self) -> Iterator[Metric]:
         snapshot = self.snapshot
-        yield InfoMetricFamily("onecode_build", "Version of Onecode.", {"version": self.version})
+        yield InfoMetricFamily("onecode_build", "Version of Onecode.", {"version": self.server.version})
         yield _gauge(
             "onecode_database_up",
             "Whether the database, which also holds the queue, responded in time.",
             snapshot is not None,
         )
+        yield from _web_metrics(self.server.web)
         if snapshot is None:
             return
         yield from _database_metrics(snapshot.database)
@@ -78,6 +98,37 @@ class _MetricsCollector(Collector):
         if snapshot.imports is not None:
             counts = {status: snapshot.imports.get(status, 0) for status in IMPORT_STATUSES}
             yield _labelled_gauge("onecode_imports", "Imports by status.", "state", counts)
+
+
+def _web_metrics(web: WebMetrics) -> Iterator[Metric]:
+    requests = CounterMetricFamily(
+        "onecode_requests", "Responses of this server by group of routes and status.", labels=["group", "status"]
+    )
+    for labels, count in web.requests.items():
+        requests.add_metric(labels, count)
+    yield requests
+    durations = HistogramMetricFamily(
+        "onecode_request_seconds", "Time until the response was ready to be sent.", labels=["group"]
+    )
+    for group, histogram in web.request_seconds.items():
+        durations.add_metric([group], _bucket_pairs(histogram), histogram.sum)
+    yield durations
+    yield HistogramMetricFamily(
+        "onecode_database_wait_seconds",
+        "Wait of a request for a connection to the database.",
+        _bucket_pairs(web.wait_seconds),
+        web.wait_seconds.sum,
+    )
+    errors = CounterMetricFamily(
+        "onecode_database_errors", "Errors of the database in this server, by kind.", labels=["kind"]
+    )
+    for kind, count in web.errors.items():
+        errors.add_metric([kind], count)
+    yield errors
+
+
+def _bucket_pairs(histogram: Histogram) -> list[tuple[str, float]]:
+    return [(floatToGoString(bucket), count) for bucket, count in histogram.counts.items()]
 
 
 def _database_metrics(database: DatabaseMetrics) -> Iterator[Metric]:
@@ -101,12 +152,23 @@ def _database_metrics(database: DatabaseMetrics) -> Iterator[Metric]:
     yield _gauge("onecode_database_size_bytes", "Size of the database on disk.", database.size_bytes)
     yield _gauge("onecode_queue_tasks", "Tasks in the queue that no worker has started.", database.queued_tasks)
     yield _gauge("onecode_queue_scheduled_tasks", "Tasks scheduled for a later time.", database.scheduled_tasks)
+    yield _labelled_gauge(
+        "onecode_database_waiting_sessions",
+        "Sessions of this database that wait for a lock, or for a standby to confirm a commit.",
+        "cause",
+        {"lock": database.lock_waits, "standby": database.standby_waits},
+    )
 
 
 def _worker_metrics(workers: WorkerMetrics) -> Iterator[Metric]:
     yield _gauge("onecode_workers", "Worker processes with a heartbeat in the last minute.", workers.alive_count)
     yield _gauge(
         "onecode_worker_busy_seconds", "Age of the longest-running task of any worker.", workers.longest_busy_seconds
+    )
+    yield _gauge(
+        "onecode_queue_oldest_task_seconds",
+        "Age of the oldest task in the queue; 0 when there is none.",
+        workers.oldest_task_seconds,
     )
     yield _labelled_gauge(
         "onecode_sweep_timestamp_seconds",

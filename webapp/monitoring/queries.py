@@ -36,6 +36,8 @@ class DatabaseMetrics:
 
     :ivar migration: the Alembic revision of the schema; empty when there is none.
     :ivar size_bytes: size of the database on disk.
+    :ivar lock_waits: sessions that wait for a lock.
+    :ivar standby_waits: sessions whose commit waits for a synchronous standby.
     """
 
     migration: str
@@ -44,18 +46,22 @@ class DatabaseMetrics:
     size_bytes: int
     queued_tasks: int
     scheduled_tasks: int
+    lock_waits: int
+    standby_waits: int
 
 
 @dataclass(frozen=True)
 class WorkerMetrics:
-    """Metrics of the workers.
+    """Metrics of the workers and of the tasks that wait for them.
 
+    :ivar oldest_task_seconds: age of the oldest task in the queue; 0 when there is none.
     :ivar longest_busy_seconds: age of their longest-running task.
     :ivar periodic_task_completed_at: Unix time when any worker last completed each periodic task, by task name.
     """
 
     alive_count: int
     longest_busy_seconds: float
+    oldest_task_seconds: float
     periodic_task_completed_at: dict[str, float] = field(default_factory=dict)
 
 
@@ -131,7 +137,8 @@ def collect_metrics() -> MetricsSnapshot:
 
 
 # The backend type of another role's session is visible only with pg_read_all_stats; its user and database are visible
-# to everyone, and only client sessions and background workers in a database, such as parallel workers, have both.
+# to everyone, and only client sessions and background workers in a database, such as parallel workers, have both. Waits
+# are visible for sessions of the same role, as are those of all web and worker processes.
 _SELECT_DATABASE_METRICS = text(
     """
     select
@@ -139,7 +146,11 @@ _SELECT_DATABASE_METRICS = text(
       current_setting('max_connections')::int as max_connections,
       pg_database_size(current_database()) as size,
       (select count(*) from huey_task where queue = :queue) as queued,
-      (select count(*) from huey_schedule where queue = :queue) as scheduled
+      (select count(*) from huey_schedule where queue = :queue) as scheduled,
+      (select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock')
+        as lock_waits,
+      (select count(*) from pg_stat_activity where datname = current_database() and wait_event = 'SyncRep')
+        as standby_waits
     """
 )
 
@@ -161,7 +172,16 @@ def load_worker_metrics() -> WorkerMetrics:
     completed_rows = db.session.execute(
         text("select s.key as task, max(s.value::float8) as at from worker, jsonb_each_text(swept) s group by s.key")
     )
-    return WorkerMetrics(alive_count, float(longest_busy_seconds or 0), {row.task: row.at for row in completed_rows})
+    oldest_task_seconds = db.session.scalar(
+        text("select extract(epoch from now() - min(enqueued_at)) from huey_task where queue = :queue"),
+        {"queue": huey.name},
+    )
+    return WorkerMetrics(
+        alive_count,
+        float(longest_busy_seconds or 0),
+        float(oldest_task_seconds or 0),
+        {row.task: row.at for row in completed_rows},
+    )
 
 
 def is_worker_alive(host: str) -> bool:

@@ -8,9 +8,11 @@ from flask import Blueprint, Response, request
 from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
+from webapp.core import web_metrics
 from webapp.core.extensions import db
 from webapp.monitoring import exposition
 from webapp.monitoring import queries as monitoring_queries
+from webapp.monitoring.exposition import ServerMetrics
 from webapp.monitoring.queries import MetricsSnapshot
 from webapp.views.api.blueprint import authenticate
 
@@ -28,10 +30,10 @@ def create_metrics_blueprint(version: str) -> Blueprint:
     def metrics() -> Response:
         """Return the metrics.
 
-        They are read from the database, so every web process returns the same.
+        Most are read from the database, so every web server returns the same; a few belong to the server that responds.
         """
         authenticate("read")
-        return _metrics_response(monitoring_queries.collect_metrics(), version)
+        return _metrics_response(monitoring_queries.collect_metrics(), _server_metrics(version))
 
     @blueprint.errorhandler(OperationalError)
     @blueprint.errorhandler(InterfaceError)
@@ -44,11 +46,15 @@ def create_metrics_blueprint(version: str) -> Blueprint:
         """
         log.warning("metrics unavailable: %s", type(getattr(error, "orig", error)).__name__)
         db.session.rollback()
-        return _metrics_response(None, version)
+        return _metrics_response(None, _server_metrics(version))
 
     return blueprint
 
 
-def _metrics_response(snapshot: MetricsSnapshot | None, version: str) -> Response:
-    body, media_type = exposition.render_metrics(snapshot, version, request.headers.get("Accept", ""))
+def _server_metrics(version: str) -> ServerMetrics:
+    return ServerMetrics(version, web_metrics.collect_web_metrics())
+
+
+def _metrics_response(snapshot: MetricsSnapshot | None, server: ServerMetrics) -> Response:
+    body, media_type = exposition.render_metrics(snapshot, server, request.headers.get("Accept", ""))
     return Response(body, content_type=media_type)

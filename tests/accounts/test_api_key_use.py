@@ -1,0 +1,93 @@
+"""The time of the last use of an API key is recorded, and does not prevent the use."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+from sqlalchemy import Connection, event, func, select, update
+
+from tests.support.sql_statements import recorded_statements
+from webapp.accounts import api_key_actions
+from webapp.accounts.models import ApiKey
+from webapp.core.extensions import db
+
+
+@contextmanager
+def read_only_database() -> Iterator[None]:
+    """Refuse writes, as a standby does."""
+
+    def refuse_writes(connection: Connection) -> None:
+        connection.exec_driver_sql("set transaction read only")
+
+    # The next request begins a transaction of its own.
+    db.session.rollback()
+    event.listen(db.engine, "begin", refuse_writes)
+    try:
+        yield
+    finally:
+        event.remove(db.engine, "begin", refuse_writes)
+
+
+@pytest.fixture
+def authorization(app: Flask) -> str:
+    return f"Bearer {api_key_actions.create_api_key('prometheus', ['read'], by='tests')}"
+
+
+def load_last_use() -> datetime | None:
+    db.session.rollback()
+    return db.session.scalars(select(ApiKey.last_used_at)).one()
+
+
+def test_the_use_of_a_key_is_recorded_once_a_minute(client: FlaskClient, authorization: str) -> None:
+    for _ in range(2):
+        assert client.get("/api/v1/offers", headers={"Authorization": authorization}).status_code == 200
+    first = load_last_use()
+    assert first
+
+    with recorded_statements() as statements:
+        client.get("/api/v1/offers", headers={"Authorization": authorization})
+
+    assert load_last_use() == first
+    assert not [statement for statement, _ in statements if "UPDATE api_key" in statement]
+
+
+def test_a_later_use_is_recorded(client: FlaskClient, authorization: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api_key_actions, "API_KEY_CACHE_SECONDS", 0)
+    client.get("/api/v1/offers", headers={"Authorization": authorization})
+    hour = func.make_interval(0, 0, 0, 0, 1)
+    db.session.execute(update(ApiKey).values(last_used_at=ApiKey.last_used_at - hour))
+    db.session.commit()
+    before = load_last_use()
+
+    client.get("/api/v1/offers", headers={"Authorization": authorization})
+
+    after = load_last_use()
+    assert before
+    assert after
+    assert after > before
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/api/v1/offers"])
+def test_a_key_can_read_while_the_database_is_read_only(
+    client: FlaskClient,
+    authorization: str,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    path: str,
+) -> None:
+    monkeypatch.setattr(api_key_actions, "API_KEY_CACHE_SECONDS", 3600)
+    with read_only_database(), caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            assert client.get(path, headers={"Authorization": authorization}).status_code == 200
+
+    assert load_last_use() is None
+    # The second request did not try again.
+    assert [record.message for record in caplog.records] == [
+        "the last use of an API key was not recorded: ReadOnlySqlTransaction"
+    ]

@@ -1,0 +1,58 @@
+"""While a synchronous standby is missing, commits wait, and `/metrics` says so."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import psycopg
+import pytest
+from prometheus_client.parser import text_string_to_metric_families as parse_metrics
+
+from tests.support.chaos import durable_database
+from tests.support.chaos.durable_database import DurableDatabase
+from tests.support.live_server import wait_until
+from webapp.accounts import api_key_actions
+
+pytestmark = pytest.mark.slow
+
+
+@contextmanager
+def missing_standby(database: DurableDatabase) -> Iterator[None]:
+    """Let commits wait for a standby that does not exist; afterwards, they complete."""
+    with database.connect() as connection:
+        connection.execute("alter system set synchronous_standby_names = 'missing'")
+        connection.execute("select pg_reload_conf()")
+        wait_until(lambda: connection.execute("show synchronous_standby_names").fetchone() == ("missing",))
+        try:
+            yield
+        finally:
+            connection.execute("alter system reset synchronous_standby_names")
+            connection.execute("select pg_reload_conf()")
+
+
+def count_standby_waits(database: DurableDatabase, key: str) -> float:
+    """Scrape; return the sessions that wait for a standby."""
+    response = database.app.test_client().get("/metrics", headers={"Authorization": f"Bearer {key}"})
+    assert response.status_code == 200
+    families = {family.name: family for family in parse_metrics(response.text)}
+    waits = families["onecode_database_waiting_sessions"].samples
+    return next(sample.value for sample in waits if sample.labels == {"cause": "standby"})
+
+
+def test_a_scrape_counts_commits_that_wait_for_a_standby_and_does_not_wait() -> None:
+    with durable_database.start_durable_database(1) as database, ThreadPoolExecutor(1) as pool:
+        with database.context():
+            # The first use of a key is written to the database.
+            key = api_key_actions.create_api_key("prometheus", ["read"], by="tests")
+        with psycopg.connect(database.server.conninfo("onecode")) as writer:
+            writer.execute("update customer set name = 'Ada'")
+            with missing_standby(database):
+                writer.pgconn.send_query(b"commit")
+                scrape = pool.submit(wait_until, lambda: count_standby_waits(database, key) == 1)
+                scrape.result(60)
+            while writer.pgconn.get_result() is not None:
+                pass
+
+        assert count_standby_waits(database, key) == 0

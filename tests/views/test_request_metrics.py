@@ -1,0 +1,207 @@
+"""Metrics of the web server that responds: requests, waits for the database, and its errors."""
+
+from __future__ import annotations
+
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import get_args
+
+import psycopg
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+from prometheus_client.parser import text_string_to_metric_families as parse_metrics
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+
+from tests.support import live_server
+from webapp import create_app
+from webapp.accounts import api_key_actions
+from webapp.core import measured_pool, task_queue, web_metrics
+from webapp.core.extensions import db
+from webapp.core.settings import Settings
+from webapp.core.web_metrics import RouteGroup
+from webapp.customers.models import Customer
+from webapp.monitoring import queries as monitoring_queries
+from webapp.monitoring.queries import DatabaseMetrics
+from webapp.offers.models import Offer
+from webapp.views.request_metrics import get_route_group
+
+
+def new_requests(before: web_metrics.WebMetrics) -> dict[tuple[str, str], float]:
+    """Return the requests counted since then, by group and status."""
+    after = web_metrics.collect_web_metrics()
+    return {key: n - before.requests[key] for key, n in after.requests.items() if n != before.requests[key]}
+
+
+def new_errors(before: web_metrics.WebMetrics) -> dict[str, float]:
+    after = web_metrics.collect_web_metrics()
+    return {kind: n - before.errors[kind] for kind, n in after.errors.items() if n != before.errors[kind]}
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "expected"),
+    [
+        ("GET", "/healthz", ("health", "200")),
+        ("GET", "/metrics", ("health", "401")),
+        ("GET", "/redeem", ("public", "200")),
+        ("POST", "/redeem", ("redeem", "422")),
+        ("POST", "/r/nothing", ("redeem", "404")),
+        ("GET", "/offers", ("staff", "302")),
+        ("GET", "/api/v1/offers", ("api", "401")),
+        ("POST", "/api/v1/redemptions", ("redeem", "401")),
+        ("GET", "/nothing/here", ("none", "404")),
+        ("DELETE", "/healthz", ("none", "405")),
+    ],
+)
+def test_a_request_is_counted_in_its_group_with_its_status(
+    client: FlaskClient, method: str, path: str, expected: tuple[str, str]
+) -> None:
+    before = web_metrics.collect_web_metrics()
+
+    client.open(path, method=method)
+
+    assert new_requests(before) == {expected: 1}
+    group = expected[0]
+    after = web_metrics.collect_web_metrics()
+    assert after.request_seconds[group].sum > before.request_seconds[group].sum
+    assert after.request_seconds[group].counts[float("inf")] == before.request_seconds[group].counts[float("inf")] + 1
+
+
+def test_a_redemption_is_counted(
+    api: FlaskClient, make_offer: Callable[..., Offer], make_customer: Callable[..., Customer]
+) -> None:
+    make_customer("ada@example.com")
+    body = {"code": make_offer().code, "customer": {"email": "ada@example.com"}}
+    before = web_metrics.collect_web_metrics()
+
+    api.post("/api/v1/redemptions", json=body)
+
+    assert new_requests(before) == {("redeem", "201"): 1}
+
+
+def test_every_route_is_in_a_group(app: Flask) -> None:
+    groups = {rule.endpoint: get_route_group(rule.endpoint) for rule in app.url_map.iter_rules()}
+
+    assert {endpoint for endpoint, group in groups.items() if group == "none"} <= {"static"}
+    assert set(groups.values()) | {"none"} == set(get_args(RouteGroup))
+
+
+@pytest.mark.parametrize(("seconds", "bucket"), [(0.005, 0.005), (0.0051, 0.01), (31.0, float("inf"))])
+def test_a_duration_is_counted_from_its_bucket_upwards(seconds: float, bucket: float) -> None:
+    before = web_metrics.collect_web_metrics().request_seconds["none"]
+
+    web_metrics.count_request("none", 200, seconds)
+
+    after = web_metrics.collect_web_metrics().request_seconds["none"]
+    grown = [bound for bound in web_metrics.REQUEST_BUCKETS if after.counts[bound] > before.counts[bound]]
+    assert grown == [bound for bound in web_metrics.REQUEST_BUCKETS if bound >= bucket]
+
+
+def test_an_unusual_status_is_counted_as_other() -> None:
+    before = web_metrics.collect_web_metrics()
+
+    web_metrics.count_request("none", 418, 0.1)
+
+    assert new_requests(before) == {("none", web_metrics.OTHER_STATUS): 1}
+
+
+def test_waits_for_a_connection_and_timeouts_are_counted(test_settings: Settings, app: Flask) -> None:
+    small = create_app(test_settings)
+    task_queue.init_app(app)
+    with small.app_context():
+        pool = db.engine.pool
+        assert isinstance(pool, measured_pool.MeasuredQueuePool)
+        pool._timeout, pool._max_overflow = 0.01, 0
+        connections = [db.engine.connect() for _ in range(pool.size())]
+        before = web_metrics.collect_web_metrics()
+
+        with pytest.raises(PoolTimeoutError):
+            db.engine.connect()
+
+        after = web_metrics.collect_web_metrics()
+        assert new_errors(before) == {"pool_timeout": 1}
+        # A wait that timed out counts with its duration.
+        assert after.wait_seconds.counts[float("inf")] == before.wait_seconds.counts[float("inf")] + 1
+        assert after.wait_seconds.counts[0.005] == before.wait_seconds.counts[0.005]
+        assert after.wait_seconds.sum - before.wait_seconds.sum >= 0.01
+        for connection in connections:
+            connection.close()
+        db.engine.dispose()
+
+
+@pytest.mark.parametrize(
+    ("statement", "expected"),
+    [
+        ("do $$ begin raise sqlstate '53100'; end $$", {"disk_full": 1}),
+        ("do $$ begin raise sqlstate '25006'; end $$", {"read_only": 1}),
+        ("do $$ begin raise sqlstate '55P03'; end $$", {"lock_timeout": 1}),
+        ("do $$ begin raise sqlstate '57014'; end $$", {"statement_timeout": 1}),
+        ("do $$ begin raise sqlstate '40P01'; end $$", {"conflict": 1}),
+        ("do $$ begin raise sqlstate '53300'; end $$", {"too_many_connections": 1}),
+        ("do $$ begin raise sqlstate '57P01'; end $$", {"unavailable": 1}),
+        ("select pg_terminate_backend(pg_backend_pid())", {"unavailable": 1}),
+        ("select nothing", {"other": 1}),
+        ("do $$ begin raise sqlstate '23505'; end $$", {}),
+        ("select 1 / 0", {}),
+    ],
+)
+def test_a_database_error_is_counted_by_kind(app: Flask, statement: str, expected: dict[str, float]) -> None:
+    before = web_metrics.collect_web_metrics()
+
+    with pytest.raises(DBAPIError):
+        db.session.execute(text(statement))
+    db.session.rollback()
+
+    assert new_errors(before) == expected
+
+
+def test_a_refused_connection_is_counted(app: Flask, test_settings: Settings) -> None:
+    unreachable = create_app(replace(test_settings, database_url="postgresql+psycopg://nobody@127.0.0.1:1/nothing"))
+    task_queue.init_app(app)
+    before = web_metrics.collect_web_metrics()
+
+    with unreachable.app_context(), pytest.raises(DBAPIError):
+        db.session.execute(text("select 1"))
+
+    assert new_errors(before) == {"unavailable": 1}
+
+
+def load_waits() -> DatabaseMetrics:
+    """Return the metrics of the database in a new transaction: within one, statistics stay the same."""
+    db.session.rollback()
+    return monitoring_queries.load_database_metrics()
+
+
+def test_sessions_that_wait_for_a_lock_are_counted(app: Flask, test_settings: Settings) -> None:
+    with psycopg.connect(test_settings.libpq_url) as blocker, psycopg.connect(test_settings.libpq_url) as waiter:
+        blocker.execute("lock table customer_import in access exclusive mode")
+        thread = threading.Thread(target=lambda: waiter.execute("lock table customer_import"))
+        thread.start()
+
+        live_server.wait_until(lambda: load_waits().lock_waits == 1)
+
+        blocker.rollback()
+        thread.join()
+    assert load_waits().lock_waits == 0
+
+
+def test_any_web_process_reports_the_requests_of_all(app: Flask, tmp_path: Path) -> None:
+    settings = replace(app.config["SETTINGS"], instance_path=tmp_path)
+    key = api_key_actions.create_api_key("prometheus", ["read"], by="tests")
+    with live_server.web_server(settings, workers=2) as web:
+        for _ in range(20):
+            with suppress(urllib.error.HTTPError):
+                urllib.request.urlopen(f"{web.url}/nothing")
+        request = urllib.request.Request(f"{web.url}/metrics", headers={"Authorization": f"Bearer {key}"})
+        for _ in range(10):
+            with urllib.request.urlopen(request) as response:
+                families = {family.name: family for family in parse_metrics(response.read().decode())}
+            found = {tuple(sample.labels.values()): sample.value for sample in families["onecode_requests"].samples}
+            assert found["none", "404"] == 20
