@@ -172,6 +172,18 @@ def test_a_missing_response_is_counted(app: Flask) -> None:
     assert new_errors(before) == {"no_response": 1}
 
 
+def test_a_pooled_connection_that_was_replaced_is_no_error(app: Flask, test_settings: Settings) -> None:
+    pid = db.session.scalar(text("select pg_backend_pid()"))
+    db.session.rollback()
+    with psycopg.connect(test_settings.libpq_url) as other:
+        other.execute("select pg_terminate_backend(%s, 5000)", [pid])
+    before = web_metrics.collect_web_metrics()
+
+    assert db.session.scalar(text("select pg_backend_pid()")) != pid
+
+    assert new_errors(before) == {}
+
+
 def test_a_refused_connection_is_counted(app: Flask, test_settings: Settings) -> None:
     unreachable = create_app(replace(test_settings, database_url="postgresql+psycopg://nobody@127.0.0.1:1/nothing"))
     task_queue.init_app(app)

@@ -5,6 +5,7 @@ docs/monitoring.md explains how to react to each.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,7 +20,6 @@ from prometheus_client.core import (
 )
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
-from prometheus_client.utils import floatToGoString
 
 from webapp.core.settings import ROOT
 from webapp.core.web_metrics import Histogram, WebMetrics
@@ -146,7 +146,7 @@ def _web_metrics(web: WebMetrics) -> Iterator[Metric]:
 
 
 def _bucket_pairs(histogram: Histogram) -> list[tuple[str, float]]:
-    return [(floatToGoString(bucket), count) for bucket, count in histogram.counts.items()]
+    return [("+Inf" if bucket == math.inf else str(bucket), count) for bucket, count in histogram.counts.items()]
 
 
 def _database_metrics(database: DatabaseMetrics) -> Iterator[Metric]:
