@@ -9,17 +9,22 @@ from contextlib import closing
 
 import psycopg
 import pytest
-from flask import Flask
+from flask import Flask, current_app
 from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 
+from local import commands
 from tests.support.frozen_server import Relay, frozen_process, relay_to
-from webapp.core import database_connections, database_urls, queue_storage
+from tests.support.live_server import wait_until
+from webapp.core import csv_export, database_connections, database_urls, migrations, queue_storage
 from webapp.core.database_connections import CommitRefused, DeadlineConnection, StatementTimeout
 from webapp.core.extensions import db, huey
 from webapp.core.settings import ROOT, Settings
+from webapp.customers.imports import claims
 
 DEADLINE = 0.3
+# Long enough for the test of a pooled connection on a busy machine.
+USUAL_DEADLINE, EXCEEDED = 1.0, 1.5
 
 
 @pytest.fixture
@@ -88,9 +93,8 @@ def test_an_overdue_statement_is_cancelled(connection: DeadlineConnection, test_
         connection.execute("select pg_sleep(1000)")
 
     with psycopg.connect(test_settings.libpq_url, autocommit=True) as other:
-        # Ends when the server process has ended; a sleeping one would not notice the closed connection.
-        while other.execute("select from pg_stat_activity where pid = %s", [pid]).fetchone():
-            pass
+        # The server process ends; a sleeping one would not notice the closed connection.
+        wait_until(lambda: not other.execute("select from pg_stat_activity where pid = %s", [pid]).fetchone())
 
 
 def test_a_commit_is_not_cancelled(connection: DeadlineConnection, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,6 +190,38 @@ def test_a_server_that_rejects_connections_still_runs_the_statement(relay: Relay
     with closing(connect_for_long_statements(relay)) as connection:
         connection.url = psycopg.conninfo.make_conninfo(relay.url, dbname="nowhere")
         connection.execute("select pg_sleep(%s)", [DEADLINE * 2])
+
+
+def use_export() -> None:
+    list(csv_export.stream_csv("select pg_sleep(%(seconds)s)", {"seconds": EXCEEDED}))
+
+
+def use_import_connection() -> None:
+    with closing(claims.open_connection()) as connection:
+        connection.execute("select pg_sleep(%s)", [EXCEEDED])
+
+
+def use_migration_lock() -> None:
+    """Wait for another process that migrates."""
+    settings: Settings = current_app.config["SETTINGS"]
+    with psycopg.connect(settings.libpq_url, autocommit=True) as other:
+        other.execute("select pg_advisory_lock(hashtext('onecode.migrate'))")
+        releasing = threading.Thread(
+            target=other.execute, args=("select pg_sleep(%s), pg_advisory_unlock_all()", [EXCEEDED])
+        )
+        releasing.start()
+        commands._upgrade_schema()
+        releasing.join()
+
+
+@pytest.mark.parametrize("use", [use_export, use_import_connection, use_migration_lock])
+def test_what_may_take_long_has_another_deadline(app: Flask, use: Callable[[], None]) -> None:
+    migrations.init_app(app)
+    with database_connections.statement_deadline(USUAL_DEADLINE):
+        use()
+        # The deadline of the block applies to what follows.
+        with pytest.raises(OperationalError, match="no response"):
+            db.session.execute(text("select pg_sleep(1000)"))
 
 
 def test_a_notification_timeout_is_no_error(connection: DeadlineConnection) -> None:

@@ -72,6 +72,7 @@ def read_parameters(url: str) -> list[str]:
         return [connection.execute(f"show {name}").fetchone()[0] for name in CHANGED_PARAMETERS]  # type: ignore[index]
 
 
+@pytest.mark.usefixtures("patient_readiness")
 def test_redeeming_works_and_changes_no_session(
     make_offer: MakeOffer, make_customer: MakeCustomer, pooled_app: Flask, pooled_settings: Settings
 ) -> None:
@@ -161,6 +162,7 @@ def test_a_pool_of_one_session_is_not_taken_for_one_of_transactions(database_url
         pooler_check.check_pooling(replace(test_settings, database_url=url), answer_seconds=0.2)
 
 
+@pytest.mark.usefixtures("patient_readiness")
 def test_a_changed_pooling_is_reported(
     session_url: str, transaction_url: str, test_settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -183,6 +185,7 @@ def find_problem(check: ReadinessCheck) -> str | None:
     return readiness.describe_problem(error) if error else None
 
 
+@pytest.mark.usefixtures("patient_readiness")
 @pytest.mark.parametrize("is_direct", [False, True])
 def test_both_connection_strings_must_work(test_settings: Settings, is_direct: bool) -> None:
     urls = [test_settings.libpq_url, f"postgresql://nobody@127.0.0.1:{free_port()}/x"]

@@ -15,7 +15,7 @@ from flask import Flask
 from huey.registry import Message
 from sqlalchemy import text
 
-from webapp.core import database_health, task_queue
+from webapp.core import database_connections, database_health, task_queue
 from webapp.core.extensions import db, huey
 from webapp.core.settings import ROOT
 from webapp.core.task_queue import TaskName
@@ -116,6 +116,20 @@ def test_a_task_that_an_outage_interrupts_is_enqueued_again(
         database_health.mark_recovered()
 
     assert [(task.name, task.args) for task in huey.pending()] == [("prepare", (5,))] * is_enqueued_again
+
+
+def test_the_statements_of_a_task_have_its_deadline(app: Flask) -> None:
+    deadlines: list[float] = []
+    run = task_queue._wrap_in_app_context(
+        "tests.long", lambda: deadlines.append(current_deadline()), is_periodic=False, statement_seconds=7
+    )
+    run()
+    assert deadlines == [7]
+    assert current_deadline() == database_connections.STATEMENT_SECONDS
+
+
+def current_deadline() -> float:
+    return database_connections._statement_seconds.get()
 
 
 def end_other_connections() -> None:

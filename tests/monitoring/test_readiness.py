@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import psycopg
@@ -12,6 +13,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 
 from tests.support.frozen_server import frozen_process
+from tests.support.live_server import wait_until
 from webapp import create_app
 from webapp.core import database_connections, database_health, task_queue
 from webapp.core.database_connections import DeadlineConnection
@@ -19,6 +21,10 @@ from webapp.core.extensions import db
 from webapp.core.settings import Settings
 from webapp.monitoring import readiness
 from webapp.monitoring.readiness import ReadinessCheck
+
+pytestmark = pytest.mark.usefixtures("patient_readiness")
+
+SELECT_TEMPORARY_BYTES = "select temp_bytes from pg_stat_database where datname = current_database()"
 
 
 @pytest.fixture
@@ -48,10 +54,20 @@ def test_the_check_connects_again_after_a_restart(check: ReadinessCheck, test_se
     assert check.run() is None
 
 
+@contextmanager
+def impatient(check: ReadinessCheck) -> Iterator[None]:
+    """Let requests and the statements of the check wait for a short time only."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(readiness, "CHECK_SECONDS", 0.5)
+        find_connection(check).statement_seconds = 0.5
+        yield
+
+
 def test_a_frozen_server_is_reported_and_left(check: ReadinessCheck) -> None:
     check.run()
     with frozen_process(find_connection(check).info.backend_pid):
-        error = check.run()
+        with impatient(check):
+            error = check.run()
         assert isinstance(error, database_connections.StatementTimeout)
         assert readiness.describe_problem(error) == readiness.NO_RESPONSE
         assert check._current is not None
@@ -61,7 +77,7 @@ def test_a_frozen_server_is_reported_and_left(check: ReadinessCheck) -> None:
 
 def test_many_checks_of_a_frozen_server_use_one_thread(check: ReadinessCheck) -> None:
     check.run()
-    with frozen_process(find_connection(check).info.backend_pid):
+    with frozen_process(find_connection(check).info.backend_pid), impatient(check):
         requests = [threading.Thread(target=check.run) for _index in range(20)]
         for request in requests:
             request.start()
@@ -100,18 +116,11 @@ def test_a_full_disk_is_reported() -> None:
 def test_the_check_writes_a_temporary_file(check: ReadinessCheck, test_settings: Settings) -> None:
     """A full disk makes that write fail."""
     with psycopg.connect(test_settings.libpq_url, autocommit=True) as connection:
-        plan = connection.execute(
-            "select temp_bytes from pg_stat_database where datname = current_database()"
-        ).fetchone()
-    assert plan is not None
+        before = connection.execute(SELECT_TEMPORARY_BYTES).fetchone()
     check.run()
     check._close()
     with psycopg.connect(test_settings.libpq_url, autocommit=True) as connection:
-        while (
-            connection.execute("select temp_bytes from pg_stat_database where datname = current_database()").fetchone()
-            == plan
-        ):
-            pass
+        wait_until(lambda: connection.execute(SELECT_TEMPORARY_BYTES).fetchone() != before)
 
 
 def test_checks_need_no_connection_of_the_pool(app: Flask, client: FlaskClient) -> None:

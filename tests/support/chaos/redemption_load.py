@@ -36,10 +36,10 @@ class RedemptionLoad:
             if response.status != 201:
                 time.sleep(0.02)
 
-    def wait_for(self, status: int, number: int = ENOUGH, seconds: float = 60) -> None:
+    def wait_for(self, status: int, number: int = ENOUGH) -> None:
         """Wait for `number` more responses with a status."""
         wanted = len(self.emails_with(status)) + number
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + 60
         while len(self.emails_with(status)) < wanted:
             assert time.monotonic() < deadline, Counter(response.status for _, response in self.responses)
             time.sleep(0.02)
