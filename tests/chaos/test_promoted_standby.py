@@ -21,7 +21,7 @@ from webapp.monitoring import queries as monitoring_queries
 
 pytestmark = pytest.mark.slow
 
-CUSTOMERS = 100_000
+CUSTOMERS = 50_000
 
 
 def break_primary(servers: ReplicatedDatabase, fault: str) -> None:
