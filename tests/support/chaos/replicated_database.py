@@ -6,6 +6,7 @@ No manager such as Patroni decides: the test promotes the standby, as an adminis
 from __future__ import annotations
 
 import shutil
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -26,32 +27,14 @@ STANDBY_NAME = "standby"
 
 @dataclass
 class ReplicatedDatabase:
-    """A primary and its standby, without which nothing is committed.
+    """A primary and its synchronous standby, without which nothing is confirmed.
 
-    :ivar database: the settings name both servers; `server` is the primary, and after `promote` the former standby.
+    :ivar database: its settings name both servers; its `server` is the primary, and after `promote` the former standby.
     """
 
     database: DurableDatabase
     primary: EmbeddedServer
     standby: EmbeddedServer
-
-    def crash_primary(self) -> None:
-        """Stop the primary without a checkpoint."""
-        self.database.crash()
-
-    def freeze_primary(self) -> None:
-        """Stop all processes of the primary by SIGSTOP. The kernel still accepts connections to it."""
-        for process in self._primary_processes():
-            with suppress(psutil.NoSuchProcess):
-                process.suspend()
-
-    def kill_primary(self) -> None:
-        """Make sure that no process of the primary runs or is frozen."""
-        processes = list(self._primary_processes())
-        for process in processes:
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
-        psutil.wait_procs(processes, timeout=30)
 
     def promote(self) -> None:
         """Make the standby the primary. Returns when it accepts writes."""
@@ -59,29 +42,58 @@ class ReplicatedDatabase:
             assert connection.execute("select pg_promote(true, 60)").fetchone() == (True,)
         self.database.server = self.standby
 
-    def _primary_processes(self) -> Iterator[psutil.Process]:
-        """Yield the postmaster and, after it was stopped and can start no more, its children."""
-        postmaster = self.primary._find_postmaster()
-        if postmaster is not None:
-            yield postmaster
-            yield from postmaster.children(recursive=True)
+
+def freeze(server: EmbeddedServer) -> None:
+    """Stop all processes of a server by SIGSTOP. The kernel still accepts connections to it."""
+    _send_signal(server, signal.SIGSTOP)
+
+
+def resume(server: EmbeddedServer) -> None:
+    """Let a frozen server continue."""
+    _send_signal(server, signal.SIGCONT)
+
+
+def kill(server: EmbeddedServer) -> None:
+    """End all processes of a server, also of a frozen one, by SIGKILL."""
+    psutil.wait_procs(_send_signal(server, signal.SIGKILL), timeout=30)
+
+
+def _send_signal(server: EmbeddedServer, number: signal.Signals) -> list[psutil.Process]:
+    postmaster = server._find_postmaster()
+    if postmaster is None:
+        return []
+    children = postmaster.children(recursive=True)
+    if number == signal.SIGSTOP:
+        # It can start no other process once it is stopped.
+        postmaster.suspend()
+        children = postmaster.children(recursive=True)
+    processes = [postmaster, *children]
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.send_signal(number)
+    return processes
 
 
 @contextmanager
-def start_replicated_database(customers: int) -> Iterator[ReplicatedDatabase]:
-    """Run a server with many customers and its synchronous standby."""
+def start_replicated_database(customers: int, *, standby_first: bool = False) -> Iterator[ReplicatedDatabase]:
+    """Run a server with many customers and its synchronous standby.
+
+    :param standby_first: whether the connection string names the standby before the primary.
+    """
     with durable_database.start_durable_database(customers) as database:
         standby = _create_standby(database)
         replicated = ReplicatedDatabase(database, database.server, standby)
         try:
             standby.start()
             _require_standby(database)
-            hosts = f"{database.server.socket_folder},{standby.socket_folder}"
-            database.settings = replace(database.settings, database_url=f"postgresql://onecode@/onecode?host={hosts}")
+            hosts = [str(server.socket_folder) for server in (database.server, standby)]
+            url = f"postgresql://onecode@/onecode?host={','.join(reversed(hosts) if standby_first else hosts)}"
+            database.settings = replace(database.settings, database_url=url)
             database.app = create_app(database.settings)
             yield replicated
         finally:
-            replicated.kill_primary()
+            kill(replicated.primary)
+            resume(standby)
             standby.stop()
             shutil.rmtree(standby.home, ignore_errors=True)
 
