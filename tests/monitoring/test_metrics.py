@@ -383,6 +383,7 @@ def filled(app: Flask, test_settings: Settings) -> Iterator[psycopg.Connection]:
         connection.execute(EMPTY)
 
 
+@pytest.mark.slow
 def test_a_scrape_reads_few_rows_of_large_tables(filled: psycopg.Connection) -> None:
     read = dict.fromkeys(LARGE, 0.0)
     for statement, plan in explain_statements(filled, monitoring_queries.collect_metrics):
@@ -407,3 +408,17 @@ def test_the_docs_list_exactly_the_existing_metrics(api: FlaskClient, campaign: 
     documented = set(re.findall(r"\bonecode_\w+", page))
 
     assert documented == {sample.name for family in parse_plain(api.get("/metrics").text) for sample in family.samples}
+
+
+def test_the_alerts_select_existing_series(api: FlaskClient, campaign: Campaign) -> None:
+    samples = [sample for family in parse_plain(api.get("/metrics").text) for sample in family.samples]
+    rules = (ROOT / "docs" / "monitoring.md").read_text().partition("## Alerts")[2]
+    selectors = re.findall(r"\b(onecode_\w+)\{([^}]*)\}", rules)
+    assert selectors
+    for name, matchers in selectors:
+        for label, operator, pattern in re.findall(r'(\w+)(!=|=~|=)"([^"]*)"', matchers):
+            values = {sample.labels.get(label, "") for sample in samples if sample.name == name}
+            found = [value for value in values if re.fullmatch(pattern, value)]
+            # Also what is excluded has to exist. Alternatives of an expression are checked one by one.
+            alternatives = pattern.split("|") if operator == "=~" else [pattern]
+            assert len(found) >= len(alternatives), f"{name}{{{label}{operator}{pattern}}}: {sorted(values)}"
