@@ -14,6 +14,8 @@ from flask import Flask
 from sqlalchemy import text
 
 from local import preflight
+from tests.support.chaos import durable_database, scenarios
+from tests.support.chaos.running_campaign import start_campaign
 from tests.support.factories import MakeCustomer, MakeOffer
 from tests.support.imports import ImportFileFixture
 from tests.support.live_server import environment, wait_until, worker
@@ -225,11 +227,27 @@ def test_a_worker_imports_through_a_pooler_of_transactions(
     test_settings: Settings,
     receive_file: Callable[..., int],
 ) -> None:
-    settings = replace(test_settings, database_url=transaction_url)
-    with worker(settings, DATABASE_DIRECT_URL=test_settings.libpq_url):
+    with worker(replace(test_settings, database_url=transaction_url, database_direct_url=test_settings.libpq_url)):
         import_id = receive_file("email,name\na@example.com,Ada\n")
         task_queue.enqueue("customers.process_import", import_id)
         wait_until(lambda: _import_status(import_id) == "done")
+
+
+@pytest.mark.slow
+def test_workers_send_a_campaign_through_a_pooler_of_transactions() -> None:
+    with (
+        durable_database.start_durable_database(300) as database,
+        pgbouncer(database.settings.libpq_url, "transaction", default_pool_size="3") as url,
+    ):
+        database.settings = replace(
+            database.settings, database_url=url, database_direct_url=database.settings.libpq_url
+        )
+        with start_campaign(database, "resend", seed=10) as campaign:
+            campaign.wait_done()
+            run = scenarios.audit_run("pooler of transactions", campaign)
+
+    assert run.broken == []
+    assert run.audit.received >= 300
 
 
 def _import_status(import_id: int) -> str:
