@@ -26,7 +26,7 @@ from tests.support.chaos.patroni_cluster import PatroniCluster
 from tests.support.live_server import LiveProcess
 from webapp.core.settings import ROOT
 
-CUSTOMERS = 10_000
+CUSTOMERS = 4_000
 ACCESS = {"HAProxy": "haproxy_url", "multi-host URL": "multi_host_url"}
 
 

@@ -60,7 +60,7 @@ def wait_until(done: Callable[[], object], what: str, seconds: float = TIMEOUT) 
     deadline = time.monotonic() + seconds
     while not done():
         assert time.monotonic() < deadline, f"timed out: {what}"
-        time.sleep(0.2)
+        time.sleep(0.5)
 
 
 @dataclass
@@ -167,6 +167,12 @@ class PatroniCluster:
     def synchronous_standby(self) -> Machine:
         return self._find_role("sync_standby")
 
+    def is_replaced(self, machine: Machine, role: str) -> bool:
+        """Whether another machine has the role of a broken one, as the others report it."""
+        others = [each for each in self.machines if each is not machine]
+        members = [member for each in others for member in each.read_cluster()]
+        return any(member["role"] == role and member["name"] != machine.name for member in members)
+
     def wait_until_complete(self) -> None:
         """Wait for a leader, a synchronous standby and another standby, all of which replicate."""
         wait_until(self._is_complete, "the cluster is complete")
@@ -240,10 +246,8 @@ def _create_namespace(name: str, address: str) -> None:
 
 
 def _create_certificate(folder: Path) -> None:
-    _run(
-        "openssl", "req", "-new", "-x509", "-nodes", "-days", "2", "-subj", f"/CN={HOST_NAME}",
-        "-addext", f"subjectAltName=DNS:{HOST_NAME}", "-keyout", f"{folder}/server.key", "-out", f"{folder}/server.crt",
-    )  # fmt: skip
+    script = operations_docs.block("certificate of the database machines")
+    subprocess.run(["sh", "-c", script], cwd=folder, check=True, capture_output=True)
 
 
 def _write_configuration(machine: Machine, folder: Path, prefix: str) -> None:
