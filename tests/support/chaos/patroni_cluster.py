@@ -117,6 +117,15 @@ class Machine:
         """Suspend Patroni alone; PostgreSQL goes on without it."""
         self.started[-1].send_signal(signal.SIGSTOP)
 
+    def check_processes(self) -> None:
+        """Check that etcd and Patroni run.
+
+        :raises AssertionError: when one has ended, with the last line of its log.
+        """
+        for name, process in zip(("etcd", "patroni"), self.started, strict=True):
+            lines = (self.folder / f"{name}.log").read_text().splitlines()[-1:]
+            assert process.poll() is None, f"{name} on {self.name} has ended: {' '.join(lines)}"
+
     def processes(self) -> list[psutil.Process]:
         found = []
         for process in psutil.process_iter():
@@ -145,7 +154,7 @@ class Machine:
             return subprocess.Popen(
                 [*prefix, *command],
                 cwd=self.folder,
-                env=os.environ | {"PATH": _PATH, "LC_ALL": "C.UTF-8"} | variables,
+                env=os.environ | {"PATH": _PATH, "LC_ALL": "C.UTF-8", "HOME": str(self.folder)} | variables,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -178,6 +187,8 @@ class PatroniCluster:
         wait_until(self._is_complete, "the cluster is complete")
 
     def _is_complete(self) -> bool:
+        for machine in self.machines:
+            machine.check_processes()
         reports = [machine.read_cluster() for machine in self.machines]
         return all(
             sorted(member["role"] for member in members) == ["leader", "replica", "sync_standby"]
