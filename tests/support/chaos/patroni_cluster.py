@@ -154,7 +154,7 @@ class Machine:
             return subprocess.Popen(
                 [*prefix, *command],
                 cwd=self.folder,
-                env=os.environ | {"PATH": _PATH, "LC_ALL": "C.UTF-8", "HOME": str(self.folder)} | variables,
+                env=os.environ | {"PATH": _PATH, "LC_ALL": "C.UTF-8", "HOME": str(self.folder)} | dict(variables),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
