@@ -271,6 +271,8 @@ def _write_configuration(machine: Machine, folder: Path, prefix: str) -> None:
         etcd = etcd.replace(",http://127.0.0.1:2379", "")
     (here / "etcd.env").write_text(f"{etcd}\nETCD_DATA_DIR={here}/etcd\n")
     changed = {
+        # A watchdog device is that of the whole machine.
+        "mode: required": "mode: automatic",
         "/etc/patroni/server.": f"{here}/server.",
         "/var/run/postgresql": str(here),
         "/var/lib/postgresql/15/main": f"{here}/main",
