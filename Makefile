@@ -16,7 +16,7 @@ export PORT
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help messages setup demo demo-down demo-reset down run run-migration run-test run-test-all check format erd screenshots env lock benchmark benchmark-growth benchmark-launch benchmark-mail benchmark-pages benchmark-peers benchmark-redeem-db benchmark-redeem-http chaos audit install install-dev python
+.PHONY: help messages setup demo demo-down demo-reset down run run-migration run-test run-test-all check format erd screenshots env lock benchmark benchmark-growth benchmark-launch benchmark-mail benchmark-pages benchmark-peers benchmark-redeem-db benchmark-redeem-http chaos chaos-ha audit install install-dev python
 # Without this, make warns when the modification time of this file is in the future.
 .PHONY: Makefile
 
@@ -34,10 +34,12 @@ setup: install ## Install, start, print addresses (PORT=8010: other port)
 demo: install ## Start a demo with sample data in its own instance
 	@$(FLASK) demo up $(if $(findstring command line,$(origin PORT)),$(PORT:%=--port %))
 
-demo-down: ## Stop the demo; its data is kept
+##: demo-NAME ## down stops the demo, reset also deletes its data
+
+demo-down: # Stop the demo; its data is kept
 	@if [ -e .venv/installed ]; then $(FLASK) demo down; else echo "The demo was not running."; fi
 
-demo-reset: ## Delete the demo and its data
+demo-reset: # Delete the demo and its data
 	@if [ -e .venv/installed ]; then $(FLASK) demo reset; else echo "There is no demo; nothing was changed."; fi
 
 run-test: install-dev ## Run the fast tests
@@ -115,6 +117,9 @@ benchmark-redeem-http: install-dev # Redeeming over HTTP compared with an empty 
 
 chaos: install-dev ## Kill workers, relay and database; audit the emails
 	@$(VENV) -m tests.chaos
+
+chaos-ha: install-dev ## Kill, freeze, cut off machines of a Patroni cluster
+	@$(VENV) -m tests.chaos.ha
 
 ##@ On servers (docs/operations.md)
 

@@ -152,7 +152,9 @@ class EmbeddedServer:
 
     def create_database(self, name: str) -> bool:
         """Create a database if it does not exist; return whether it was created."""
-        with database_connections.connect(self.conninfo(), autocommit=True) as connection:
+        # On a busy machine, the copy of the template and its checkpoint take long.
+        seconds = database_connections.LONG_STATEMENT_SECONDS
+        with database_connections.connect(self.conninfo(), statement_seconds=seconds, autocommit=True) as connection:
             if connection.execute("select 1 from pg_database where datname = %s", [name]).fetchone():
                 return False
             connection.execute(sql.SQL("create database {}").format(sql.Identifier(name)))

@@ -19,16 +19,18 @@ from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 
 from benchmarks import growth_tables
+from tests.support.frozen_server import relay_to
 from tests.support.query_plans import explain_statements, plan_nodes
 from webapp import create_app
 from webapp.accounts import api_key_actions
 from webapp.campaigns.models import Batch, Campaign, MailIssue, encode_gaps
-from webapp.core import task_queue
+from webapp.core import database_health, task_queue
 from webapp.core.extensions import db
 from webapp.core.settings import ROOT, Settings
 from webapp.customers.models import Customer, CustomerImport
 from webapp.monitoring import actions as monitoring_actions
 from webapp.monitoring import queries as monitoring_queries
+from webapp.monitoring import readiness
 from webapp.monitoring.actions import WorkerIdentity
 from webapp.offers.models import Offer
 from webapp.redemptions.models import AddressExcess, FailedCodeAttempt
@@ -42,6 +44,8 @@ SERVER_METRICS = {
     "onecode_database_wait_seconds_bucket",
     "onecode_database_wait_seconds_count",
     "onecode_database_wait_seconds_sum",
+    "onecode_database_writable",
+    "onecode_database_write_seconds",
     "onecode_request_seconds_bucket",
     "onecode_request_seconds_count",
     "onecode_request_seconds_sum",
@@ -278,9 +282,47 @@ def test_without_the_database_the_page_reports_it_as_down(app: Flask, test_setti
 
     assert response.status_code == 200
     found = parse_samples(response.text)
-    assert found["onecode_database_up", ()] == 0
+    assert found["onecode_database_up", ()] == found["onecode_database_writable", ()] == 0
     assert {name for name, _ in found} == {"onecode_build_info", "onecode_database_up", *SERVER_METRICS}
     assert unreachable.test_client().get("/metrics").status_code == 401
+
+
+def test_a_database_that_commits_is_writable(api: FlaskClient) -> None:
+    found = scrape(api)
+
+    assert found["onecode_database_writable", ()] == 1
+    assert 0 < found["onecode_database_write_seconds", ()] < readiness.CHECK_SECONDS
+
+
+def test_a_read_only_database_is_reported_as_up_and_not_writable(app: Flask, test_settings: Settings) -> None:
+    url = psycopg.conninfo.make_conninfo(test_settings.libpq_url, options="-c default_transaction_read_only=on")
+    key = api_key_actions.create_api_key("prometheus", ["read"], by="tests")
+    read_only = create_app(replace(test_settings, database_url=url))
+    task_queue.init_app(app)
+
+    response = read_only.test_client().get("/metrics", headers={"Authorization": f"Bearer {key}"})
+
+    found = parse_samples(response.text)
+    assert (found["onecode_database_up", ()], found["onecode_database_writable", ()]) == (1, 0)
+
+
+@pytest.mark.parametrize(("accepts_new", "expected"), [(True, 1), (False, 0)])
+def test_a_scrape_of_a_frozen_database_ends(
+    app: Flask, test_settings: Settings, accepts_new: bool, expected: float
+) -> None:
+    key = api_key_actions.create_api_key("prometheus", ["read"], by="tests")
+    with relay_to(test_settings.libpq_url) as relay:
+        client = create_app(replace(test_settings, database_url=relay.url)).test_client()
+        client.environ_base["HTTP_AUTHORIZATION"] = f"Bearer {key}"
+        scrape(client)
+        relay.freeze(accepts_new=accepts_new)
+
+        found = scrape(client)
+
+    task_queue.init_app(app)
+    database_health.mark_recovered()
+    assert (found["onecode_database_up", ()], found["onecode_database_writable", ()]) == (expected, 0)
+    assert found["onecode_database_write_seconds", ()] >= readiness.CHECK_SECONDS
 
 
 @contextmanager

@@ -88,7 +88,8 @@ def _running(command: list[str], env: dict[str, str]) -> Iterator[subprocess.Pop
         process.wait()
 
 
-def _wait_for(url: str, process: subprocess.Popen[bytes], seconds: float = 30) -> None:
+def _wait_for(url: str, process: subprocess.Popen[bytes], seconds: float = 120) -> None:
+    # On a busy machine, the first checks of /readyz take longer than requests wait for them.
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if process.poll() is not None:

@@ -12,6 +12,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.pool import QueuePool
 
 from webapp.core import web_metrics
+from webapp.core.database_connections import CommitRefused, StatementTimeout
 from webapp.core.web_metrics import DatabaseErrorKind
 
 if TYPE_CHECKING:
@@ -51,6 +52,8 @@ def get_error_kind(error: BaseException | None) -> DatabaseErrorKind | None:
     """Return the kind of a database error; None for errors that the program provokes and handles."""
     if not isinstance(error, psycopg.Error):
         return None
+    if isinstance(error, (StatementTimeout, CommitRefused)):
+        return "no_response"
     if not error.sqlstate:
         # Raised by libpq or psycopg: no server, a lost connection, or a connection that was closed before.
         return "unavailable" if isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError)) else None

@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 RouteGroup = Literal["redeem", "api", "public", "staff", "health", "none"]
 DatabaseErrorKind = Literal[
     "unavailable",
+    "no_response",
     "too_many_connections",
     "pool_timeout",
     "disk_full",

@@ -39,6 +39,17 @@ IMPORT_STATUSES = ("receiving", "queued", "running", "done", "failed")
 
 
 @dataclass(frozen=True)
+class WriteCheck:
+    """The result of a check whether the database accepts writes.
+
+    :ivar seconds: its duration, or the time until it failed.
+    """
+
+    is_writable: bool
+    seconds: float
+
+
+@dataclass(frozen=True)
 class ServerMetrics:
     """Metrics of the web server that responds.
 
@@ -47,6 +58,7 @@ class ServerMetrics:
 
     version: str
     web: WebMetrics
+    write: WriteCheck
 
 
 def render_metrics(snapshot: MetricsSnapshot | None, server: ServerMetrics, accept: str = "") -> tuple[bytes, str]:
@@ -85,6 +97,12 @@ class _MetricsCollector(Collector):
             "Whether the database, which also holds the queue, responded in time.",
             snapshot is not None,
         )
+        yield _gauge(
+            "onecode_database_writable",
+            "Whether the database committed a write of this server in time.",
+            self.server.write.is_writable,
+        )
+        yield _gauge("onecode_database_write_seconds", "Duration of that write.", self.server.write.seconds)
         yield from _web_metrics(self.server.web)
         if snapshot is None:
             return

@@ -1,4 +1,4 @@
-"""A separate PostgreSQL server with durable settings, for tests of crashes."""
+"""Databases with many customers, and a separate PostgreSQL server with durable settings, for tests of crashes."""
 
 from __future__ import annotations
 
@@ -20,30 +20,23 @@ from local import postgresql as embedded_postgresql
 from tests.support import watchdog
 from webapp import create_app
 from webapp.accounts import api_key_actions
-from webapp.core import migrations, task_queue
+from webapp.core import database_connections, migrations, task_queue
 from webapp.core import settings as app_settings
 from webapp.core.extensions import db
 
 
 @dataclass
-class DurableDatabase:
-    """A server with many customers, c1@example.com and so on, and an API key."""
+class PopulatedDatabase:
+    """A database with many customers, c1@example.com and so on, and an API key."""
 
-    server: embedded_postgresql.EmbeddedServer
     settings: app_settings.Settings
     key: str
     app: Flask
     folder: Path
 
-    def crash(self) -> None:
-        """Stop the server like `pg_ctl stop -m immediate`, without a checkpoint."""
-        pid = int((self.server.data_folder / "postmaster.pid").read_text().split("\n", 1)[0])
-        process = psutil.Process(pid)
-        process.send_signal(signal.SIGQUIT)
-        psutil.wait_procs([process], timeout=30)
-
     def connect(self) -> psycopg.Connection:
-        return psycopg.connect(self.server.conninfo("onecode"), autocommit=True)
+        """Connect as the program does: to the server that accepts writes, with timeouts."""
+        return database_connections.connect(self.settings.libpq_url, autocommit=True)
 
     def redeemed_emails(self, code: str) -> set[str]:
         """Return the emails with a redemption of an offer.
@@ -70,6 +63,55 @@ class DurableDatabase:
             db.engine.dispose()
 
 
+@dataclass
+class DurableDatabase(PopulatedDatabase):
+    """A populated database of a server that can crash."""
+
+    server: embedded_postgresql.EmbeddedServer
+
+    def crash(self) -> None:
+        """Stop the server like `pg_ctl stop -m immediate`, without a checkpoint."""
+        pid = int((self.server.data_folder / "postmaster.pid").read_text().split("\n", 1)[0])
+        process = psutil.Process(pid)
+        process.send_signal(signal.SIGQUIT)
+        psutil.wait_procs([process], timeout=30)
+
+    def connect(self) -> psycopg.Connection:
+        return psycopg.connect(self.server.conninfo("onecode"), autocommit=True)
+
+
+def populate(url: str, folder: Path, customers: int) -> PopulatedDatabase:
+    """Migrate an empty database and add customers and an API key.
+
+    :param folder: a folder for files of the program.
+    """
+    (folder / "i").mkdir()
+    settings = app_settings.load_settings(
+        {
+            "DATABASE_URL": url,
+            "SECRET_KEY": "only-for-tests",
+            "INSTANCE_PATH": str(folder / "i"),
+            "MAIL_SERVER": "127.0.0.1",
+            "MAIL_PORT": "1",
+        }
+    )
+    app = create_app(settings)
+    migrations.init_app(app)
+    with app.app_context():
+        flask_migrate.upgrade()
+        key = api_key_actions.create_api_key("tests", ["redeem", "manage"], by="tests")
+        db.session.execute(
+            text(
+                "insert into customer (email, email_as_given) "
+                "select e, e from (select 'c' || n || '@example.com' as e from generate_series(1, :n) n) t"
+            ),
+            {"n": customers},
+        )
+        db.session.commit()
+        db.engine.dispose()
+    return PopulatedDatabase(settings, key, app, folder)
+
+
 @contextmanager
 def start_durable_database(customers: int) -> Iterator[DurableDatabase]:
     """Run a server with many customers in a temporary folder."""
@@ -81,31 +123,8 @@ def start_durable_database(customers: int) -> Iterator[DurableDatabase]:
     try:
         server.start()
         server.create_database("onecode")
-        (folder / "i").mkdir()
-        settings = app_settings.load_settings(
-            {
-                "DATABASE_URL": f"postgresql://onecode@/onecode?host={folder / 's'}",
-                "SECRET_KEY": "only-for-tests",
-                "INSTANCE_PATH": str(folder / "i"),
-                "MAIL_SERVER": "127.0.0.1",
-                "MAIL_PORT": "1",
-            }
-        )
-        app = create_app(settings)
-        migrations.init_app(app)
-        with app.app_context():
-            flask_migrate.upgrade()
-            key = api_key_actions.create_api_key("tests", ["redeem", "manage"], by="tests")
-            db.session.execute(
-                text(
-                    "insert into customer (email, email_as_given) "
-                    "select e, e from (select 'c' || n || '@example.com' as e from generate_series(1, :n) n) t"
-                ),
-                {"n": customers},
-            )
-            db.session.commit()
-            db.engine.dispose()
-        yield DurableDatabase(server, settings, key, app, folder)
+        populated = populate(f"postgresql://onecode@/onecode?host={folder / 's'}", folder, customers)
+        yield DurableDatabase(populated.settings, populated.key, populated.app, folder, server)
     finally:
         server.stop()
         shutil.rmtree(server.home, ignore_errors=True)

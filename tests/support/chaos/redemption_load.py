@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from tests.support import live_server
 from tests.support.chaos.concurrent_clients import ApiResponse, ShopClient
-from tests.support.chaos.durable_database import DurableDatabase
+from tests.support.chaos.durable_database import PopulatedDatabase
 
 CLIENTS = 10
 ENOUGH = 25
@@ -21,10 +21,16 @@ ENOUGH = 25
 
 @dataclass
 class RedemptionLoad:
-    """Clients that redeem over HTTP until they are stopped."""
+    """Clients that redeem over HTTP until they are stopped.
+
+    :ivar pause: the seconds for which each client waits after a redemption.
+    :ivar accepted_at: the times of the responses with status 201, as `time.time` returns them.
+    """
 
     shop: ShopClient
     code: str
+    pause: float = 0
+    accepted_at: list[float] = field(default_factory=list)
     responses: list[tuple[str, ApiResponse]] = field(default_factory=list)
     stopping: threading.Event = field(default_factory=threading.Event)
 
@@ -33,8 +39,9 @@ class RedemptionLoad:
             email = f"c{next(numbers)}@example.com"
             response = self.shop.redeem(self.code, email)
             self.responses.append((email, response))
-            if response.status != 201:
-                time.sleep(0.02)
+            if response.status == 201:
+                self.accepted_at.append(time.time())
+            time.sleep(self.pause if response.status == 201 else 0.02)
 
     def wait_for(self, status: int, number: int = ENOUGH) -> None:
         """Wait for `number` more responses with a status."""
@@ -49,12 +56,14 @@ class RedemptionLoad:
 
 
 @contextmanager
-def redemption_load(database: DurableDatabase, web: live_server.LiveProcess, code: str) -> Iterator[RedemptionLoad]:
+def redemption_load(
+    database: PopulatedDatabase, web: live_server.LiveProcess, code: str, pause: float = 0
+) -> Iterator[RedemptionLoad]:
     """Run the clients with a new offer; afterwards, no request is pending."""
     shop = ShopClient(web.url, database.key)
     offer = {"name": "Summer", "code": code, "discount": {"type": "percent", "percent": "25"}, "max_redemptions": 10**6}
     assert shop.call("/api/v1/offers", offer).status == 201
-    load = RedemptionLoad(shop, code)
+    load = RedemptionLoad(shop, code, pause)
     numbers = itertools.count(1)
     with ThreadPoolExecutor(CLIENTS) as pool:
         clients: list[Future[None]] = [pool.submit(load.client, numbers) for _ in range(CLIENTS)]
@@ -66,12 +75,12 @@ def redemption_load(database: DurableDatabase, web: live_server.LiveProcess, cod
             client.result()
 
 
-def lost_redemptions(database: DurableDatabase, load: RedemptionLoad) -> set[str]:
+def lost_redemptions(database: PopulatedDatabase, load: RedemptionLoad) -> set[str]:
     """Return the emails with the response "redeemed" but without a row."""
     return set(load.emails_with(201)) - database.redeemed_emails(load.code)
 
 
-def check_redemptions(database: DurableDatabase, load: RedemptionLoad) -> None:
+def check_redemptions(database: PopulatedDatabase, load: RedemptionLoad) -> None:
     """Check that the table has every confirmed redemption.
 
     Others may be in it only if their client got no response, or 503.

@@ -23,7 +23,7 @@ import psycopg
 
 from tests.support import live_server, ports
 from tests.support.chaos.accelerated_worker import FACTOR
-from tests.support.chaos.durable_database import DurableDatabase
+from tests.support.chaos.durable_database import PopulatedDatabase
 from webapp.campaigns import timing
 from webapp.campaigns.content.placeholders import EmailContent
 from webapp.campaigns.drafts import actions as draft_actions
@@ -117,8 +117,9 @@ class WorkerPool:
     are counted, so that it cannot open or close any.
     """
 
-    database: DurableDatabase
+    database: PopulatedDatabase
     relay: RelayProcess
+    module: str = "tests.support.chaos.accelerated_worker"
     running: list[subprocess.Popen[bytes]] = field(default_factory=list)
     killed_connections: int = 0
     actions: list[str] = field(default_factory=list)
@@ -131,7 +132,7 @@ class WorkerPool:
         with (self.database.folder / "workers.log").open("ab") as log:
             self.running.append(
                 subprocess.Popen(
-                    [sys.executable, "-m", "tests.support.chaos.accelerated_worker"],
+                    [sys.executable, "-m", self.module],
                     cwd=ROOT,
                     env=live_server.environment(settings, MAIL_CONNECTIONS="2"),
                     stdin=subprocess.DEVNULL,
@@ -214,7 +215,7 @@ class WorkerPool:
 class RunningCampaign:
     """A launched campaign to all customers of the database."""
 
-    database: DurableDatabase
+    database: PopulatedDatabase
     relay: RelayProcess
     workers: WorkerPool
     policy: str
@@ -287,11 +288,21 @@ class RunningCampaign:
 
 @contextmanager
 def start_campaign(
-    database: DurableDatabase, policy: str, seed: int, *, rate: float = 0.01, seconds: float = 0.02, workers: int = 2
+    database: PopulatedDatabase,
+    policy: str,
+    seed: int,
+    *,
+    rate: float = 0.01,
+    seconds: float = 0.02,
+    workers: int = 2,
+    module: str = "tests.support.chaos.accelerated_worker",
 ) -> Iterator[RunningCampaign]:
-    """Launch a campaign with its own relay and workers; end both afterwards."""
+    """Launch a campaign with its own relay and workers; end both afterwards.
+
+    :param module: the module that the workers run.
+    """
     relay = RelayProcess(database.folder / f"relay-{secrets.token_hex(4)}.log", seed, rate, seconds)
-    pool = WorkerPool(database, relay)
+    pool = WorkerPool(database, relay, module)
     try:
         relay.start()
         for _ in range(workers):
@@ -302,7 +313,7 @@ def start_campaign(
         relay.end()
 
 
-def _launch(database: DurableDatabase, policy: str) -> int:
+def _launch(database: PopulatedDatabase, policy: str) -> int:
     code = f"CHAOS{secrets.token_hex(4).upper()}"
     now = datetime.now(UTC)
     with database.context():

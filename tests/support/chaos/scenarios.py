@@ -109,7 +109,7 @@ def crash_database(database: DurableDatabase, policy: str, seed: int, times: int
             _wait_for_part(campaign, times - n + 1)
             start = time.monotonic()
             if kill:
-                campaign.wait(lambda: _crash_with_a_worker(campaign), "a worker is in the middle of a window")
+                campaign.wait(lambda: _crash_with_a_worker(campaign, database), "a worker is in the middle of a window")
             else:
                 database.crash()
             time.sleep(0.3)
@@ -134,7 +134,7 @@ _OPEN_WINDOW = """
 """
 
 
-def _crash_with_a_worker(campaign: RunningCampaign) -> bool:
+def _crash_with_a_worker(campaign: RunningCampaign, database: DurableDatabase) -> bool:
     """Crash PostgreSQL and kill a worker that has an open window.
 
     Returns False when no worker has one.
@@ -145,10 +145,10 @@ def _crash_with_a_worker(campaign: RunningCampaign) -> bool:
         campaign.workers.suspend(worker)
         crashed = False
         # The transaction cannot end after the crash.
-        with suppress(psycopg.OperationalError), campaign.database.connect() as connection, connection.transaction():
+        with suppress(psycopg.OperationalError), database.connect() as connection, connection.transaction():
             crashed = bool(connection.execute(_OPEN_WINDOW, [campaign.id, str(worker.pid)]).fetchall())
             if crashed:
-                campaign.database.crash()
+                database.crash()
         if crashed:
             campaign.workers.kill_suspended(worker)
             return True

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import logging
+import time
 
-from flask import Blueprint, Response, request
+from flask import Blueprint, Response, current_app, g, request
 from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from webapp.core import web_metrics
+from webapp.core import database_connections, web_metrics
 from webapp.core.extensions import db
-from webapp.monitoring import exposition
+from webapp.monitoring import exposition, readiness
 from webapp.monitoring import queries as monitoring_queries
-from webapp.monitoring.exposition import ServerMetrics
+from webapp.monitoring.exposition import ServerMetrics, WriteCheck
 from webapp.monitoring.queries import MetricsSnapshot
 from webapp.views.api.blueprint import authenticate
 
 log = logging.getLogger(__name__)
+
+# Seconds to wait for each statement. The default scrape timeout of Prometheus is ten seconds.
+READ_SECONDS = 5.0
+# While the database does not respond to writes: it may not respond at all, and a new connection takes as long again.
+READ_SECONDS_WITHOUT_WRITES = 1.5
 
 
 def create_metrics_blueprint(version: str) -> Blueprint:
@@ -32,8 +38,12 @@ def create_metrics_blueprint(version: str) -> Blueprint:
 
         Most are read from the database, so every web server returns the same; a few belong to the server that responds.
         """
-        authenticate("read")
-        return _metrics_response(monitoring_queries.collect_metrics(), _server_metrics(version))
+        g.write_check = _check_writes()
+        with database_connections.statement_deadline(
+            READ_SECONDS if g.write_check.is_writable else READ_SECONDS_WITHOUT_WRITES
+        ):
+            authenticate("read")
+            return _metrics_response(monitoring_queries.collect_metrics(), _server_metrics(version))
 
     @blueprint.errorhandler(OperationalError)
     @blueprint.errorhandler(InterfaceError)
@@ -51,8 +61,15 @@ def create_metrics_blueprint(version: str) -> Blueprint:
     return blueprint
 
 
+def _check_writes() -> WriteCheck:
+    """Run the check of `/readyz`, which takes at most `readiness.CHECK_SECONDS`."""
+    started_at = time.monotonic()
+    error = readiness.check_readiness(current_app)
+    return WriteCheck(error is None, time.monotonic() - started_at)
+
+
 def _server_metrics(version: str) -> ServerMetrics:
-    return ServerMetrics(version, web_metrics.collect_web_metrics())
+    return ServerMetrics(version, web_metrics.collect_web_metrics(), g.write_check)
 
 
 def _metrics_response(snapshot: MetricsSnapshot | None, server: ServerMetrics) -> Response:

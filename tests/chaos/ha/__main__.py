@@ -1,0 +1,112 @@
+"""`make chaos-ha`: break machines of a Patroni cluster under redemptions and campaigns.
+
+Prints the results, writes docs/benchmarks/chaos-ha.md, and fails if a guarantee was violated. As root, it runs in
+namespaces of its own for processes, mounts and networks, so that nothing of it is left on the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import psycopg
+
+from tests.chaos.ha import faults, report
+from tests.support import live_server
+from tests.support.chaos import durable_database, patroni_cluster
+from tests.support.chaos.durable_database import PopulatedDatabase
+from tests.support.chaos.patroni_cluster import PatroniCluster
+from tests.support.live_server import LiveProcess
+from webapp.core.settings import ROOT
+
+CUSTOMERS = 4_000
+ACCESS = {"HAProxy": "haproxy_url", "multi-host URL": "multi_host_url"}
+
+
+def main() -> int:
+    """Run all faults; return 0 if every guarantee was kept."""
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos.ha")
+    parser.add_argument("--quick", action="store_true", help="only the first two faults; only print")
+    parser.add_argument("--access", choices=ACCESS, action="append", help="only over this one; only print")
+    parser.add_argument("--keep", action="store_true", help="keep the folder with the logs")
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if missing := patroni_cluster.missing_packages():
+        print(f"onecode: Debian packages are missing: apt install {' '.join(missing)}", file=sys.stderr)
+        return 1
+    if arguments.folder is None:
+        return _run_in_namespaces(sys.argv[1:], arguments.keep)
+    logging.disable(logging.CRITICAL)
+    results = _run_faults(arguments.folder, arguments.access or list(ACCESS), arguments.quick)
+    page = report.page(results, CUSTOMERS)
+    print(f"\n{page}")
+    if not arguments.quick and not arguments.access:
+        (ROOT / "docs" / "benchmarks" / "chaos-ha.md").write_text(page)
+    print(json.dumps(report.figures(results)))
+    return 1 if any(result.broken for result in results) else 0
+
+
+def _run_in_namespaces(arguments: Sequence[str], keep: bool) -> int:
+    """Run this program again, with a folder for its files; as root in new namespaces."""
+    folder = Path(tempfile.mkdtemp(prefix="onecode-ha-"))
+    folder.chmod(0o755)
+    command = [sys.executable, "-m", "tests.chaos.ha", *arguments, "--folder", str(folder)]
+    if os.geteuid() == 0:
+        # The shell reaps processes whose parent was killed. A mount of its own hides /run/netns of the machine.
+        script = 'mkdir -p /run/netns && mount -t tmpfs none /run/netns && "$@"; exit $?'
+        options = ["--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
+        command = ["unshare", *options, "sh", "-c", script, "sh", *command]
+    try:
+        return subprocess.run(command, check=False).returncode
+    finally:
+        if keep:
+            print(f"The logs are in {folder}.", file=sys.stderr)
+        else:
+            subprocess.run(["rm", "-rf", str(folder)], check=False)
+
+
+def _run_faults(folder: Path, accesses: Sequence[str], quick: bool) -> list[faults.FaultResult]:
+    results: list[faults.FaultResult] = []
+    with patroni_cluster.start_cluster(folder) as cluster:
+        print("cluster complete", file=sys.stderr)
+        database = durable_database.populate(cluster.haproxy_url, folder, CUSTOMERS)
+        for access in accesses:
+            own = faults.connect_over(database, getattr(cluster, ACCESS[access]))
+            with live_server.web_server(own.settings, workers=2) as web:
+                for fault in _choose_faults(cluster, access, quick):
+                    results.append(_run_fault(cluster, own, web, access, fault))
+                    print(report.line(results[-1]), file=sys.stderr)
+                assert web.process.poll() is None
+    return results
+
+
+def _run_fault(
+    cluster: PatroniCluster, database: PopulatedDatabase, web: LiveProcess, access: str, fault: faults.Fault
+) -> faults.FaultResult:
+    """Run a fault; a step that does not succeed in time is a broken guarantee."""
+    try:
+        return faults.run_fault(cluster, database, web, access, fault)
+    except (AssertionError, OSError, psycopg.Error) as error:
+        message = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        return faults.FaultResult(fault.name, access, 0, 0.0, 0, 0.0, broken=[message])
+
+
+def _choose_faults(cluster: PatroniCluster, access: str, quick: bool) -> list[faults.Fault]:
+    possible = [
+        fault
+        for fault in faults.FAULTS
+        if (cluster.machines[0].is_namespace or not fault.needs_namespaces)
+        and (access == "HAProxy" or not fault.needs_haproxy)
+    ]
+    return possible[:2] if quick else possible
+
+
+if __name__ == "__main__":
+    sys.exit(main())
