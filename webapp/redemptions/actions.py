@@ -173,6 +173,7 @@ def _raise_on_lock_timeout(indexes: Iterable[int]) -> Iterator[None]:
         raise _OfferLockTimeout(indexes) from error
 
 
+# The lookup of rollbacks is a scalar subquery, so that the planner uses the index regardless of its row estimates.
 _INSERT_REDEMPTIONS = f"""
     insert into redemption (customer_id, offer_id, redeemed_at, channel, api_key_id, staff_user_id, order_id,
       order_amount, order_currency, discount_amount, order_metadata, idempotency_key, body_hash)
@@ -182,9 +183,10 @@ _INSERT_REDEMPTIONS = f"""
       customer_id bigint, channel text, api_key_id int, staff_user_id bigint, order_id text, order_amount bigint,
       order_currency text, discount_amount bigint, order_metadata jsonb, idempotency_key text, body_hash text
     )
-    where not exists (
-      select from rollback b where b.offer_id = %(offer_id)s and {redemption_facts.SAME_REQUEST_AS_ROLLBACK}
-    )
+    where (
+      select true from rollback b
+      where b.offer_id = %(offer_id)s and {redemption_facts.SAME_REQUEST_AS_ROLLBACK} limit 1
+    ) is null
     on conflict do nothing
     returning customer_id
     """  # noqa: S608
