@@ -32,6 +32,8 @@ from webapp.serve import web_arguments
 # docker-compose.yml and the systemd units in docs/operations use the same value.
 GRACE_SECONDS = int(timing.SHUTDOWN_TIMEOUT)
 INSTANCE_VARIABLE = "ONECODE_INSTANCE"
+# The first line of the web server's log: a hint at 32 threads, which mostly wait for the database.
+_HARMLESS_WARNING = "[WARNING] Configuration allows spawning up to"
 
 
 class ServiceError(Exception):
@@ -244,14 +246,11 @@ def _process_environment(settings: Settings) -> dict[str, str]:
     }
 
 
-# The first line of the web server's log: a hint at 32 threads, which mostly wait for the database.
-HARMLESS_WARNING = "[WARNING] Configuration allows spawning up to"
-
-
 def wait_until_ready(settings: Settings, seconds: float = 60) -> None:
     """Wait until `/readyz` succeeds and the mail sink, if there is one, accepts connections.
 
-    :raises ServiceError: when one of them is not ready within `seconds`, with the last line of its log.
+    :raises ServiceError: when one of them is not ready within `seconds`, with the last line of its log,
+        other than a harmless warning.
     """
     deadline = time.monotonic() + seconds
     while (unready := _find_unready_service(settings)) is not None:
@@ -259,7 +258,7 @@ def wait_until_ready(settings: Settings, seconds: float = 60) -> None:
             service, log_name, response = unready
             log = settings.instance_path / "log" / log_name
             lines = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
-            reasons = [line for line in lines if not line.startswith(HARMLESS_WARNING)]
+            reasons = [line for line in lines if not line.startswith(_HARMLESS_WARNING)]
             reason = reasons[-1] if reasons else response
             raise ServiceError(
                 f"the {service} did not become ready ({reason}); see its log, {log}. "

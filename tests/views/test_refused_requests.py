@@ -7,7 +7,7 @@ import json
 import re
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -164,7 +164,9 @@ def send(netloc: str) -> Callable[..., int]:
 
     def request(method: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> int:
         with closing(http.client.HTTPConnection(netloc, timeout=60)) as connection:
-            connection.request(method, path, body, headers or {}, encode_chunked=body is not None)
+            # The server may refuse a body and close the connection before all of it was sent.
+            with suppress(BrokenPipeError, ConnectionResetError):
+                connection.request(method, path, body, headers or {}, encode_chunked=body is not None)
             return connection.getresponse().status
 
     return request

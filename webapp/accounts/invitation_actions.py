@@ -35,7 +35,7 @@ def create_invitation(role: str, email: str | None, by: str, *, is_emailed: bool
     if email and account_queries.find_staff_user_by_email(email):
         message = _("A user with this email address already exists. Create a password reset link instead.")
         raise InvalidInput(FieldError("email", "email_taken", message))
-    created_by = links.find_link_maker(by)
+    created_by = links.find_link_creator(by)
     if is_emailed:
         _check_can_be_emailed(email)
     if email:
@@ -105,7 +105,7 @@ def create_password_reset_link(user_id: int, by: str) -> str:
     :raises DomainError: `disabled` when the user is disabled; `forbidden` when `by` is a user, but no active
         administrator.
     """
-    created_by = links.find_link_maker(by)
+    created_by = links.find_link_creator(by)
     user = lock_existing_staff_user(user_id)
     if not user.is_active:
         raise DomainError("disabled", _("The account of %(name)s is disabled. Enable it first.", name=user.name))

@@ -36,7 +36,7 @@ def create_link(
     """Create a link that works once, within its lifetime; return it. Does not commit.
 
     :param staff_user_id: the user whose password it resets; without one it is an invitation.
-    :param created_by: the administrator who creates it (see `find_link_maker`); the link stops working when they are
+    :param created_by: the administrator who creates it (see `find_link_creator`); the link stops working when they are
         disabled or no longer an administrator.
     """
     token = secrets.token_urlsafe(24)
@@ -72,17 +72,17 @@ def _format_link(token: str) -> str:
     return f"{current_app.config['SETTINGS'].public_url}/invitations/{token}"
 
 
-def find_link_maker(by: str) -> int | None:
+def find_link_creator(by: str) -> int | None:
     """Return the id of the administrator with this email address, who creates a link; None for a command.
 
     :raises DomainError: `forbidden` (403) when the user has just been disabled or is no longer an administrator.
     """
-    maker = account_queries.find_staff_user_by_email(by)
-    if maker is None:
+    creator = account_queries.find_staff_user_by_email(by)
+    if creator is None:
         return None
-    if not maker.is_active or maker.role != "admin":
+    if not creator.is_active or creator.role != "admin":
         raise DomainError("forbidden", _("Only an active administrator can create links."), 403)
-    return maker.id
+    return creator.id
 
 
 class UsedLink(NamedTuple):
@@ -107,7 +107,7 @@ def consume_link(token: str, is_reset: bool) -> UsedLink:
             account_queries.has_token(hash_token(token)),
             Invitation.used_at.is_(None),
             Invitation.expires_at > func.now(),
-            account_queries.IS_LINK_MAKER_ADMIN,
+            account_queries.IS_LINK_CREATOR_ADMIN,
             owner.is_not(None) if is_reset else owner.is_(None),
         )
         .values(used_at=func.now())

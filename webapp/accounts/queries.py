@@ -27,11 +27,11 @@ _API_KEY_BY_PUBLIC_ID = select(
 ).where(ApiKey.public_id == bindparam("public_id"))
 
 
-# A link works as long as its maker is an active administrator. Commands have no account.
-_Maker = aliased(StaffUser)
-IS_LINK_MAKER_ADMIN = or_(
+# A link works as long as its creator is an active administrator. Commands have no account.
+_Creator = aliased(StaffUser)
+IS_LINK_CREATOR_ADMIN = or_(
     Invitation.created_by.is_(None),
-    exists().where(_Maker.id == Invitation.created_by, _Maker.disabled_at.is_(None), _Maker.role == "admin"),
+    exists().where(_Creator.id == Invitation.created_by, _Creator.disabled_at.is_(None), _Creator.role == "admin"),
 )
 
 
@@ -113,7 +113,7 @@ def find_unused_invitation(token_hash: bytes) -> Invitation | None:
             has_token(token_hash),
             Invitation.used_at.is_(None),
             Invitation.expires_at > func.now(),
-            IS_LINK_MAKER_ADMIN,
+            IS_LINK_CREATOR_ADMIN,
         )
     )
 
@@ -122,7 +122,7 @@ def list_unused_invitations() -> Sequence[Invitation]:
     """Return the invitations that can still be used, newest first."""
     return db.session.scalars(
         select(Invitation)
-        .where(Invitation.used_at.is_(None), Invitation.expires_at > func.now(), IS_LINK_MAKER_ADMIN)
+        .where(Invitation.used_at.is_(None), Invitation.expires_at > func.now(), IS_LINK_CREATOR_ADMIN)
         .order_by(Invitation.id.desc())
     ).all()
 
@@ -138,7 +138,7 @@ def list_api_keys() -> Sequence[ApiKey]:
     return db.session.scalars(select(ApiKey).order_by(ApiKey.revoked_at.is_not(None), ApiKey.id.desc())).all()
 
 
-def list_api_key_makers() -> dict[int, str]:
+def list_api_key_creators() -> dict[int, str]:
     """Return who created each API key, by id, as far as the audit log still tells."""
     # Both rows were written in one transaction, so that they have the same time.
     made = and_(AuditEntry.at == ApiKey.created_at, AuditEntry.action == "api_key.created")
@@ -148,12 +148,12 @@ def list_api_key_makers() -> dict[int, str]:
 
 def list_working_api_keys_of(email: str) -> list[str]:
     """Return the names of the API keys that a user has created and that still work."""
-    makers = list_api_key_makers()
+    creators = list_api_key_creators()
     working = select(ApiKey.id, ApiKey.name).where(
         ApiKey.revoked_at.is_(None), or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > func.now())
     )
     rows = db.session.execute(working.order_by(func.lower(ApiKey.name)))
-    return [row.name for row in rows if makers.get(row.id) == email]
+    return [row.name for row in rows if creators.get(row.id) == email]
 
 
 class ApiKeyRow(NamedTuple):

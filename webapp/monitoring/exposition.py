@@ -47,7 +47,7 @@ def render_metrics(snapshot: MetricsSnapshot | None, version: str, accept: str =
 @lru_cache
 def expected_migration() -> str:
     """Return the newest migration of this version of Onecode."""
-    # Imported here, since Alembic takes a fifteenth of the start of a web process, and most of them need it never.
+    # Imported here: importing Alembic takes a fifteenth of the start of a process, and only metrics need it.
     from alembic.script import ScriptDirectory
 
     return ScriptDirectory(str(ROOT / "migrations")).get_current_head() or ""

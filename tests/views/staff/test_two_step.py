@@ -122,7 +122,9 @@ class TestApp:
         assert client.get(f"{PAGE}/app").location == PAGE
         assert "Confirm your password" in client.post(f"{PAGE}/app/start").text
 
-    def test_another_session_gets_another_secret(self, app: Flask, sign_in: SignIn) -> None:
+    def test_another_session_gets_another_secret(
+        self, app: Flask, sign_in: SignIn, caplog: pytest.LogCaptureFixture
+    ) -> None:
         client = sign_in("viewer")
         secret = secret_in(client.get(f"{PAGE}/app").text)
         other = app.test_client()
@@ -132,6 +134,8 @@ class TestApp:
         response = client.post(f"{PAGE}/app", data={"code": code_now(secret)})
         assert "The set-up has changed. Scan the new QR code." in response.text
         assert secret_in(response.text) not in (secret, other_secret)
+        # Nothing is wrong with the secret key.
+        assert not [record for record in caplog.records if "cannot be decrypted" in record.getMessage()]
 
     def test_starting_the_setup_again_replaces_the_secret(self, sign_in: SignIn) -> None:
         client = sign_in("viewer")

@@ -54,7 +54,9 @@ def decrypt_totp_secret(encrypted: bytes, user_id: int, setup_session_id: int | 
     try:
         plain = _get_cipher().decrypt(encrypted[:_NONCE_BYTES], encrypted[_NONCE_BYTES:], data)
     except (InvalidTag, ValueError) as error:
-        log.error("the secret of the authenticator app of user %d cannot be decrypted", user_id)
+        # During the set-up, another session of the user is a normal cause.
+        if setup_session_id is None:
+            log.error("the secret of the authenticator app of user %d cannot be decrypted", user_id)
         raise SecretUnreadable from error
     return plain.decode()
 

@@ -45,7 +45,7 @@ def _render_api_keys(form: ApiKeyForm, key: str | None = None, status: int = 200
         "accounts/api_keys.html",
         status=status,
         keys=account_queries.list_api_keys(),
-        makers=account_queries.list_api_key_makers(),
+        creators=account_queries.list_api_key_creators(),
         form=form,
         key=key,
     )
