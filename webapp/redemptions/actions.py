@@ -173,7 +173,9 @@ def _raise_on_lock_timeout(indexes: Iterable[int]) -> Iterator[None]:
         raise _OfferLockTimeout(indexes) from error
 
 
-# The lookup of rollbacks is a scalar subquery, so that the planner uses the index regardless of its row estimates.
+# A customer who has redeemed gets no row, without a wait for a rollback that has not been committed yet: after it, a
+# repeat would redeem again. The lookups are scalar subqueries, so that the planner uses the indexes regardless of its
+# row estimates.
 _INSERT_REDEMPTIONS = f"""
     insert into redemption (customer_id, offer_id, redeemed_at, channel, api_key_id, staff_user_id, order_id,
       order_amount, order_currency, discount_amount, order_metadata, idempotency_key, body_hash)
@@ -184,6 +186,8 @@ _INSERT_REDEMPTIONS = f"""
       order_currency text, discount_amount bigint, order_metadata jsonb, idempotency_key text, body_hash text
     )
     where (
+      select true from redemption r where r.offer_id = %(offer_id)s and r.customer_id = t.customer_id limit 1
+    ) is null and (
       select true from rollback b
       where b.offer_id = %(offer_id)s and {redemption_facts.SAME_REQUEST_AS_ROLLBACK} limit 1
     ) is null
