@@ -17,7 +17,7 @@ from webapp.campaigns.content.placeholders import DEFAULT_SUBJECT
 from webapp.campaigns.models import Campaign
 from webapp.core.extensions import db
 from webapp.customers.models import Audience
-from webapp.offers.models import Offer, OfferCode, normalise_code
+from webapp.offers.models import OFFER_IDS, Offer, OfferCode, normalise_code
 
 
 @dataclass
@@ -36,7 +36,9 @@ def insert_planned_offer(plan: OfferPlan, today: datetime) -> OfferHistory:
     audience_id = None
     if plan.audience:
         audience_id = db.session.execute(select(Audience.id).where(Audience.name == plan.audience)).scalar_one()
+    offer_id = db.session.execute(select(OFFER_IDS.next_value())).scalar_one()
     values = {
+        "id": offer_id,
         "code": normalise_code(plan.code),
         "code_as_written": plan.code,
         "name": plan.name,
@@ -54,7 +56,6 @@ def insert_planned_offer(plan: OfferPlan, today: datetime) -> OfferHistory:
         "created_at": plan.created_at,
         "version": 1 + bool(plan.paused_at) + 2 * len(plan.former_codes),
     }
-    offer_id = db.session.execute(insert(Offer).values(values).returning(Offer.id)).scalar_one()
     db.session.execute(
         insert(OfferCode),
         [
@@ -68,6 +69,7 @@ def insert_planned_offer(plan: OfferPlan, today: datetime) -> OfferHistory:
             for code, created_at, closed_at in plan.all_codes()
         ],
     )
+    db.session.execute(insert(Offer).values(values))
     return OfferHistory(plan, offer_id, RedemptionSimulation(plan, today, f"{customers.SEED}: {plan.code}"))
 
 

@@ -25,6 +25,9 @@ from webapp.offers.models import Offer
         "update offer set ends_at = starts_at",
         "update offer set percent = 101",
         "update offer set amount = 500",
+        "update offer set code = 'WINTER10'",
+        "update offer set code_as_written = 'Summer 25'",
+        "delete from offer_code",
     ],
 )
 def test_the_database_rejects_inconsistent_rows(

@@ -301,6 +301,26 @@ def test_a_rollback_waits_for_a_running_sweep(app: Flask, make_offer: MakeOffer,
     assert (before, count_redemptions()) == (1, 0)
 
 
+def test_a_repeat_during_a_rollback_returns_the_redemption(
+    app: Flask, make_offer: MakeOffer, make_customer: MakeCustomer
+) -> None:
+    """After the rollback, a row would not conflict any more."""
+    make_offer(max_redemptions=5), make_customer()
+    first = group_commit.redeem(KEYED).public_id
+    rollback_thread = threading.Thread(
+        target=lambda: run_concurrently(app, lambda: redemption_rollback.roll_back_redemption(first, **ROLLBACK))
+    )
+    with db.engine.connect() as other:
+        other.execute(text("select 1 from offer for update"))
+        rollback_thread.start()
+        while rollback_thread.is_alive() and not count_lock_waiters("transactionid"):
+            db.session.rollback()
+        repeat = group_commit.redeem(KEYED)
+    rollback_thread.join()
+
+    assert (repeat.public_id, repeat.is_replay, count_redemptions()) == (first, True, 0)
+
+
 # --- frozen offers --------------------------------------------------------------------------------
 
 

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from babel.numbers import is_currency
 from flask_babel import gettext as _
-from sqlalchemy import Connection, func, update
+from sqlalchemy import Connection, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import IntegrityError
 
@@ -28,7 +28,7 @@ from webapp.offers.code_actions import (
     replace_code,
     reserve_code,
 )
-from webapp.offers.models import Offer, OfferValues, normalise_code
+from webapp.offers.models import OFFER_IDS, Offer, OfferValues, normalise_code
 
 MAX_NAME_LENGTH = 200
 MAX_CAP = 10**12
@@ -157,13 +157,12 @@ def _insert_with_code(row: dict[str, Any]) -> Offer | None:
 
     Return None when its code is taken, even by a concurrent transaction.
     """
+    offer_id = db.session.execute(select(OFFER_IDS.next_value())).scalar_one()
     try:
-        with db.session.begin_nested() as savepoint:
-            offer = db.session.scalars(insert(Offer).values(row).returning(Offer)).one()
-            if reserve_code(offer.id, row["code"], row["code_as_written"]):
-                return offer
-            savepoint.rollback()  # Removes the offer that was inserted without its code.
-            return None
+        with db.session.begin_nested():
+            if not reserve_code(offer_id, row["code"], row["code_as_written"]):
+                return None
+            return db.session.scalars(insert(Offer).values(row | {"id": offer_id}).returning(Offer)).one()
     except IntegrityError as error:
         _raise_domain_error(error)
 

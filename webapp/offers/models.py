@@ -15,6 +15,7 @@ from sqlalchemy import (
     ForeignKey,
     ForeignKeyConstraint,
     Numeric,
+    Sequence,
     Text,
     UniqueConstraint,
     func,
@@ -22,12 +23,15 @@ from sqlalchemy import (
 from sqlalchemy.orm import Mapped, mapped_column
 
 from webapp.core.errors import FieldError, InvalidInput
-from webapp.core.extensions import Id, Model
+from webapp.core.extensions import Model
 from webapp.core.money import Discount
 
 MIN_CODE_LENGTH, MAX_CODE_LENGTH = 3, 40
 CODE_ALPHABET = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789")
 DASHES = frozenset("-‐‑‒–—―−﹘﹣－_")
+
+# The ids of offers. The code of an offer is reserved under its id before the offer is inserted.
+OFFER_IDS = Sequence("offer_id_seq")
 
 OfferState = Literal["scheduled", "live", "paused", "ended", "used_up"]
 
@@ -59,7 +63,7 @@ class Offer(Model):
     """
 
     __tablename__ = "offer"
-    id: Mapped[Id]
+    id: Mapped[int] = mapped_column(BigInteger, OFFER_IDS, server_default=OFFER_IDS.next_value(), primary_key=True)
     code: Mapped[str] = mapped_column(Text(collation="C"))
     code_as_written: Mapped[str]
     name: Mapped[str]
@@ -82,14 +86,12 @@ class Offer(Model):
     version: Mapped[int] = mapped_column(server_default="1")
 
     __table_args__ = (
-        # Deferred to the commit, because offer and code refer to each other. Also makes the code unique among offers.
+        # Also makes the code unique among offers. A code that is replaced is replaced in the offer too.
         ForeignKeyConstraint(
             ["id", "code", "code_as_written"],
             ["offer_code.offer_id", "offer_code.code", "offer_code.code_as_written"],
             name="fk_offer_current_code",
-            deferrable=True,
-            initially="DEFERRED",
-            use_alter=True,
+            onupdate="CASCADE",
         ),
         CheckConstraint(f"code ~ '^[A-Z0-9]{{{MIN_CODE_LENGTH},{MAX_CODE_LENGTH}}}$'", name="code"),
         CheckConstraint(
@@ -140,12 +142,13 @@ class OfferCode(Model):
     """A code that an offer has or had.
 
     It is accepted until it is closed and never becomes available to another offer. `Offer.code` is the current one; the
-    other open ones are aliases, which emails and posters may still contain.
+    other open ones are aliases, which emails and posters may still contain. The code of a new offer is reserved before
+    the offer is inserted, so `offer_id` has no foreign key.
     """
 
     __tablename__ = "offer_code"
     code: Mapped[str] = mapped_column(Text(collation="C"), primary_key=True)
-    offer_id: Mapped[int] = mapped_column(ForeignKey("offer.id"))
+    offer_id: Mapped[int] = mapped_column(BigInteger)
     code_as_written: Mapped[str]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     closed_at: Mapped[datetime | None]

@@ -7,7 +7,7 @@ import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from flask_babel import gettext as _
@@ -28,15 +28,13 @@ from webapp.redemptions.errors import (
     RedemptionUnavailable,
     build_unavailable,
 )
+from webapp.redemptions.evaluation import AcceptedRequest, accept_request, build_redemption_record, evaluate_requests
 from webapp.redemptions.queries import RedemptionRecord
 from webapp.redemptions.rules import (
     OfferFacts,
-    RedemptionFacts,
     RedemptionRequest,
     RedemptionRow,
-    calculate_discount_amount,
     evaluate,
-    find_replayed_redemption,
 )
 from webapp.redemptions.staff_entries import record_staff_entries
 
@@ -65,7 +63,7 @@ def validate_redemption(request: RedemptionRequest) -> tuple[OfferFacts, int | N
     :raises RedemptionRefused: with the first eligibility check that failed.
     :raises InvalidInput: when the currency of the order is missing or differs from that of the discount.
     """
-    accepted = _accept_request(0, request, redemption_facts.load_facts([request])[0])
+    accepted = accept_request(0, request, redemption_facts.load_facts([request])[0])
     return accepted.offer, accepted.discount_amount
 
 
@@ -76,7 +74,9 @@ def redeem_all(
 
     One statement loads the facts of all requests, and the eligibility checks are made on them. Then, offer by offer in
     the order of their ids, all rows are inserted sorted by customer, and their number is counted towards the cap last.
-    This lock order rules out deadlocks between concurrent calls. After the commit, no result needs another connection.
+    This lock order rules out deadlocks between concurrent calls. Earlier redemptions are looked up only for requests
+    that are refused without them, or whose row is not inserted because of them. After the commit, no result needs
+    another connection.
 
     :param connection: the connection to use; by default a new one.
     :returns: one result per request, in order. Every result "redeemed", "already redeemed" or "limit reached" describes
@@ -92,12 +92,13 @@ def redeem_all(
     pending_error = DomainError(
         "conflict", _("There are too many concurrent requests for this redemption. Please try again."), 409
     )
-    for _round in range(MAX_ROUNDS):
+    for round_number in range(MAX_ROUNDS):
         pending = [index for index in range(len(requests)) if index not in results]
         if not pending:
             break
         try:
-            results |= _redeem_in_transaction(connection, {index: requests[index] for index in pending}, secret)
+            pending_requests = {index: requests[index] for index in pending}
+            results |= _redeem_in_transaction(connection, pending_requests, secret, is_first_round=round_number == 0)
         except _OfferLockTimeout as timeout:
             results |= {index: RedemptionUnavailable(OFFER_BUSY) for index in timeout.indexes}
         except (DBAPIError, RedemptionUnavailable) as error:
@@ -110,7 +111,7 @@ def redeem_all(
 
 
 def _redeem_in_transaction(
-    connection: Connection, requests: dict[int, RedemptionRequest], secret: bytes
+    connection: Connection, requests: dict[int, RedemptionRequest], secret: bytes, is_first_round: bool
 ) -> dict[int, RedemptionRecord | DomainError]:
     """Run one round in one transaction.
 
@@ -121,7 +122,7 @@ def _redeem_in_transaction(
     """
     transaction = connection.begin()
     with transaction:
-        results, accepted_by_offer, unfrozen_indexes = _evaluate_requests(connection, requests, secret)
+        results, accepted_by_offer, unfrozen_indexes = _group_requests(connection, requests, secret, is_first_round)
         if not unfrozen_indexes:
             for offer_id in sorted(accepted_by_offer):
                 accepted = list(accepted_by_offer[offer_id].values())
@@ -138,25 +139,19 @@ def _redeem_in_transaction(
     return results
 
 
-def _evaluate_requests(
-    connection: Connection, requests: dict[int, RedemptionRequest], secret: bytes
-) -> tuple[dict[int, RedemptionRecord | DomainError], dict[int, dict[int, _AcceptedRequest]], dict[int, list[int]]]:
+def _group_requests(
+    connection: Connection, requests: dict[int, RedemptionRequest], secret: bytes, is_first_round: bool
+) -> tuple[dict[int, RedemptionRecord | DomainError], dict[int, dict[int, AcceptedRequest]], dict[int, list[int]]]:
     """Evaluate requests and group them by the writes that they need.
 
     :returns: the results that need no write; the accepted requests by offer and customer; and the indexes of requests
         whose offer is not frozen, by offer.
     """
     results: dict[int, RedemptionRecord | DomainError] = {}
-    accepted_by_offer: dict[int, dict[int, _AcceptedRequest]] = {}
+    accepted_by_offer: dict[int, dict[int, AcceptedRequest]] = {}
     unfrozen_indexes: dict[int, list[int]] = {}
-    all_facts = redemption_facts.load_facts(list(requests.values()), connection)
-    for (index, request), facts in zip(requests.items(), all_facts, strict=True):
-        try:
-            evaluation = _evaluate_request(index, request, facts, secret)
-        except DomainError as error:
-            results[index] = error
-            continue
-        if isinstance(evaluation, RedemptionRecord):
+    for index, evaluation in evaluate_requests(connection, requests, secret, is_first_round):
+        if not isinstance(evaluation, AcceptedRequest):
             results[index] = evaluation
         elif not evaluation.offer.is_frozen:
             unfrozen_indexes.setdefault(evaluation.offer.id, []).append(index)
@@ -164,37 +159,6 @@ def _evaluate_requests(
             # A second request for the same offer and customer waits for the outcome of the first.
             accepted_by_offer.setdefault(evaluation.offer.id, {}).setdefault(evaluation.customer_id, evaluation)
     return results, accepted_by_offer, unfrozen_indexes
-
-
-@dataclass(frozen=True, slots=True)
-class _AcceptedRequest:
-    """A request that passed all eligibility checks and is to be written."""
-
-    request: RedemptionRequest
-    facts: RedemptionFacts
-    offer: OfferFacts
-    customer_id: int
-    discount_amount: int | None
-    index: int
-
-
-def _evaluate_request(
-    index: int, request: RedemptionRequest, facts: RedemptionFacts, secret: bytes
-) -> _AcceptedRequest | RedemptionRecord:
-    replayed = find_replayed_redemption(request, facts)
-    if replayed is not None:
-        return _redemption_record(facts, replayed, secret, is_replay=True)
-    return _accept_request(index, request, facts)
-
-
-def _accept_request(index: int, request: RedemptionRequest, facts: RedemptionFacts) -> _AcceptedRequest:
-    evaluation = evaluate(facts)
-    if evaluation.reason is not None:
-        raise RedemptionRefused(evaluation.reason, evaluation, facts)
-    if facts.offer is None or facts.customer_id is None:
-        raise RuntimeError("an accepted request has an offer and a customer")
-    discount_amount = calculate_discount_amount(request.order, facts.offer.discount)
-    return _AcceptedRequest(request, facts, facts.offer, facts.customer_id, discount_amount, index)
 
 
 def _freeze_offers(connection: Connection, indexes_by_offer: Mapping[int, Iterable[int]]) -> None:
@@ -221,18 +185,27 @@ def _raise_on_lock_timeout(indexes: Iterable[int]) -> Iterator[None]:
         raise _OfferLockTimeout(indexes) from error
 
 
-_INSERT_REDEMPTIONS = """
+# A customer who has redeemed gets no row, without a wait for a rollback that has not been committed yet: after it, a
+# repeat would redeem again. The lookups are scalar subqueries, so that the planner uses the indexes regardless of its
+# row estimates.
+_INSERT_REDEMPTIONS = f"""
     insert into redemption (customer_id, offer_id, redeemed_at, channel, api_key_id, staff_user_id, order_id,
       order_amount, order_currency, discount_amount, order_metadata, idempotency_key, body_hash)
-    select customer_id, %(offer_id)s, clock_timestamp(), channel, api_key_id, staff_user_id, order_id,
+    select customer_id, %(offer_id)s, %(redeemed_at)s, channel, api_key_id, staff_user_id, order_id,
       order_amount, order_currency, discount_amount, order_metadata, idempotency_key, decode(body_hash, 'hex')
     from json_to_recordset(cast(%(rows)s as json)) as t(
       customer_id bigint, channel text, api_key_id int, staff_user_id bigint, order_id text, order_amount bigint,
       order_currency text, discount_amount bigint, order_metadata jsonb, idempotency_key text, body_hash text
     )
+    where (
+      select true from redemption r where r.offer_id = %(offer_id)s and r.customer_id = t.customer_id limit 1
+    ) is null and (
+      select true from rollback b
+      where b.offer_id = %(offer_id)s and {redemption_facts.SAME_REQUEST_AS_ROLLBACK} limit 1
+    ) is null
     on conflict do nothing
-    returning customer_id, redeemed_at
-    """
+    returning customer_id
+    """  # noqa: S608
 _INCREMENT_REDEEMED = (
     "update offer set redeemed = redeemed + %(n)s where id = %(offer_id)s and redeemed + %(n)s <= max_redemptions"
 )
@@ -241,26 +214,24 @@ _DELETE_REDEMPTIONS = text("delete from redemption where offer_id = :offer_id an
 
 
 def _redeem_for_offer(
-    connection: Connection, accepted: list[_AcceptedRequest], secret: bytes
+    connection: Connection, accepted: list[AcceptedRequest], secret: bytes
 ) -> dict[int, RedemptionRecord | DomainError]:
     """Insert all rows of one offer, then count them towards its cap.
 
-    The rows that exceed the cap are deleted. A request whose row already existed gets no result: it is evaluated again
-    in the next round.
+    All rows have the time at which the requests were evaluated. The rows that exceed the cap are deleted. A request
+    whose row already existed or was rolled back gets no result: it is evaluated again in the next round.
     """
-    offer = accepted[0].offer
+    offer, redeemed_at = accepted[0].offer, accepted[0].facts.evaluated_at
     # Sorted to avoid deadlocks. The cap is assigned in order of arrival.
     rows = json.dumps([_insert_values(request) for request in sorted(accepted, key=lambda item: item.customer_id)])
-    returned = connection.exec_driver_sql(_INSERT_REDEMPTIONS, {"offer_id": offer.id, "rows": rows})
-    redeemed_at = dict(tuple(row) for row in returned)
-    inserted = [request for request in accepted if request.customer_id in redeemed_at]
+    values = {"offer_id": offer.id, "redeemed_at": redeemed_at, "rows": rows}
+    customer_ids = set(connection.exec_driver_sql(_INSERT_REDEMPTIONS, values).scalars())
+    inserted = [request for request in accepted if request.customer_id in customer_ids]
     reserved = len(inserted)
     if offer.max_redemptions is not None and inserted:
         reserved = _reserve_cap(connection, offer.id, len(inserted))
     results: dict[int, RedemptionRecord | DomainError] = {
-        request.index: _redemption_record(
-            request.facts, _redemption_row(request, redeemed_at[request.customer_id]), secret
-        )
+        request.index: build_redemption_record(request.facts, _redemption_row(request, redeemed_at), secret)
         for request in inserted[:reserved]
     }
     surplus = inserted[reserved:]
@@ -274,7 +245,7 @@ def _redeem_for_offer(
     return results
 
 
-def _insert_values(accepted: _AcceptedRequest) -> dict[str, Any]:
+def _insert_values(accepted: AcceptedRequest) -> dict[str, Any]:
     """Return the columns of the row that have a value; the others become null."""
     request, order = accepted.request, accepted.request.order
     values: dict[str, Any] = {
@@ -294,7 +265,7 @@ def _insert_values(accepted: _AcceptedRequest) -> dict[str, Any]:
     return values
 
 
-def _redemption_row(accepted: _AcceptedRequest, redeemed_at: Any) -> RedemptionRow:
+def _redemption_row(accepted: AcceptedRequest, redeemed_at: datetime) -> RedemptionRow:
     request, order = accepted.request, accepted.request.order
     return RedemptionRow(
         redeemed_at=redeemed_at,
@@ -322,29 +293,7 @@ def _reserve_cap(connection: Connection, offer_id: int, count: int) -> int:
     return reserved
 
 
-def _build_used_up_refusal(accepted: _AcceptedRequest) -> RedemptionRefused:
+def _build_used_up_refusal(accepted: AcceptedRequest) -> RedemptionRefused:
     used_up_offer = dataclasses.replace(accepted.offer, redeemed=accepted.offer.max_redemptions or 0)
     facts = dataclasses.replace(accepted.facts, offer=used_up_offer)
     return RedemptionRefused("offer_exhausted", evaluate(facts), facts)
-
-
-def _redemption_record(
-    facts: RedemptionFacts, row: RedemptionRow, secret: bytes, is_replay: bool = False
-) -> RedemptionRecord:
-    offer = facts.offer
-    if offer is None or facts.customer_id is None:
-        raise RuntimeError("a redemption has an offer and a customer")
-    return RedemptionRecord(
-        public_id=public_ids.encode_public_id(offer.id, facts.customer_id, row.redeemed_at, secret),
-        offer_id=offer.id,
-        customer_id=facts.customer_id,
-        code=offer.code,
-        offer_name=offer.name,
-        discount=offer.discount,
-        time_zone=offer.time_zone,
-        email=facts.email or "",
-        customer_name="",
-        customer_locale=facts.locale,
-        row=row,
-        is_replay=is_replay,
-    )

@@ -1,13 +1,14 @@
-"""Load all facts that the eligibility checks need, in one SELECT."""
+"""Load the facts that the eligibility checks need: one SELECT without redemptions, one for those of an offer."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, text
 
 from webapp.core.extensions import db
 from webapp.core.money import Discount
@@ -26,6 +27,13 @@ _OFFER_COLUMNS = (
     "paused_at, audience_id, personal_code_required, max_redemptions, redeemed, frozen_at"
 )
 
+# Whether the row `b` of `rollback` was made by the request `t`: it has the same Idempotency-Key or, without a key, the
+# same order.
+SAME_REQUEST_AS_ROLLBACK = (
+    "b.customer_id = t.customer_id and b.api_key_id = t.api_key_id and case when t.idempotency_key is null "
+    "then b.order_id = t.order_id else b.idempotency_key = t.idempotency_key end"
+)
+
 
 def _qualify_columns(alias: str, columns: str) -> str:
     return ", ".join(f"{alias}.{name.strip()}" for name in columns.split(","))
@@ -33,16 +41,15 @@ def _qualify_columns(alias: str, columns: str) -> str:
 
 # Every lookup is lateral with a limit, so that the planner uses the index even while its statistics of a growing table
 # are out of date. For speed, columns are read by position: those of the offer, then nine of the request and the
-# customer, then the current and the rolled-back redemption as JSON, because most requests have neither.
-_SELECT_FACTS = f"""
+# customer. The time is the same for all requests. Redemptions are not joined: a statement reads either them or what
+# staff edit, so that they can be distributed (docs/operations/scaling.md).
+_SELECT_OFFERS_AND_CUSTOMERS = f"""
     select {_qualify_columns("o", _OFFER_COLUMNS)},
-      clock_timestamp(), t.suffix, k.match_rank, k.closed, c.id, c.email_as_given, c.locale,
+      statement_timestamp(), t.suffix, k.match_rank, k.closed, c.id, c.email_as_given, c.locale,
       o.audience_id is null or m.yes is not null,
-      (select count(*) + count(retired_at) from signing_key where purpose = '{personal_codes.PERSONAL_CODE_PURPOSE}'),
-      row_to_json(r), row_to_json(b)
+      (select count(*) + count(retired_at) from signing_key where purpose = '{personal_codes.PERSONAL_CODE_PURPOSE}')
     from json_to_recordset(cast(%(requests)s as json)) as t(
-      n int, code text, prefix text, suffix text, offer_id bigint, email text, source_id text, customer_id bigint,
-      api_key_id bigint, key text, order_id text
+      n int, code text, prefix text, suffix text, offer_id bigint, email text, source_id text, customer_id bigint
     )
     left join lateral (
       select offer_id, 1 as match_rank, closed_at is not null as closed from offer_code where code = t.code
@@ -60,29 +67,85 @@ _SELECT_FACTS = f"""
     left join lateral (
       select 1 as yes from audience_member where audience_id = o.audience_id and customer_id = c.id limit 1
     ) m on true
-    left join lateral (select * from redemption where customer_id = c.id and offer_id = o.id limit 1) r on true
-    left join lateral (
-      select * from rollback
-      where customer_id = c.id and offer_id = o.id and api_key_id = t.api_key_id
-        and case when t.key is null then order_id = t.order_id else idempotency_key = t.key end
-      order by redeemed_at desc limit 1
-    ) b on true
     order by t.n
     """  # noqa: S608
+# Both lookups are for one offer: if the tables are distributed by offer, the statement goes to one node. The rows are
+# read as JSON, because most requests have neither.
+_SELECT_REDEMPTIONS_OF_OFFER = f"""
+    select t.n, row_to_json(r), row_to_json(b)
+    from json_to_recordset(cast(%(requests)s as json)) as t(
+      n int, customer_id bigint, api_key_id bigint, idempotency_key text, order_id text
+    )
+    left join lateral (
+      select * from redemption where offer_id = %(offer_id)s and customer_id = t.customer_id limit 1
+    ) r on true
+    left join lateral (
+      select * from rollback b
+      where offer_id = %(offer_id)s and {SAME_REQUEST_AS_ROLLBACK} order by redeemed_at desc limit 1
+    ) b on true
+    """  # noqa: S608
+_SELECT_REDEMPTIONS_OF_CUSTOMER = text(
+    "select r.offer_id, row_to_json(r) from redemption r "
+    "where r.customer_id = :customer_id and r.offer_id = any(:offer_ids)"
+)
 _OFFER_COLUMN_COUNT = len(_OFFER_COLUMNS.split(","))
 
 
 def load_facts(requests: Sequence[RedemptionRequest], connection: Connection | None = None) -> list[RedemptionFacts]:
     """Load the facts about each request, in order.
 
-    The statement is the same for all requests.
+    :param connection: the connection to use; by default that of the session.
+    """
+    return add_redemptions(requests, load_facts_without_redemptions(requests, connection), connection)
+
+
+def load_facts_without_redemptions(
+    requests: Sequence[RedemptionRequest], connection: Connection | None = None
+) -> list[RedemptionFacts]:
+    """Load the facts about each request as if no customer had redeemed, in order; `add_redemptions` adds the rest.
+
+    The statement is the same for all requests, and so is `evaluated_at`.
 
     :param connection: the connection to use; by default that of the session.
     """
     values = json.dumps([_lookup_values(index, request) for index, request in enumerate(requests)])
-    rows = (connection or db.session.connection()).exec_driver_sql(_SELECT_FACTS, {"requests": values})
+    rows = (connection or db.session.connection()).exec_driver_sql(_SELECT_OFFERS_AND_CUSTOMERS, {"requests": values})
     offers: dict[int, OfferFacts] = {}
     return [_build_facts(request, tuple(row), offers) for request, row in zip(requests, rows, strict=True)]
+
+
+def add_redemptions(
+    requests: Sequence[RedemptionRequest], facts: Sequence[RedemptionFacts], connection: Connection | None = None
+) -> list[RedemptionFacts]:
+    """Return the facts with the redemptions of their customers, current and rolled back; one statement per offer.
+
+    :param facts: the facts about each request without redemptions, in the same order.
+    :param connection: the connection to use; by default that of the session.
+    """
+    values_by_offer: dict[int, list[dict[str, str | int | None]]] = {}
+    for index, (request, known) in enumerate(zip(requests, facts, strict=True)):
+        # Unknown customers are looked up too, so that the response time does not reveal whether a customer exists.
+        if known.offer is not None:
+            values_by_offer.setdefault(known.offer.id, []).append(
+                {
+                    "n": index,
+                    "customer_id": known.customer_id or 0,
+                    "api_key_id": request.api_key_id,
+                    "idempotency_key": request.idempotency_key,
+                    "order_id": request.order.id if request.order else None,
+                }
+            )
+    result = list(facts)
+    for offer_id, values in values_by_offer.items():
+        parameters = {"offer_id": offer_id, "requests": json.dumps(values)}
+        rows = (connection or db.session.connection()).exec_driver_sql(_SELECT_REDEMPTIONS_OF_OFFER, parameters)
+        for index, current, rolled_back in rows:
+            result[index] = dataclasses.replace(
+                result[index],
+                redemption=_row_from_json(current),
+                rolled_back_redemption=_row_from_json(rolled_back),
+            )
+    return result
 
 
 def _lookup_values(index: int, request: RedemptionRequest) -> dict[str, str | int | None]:
@@ -96,9 +159,6 @@ def _lookup_values(index: int, request: RedemptionRequest) -> dict[str, str | in
         "email": request.email,
         "source_id": request.source_id,
         "customer_id": request.customer_id,
-        "api_key_id": request.api_key_id,
-        "key": request.idempotency_key,
-        "order_id": request.order.id if request.order else None,
     }
 
 
@@ -111,19 +171,9 @@ def _build_facts(request: RedemptionRequest, row: tuple[Any, ...], offers: dict[
     offer = offers.get(offer_id)
     if offer is None and offer_id is not None:
         offer = offers[offer_id] = _build_offer_facts(row)
-    (
-        evaluated_at,
-        suffix,
-        match_rank,
-        is_closed,
-        customer_id,
-        email,
-        locale,
-        is_in_audience,
-        key_revision,
-        redemption,
-        rolled_back_redemption,
-    ) = row[_OFFER_COLUMN_COUNT:]
+    evaluated_at, suffix, match_rank, is_closed, customer_id, email, locale, is_in_audience, key_revision = row[
+        _OFFER_COLUMN_COUNT:
+    ]
     match = _CodeMatch(match_rank, suffix, key_revision)
     return RedemptionFacts(
         evaluated_at=evaluated_at,
@@ -134,8 +184,6 @@ def _build_facts(request: RedemptionRequest, row: tuple[Any, ...], offers: dict[
         locale=locale,
         is_in_audience=is_in_audience,
         personal_code_status=_personal_code_status(request, offer_id, customer_id, match),
-        redemption=None if redemption is None else _row_from_json(redemption),
-        rolled_back_redemption=None if rolled_back_redemption is None else _row_from_json(rolled_back_redemption),
     )
 
 
@@ -175,8 +223,10 @@ def _build_offer_facts(row: tuple[Any, ...]) -> OfferFacts:
     )
 
 
-def _row_from_json(row: dict[str, Any]) -> RedemptionRow:
-    """Parse a row in the JSON that PostgreSQL's `row_to_json` produces."""
+def _row_from_json(row: dict[str, Any] | None) -> RedemptionRow | None:
+    """Parse a row in the JSON that PostgreSQL's `row_to_json` produces; None stays None."""
+    if row is None:
+        return None
     values: dict[str, Any] = {name: row.get(name) for name in ROW_FIELDS}
     for name in ("redeemed_at", "rolled_back_at"):
         values[name] = values[name] and datetime.fromisoformat(values[name])
@@ -226,8 +276,13 @@ def load_current_offer_facts(customer_id: int) -> list[RedemptionFacts]:
 
     Paused offers are left out. The facts are sorted by the end of the offer, earliest first.
     """
-    requests = [
-        RedemptionRequest(channel="api", offer_id=offer_id, customer_id=customer_id)
-        for offer_id in offer_queries.list_current_offer_ids()
+    offer_ids = list(offer_queries.list_current_offer_ids())
+    if not offer_ids:
+        return []
+    requests = [RedemptionRequest(channel="api", offer_id=offer_id, customer_id=customer_id) for offer_id in offer_ids]
+    values = {"customer_id": customer_id, "offer_ids": offer_ids}
+    rows = dict(tuple(row) for row in db.session.execute(_SELECT_REDEMPTIONS_OF_CUSTOMER, values))
+    return [
+        dataclasses.replace(facts, redemption=_row_from_json(rows.get(offer_id)))
+        for offer_id, facts in zip(offer_ids, load_facts_without_redemptions(requests), strict=True)
     ]
-    return load_facts(requests) if requests else []

@@ -225,8 +225,8 @@ def list_redemptions(
 ) -> list[RedemptionRecord]:
     """Return current redemptions, newest first, starting after a cursor.
 
-    There is one more than `limit` if there are more. The newest of each offer are read from the index by offer, so that
-    no index over all offers has to be maintained.
+    There is one more than `limit` if there are more. Without a filter by offer or customer, the newest of each offer
+    are read from the index by offer, so that no index over all offers has to be maintained.
     """
     where, values = redemption_filter.to_sql()
     if after is not None:
@@ -235,23 +235,22 @@ def list_redemptions(
             " and (x.redeemed_at, x.customer_id, x.offer_id) < (:after_at, :after_customer, :after_offer)"
         )
         values |= {"after_at": after.redeemed_at, "after_customer": after.customer_id, "after_offer": after.offer_id}
-    if redemption_filter.customer_id is not None:
-        from_clause = (
-            "redemption x where true" + (" and x.offer_id = :only" if redemption_filter.offer_id else "") + where
-        )
+    if redemption_filter.offer_id:
+        from_clause = f"redemption x where x.offer_id = :only{where}"
+        values["only"] = redemption_filter.offer_id
+    elif redemption_filter.customer_id is not None:
+        from_clause = f"redemption x where true{where}"
     else:
-        from_clause = _newest_per_offer_sql(where, is_single_offer=redemption_filter.offer_id is not None)
+        from_clause = _newest_per_offer_sql(where)
     order = "order by x.redeemed_at desc, x.customer_id desc, x.offer_id desc"
     # The names are joined after the limit, so that they are looked up only for the rows of the page.
     statement = text(
         f"select {_CURRENT_COLUMNS} from (select x.* from {from_clause} {order} limit :limit) x {_JOINS} {order}"  # noqa: S608
     )
-    if redemption_filter.offer_id:
-        values["only"] = redemption_filter.offer_id
     return [_build_record(row) for row in db.session.execute(statement, values | {"limit": limit + 1})]
 
 
-def _newest_per_offer_sql(where: str, is_single_offer: bool) -> str:
+def _newest_per_offer_sql(where: str) -> str:
     """Build the SQL for the newest redemptions of the offers that have them.
 
     No other offer can be on the page.
@@ -261,7 +260,6 @@ def _newest_per_offer_sql(where: str, is_single_offer: bool) -> str:
     )
     return f"""(
       select o.id from offer o cross join lateral ({newest_of_offer.format("o")} limit 1) x
-      {"where o.id = :only" if is_single_offer else ""}
       order by x.redeemed_at desc, x.customer_id desc, o.id desc limit :limit
     ) each cross join lateral ({newest_of_offer.format("each")} limit :limit) x"""  # noqa: S608
 

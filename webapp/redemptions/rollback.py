@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import UTC, datetime
 
 from flask_babel import gettext as _
 from sqlalchemy import text
@@ -36,19 +37,10 @@ _MOVE_TO_ROLLBACK = text(
 _DECREMENT_REDEEMED = text(
     "update offer set redeemed = redeemed - 1 where id = :offer_id and max_redemptions is not null"
 )
-# Only counted hours have a row. The three tables are updated together and always in this order, which rules out
-# deadlocks.
-_DECREMENT_HOURLY_COUNTS = text(
-    """
-    with uncounted as (
-      update redemption_hour h set n = h.n - 1
-      where h.offer_id = :offer_id and h.hour = date_trunc('hour', cast(:redeemed_at as timestamptz), 'UTC')
-      returning h.offer_id, h.hour
-    ), of_offer as (
-      update redemption_total t set n = t.n - 1 from uncounted u where t.offer_id = u.offer_id returning u.hour
-    )
-    update hour_total t set n = t.n - 1 from of_offer o where t.hour = o.hour
-    """
+_DECREMENT_HOUR = text("update redemption_hour set n = n - 1 where offer_id = :offer_id and hour = :hour")
+_DECREMENT_TOTALS = (
+    text("update redemption_total set n = n - 1 where offer_id = :offer_id"),
+    text("update hour_total set n = n - 1 where hour = :hour"),
 )
 
 
@@ -81,9 +73,21 @@ def roll_back_redemption(public_id: str, reason: str, by: str) -> RedemptionReco
         db.session.rollback()
         raise DomainError("already_rolled_back", _("This redemption has already been undone."), 409)
     db.session.execute(_DECREMENT_REDEEMED, {"offer_id": record.offer_id})
-    db.session.execute(_DECREMENT_HOURLY_COUNTS, {"offer_id": record.offer_id, "redeemed_at": record.row.redeemed_at})
+    _decrement_hourly_counts(record.offer_id, record.row.redeemed_at)
     record_audit_entry(by, "redemption.undone", record.code, customer=record.customer_id, reference=public_id)
     db.session.commit()
     # The row is not read again: after the commit, no result depends on another connection.
     row = replace(record.row, rolled_back_at=rolled_back_at, rolled_back_by=by, reason=reason)
     return replace(record, row=row)
+
+
+def _decrement_hourly_counts(offer_id: int, redeemed_at: datetime) -> None:
+    """Subtract a redemption from the counts of its hour, if that is counted already: then it has a row.
+
+    The three tables are updated in one transaction and always in this order, which rules out deadlocks.
+    """
+    hour = redeemed_at.astimezone(UTC).replace(minute=0, second=0, microsecond=0)
+    counted = db.session.connection().execute(_DECREMENT_HOUR, {"offer_id": offer_id, "hour": hour}).rowcount
+    if counted:
+        for statement in _DECREMENT_TOTALS:
+            db.session.execute(statement, {"offer_id": offer_id, "hour": hour})

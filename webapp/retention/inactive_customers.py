@@ -21,14 +21,25 @@ from webapp.customers.models import ACTIVITY_PRECISION, Customer
 CUSTOMERS_PER_CHUNK = 200
 ACTOR = "retention period"  # no translation
 
+# Both parts have the offer in the same place, as an engine requires that distributes the tables by it.
+_SELECT_LAST_REDEMPTIONS = text(
+    """
+    select customer_id, max(at) from (
+      select customer_id, offer_id, redeemed_at as at from redemption where customer_id = any(:ids)
+      union all
+      select customer_id, offer_id, rolled_back_at from rollback where customer_id = any(:ids)
+    ) activity
+    group by customer_id
+    """
+)
 # Sets `active_at` of customers with an activity within the period to its time, so that they are checked again only when
-# it is as old as the period. One campaign within the period is enough; the newest is found first.
+# it is as old as the period. `times` are those of the last redemption or rollback. One campaign within the period is
+# enough; the newest is found first.
 _UPDATE_ACTIVE_AT = text(
     """
     with activity as (
       select p.id, greatest(
-        (select max(r.redeemed_at) from redemption r where r.customer_id = p.id),
-        (select max(b.rolled_back_at) from rollback b where b.customer_id = p.id),
+        p.last_redemption_at,
         (
           select c.launched_at
           from (select id, launched_at from campaign where launched_at >= :cutoff order by launched_at desc) c
@@ -48,7 +59,7 @@ _UPDATE_ACTIVE_AT = text(
           limit 1
         )
       ) as at
-      from unnest(cast(:ids as bigint[])) p (id)
+      from unnest(cast(:ids as bigint[]), cast(:times as timestamptz[])) p (id, last_redemption_at)
     )
     update customer c set active_at = a.at from activity a
     where c.id = a.id and a.at >= :cutoff and c.active_at < a.at and c.erased_at is null
@@ -68,7 +79,9 @@ def erase_inactive_customers(days: int) -> Iterator[int]:
         ids = list(db.session.scalars(_select_candidates(cutoff).limit(CUSTOMERS_PER_CHUNK)))
         if not ids:
             return
-        active_ids = set(db.session.scalars(_UPDATE_ACTIVE_AT, {"ids": ids, "cutoff": cutoff}))
+        times = dict(tuple(row) for row in db.session.execute(_SELECT_LAST_REDEMPTIONS, {"ids": ids}))
+        values = {"ids": ids, "times": [times.get(customer_id) for customer_id in ids], "cutoff": cutoff}
+        active_ids = set(db.session.scalars(_UPDATE_ACTIVE_AT, values))
         yield 0
         for customer_id in ids:
             if customer_id not in active_ids:

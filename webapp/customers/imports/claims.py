@@ -155,7 +155,7 @@ def claim_import(connection: staging.Connection, import_id: int) -> ImportClaim 
     """
     row = connection.execute(
         """
-        update customer_import set status = 'running', epoch = epoch + 1, started_at = coalesce(started_at, now()),
+        update customer_import set status = 'running', epoch = epoch + 1, started_at = least(started_at, now()),
           lease_until = now() + make_interval(secs => %(lease)s)
         where id = %(import_id)s and (status = 'queued' or (status = 'running' and lease_until <= now()))
         returning epoch, media_type, audience_id, size, merged_to, kind

@@ -88,7 +88,8 @@ _INSERT: LiteralString = """
   from staged where line > %(start)s and line <= %(end)s order by email
 """
 
-# An empty cell keeps the stored value. The suppression list is not touched.
+# An empty cell keeps the stored value. The suppression list is not touched. Only new rows were created in this
+# transaction.
 _UPSERT: LiteralString = """
   with merged as (
     insert into customer (email, email_as_given, name, locale, source_id)
@@ -99,16 +100,16 @@ _UPSERT: LiteralString = """
       name = case when excluded.name = '' then customer.name else excluded.name end,
       locale = coalesce(excluded.locale, customer.locale),
       source_id = coalesce(excluded.source_id, customer.source_id),
-      active_at = now()
+      active_at = excluded.active_at
     where (customer.email_as_given, customer.name, customer.locale, customer.source_id) is distinct from (
       excluded.email_as_given,
       case when excluded.name = '' then customer.name else excluded.name end,
       coalesce(excluded.locale, customer.locale),
       coalesce(excluded.source_id, customer.source_id)
     )
-    returning (xmax = 0) as is_new
+    returning created_at
   )
-  select count(*) filter (where is_new), count(*) filter (where not is_new),
+  select count(*) filter (where created_at = now()), count(*) filter (where created_at <> now()),
     (select count(*) from staged where line > %(start)s and line <= %(end)s)
   from merged
 """

@@ -37,19 +37,23 @@ _MERGE: LiteralString = """
       and email in (select email from staged where line > %(start)s and line <= %(end)s and named)
     for share
   ),
+  entry as (
+    select case when not s.named or s.email in (select email from current_customer) then s.email
+      else 'sha256:' || encode(sha256(convert_to(s.email, 'UTF8')), 'hex') end as email, s.reason
+    from staged s where s.line > %(start)s and s.line <= %(end)s
+  ),
+  known as (select entry.email from entry join suppression on suppression.email = entry.email),
   merged as (
     insert into suppression as existing (email, reason, source)
-    select case when not s.named or s.email in (select email from current_customer) then s.email
-      else 'sha256:' || encode(sha256(convert_to(s.email, 'UTF8')), 'hex') end, s.reason, 'import'
-    from staged s where s.line > %(start)s and s.line <= %(end)s order by 1
-    on conflict (email) do update set reason = excluded.reason, at = now(), source = excluded.source, words = ''
+    select email, reason, 'import' from entry order by 1
+    on conflict (email) do update set reason = excluded.reason, at = excluded.at, source = excluded.source, words = ''
     where array_position(array['bounced', 'unsubscribed', 'complained'], excluded.reason)
       > array_position(array['bounced', 'unsubscribed', 'complained'], existing.reason)
-    returning (xmax = 0) as is_new
+    returning email
   )
-  select count(*) filter (where is_new), count(*) filter (where not is_new),
+  select count(*) filter (where known.email is null), count(known.email),
     (select count(*) from staged where line > %(start)s and line <= %(end)s)
-  from merged
+  from merged left join known on known.email = merged.email
 """
 
 

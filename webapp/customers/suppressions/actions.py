@@ -24,7 +24,7 @@ _UPSERT_SUPPRESSION = text(
       select 1 from customer where customer.email = :email for share
     )
     on conflict (email) do update
-    set reason = excluded.reason, at = now(), source = excluded.source, words = excluded.words
+    set reason = excluded.reason, at = excluded.at, source = excluded.source, words = excluded.words
     where array_position(array['bounced', 'unsubscribed', 'complained'], excluded.reason)
       > array_position(array['bounced', 'unsubscribed', 'complained'], existing.reason)
     returning 1

@@ -1,0 +1,70 @@
+"""The migration of the keys of offers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import flask_migrate
+import pytest
+from flask import Flask
+from sqlalchemy import text
+
+from webapp.core.extensions import db
+from webapp.offers.models import Offer
+
+
+@pytest.fixture
+def downgrade_to(app: Flask) -> Iterator[Callable[[str], None]]:
+    """Downgrades to an earlier revision; restores the newest one afterwards."""
+
+    def move(revision: str) -> None:
+        db.session.remove()
+        flask_migrate.downgrade(revision=revision)
+
+    yield move
+    db.session.remove()
+    flask_migrate.upgrade()
+
+
+def insert_earlier_offer(code: str) -> int:
+    """Insert an offer as the previous release did: before its code."""
+    offer_id = db.session.execute(
+        text(
+            "insert into offer (code, code_as_written, name, discount_type, percent, starts_at) "
+            "values (:code, :code, 'Offer', 'percent', 10, now()) returning id"
+        ),
+        {"code": code},
+    ).scalar_one()
+    db.session.execute(
+        text("insert into offer_code (code, code_as_written, offer_id) values (:code, :code, :id)"),
+        {"code": code, "id": offer_id},
+    )
+    db.session.commit()
+    return int(offer_id)
+
+
+def test_ids_continue_after_the_upgrade_and_the_downgrade(
+    make_offer: Callable[..., Offer], downgrade_to: Callable[[str], None]
+) -> None:
+    first = make_offer("FIRST").id
+
+    downgrade_to("0020")
+    second = insert_earlier_offer("SECOND")
+    db.session.remove()
+    flask_migrate.upgrade()
+    third = make_offer("THIRD").id
+
+    assert first < second < third
+
+
+def test_the_downgrade_checks_codes_at_the_commit_again(
+    make_offer: Callable[..., Offer], downgrade_to: Callable[[str], None]
+) -> None:
+    make_offer("FIRST")
+
+    downgrade_to("0020")
+
+    constraints = db.session.execute(
+        text("select conname, condeferred from pg_constraint where conname like 'fk_offer%code%' order by 1")
+    ).all()
+    assert constraints == [("fk_offer_code_offer_id", False), ("fk_offer_current_code", True)]

@@ -1,0 +1,121 @@
+"""Statements of redeeming suit tables that are distributed by offer (docs/operations/scaling.md)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from flask import Flask
+from sqlalchemy import text
+
+from tests.support.factories import MakeCustomer, MakeOffer
+from tests.support.redemptions import ROLLBACK
+from tests.support.sql_statements import recorded_statements
+from webapp.core.extensions import db
+from webapp.customers.models import Audience
+from webapp.redemptions import actions as redemption_actions
+from webapp.redemptions import facts as redemption_facts
+from webapp.redemptions import group_commit
+from webapp.redemptions import rollback as redemption_rollback
+from webapp.redemptions.queries import RedemptionRecord
+from webapp.redemptions.rules import Order, RedemptionRequest
+
+BY_OFFER = {"redemption", "rollback"}
+ON_EVERY_NODE = {"offer", "offer_code", "customer", "audience_member", "signing_key"}
+TABLE = re.compile(r"\b(?:from|join|into|update)\s+([a-z_]+)")
+NEW = RedemptionRequest(channel="api", code="SUMMER25", email="new@example.com", api_key_id=1)
+ADA = replace(NEW, email="ada@example.com", idempotency_key="k1", body_hash=b"1")
+UNDONE = replace(NEW, email="undone@example.com", order=Order("A-1", 4999, "EUR"))
+
+
+@pytest.fixture
+def offers(make_offer: MakeOffer, make_customer: MakeCustomer) -> None:
+    """Two redeemed offers, a redemption that was undone, and an offer for an audience without members."""
+    club = Audience(name="Club")
+    db.session.add(club)
+    db.session.flush()
+    make_offer("SUMMER25", max_redemptions=9), make_offer("WINTER10"), make_offer("CLUB20", audience_id=club.id)
+    for email in ("new@example.com", "ada@example.com", "undone@example.com"):
+        make_customer(email)
+    group_commit.redeem(ADA)
+    group_commit.redeem(replace(NEW, code="WINTER10"))
+    redemption_rollback.roll_back_redemption(group_commit.redeem(UNDONE).public_id, **ROLLBACK)
+
+
+def record_reads(run: Callable[[], object]) -> list[tuple[set[str], Any]]:
+    """Run something; return the tables of each statement, and its parameters."""
+    with recorded_statements() as recorded:
+        run()
+    return [(set(TABLE.findall(statement)) & (BY_OFFER | ON_EVERY_NODE), values) for statement, values in recorded]
+
+
+REQUESTS = {
+    "new": [NEW],
+    "repeated": [ADA],
+    "undone": [UNDONE],
+    "redeemed before": [replace(ADA, idempotency_key=None)],
+    "unknown customer": [replace(NEW, email="nobody@example.com")],
+    "not in the audience": [replace(NEW, code="CLUB20")],
+    "two offers": [NEW, ADA, replace(ADA, code="WINTER10", idempotency_key="k2")],
+}
+
+
+@pytest.mark.parametrize("name", REQUESTS)
+def test_a_statement_of_redeeming_reads_the_redemptions_of_one_offer_or_none(offers: None, name: str) -> None:
+    reads = record_reads(lambda: redemption_actions.redeem_all(REQUESTS[name]))
+
+    assert any(tables & ON_EVERY_NODE for tables, _ in reads)
+    for tables, values in reads:
+        if tables & BY_OFFER:
+            assert tables <= BY_OFFER
+            assert isinstance(values["offer_id"], int)
+
+
+def test_earlier_redemptions_of_a_new_customer_are_not_looked_up(offers: None) -> None:
+    with recorded_statements() as recorded:
+        redemption_actions.redeem_all([NEW])
+
+    assert [statement.split()[0] for statement, _ in recorded] == ["select", "insert", "update"]
+
+
+def test_the_offers_of_a_customer_are_looked_up_apart_from_their_redemptions(app: Flask, offers: None) -> None:
+    ada = db.session.execute(text("select id from customer where email = 'ada@example.com'")).scalar_one()
+    found: list[Any] = []
+
+    reads = record_reads(lambda: found.extend(redemption_facts.load_current_offer_facts(ada)))
+
+    assert {facts.offer.code: facts.redemption is not None for facts in found} == {
+        "SUMMER25": True,
+        "WINTER10": False,
+        "CLUB20": False,
+    }
+    assert len(reads) == 3
+    assert all(tables <= BY_OFFER or not tables & BY_OFFER for tables, _ in reads)
+
+
+def test_redemptions_of_a_group_have_the_time_of_their_evaluation(
+    make_offer: MakeOffer, make_customer: MakeCustomer
+) -> None:
+    make_offer(), make_offer("WINTER10")
+    requests = [
+        replace(NEW, code=code, email=make_customer(f"c{n}.{code}@example.com").email)
+        for n in range(2)
+        for code in ("SUMMER25", "WINTER10")
+    ]
+
+    results = redemption_actions.redeem_all(requests)
+
+    stored = db.session.execute(text("select distinct redeemed_at from redemption")).scalars().all()
+    assert len(stored) == 1
+    assert {result.row.redeemed_at for result in results if isinstance(result, RedemptionRecord)} == set(stored)
+
+
+def test_a_repeat_of_an_undone_redemption_redeems_nothing(offers: None) -> None:
+    [repeat] = redemption_actions.redeem_all([UNDONE])
+
+    assert isinstance(repeat, RedemptionRecord)
+    assert (repeat.is_replay, repeat.row.reason) == (True, ROLLBACK["reason"])
+    assert db.session.execute(text("select count(*) from redemption")).scalar_one() == 2

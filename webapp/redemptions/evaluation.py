@@ -1,0 +1,115 @@
+"""Evaluate requests to redeem on the facts about them."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+
+from sqlalchemy import Connection
+
+from webapp.core.errors import DomainError
+from webapp.redemptions import facts as redemption_facts
+from webapp.redemptions import public_ids
+from webapp.redemptions.errors import RedemptionRefused
+from webapp.redemptions.queries import RedemptionRecord
+from webapp.redemptions.rules import (
+    OfferFacts,
+    RedemptionFacts,
+    RedemptionRequest,
+    RedemptionRow,
+    calculate_discount_amount,
+    evaluate,
+    find_replayed_redemption,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class AcceptedRequest:
+    """A request that passed all eligibility checks and is to be written."""
+
+    request: RedemptionRequest
+    facts: RedemptionFacts
+    offer: OfferFacts
+    customer_id: int
+    discount_amount: int | None
+    index: int
+
+
+def accept_request(index: int, request: RedemptionRequest, facts: RedemptionFacts) -> AcceptedRequest:
+    """Accept a request that passes all eligibility checks.
+
+    :param index: the position of the request in its group.
+    :raises RedemptionRefused: with the first eligibility check that failed.
+    :raises InvalidInput: when the currency of the order is missing or differs from that of the discount.
+    """
+    evaluation = evaluate(facts)
+    if evaluation.reason is not None:
+        raise RedemptionRefused(evaluation.reason, evaluation, facts)
+    if facts.offer is None or facts.customer_id is None:
+        raise RuntimeError("an accepted request has an offer and a customer")
+    discount_amount = calculate_discount_amount(request.order, facts.offer.discount)
+    return AcceptedRequest(request, facts, facts.offer, facts.customer_id, discount_amount, index)
+
+
+def evaluate_requests(
+    connection: Connection, requests: dict[int, RedemptionRequest], secret: bytes, is_first_round: bool
+) -> list[tuple[int, AcceptedRequest | RedemptionRecord | DomainError]]:
+    """Evaluate each request; return the results by index, in order of arrival.
+
+    In the first round, requests that are accepted without regard to earlier redemptions are not looked up: most
+    customers have none, and the insert leaves out those who have.
+    """
+    all_facts = dict(
+        zip(requests, redemption_facts.load_facts_without_redemptions(list(requests.values()), connection), strict=True)
+    )
+    evaluations: dict[int, AcceptedRequest | RedemptionRecord | DomainError] = {}
+    if is_first_round:
+        for index, facts in all_facts.items():
+            with suppress(DomainError):
+                evaluations[index] = accept_request(index, requests[index], facts)
+    rest = [index for index in requests if index not in evaluations]
+    rest_facts = redemption_facts.add_redemptions(
+        [requests[index] for index in rest], [all_facts[index] for index in rest], connection
+    )
+    for index, facts in zip(rest, rest_facts, strict=True):
+        try:
+            evaluations[index] = _evaluate_request(index, requests[index], facts, secret)
+        except DomainError as error:
+            evaluations[index] = error
+    return sorted(evaluations.items())
+
+
+def _evaluate_request(
+    index: int, request: RedemptionRequest, facts: RedemptionFacts, secret: bytes
+) -> AcceptedRequest | RedemptionRecord:
+    replayed = find_replayed_redemption(request, facts)
+    if replayed is not None:
+        return build_redemption_record(facts, replayed, secret, is_replay=True)
+    return accept_request(index, request, facts)
+
+
+def build_redemption_record(
+    facts: RedemptionFacts, row: RedemptionRow, secret: bytes, is_replay: bool = False
+) -> RedemptionRecord:
+    """Return the redemption of the facts' offer and customer.
+
+    :param secret: the secret of public ids (`public_ids.load_secret`).
+    :param is_replay: whether an earlier, identical request made it.
+    """
+    offer = facts.offer
+    if offer is None or facts.customer_id is None:
+        raise RuntimeError("a redemption has an offer and a customer")
+    return RedemptionRecord(
+        public_id=public_ids.encode_public_id(offer.id, facts.customer_id, row.redeemed_at, secret),
+        offer_id=offer.id,
+        customer_id=facts.customer_id,
+        code=offer.code,
+        offer_name=offer.name,
+        discount=offer.discount,
+        time_zone=offer.time_zone,
+        email=facts.email or "",
+        customer_name="",
+        customer_locale=facts.locale,
+        row=row,
+        is_replay=is_replay,
+    )
