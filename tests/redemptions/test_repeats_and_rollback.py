@@ -311,7 +311,7 @@ def test_a_repeat_during_a_rollback_returns_the_redemption(
         target=lambda: run_concurrently(app, lambda: redemption_rollback.roll_back_redemption(first, **ROLLBACK))
     )
     with db.engine.connect() as other:
-        other.execute(text("select 1 from offer for update"))
+        other.execute(text("select 1 from offer_counter for update"))
         rollback_thread.start()
         while rollback_thread.is_alive() and not count_lock_waiters("transactionid"):
             db.session.rollback()
