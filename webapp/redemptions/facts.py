@@ -135,7 +135,7 @@ def add_redemptions(
             values_by_offer.setdefault(known.offer.id, []).append(
                 {
                     "n": index,
-                    "customer_id": known.customer_id,
+                    "customer_id": known.customer_id or 0,
                     "api_key_id": request.api_key_id,
                     "idempotency_key": request.idempotency_key,
                     "order_id": request.order.id if request.order else None,

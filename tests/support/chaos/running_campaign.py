@@ -29,9 +29,10 @@ from webapp.campaigns.content.placeholders import EmailContent
 from webapp.campaigns.drafts import actions as draft_actions
 from webapp.campaigns.launch import actions as launch_actions
 from webapp.campaigns.launch import transitions
-from webapp.core.extensions import db
+from webapp.core.money import Discount
 from webapp.core.settings import ROOT
-from webapp.offers.models import Offer, OfferCode
+from webapp.offers import actions as offer_actions
+from webapp.offers.models import OfferValues
 
 LEASE = timing.LEASE_DURATION / FACTOR
 SWEEP = 60 / FACTOR
@@ -306,18 +307,13 @@ def _launch(database: DurableDatabase, policy: str) -> int:
     code = f"CHAOS{secrets.token_hex(4).upper()}"
     now = datetime.now(UTC)
     with database.context():
-        offer = Offer(
+        values = OfferValues(
+            "Chaos",
+            Discount("percent", percent=Decimal(25)),
+            now - timedelta(days=1),
             code=code,
-            code_as_written=code,
-            name="Chaos",
-            discount_type="percent",
-            percent=Decimal(25),
-            starts_at=now - timedelta(days=1),
             ends_at=now + timedelta(days=30),
         )
-        db.session.add(offer)
-        db.session.flush()
-        db.session.add(OfferCode(code=code, offer_id=offer.id, code_as_written=code))
-        db.session.commit()
+        offer = offer_actions.create_offer(values, "chaos")
         draft_actions.save_offer_draft(offer.id, EmailContent(), policy, "chaos")
         return int(launch_actions.launch_announcement(offer.id, "chaos").campaign.id)
