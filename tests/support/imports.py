@@ -27,10 +27,16 @@ def file_chunks(file: bytes, size: int = 1024 * 1024) -> Iterator[bytes]:
 def receive_file(app: Flask) -> Callable[..., int]:
     """Stores a file as if it had been uploaded and returns the import's id."""
 
-    def receive(file: str | bytes, media_type: str = CSV, audience: str = "", size: int = 1024 * 1024) -> int:
+    def receive(
+        file: str | bytes,
+        media_type: str = CSV,
+        audience: str = "",
+        size: int = 1024 * 1024,
+        kind: str = "customers",
+    ) -> int:
         data = file.encode() if isinstance(file, str) else file
         return import_actions.store_import_file(
-            file_chunks(data, size), "customers.csv", media_type, audience, by="tests"
+            file_chunks(data, size), "customers.csv", media_type, audience, by="tests", kind=kind
         )
 
     return receive

@@ -546,6 +546,7 @@ def test_a_stopping_worker_releases_its_import(
     monkeypatch.setattr(task_queue, "stop_requested", stop_requested)
     import_processing.run_import(import_id)
     assert import_queries.list_claimable_import_ids() == [import_id]
+    started_at = db.session.scalar(select(CustomerImport.started_at))
 
     monkeypatch.setattr(task_queue, "stop_requested", threading.Event())
     import_processing.run_import(import_id)
@@ -553,6 +554,8 @@ def test_a_stopping_worker_releases_its_import(
     row = import_queries.find_import(import_id)
     assert row is not None
     assert (row.status, import_counts(row)) == ("done", {"rows": 40, "created": 40})
+    assert started_at is not None
+    assert row.started_at == started_at
 
 
 def test_an_import_fails_after_the_maximum_number_of_attempts(receive_file: Receive) -> None:

@@ -42,6 +42,25 @@ def test_only_a_stronger_reason_replaces_the_first(app: Flask, first: str, then:
     assert (row.reason, row.detail) == (expected, "first" if expected == first else "then")
 
 
+@pytest.mark.parametrize("interface", ["action", "import"])
+@pytest.mark.parametrize(("reason", "is_newer"), [("complained", True), ("bounced", False)])
+def test_the_time_is_that_of_the_strongest_reason(
+    import_file: ImportFileFixture, interface: str, reason: str, is_newer: bool
+) -> None:
+    earlier = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+    add_suppression(reason="unsubscribed")
+    db.session.execute(text("update suppression set at = :at"), {"at": earlier})
+    db.session.commit()
+
+    if interface == "action":
+        add_suppression(reason=reason)
+    else:
+        import_file(f"email,reason\nada@example.com,{reason}\n", kind="suppressions")
+
+    db.session.expire_all()
+    assert (db.session.get_one(Suppression, "ada@example.com").at > earlier) is is_newer
+
+
 def test_only_a_campaign_requires_a_customer_with_the_address(app: Flask, make_customer: MakeCustomer) -> None:
     make_customer("ada@example.com")
     assert add_suppression("nobody@example.com", source="import")
