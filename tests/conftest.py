@@ -77,7 +77,7 @@ def pytest_configure(config: pytest.Config) -> None:
             postgresql = connection.info.parameter_status("server_version")
     except (OSError, psycopg.Error, embedded_postgresql.EmbeddedError) as error:
         pytest.exit(f"onecode: no PostgreSQL for the tests: {' '.join(str(error).split())}", returncode=1)
-    browser = find_chromium() or "no Chromium, so browser tests are skipped: apt install chromium"
+    browser = find_chromium() or "no Chromium, so browser tests are skipped: apt install chromium-headless-shell"
     print(f"Testing with PostgreSQL {postgresql}; {browser}.", flush=True)
 
 

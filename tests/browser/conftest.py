@@ -21,7 +21,7 @@ from webapp.core.extensions import db
 from webapp.core.settings import Settings
 
 Program = tuple[str, SinkHandler]
-WHY_SKIPPED = "BROWSER TESTS SKIPPED: no Chromium on this machine (on Debian: apt install chromium)"
+WHY_SKIPPED = "BROWSER TESTS SKIPPED: no Chromium on this machine (on Debian: apt install chromium-headless-shell)"
 
 
 @pytest.fixture(scope="session")

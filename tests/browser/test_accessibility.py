@@ -14,6 +14,8 @@ from tests.support.browser import (
     RunningShop,
     accept_invitation,
     call_api,
+    in_all_appearances,
+    in_each_appearance,
     page_problems,
     problems_by_appearance,
     reach_address_limit,
@@ -68,9 +70,7 @@ STAFF = [
 ]
 
 
-@pytest.mark.parametrize(
-    "appearances", [["light"], pytest.param(["dark", "phone"], marks=pytest.mark.slow)], ids=" and ".join
-)
+@in_all_appearances
 def test_staff_pages(
     shop: RunningShop, window: OpenPage, tmp_path: Path, make_offer: Callable[..., Offer], appearances: list[str]
 ) -> None:
@@ -117,13 +117,13 @@ def test_a_name_without_spaces_does_not_widen_tables(
         assert page_problems(page) == []
 
 
-@pytest.mark.parametrize("look_of", list(APPEARANCES))
+@in_each_appearance
 def test_customer_pages(
     shop: RunningShop,
     window: OpenPage,
     make_offer: Callable[..., Offer],
     make_customer: Callable[..., Customer],
-    look_of: str,
+    appearance: str,
 ) -> None:
     now = datetime.now(UTC)
     make_customer()
@@ -131,7 +131,7 @@ def test_customer_pages(
     make_offer("GONE", name="Gone", starts_at=now - timedelta(days=9), ends_at=now - timedelta(days=1))
     call_api(shop, "POST", "/offers/SUMMER25/launch", {})
     link = shop.link_to("ada@example.com")
-    page = window(**APPEARANCES[look_of])
+    page = window(**APPEARANCES[appearance])
     page.goto(f"{shop.url}/redeem")
     problems = page_problems(page)
     submit_code(page, "GONE", "ada@example.com")

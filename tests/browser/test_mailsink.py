@@ -15,7 +15,7 @@ from werkzeug.serving import make_server
 
 from local.mailsink.index import MailIndex
 from local.mailsink.web_app import create_sink_app
-from tests.support.browser import APPEARANCES, page_problems
+from tests.support.browser import APPEARANCES, in_each_appearance, page_problems
 
 pytestmark = pytest.mark.browser
 NAME = "1700000000000000000-1-0.eml"
@@ -134,11 +134,11 @@ def test_the_sink_is_emptied_after_a_confirmation(sink: str, folder: Path, windo
     assert list(folder.iterdir()) == []
 
 
-@pytest.mark.parametrize("look_of", list(APPEARANCES))
+@in_each_appearance
 def test_the_pages_of_the_sink_are_accessible(
-    sink: str, folder: Path, window: Callable[..., Page], look_of: str
+    sink: str, folder: Path, window: Callable[..., Page], appearance: str
 ) -> None:
-    page = window(**APPEARANCES[look_of])
+    page = window(**APPEARANCES[appearance])
     page.goto(sink)
     problems = page_problems(page)
     write_email(folder, f"<html lang='en'><title>x</title><p>{'long' * 200}</p></html>")

@@ -20,6 +20,7 @@ from webapp.core.extensions import db
 from webapp.core.settings import Settings
 from webapp.customers.models import Customer
 
+pytestmark = pytest.mark.slow
 CUSTOMERS, BATCHES, ISSUES = 100_000, 2000, 4000
 LARGE = {"customer", "mail_issue", "batch"}
 FILL = f"""

@@ -328,6 +328,7 @@ def filled(app: Flask, test_settings: Settings) -> Iterator[psycopg.Connection]:
         connection.execute(EMPTY)
 
 
+@pytest.mark.slow
 def test_a_scrape_reads_few_rows_of_large_tables(filled: psycopg.Connection) -> None:
     read = dict.fromkeys(LARGE, 0.0)
     for statement, plan in explain_statements(filled, monitoring_queries.collect_metrics):

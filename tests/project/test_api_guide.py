@@ -38,6 +38,7 @@ def live_site(app: Flask, with_settings: Callable[..., Settings]) -> Iterator[tu
             yield web.url, settings
 
 
+@pytest.mark.slow
 def test_the_commands_have_the_output_that_the_page_shows(live_site: tuple[str, Settings]) -> None:
     url, settings = live_site
     steps = doc_examples.steps(PAGE)

@@ -23,6 +23,7 @@ from webapp.redemptions import queries as redemption_queries
 from webapp.redemptions.queries import KeysetCursor, RedemptionFilter
 from webapp.redemptions.rules import RedemptionRequest
 
+pytestmark = pytest.mark.slow
 LARGE = {"customer", "redemption", "rollback", "audience_member", "redemption_hour", "hour_total"}
 # Enough for the planner to choose the same plans as with a million rows of each.
 CUSTOMERS, ROWS = 100_000, 150_000

@@ -17,6 +17,7 @@ from webapp.core.settings import Settings
 from webapp.redemptions import retention as redemption_retention
 from webapp.retention import inactive_customers
 
+pytestmark = pytest.mark.slow
 LARGE = {"customer", "redemption", "rollback", "mail_issue", "batch", "audit_entry"}
 # Enough for the planner to choose the same plans as with a million rows of each.
 CUSTOMERS, ROWS, ENTRIES, CAMPAIGNS = 100_000, 150_000, 150_000, 20

@@ -17,6 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import pytest
 from flask import Flask, current_app
 from playwright.sync_api import Page, expect
 from sqlalchemy import text
@@ -140,6 +141,13 @@ AXE = (ROOT / "tests" / "vendor" / "axe.min.js").read_text()
 STANDARD = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
 COLOUR_RULES = ["color-contrast", "link-in-text-block"]
 APPEARANCES: dict[str, dict[str, Any]] = {"light": {}, "dark": {"dark": True}, "phone": {"width": 390, "height": 800}}
+# The fast tests check the light pages; the slow ones check them dark and on a phone.
+in_each_appearance = pytest.mark.parametrize(
+    "appearance", ["light", pytest.param("dark", marks=pytest.mark.slow), pytest.param("phone", marks=pytest.mark.slow)]
+)
+in_all_appearances = pytest.mark.parametrize(
+    "appearances", [["light"], pytest.param(["dark", "phone"], marks=pytest.mark.slow)], ids=" and ".join
+)
 
 
 # Finds tables that are cut off: nothing on the screen shows that there are more columns.

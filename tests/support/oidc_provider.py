@@ -58,6 +58,8 @@ class OidcProvider:
     requests: list[str] = field(default_factory=list)
     codes: dict[str, dict[str, str]] = field(default_factory=dict)
     hold: threading.Event | None = None
+    # Set when a client has closed the connection before the end of a response.
+    cut_off: threading.Event = field(default_factory=threading.Event)
 
     @property
     def settings(self) -> OidcSettings:
@@ -155,7 +157,7 @@ def running() -> Iterator[OidcProvider]:
             try:
                 self.wfile.write(content)
             except ConnectionError:
-                # The client has read enough.
+                provider.cut_off.set()
                 self.close_connection = True
 
         def log_message(self, *_arguments: object) -> None:

@@ -206,6 +206,7 @@ def test_an_unusable_response_is_refused(provider: OidcProvider, path: str, stat
 def test_a_response_of_ten_megabytes_is_not_read(provider: OidcProvider, path: str) -> None:
     provider.padding[path] = 10_000_000
     assert key_of_failure(provider) == "oidc_unavailable"
+    assert provider.cut_off.wait(10)
 
 
 def test_a_provider_that_is_down_is_reported(provider: OidcProvider) -> None:

@@ -314,6 +314,7 @@ class GeneratedFile(io.RawIOBase):
         return n
 
 
+@pytest.mark.slow
 def test_a_large_mailbox_is_read_one_message_at_a_time() -> None:
     with_attachment = build_report("POSTFIX") + b"A" * 76 * 70_000
     other = build_report("POSTFIX", customer_id=2, rcpt="bob@example.org")

@@ -75,6 +75,7 @@ def session_cookie(app: Flask, client: FlaskClient) -> str:
     return f"{cookie.key}={cookie.value}"
 
 
+@pytest.mark.slow
 def test_a_large_upload_over_the_api_uses_little_memory(app: Flask) -> None:
     key = api_key_actions.create_api_key("tests", ["manage"], by="tests")
     headers = {
@@ -95,6 +96,7 @@ def test_a_large_upload_over_the_api_uses_little_memory(app: Flask) -> None:
     assert after - before < ALLOWED_KB
 
 
+@pytest.mark.slow
 def test_a_large_upload_by_form_uses_little_memory(app: Flask, make_staff_user: Callable[..., StaffUser]) -> None:
     client = sign_in_client(app, make_staff_user("manager"))
     app.config["WTF_CSRF_ENABLED"] = True

@@ -348,6 +348,7 @@ def test_arbitrary_bytes_do_not_break_the_parser(junk: bytes, size: int) -> None
     assert [item.line for item in items] == sorted(item.line for item in items)
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_file() -> None:
     def file(megabytes: int) -> Iterator[bytes]:
         yield b"email,name\n"

@@ -131,6 +131,7 @@ def test_deleting_keeps_email_that_arrived_later(index: MailIndex, write_email: 
     assert file_names(index) == [late] == [file.name for file in folder.iterdir()]
 
 
+@pytest.mark.slow
 def test_a_killed_refresh_leaves_a_complete_index(folder: Path, write_email: WriteEmail) -> None:
     names = [write_email("x", To=f"{n}@example.com") for n in range(3000)]
     script = (
