@@ -33,13 +33,13 @@ _SELECT_LAST_REDEMPTIONS = text(
     """
 )
 # Sets `active_at` of customers with an activity within the period to its time, so that they are checked again only when
-# it is as old as the period. `times` are those of their last redemptions. One campaign within the period is enough; the
-# newest is found first.
+# it is as old as the period. `times` are those of the last redemption or rollback. One campaign within the period is
+# enough; the newest is found first.
 _UPDATE_ACTIVE_AT = text(
     """
     with activity as (
       select p.id, greatest(
-        p.redeemed_at,
+        p.last_redemption_at,
         (
           select c.launched_at
           from (select id, launched_at from campaign where launched_at >= :cutoff order by launched_at desc) c
@@ -59,7 +59,7 @@ _UPDATE_ACTIVE_AT = text(
           limit 1
         )
       ) as at
-      from unnest(cast(:ids as bigint[]), cast(:times as timestamptz[])) p (id, redeemed_at)
+      from unnest(cast(:ids as bigint[]), cast(:times as timestamptz[])) p (id, last_redemption_at)
     )
     update customer c set active_at = a.at from activity a
     where c.id = a.id and a.at >= :cutoff and c.active_at < a.at and c.erased_at is null
@@ -79,8 +79,8 @@ def erase_inactive_customers(days: int) -> Iterator[int]:
         ids = list(db.session.scalars(_select_candidates(cutoff).limit(CUSTOMERS_PER_CHUNK)))
         if not ids:
             return
-        redeemed_at = dict(tuple(row) for row in db.session.execute(_SELECT_LAST_REDEMPTIONS, {"ids": ids}))
-        values = {"ids": ids, "times": [redeemed_at.get(customer_id) for customer_id in ids], "cutoff": cutoff}
+        times = dict(tuple(row) for row in db.session.execute(_SELECT_LAST_REDEMPTIONS, {"ids": ids}))
+        values = {"ids": ids, "times": [times.get(customer_id) for customer_id in ids], "cutoff": cutoff}
         active_ids = set(db.session.scalars(_UPDATE_ACTIVE_AT, values))
         yield 0
         for customer_id in ids:
