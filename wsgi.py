@@ -35,6 +35,7 @@ try:
         # Another web server may use the wake-up descriptor of signals itself.
         if multiprocessing.current_process().name == "granian-worker":
             signals.wake_main_thread_on_signals()
+            signals.stop_with_parent()
         logging.getLogger("webapp.web").info("web process started: version %s", get_app_version())
 except SettingsError as error:
     sys.exit(f"onecode: {error}")

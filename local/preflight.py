@@ -6,18 +6,22 @@ returned as warnings.
 
 from __future__ import annotations
 
+import shutil
 import socket
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from difflib import get_close_matches
+from pathlib import Path
 from textwrap import shorten
 
 import psycopg
 from alembic.script import ScriptDirectory
-from psycopg.rows import class_row
+from psycopg.rows import TupleRow, class_row
 
+from webapp.core import database_connections, pooler_check
 from webapp.core import settings as app_settings
 from webapp.core.database_health import explain_connection_error
+from webapp.core.setting_parsers import SettingsError
 from webapp.core.settings import ROOT, Settings
 
 MIN_POSTGRESQL_VERSION = 15
@@ -25,6 +29,8 @@ VERSION_TABLE = "alembic_version"
 # Between this machine's clock and the database's. Less may be a slow connection; with more, offers would start and end
 # at the wrong time.
 MAX_CLOCK_SKEW_SECONDS = 30
+# Less than the start writes: configuration, logs and PostgreSQL's own files.
+MIN_FREE_BYTES = 2 * 1024 * 1024
 # All tables except those of extensions such as PostGIS.
 SELECT_TABLES = """
     select c.relname as name from pg_class c
@@ -96,6 +102,24 @@ def check_running_port(settings: Settings) -> None:
         )
 
 
+def check_disk(*folders: Path) -> None:
+    """Check that the disk of each folder has space left, before anything is stopped or started.
+
+    A folder that does not exist yet is on the disk of its nearest parent.
+
+    :raises SetupError: when one has not.
+    """
+    for folder in folders:
+        existing = folder
+        while not existing.exists():
+            existing = existing.parent
+        if shutil.disk_usage(existing).free < MIN_FREE_BYTES:
+            raise SetupError(
+                f"the disk is full; free some space in {existing} and run the same command again. "
+                "Nothing was started or stopped."
+            )
+
+
 def check_install_path() -> None:
     """Check that the path of the program has no %.
 
@@ -114,8 +138,9 @@ def check_database(settings: Settings) -> list[str]:
 
     :raises SetupError: when it can't be used.
     """
+    name = "DATABASE_DIRECT_URL" if settings.database_direct_url else "DATABASE_URL"
     try:
-        with psycopg.connect(settings.libpq_url, connect_timeout=10, autocommit=True) as connection:
+        with database_connections.connect(settings.direct_libpq_url, autocommit=True) as connection:
             _check_server_version(connection.info.server_version)
             info = connection.cursor(row_factory=class_row(DatabaseInfo)).execute(SELECT_DATABASE_INFO).fetchone()
             clock_skew = (datetime.now(UTC) - info.now).total_seconds() if info else 0
@@ -126,7 +151,8 @@ def check_database(settings: Settings) -> list[str]:
                 else None
             )
     except psycopg.Error as error:
-        raise SetupError(explain_connection_error(error)) from error
+        raise SetupError(explain_connection_error(error, name)) from error
+    _check_pooling(settings)
     assert info is not None  # noqa: S101
     _check_database_info(info)
     _check_tables(info, set(tables), revision[0] if revision else None)
@@ -137,6 +163,28 @@ def check_database(settings: Settings) -> list[str]:
         f"{'ahead of' if clock_skew > 0 else 'behind'} the database's, "
         "so offers and emails would start at the wrong time; synchronise it: timedatectl set-ntp true"
     ]
+
+
+def _check_pooling(settings: Settings) -> None:
+    """Check that connections keep their session where they must, and that both URLs lead to the same database."""
+    try:
+        pooler_check.check_pooling(settings)
+        if settings.database_direct_url is None:
+            return
+        identities = [_select_identity(url) for url in (settings.libpq_url, settings.direct_libpq_url)]
+    except SettingsError as error:
+        raise SetupError(str(error)) from error
+    except psycopg.Error as error:
+        raise SetupError(explain_connection_error(error)) from error
+    if identities[0] != identities[1]:
+        raise SetupError(
+            "DATABASE_URL and DATABASE_DIRECT_URL lead to different databases; set both to the same one of one server"
+        )
+
+
+def _select_identity(url: str) -> TupleRow | None:
+    with database_connections.connect(url, autocommit=True) as connection:
+        return connection.execute("select current_database(), pg_postmaster_start_time()").fetchone()
 
 
 def collect_warnings(settings: Settings) -> list[str]:

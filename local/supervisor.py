@@ -92,6 +92,12 @@ def start_database(settings: Settings) -> bool:
     return started
 
 
+def data_folders(settings: Settings) -> list[Path]:
+    """Return the folders that an instance writes to on this machine."""
+    folders = [settings.instance_path]
+    return [*folders, embedded_database(settings).home] if settings.uses_embedded_database else folders
+
+
 def stop_database(settings: Settings) -> bool:
     """Stop the embedded server; return whether it was running."""
     return settings.uses_embedded_database and embedded_database(settings).stop()

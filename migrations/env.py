@@ -5,6 +5,9 @@ from __future__ import annotations
 from alembic import context
 from flask import current_app
 
+from webapp.core import database_connections
+from webapp.core.database_engines import get_direct_engine
+
 
 def include_object(thing: object, name: str | None, kind: str, reflected: bool, compare_to: object) -> bool:
     """Exclude Huey's tables from comparisons: a migration creates them, but they have no models."""
@@ -21,7 +24,10 @@ def run() -> None:
         with context.begin_transaction():
             context.run_migrations()
         return
-    with migrate.db.engine.connect() as connection:
+    with (
+        database_connections.statement_deadline(database_connections.MIGRATION_STATEMENT_SECONDS),
+        get_direct_engine().connect() as connection,
+    ):
         context.configure(
             connection=connection,
             target_metadata=migrate.db.metadata,

@@ -34,6 +34,7 @@ from webapp.core import settings as app_settings
 from webapp.core.email_addresses import normalise_email
 from webapp.core.extensions import db
 from webapp.customers.models import ERASED_EMAIL_PLACEHOLDER, Customer, Suppression
+from webapp.monitoring import readiness
 from webapp.offers.models import OFFER_IDS, Offer, OfferCode, OfferCounter, normalise_code
 
 # Folders whose tests are all slow: `make run-test` skips them and `make run-test-all` runs them. Slow modules and tests
@@ -141,6 +142,12 @@ def test_settings(database_url: str, tmp_path_factory: pytest.TempPathFactory) -
 @pytest.fixture(scope="session")
 def session_app(test_settings: app_settings.Settings) -> Flask:
     return program.create_test_app(test_settings)
+
+
+@pytest.fixture
+def patient_readiness(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the readiness check of this process wait for a busy machine."""
+    monkeypatch.setattr(readiness, "CHECK_SECONDS", 60.0)
 
 
 @pytest.fixture

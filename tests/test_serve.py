@@ -58,8 +58,8 @@ def test_the_server_finishes_running_requests_before_it_stops(
     assert len([child for child in children if "resource_tracker" not in str(child.cmdline())]) == 3
     statuses: list[int] = []
     with psycopg.connect(test_settings.libpq_url) as blocker:
-        blocker.execute("lock table alembic_version in access exclusive mode")
-        request = threading.Thread(target=lambda: statuses.append(_status(f"{url}/readyz", seconds=30)))
+        blocker.execute("lock table shop in access exclusive mode")
+        request = threading.Thread(target=lambda: statuses.append(_status(f"{url}/redeem", seconds=30)))
         request.start()
         _wait_for(lambda: _has_lock_waiter(test_settings))
 
@@ -71,6 +71,17 @@ def test_the_server_finishes_running_requests_before_it_stops(
     request.join(30)
     assert statuses == [200]
     assert process.wait(GRACE_SECONDS) == 0
+
+
+def test_no_process_outlives_a_killed_server(live_server: tuple[subprocess.Popen[bytes], str]) -> None:
+    process, url = live_server
+    children = _children(process)
+
+    process.kill()
+    process.wait()
+
+    gone, alive = psutil.wait_procs(children, timeout=GRACE_SECONDS)
+    assert (len(gone), alive, _status(f"{url}/healthz")) == (len(children), [], 0)
 
 
 @pytest.mark.parametrize(

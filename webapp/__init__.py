@@ -15,8 +15,8 @@ from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 from flask import Flask, Request, Response, g, request
+from flask.typing import ResponseReturnValue
 from flask_openapi import Info, OpenAPI
-from sqlalchemy import text
 from werkzeug.exceptions import BadRequest
 from werkzeug.middleware.proxy_fix import ProxyFix
 from werkzeug.routing import MapAdapter, RequestRedirect
@@ -26,13 +26,14 @@ import webapp.tasks  # noqa: F401 (registers every task)
 from webapp import cli
 from webapp.accounts import passwords, staff_erasure_actions
 from webapp.campaigns import erasure as campaign_erasure
-from webapp.core import database_health, logs, rate_limit, sessions, task_queue
-from webapp.core.extensions import babel, csrf, db, huey, login, mail
+from webapp.core import database_engines, database_health, logs, rate_limit, request_commits, sessions, task_queue
+from webapp.core.extensions import babel, csrf, db, login, mail
 from webapp.core.json_provider import JsonProvider
 from webapp.core.request_limits import LimitedRequest, check_request
 from webapp.core.settings import ROOT, Settings, load_settings
 from webapp.customers import actions as customer_actions
 from webapp.customers.imports import actions as import_actions
+from webapp.monitoring import readiness
 from webapp.redemptions import erasure as redemption_erasure
 from webapp.shop import queries as shop_queries
 from webapp.views import access_notes, error_handlers, problem_details, rendering, security_headers
@@ -99,6 +100,10 @@ class OnecodeApp(OpenAPI):
                 request.routing_exception = error
             return self.url_map.bind("")
 
+    def dispatch_request(self) -> ResponseReturnValue:
+        request_commits.start_view()
+        return super().dispatch_request()
+
     def raise_routing_exception(self, request: Request) -> NoReturn:
         if isinstance(request.routing_exception, RequestRedirect):
             # Its URL has the Host header of the request, which the client chooses: a cache must not pass it on.
@@ -139,6 +144,7 @@ def create_app(settings: Settings | None = None) -> Flask:
         redemption_erasure.replace_staff_in_rollbacks,
         campaign_erasure.replace_staff_in_campaigns,
     )
+    readiness.init_app(app)
     _register_health_checks(app)
     error_handlers.init_app(app)
     access_notes.init_app(app)
@@ -155,7 +161,8 @@ def _build_config(settings: Settings) -> dict[str, Any]:
         # Also with FLASK_DEBUG, which would show internals to clients.
         "DEBUG": False,
         "SECRET_KEY": settings.secret_key,
-        "SQLALCHEMY_DATABASE_URI": settings.database_url,
+        # Only the driver: the parameters of the connection are those of libpq, which SQLAlchemy would read differently.
+        "SQLALCHEMY_DATABASE_URI": database_engines.DRIVER_URL,
         "SQLALCHEMY_ENGINE_OPTIONS": {
             "pool_pre_ping": True,
             # A logged error has the statement, but not its parameters, which may be personal data.
@@ -166,12 +173,7 @@ def _build_config(settings: Settings) -> dict[str, Any]:
             "max_overflow": 26,
             # Seconds to wait for a connection; then the response is 503, as when the database is unavailable.
             "pool_timeout": 10,
-            "connect_args": {
-                "connect_timeout": 5,
-                # Milliseconds after which a server that does not acknowledge data counts as down (RFC 5482); TCP only.
-                "tcp_user_timeout": 20_000,
-                "options": "-c timezone=UTC",
-            },
+            "creator": database_engines.build_creator(settings),
         },
         "MAIL_SERVER": settings.mail_server,
         "MAIL_PORT": settings.mail_port,
@@ -203,6 +205,7 @@ def get_app_version() -> str:
 def _init_extensions(app: Flask, settings: Settings) -> None:
     app.session_interface = sessions.LazySessionInterface()
     db.init_app(app)
+    database_engines.init_app(app)
     mail.init_app(app)
     # Registered before the CSRF check, which parses the form.
     rate_limit.init_app(app)
@@ -298,12 +301,10 @@ def _register_health_checks(app: Flask) -> None:
 
     @app.get("/readyz")
     def readyz() -> tuple[dict[str, str], int]:
-        """Report readiness: whether the database and the queue are available."""
-        try:
-            db.session.execute(text("select 1 from alembic_version"))
-            huey.storage.queue_size()
-        except Exception as error:
-            if not database_health.report_if_outage(error):
-                logging.getLogger(__name__).warning("readiness check failed: %s", error)
-            return {"status": "the database or the queue is unavailable"}, 503
-        return {"status": "ready"}, 200
+        """Report readiness: whether the database, which contains the queue, accepts writes."""
+        error = readiness.check_readiness(app)
+        if error is None:
+            return {"status": "ready"}, 200
+        if not database_health.report_if_outage(error):
+            logging.getLogger(__name__).warning("readiness check failed: %s", error)
+        return {"status": readiness.describe_problem(error)}, 503

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 
+from webapp.core import pooler_check
 from webapp.core.setting_parsers import SettingsError
 from webapp.core.settings import ROOT, load_settings
 
@@ -45,6 +46,7 @@ def main() -> None:
     """
     try:
         settings = load_settings()
+        pooler_check.check_pooling_if_available(settings)
     except SettingsError as error:
         sys.exit(f"onecode: {error}")
     os.chdir(ROOT)

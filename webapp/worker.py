@@ -11,7 +11,7 @@ import sys
 import time
 
 from webapp import create_app, get_app_version
-from webapp.core import logs, task_queue
+from webapp.core import logs, pooler_check, task_queue
 from webapp.core.extensions import huey
 from webapp.core.setting_parsers import SettingsError
 from webapp.core.settings import load_settings
@@ -28,6 +28,7 @@ def main() -> None:
     time.tzset()
     try:
         settings = load_settings()
+        pooler_check.check_pooling_if_available(settings)
     except SettingsError as error:
         sys.exit(f"onecode: {error}")
     logs.configure_logging(settings)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import psycopg
 import pytest
-from flask import Flask
+from flask import Flask, current_app
 from sqlalchemy import text
 
 from tests.support.campaigns import create_customers
@@ -63,7 +63,7 @@ def log(app: Flask, make_offer: Callable[..., Offer]) -> LogLines:
 
 def run_audit(log: LogLines) -> Audit:
     db.session.rollback()
-    with psycopg.connect(db.engine.url.render_as_string(False).replace("+psycopg", "")) as connection:
+    with psycopg.connect(current_app.config["SETTINGS"].libpq_url) as connection:
         return audit(connection, log, 1, stats_queries.get_campaign_stats(1))
 
 

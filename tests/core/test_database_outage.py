@@ -14,6 +14,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -123,6 +124,43 @@ def test_the_api_works_again_after_an_outage(program: StoppableProgram) -> None:
     after = program.call("/api/v1/validations", body)
     assert (after[0], json.loads(after[1])["reason"]) == (200, "not_found")
     assert after[0] == before[0]
+
+
+@pytest.mark.slow
+def test_at_the_connection_limit_a_saved_redemption_is_confirmed(program: StoppableProgram) -> None:
+    program.call(
+        "/api/v1/offers", {"name": "Summer", "code": "SUMMER25", "discount": {"type": "percent", "percent": "25"}}
+    )
+    with psycopg.connect(program.settings.libpq_url) as connection:
+        connection.execute(
+            "insert into customer (email, email_as_given, name) select address, address, '' "
+            "from (select 'c' || g || '@example.com' as address from generate_series(1, 5) g) addresses"
+        )
+    with all_connections(program.settings.libpq_url) as held:
+        held[0].execute(
+            "select pg_terminate_backend(pid, 5000) from pg_stat_activity where pid <> pg_backend_pid() "
+            "and backend_type = 'client backend' and application_name <> 'held'"
+        )
+        with all_connections(program.settings.libpq_url) as freed:
+            # The web process can open one connection.
+            freed[-1].close()
+            bodies = [{"code": "SUMMER25", "customer": {"email": f"c{number}@example.com"}} for number in range(1, 6)]
+            statuses = [program.call("/api/v1/redemptions", body)[0] for body in bodies]
+        saved = held[0].execute("select count(*) from redemption").fetchone()
+
+    assert (saved or [None])[0] == statuses.count(201) > 0
+    assert set(statuses) <= {201, 503}
+
+
+@contextmanager
+def all_connections(url: str) -> Iterator[list[psycopg.Connection]]:
+    """Hold all connections that the server has left."""
+    with ExitStack() as stack:
+        held: list[psycopg.Connection] = []
+        with suppress(psycopg.OperationalError):
+            while True:
+                held.append(stack.enter_context(psycopg.connect(url, autocommit=True, application_name="held")))
+        yield held
 
 
 @pytest.fixture

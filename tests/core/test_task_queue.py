@@ -9,12 +9,13 @@ import subprocess
 import sys
 from typing import get_args
 
+import psycopg
 import pytest
 from flask import Flask
 from huey.registry import Message
 from sqlalchemy import text
 
-from webapp.core import task_queue
+from webapp.core import database_connections, database_health, task_queue
 from webapp.core.extensions import db, huey
 from webapp.core.settings import ROOT
 from webapp.core.task_queue import TaskName
@@ -94,6 +95,41 @@ def test_a_task_is_enqueued_although_the_server_ended_the_idle_connection(app: F
 
     assert task_queue.enqueue("campaigns.prepare", 6)
     assert huey.storage.queue_size() == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "is_enqueued_again"),
+    [(psycopg.OperationalError("server closed the connection unexpectedly"), True), (ValueError("a bug"), False)],
+)
+def test_a_task_that_an_outage_interrupts_is_enqueued_again(
+    app: Flask, monkeypatch: pytest.MonkeyPatch, error: Exception, is_enqueued_again: bool
+) -> None:
+    def fail(*args: int) -> None:
+        raise error
+
+    monkeypatch.setitem(task_queue._functions, "campaigns.prepare", fail)
+    monkeypatch.setattr(task_queue, "RESUME_INTERVAL_SECONDS", 0)
+    task_queue.enqueue("campaigns.prepare", 5)
+    try:
+        huey.execute(huey.dequeue())
+    finally:
+        database_health.mark_recovered()
+
+    assert [(task.name, task.args) for task in huey.pending()] == [("prepare", (5,))] * is_enqueued_again
+
+
+def test_the_statements_of_a_task_have_its_deadline(app: Flask) -> None:
+    deadlines: list[float] = []
+    run = task_queue._wrap_in_app_context(
+        "tests.long", lambda: deadlines.append(current_deadline()), is_periodic=False, statement_seconds=7
+    )
+    run()
+    assert deadlines == [7]
+    assert current_deadline() == database_connections.STATEMENT_SECONDS
+
+
+def current_deadline() -> float:
+    return database_connections._statement_seconds.get()
 
 
 def end_other_connections() -> None:

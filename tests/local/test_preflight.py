@@ -133,6 +133,11 @@ def test_a_database_that_cannot_be_set_up_is_refused(server: Server, tmp_path: P
     server.run("alter database reads set default_transaction_read_only = on")
     assert _find_error(server.url("reads"), tmp_path).startswith("the database reads is read-only (a standby?); ")
 
+    writable = "?target_session_attrs=read-write"
+    assert _find_error(server.url("reads", more=writable), tmp_path).startswith(
+        "the server of DATABASE_URL does not accept writes (a standby?); "
+    )
+
     assert "uses the encoding LATIN1" in _find_error(server.url("latin"), tmp_path)
 
 

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,9 +18,10 @@ from sqlalchemy import select, text
 
 from tests.support import live_server
 from webapp.core import task_queue
-from webapp.core.extensions import db
+from webapp.core.extensions import db, huey
 from webapp.core.settings import ROOT, Settings
 from webapp.monitoring import actions as monitoring_actions
+from webapp.monitoring import heartbeat
 from webapp.monitoring import queries as monitoring_queries
 from webapp.monitoring.actions import WorkerIdentity
 from webapp.monitoring.models import Worker
@@ -93,6 +95,27 @@ def test_workers_are_checked_by_host(app: Flask) -> None:
 
     assert not monitoring_queries.is_worker_alive(HERE)
     assert monitoring_queries.is_worker_alive("elsewhere")
+
+
+class OneRound(threading.Event):
+    """Ends a loop at its first wait."""
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.set()
+        return True
+
+
+@pytest.mark.parametrize(("failing_seconds", "is_alive"), [(None, True), (1, True), (60, False)])
+def test_a_worker_without_the_queue_is_not_alive(
+    app: Flask, monkeypatch: pytest.MonkeyPatch, failing_seconds: int | None, is_alive: bool
+) -> None:
+    if failing_seconds is not None:
+        monkeypatch.setitem(huey.storage._failing_since, 1, time.monotonic() - failing_seconds)
+    monkeypatch.setattr(monitoring_actions, "record_shutdown", lambda worker: None)
+
+    heartbeat._heartbeat_loop(app, WorkerIdentity("1"), OneRound())
+
+    assert monitoring_queries.is_worker_alive(HERE) == is_alive
 
 
 def test_the_check_fails_without_the_database(test_settings: Settings) -> None:

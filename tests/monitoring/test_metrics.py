@@ -239,10 +239,9 @@ def test_connections_are_counted_without_the_right_to_see_them(app: Flask) -> No
     assert found == expected
 
 
-def test_a_blocked_scrape_times_out(app: Flask) -> None:
+def test_a_blocked_scrape_times_out(app: Flask, test_settings: Settings) -> None:
     """A table lock delays a scrape by at most five seconds."""
-    url = db.engine.url.render_as_string(hide_password=False).replace("+psycopg", "")
-    with psycopg.connect(url) as blocker:
+    with psycopg.connect(test_settings.libpq_url) as blocker:
         blocker.execute("set local idle_in_transaction_session_timeout = '8s'")
         blocker.execute("lock table customer_import in access exclusive mode")
         with pytest.raises(OperationalError, match="statement timeout"):

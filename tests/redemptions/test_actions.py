@@ -29,7 +29,7 @@ from webapp.customers import actions as customer_actions
 from webapp.customers.models import Audience, AudienceMember
 from webapp.offers import actions as offer_actions
 from webapp.redemptions import actions as redemption_actions
-from webapp.redemptions import count_queries, group_commit, hourly_counts, personal_codes
+from webapp.redemptions import count_queries, export_actions, group_commit, hourly_counts, personal_codes
 from webapp.redemptions import queries as redemption_queries
 from webapp.redemptions import rollback as redemption_rollback
 from webapp.redemptions.queries import KeysetCursor, RedemptionFilter, RedemptionRecord
@@ -699,7 +699,7 @@ def test_the_redemptions_of_a_customer_are_listed_newest_first(
 def test_the_audit_trail_has_the_filter_of_an_export(app: Flask) -> None:
     since = datetime(2026, 3, 1, 12, tzinfo=UTC)
     for criteria in (RedemptionFilter(offer_id=7, channel="api", since=since), RedemptionFilter(), None):
-        redemption_actions.record_redemption_export(criteria, by="ann")
+        export_actions.record_redemption_export(criteria, by="ann")
     db.session.rollback()
 
     entries = db.session.execute(text("select actor, action, detail from audit_entry order by id")).all()

@@ -10,6 +10,7 @@ from itertools import dropwhile
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
@@ -18,11 +19,15 @@ from sqlalchemy.exc import OperationalError
 
 import webapp
 from tests.support.factories import MakeCustomer, MakeOffer
+from tests.support.frozen_server import frozen_process
+from tests.support.rejected_writes import rejected_writes
+from webapp.core import database_connections, signing_keys
 from webapp.core.coalescing import CoalescingTimeout
+from webapp.core.database_connections import DeadlineConnection
 from webapp.core.errors import DomainError
 from webapp.core.extensions import db
 from webapp.redemptions import actions as redemption_actions
-from webapp.redemptions import errors, group_commit
+from webapp.redemptions import errors, group_commit, public_ids
 from webapp.redemptions.errors import RedemptionUnavailable
 from webapp.redemptions.group_commit import GroupCommitter
 from webapp.redemptions.models import Redemption
@@ -68,6 +73,16 @@ def test_the_connection_has_timeouts_for_waiting_and_idling(committer: GroupComm
         committer._get_connection().rollback()
 
 
+def test_the_timeouts_end_with_the_transaction(committer: GroupCommitter) -> None:
+    """Behind a connection pooler, the next transaction of this session may be that of another process."""
+    connection = committer._get_connection()
+    with connection.begin():
+        pass
+
+    driver: Any = connection.connection.dbapi_connection
+    assert [driver.execute(f"show {name}").fetchone()[0] for name in ("lock_timeout", "timezone")] == ["0", "UTC"]
+
+
 def test_a_locked_offer_fails_only_its_own_requests(
     committer: GroupCommitter, make_offer: MakeOffer, make_customer: MakeCustomer
 ) -> None:
@@ -108,12 +123,12 @@ def test_committed_rounds_stay_redeemed_when_a_later_round_is_lost(
     redeem_in_transaction = redemption_actions._redeem_in_transaction
 
     def lose_the_second_round(
-        connection: Any, waiting: dict[int, RedemptionRequest], is_first_round: bool
+        connection: Any, waiting: dict[int, RedemptionRequest], secret: bytes, is_first_round: bool
     ) -> dict[int, RedemptionRecord | DomainError]:
         rounds.append(len(waiting))
         if len(rounds) == 2:
             end_connections()
-        return redeem_in_transaction(connection, waiting, is_first_round)
+        return redeem_in_transaction(connection, waiting, secret, is_first_round)
 
     monkeypatch.setattr(redemption_actions, "_redeem_in_transaction", lose_the_second_round)
     assert outcomes(committer._redeem_group(requests)) == ["redeemed", "redeemed", "unavailable"]
@@ -137,7 +152,12 @@ def test_an_invalid_request_fails_alone(
 
 
 @pytest.mark.parametrize(
-    ("errcode", "outcome"), [("disk_full", "unavailable"), ("query_canceled", "unavailable"), ("54000", "error")]
+    ("errcode", "outcome", "message"),
+    [
+        ("disk_full", "unavailable", errors.DISK_FULL),
+        ("query_canceled", "unavailable", errors.DATABASE_UNAVAILABLE),
+        ("54000", "error", "Something went wrong on our side, and the error was logged. Please try again."),
+    ],
 )
 def test_temporary_database_errors_make_requests_unavailable(
     committer: GroupCommitter,
@@ -146,20 +166,30 @@ def test_temporary_database_errors_make_requests_unavailable(
     caplog: pytest.LogCaptureFixture,
     errcode: str,
     outcome: str,
+    message: str,
 ) -> None:
     make_offer(frozen_at=text("now()"))
     emails = make_emails(make_customer, 2)
-    body = f"begin raise exception 'could not extend file' using errcode = '{errcode}'; end"
-    db.session.execute(text(f"create function full_disk() returns trigger language plpgsql as $$ {body} $$"))
-    db.session.execute(text("create trigger full_disk before insert on redemption execute function full_disk()"))
-    db.session.commit()
-    try:
-        assert outcomes(committer._redeem_group(make_requests("SUMMER25", emails))) == [outcome] * 2
-    finally:
-        db.session.execute(text("drop function full_disk cascade"))
-        db.session.commit()
+    with rejected_writes("redemption", errcode):
+        results = committer._redeem_group(make_requests("SUMMER25", emails))
+    assert outcomes(results) == [outcome] * 2
+    assert [str(result) for result in results] == [message] * 2
     assert [record.levelname for record in caplog.records].count("ERROR") == 2
     assert outcomes(committer._redeem_group(make_requests("SUMMER25", emails))) == ["redeemed"] * 2
+
+
+def test_a_read_only_server_is_left_for_a_new_connection(
+    committer: GroupCommitter, make_offer: MakeOffer, make_customer: MakeCustomer
+) -> None:
+    make_offer(frozen_at=text("now()"))
+    requests = make_requests("SUMMER25", make_emails(make_customer, 2))
+    before = committer._get_connection().connection.dbapi_connection
+    with rejected_writes("redemption", "read_only_sql_transaction"):
+        results = committer._redeem_group(requests)
+    assert outcomes(results) == ["unavailable"] * 2
+    assert [str(result) for result in results] == [errors.DATABASE_UNAVAILABLE] * 2
+    assert outcomes(committer._redeem_group(requests)) == ["redeemed"] * 2
+    assert committer._get_connection().connection.dbapi_connection is not before
 
 
 def test_a_lost_connection_is_replaced_before_the_next_group(
@@ -184,6 +214,81 @@ def test_a_group_lost_before_its_commit_is_retried(
     assert count_rows() == 2
 
 
+def test_a_group_on_a_frozen_server_is_retried_over_a_new_connection(
+    committer: GroupCommitter, make_offer: MakeOffer, make_customer: MakeCustomer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_offer(frozen_at=text("now()"))
+    emails = make_emails(make_customer, 2)
+    monkeypatch.setattr(group_commit, "STATEMENT_SECONDS", 0.3)
+
+    with frozen_process(server_process(committer)):
+        assert outcomes(committer._redeem_group(make_requests("SUMMER25", emails))) == ["redeemed"] * 2
+
+
+def test_a_commit_on_a_frozen_server_has_an_unknown_outcome(
+    committer: GroupCommitter, make_offer: MakeOffer, make_customer: MakeCustomer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_offer(frozen_at=text("now()"))
+    emails = make_emails(make_customer, 2)
+    monkeypatch.setattr(group_commit, "STATEMENT_SECONDS", 0.3)
+    new = make_customer("new@example.com")
+    make_offer("UNUSED25")
+    pid = server_process(committer)
+    commit = DeadlineConnection.commit
+
+    def freeze_and_commit(connection: DeadlineConnection) -> None:
+        with frozen_process(pid):
+            commit(connection)
+
+    monkeypatch.setattr(DeadlineConnection, "commit", freeze_and_commit)
+    results = committer._redeem_group(make_requests("SUMMER25", emails))
+
+    assert [result.message for result in results if isinstance(result, RedemptionUnavailable)] == [
+        errors.OUTCOME_UNKNOWN
+    ] * 2
+
+    # No other commit is sent before the database accepts writes again.
+    monkeypatch.setattr(DeadlineConnection, "commit", commit)
+    with monkeypatch.context() as full_disk:
+        full_disk.setattr(database_connections, "check_writes", raise_disk_full)
+        # The first redemption of an offer commits a change of the offer before.
+        for code in ("SUMMER25", "SUMMER25", "UNUSED25"):
+            signing_keys.clear_key_cache()
+            results = committer._redeem_group(make_requests(code, [new.email]))
+            assert [result.message for result in results if isinstance(result, RedemptionUnavailable)] == [
+                errors.DISK_FULL
+            ]
+    monkeypatch.setattr(database_connections, "COMMIT_CHECK_INTERVAL_SECONDS", 0)
+    assert outcomes(committer._redeem_group(make_requests("SUMMER25", [new.email]))) == ["redeemed"]
+
+
+def raise_disk_full(connection: DeadlineConnection) -> None:
+    raise psycopg.errors.DiskFull("could not write to file: No space left on device")
+
+
+def server_process(committer: GroupCommitter) -> int:
+    """Return the process of the server at the other end of the committer's connection."""
+    pid: int = committer._get_connection().exec_driver_sql("select pg_backend_pid()").scalar_one()
+    committer._get_connection().rollback()
+    return pid
+
+
+def test_the_connection_works_after_a_commit_that_the_database_has_rejected(
+    committer: GroupCommitter, make_offer: MakeOffer, make_customer: MakeCustomer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_offer(frozen_at=text("now()"))
+    (email,) = make_emails(make_customer, 1)
+
+    def reject(connection: DeadlineConnection) -> None:
+        connection.rollback()
+        raise psycopg.errors.DiskFull("could not extend file: No space left on device")
+
+    with monkeypatch.context() as full_disk:
+        full_disk.setattr(DeadlineConnection, "commit", reject)
+        assert outcomes(committer._redeem_group(make_requests("SUMMER25", [email]))) == ["unavailable"]
+    assert outcomes(committer._redeem_group(make_requests("SUMMER25", [email]))) == ["redeemed"]
+
+
 def test_a_group_lost_during_its_commit_has_an_unknown_outcome(
     committer: GroupCommitter, make_offer: MakeOffer, make_customer: MakeCustomer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -201,7 +306,8 @@ def test_a_group_lost_during_its_commit_has_an_unknown_outcome(
     monkeypatch.setattr(db.engine.dialect, "do_commit", commit_and_lose_the_connection)
     committer._connection = None
     is_active.clear()
-    committer._get_connection()
+    # Cached, so that the first commit is that of the redemptions.
+    public_ids.load_secret(committer._get_connection())
     is_active.append(True)
     results = committer._redeem_group(make_requests("SUMMER25", emails))
     monkeypatch.undo()

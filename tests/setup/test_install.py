@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.live_server import restore_sigint
-from tests.support.small_disk import requires_root, small_disk
+from tests.support.small_disk import fill_disk, requires_root, small_disk
 from webapp.core.settings import ROOT
 
 NO_INDEX = {"PIP_CONFIG_FILE": os.devnull, "PIP_NO_INDEX": "1"}
@@ -230,6 +230,22 @@ def test_a_full_disk_prints_one_line_and_can_be_retried(tree: SourceTree, tmp_pa
 
         subprocess.run(["mount", "-o", "remount,size=200m", tmp_path / "disk"], check=True)
         assert small_tree.install()[0] == 0
+
+
+@requires_root
+def test_a_full_disk_keeps_what_a_running_copy_uses(tree: SourceTree, tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", "size=200m"):
+        small_tree = SourceTree(tmp_path / "disk" / "tree", tree.wheels)
+        assert small_tree.install()[0] == 0
+        # As after an update that failed half-way; the next one creates .venv again.
+        (small_tree.folder / ".venv" / "installing").touch()
+        fill_disk(tmp_path / "disk" / "filler")
+
+        code, _, errors = small_tree.install()
+
+        assert (code != 0, len(errors)) == (True, 1)
+        assert errors[0].startswith("onecode: the disk is full; free about 300 MB in ")
+        assert small_tree.works()
 
 
 @requires_root

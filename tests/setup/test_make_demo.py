@@ -61,8 +61,7 @@ def count_rows(instance: Path) -> dict[str, int]:
 
 
 def connect(instance: Path) -> psycopg.Connection:
-    url = app_settings.embedded_database_url(instance)
-    return psycopg.connect(url.replace("postgresql+psycopg://", "postgresql://", 1))
+    return psycopg.connect(app_settings.embedded_database_url(instance))
 
 
 def demo_port(output: str) -> int:

@@ -18,9 +18,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from local.supervisor import INSTANCE_VARIABLE
 from local.system_user import SYSTEM_USER
 from tests.support.local_copy import LocalCopy
-from tests.support.small_disk import requires_root, small_disk
+from tests.support.small_disk import fill_disk, requires_root, small_disk
 from webapp.core.settings import socket_folder
 
 pytestmark = pytest.mark.lifecycle
@@ -124,6 +125,45 @@ def test_a_full_disk_prints_one_line_and_leaves_nothing(make_copy: Callable[[str
         assert error_lines(result)[0].startswith("onecode: the disk is full; free some space in ")
         assert [p for p in psutil.process_iter() if str(disk) in " ".join(_command_line(p))] == []
         assert not list((disk / "instance").glob("postgresql/data*"))
+
+
+@requires_root
+@pytest.mark.parametrize("forgets_supervisor", [False, True])
+def test_a_running_copy_keeps_running_on_a_full_disk(
+    make_copy: Callable[[str], LocalCopy], forgets_supervisor: bool
+) -> None:
+    instance = make_copy("one")
+    disk = instance.folder.parent / "small"
+    folder = {"INSTANCE_PATH": str(disk / "instance")}
+    with small_disk(disk, "size=250m,mode=0755"):
+        try:
+            assert instance.make("setup", **folder).returncode == 0
+            before = _instance_processes(disk)
+            if forgets_supervisor:
+                # As after a start on a disk that was full already.
+                (disk / "instance" / "supervisord.pid").write_text("")
+            fill_disk(disk / "filler")
+
+            result = instance.make("setup", **folder)
+
+            assert result.returncode != 0
+            assert len(error_lines(result)) == 1
+            assert error_lines(result)[0].startswith(f"onecode: the disk is full; free some space in {disk}")
+            assert _instance_processes(disk) == before
+            assert "ready" in instance.get("/readyz")
+        finally:
+            (disk / "filler").unlink(missing_ok=True)
+            instance.make("down", **folder)
+
+
+def _instance_processes(disk: Path) -> set[int]:
+    """Return the ids of the processes of the instance on a disk."""
+    found = set()
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get(INSTANCE_VARIABLE) == str(disk / "instance"):
+                found.add(process.pid)
+    return found
 
 
 def _command_line(process: psutil.Process) -> list[str]:

@@ -39,6 +39,7 @@ def environment(settings: Settings, **more: str) -> dict[str, str]:
     """Return the environment for a process with the test's database and folder."""
     return os.environ | {
         "DATABASE_URL": settings.libpq_url,
+        "DATABASE_DIRECT_URL": settings.database_direct_url or "",
         "SECRET_KEY": settings.secret_key,
         "INSTANCE_PATH": str(settings.instance_path),
         "MAIL_SERVER": settings.mail_server,

@@ -3,6 +3,7 @@ from __future__ import annotations
 import re
 import urllib.request
 
+import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
@@ -11,6 +12,7 @@ from webapp import get_app_version
 from webapp.core.settings import ROOT
 
 
+@pytest.mark.usefixtures("patient_readiness")
 def test_the_app_is_ready_when_database_and_queue_respond(client: FlaskClient) -> None:
     assert client.get("/healthz").json == {"status": "ok", "version": get_app_version()}
     assert client.get("/readyz").status_code == 200

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
+from webapp.core import database_connections
 from webapp.core.extensions import db
 
 # What a formula starts with. Some spreadsheets accept full-width signs, too (OWASP, "CSV Injection").
@@ -26,8 +27,12 @@ def stream_csv(query: str, params: dict[str, Any]) -> Iterator[bytes]:
 
     The application context must stay active until the last chunk.
     """
-    driver: Any = db.session.connection().connection.driver_connection
-    with driver.cursor().copy(f"copy ({query}) to stdout (format csv, header)", params) as copy:
+    connection = db.session.connection()
+    driver: Any = connection.connection.driver_connection
+    with (
+        database_connections.long_statements(connection),
+        driver.cursor().copy(f"copy ({query}) to stdout (format csv, header)", params) as copy,
+    ):
         buffer = bytearray()
         # PostgreSQL sends one message per row and ends it with LF; line breaks inside cells are kept.
         for row in copy:

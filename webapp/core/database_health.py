@@ -17,8 +17,10 @@ from textwrap import shorten
 
 import psycopg
 from sqlalchemy import event
-from sqlalchemy.engine import Engine
+from sqlalchemy.engine import Engine, ExceptionContext
 from sqlalchemy.exc import DBAPIError
+
+from webapp.core.database_connections import CommitRefused
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +66,37 @@ def report_if_outage(error: BaseException | None) -> bool:
             explain_connection_error(cause),
         )
     return True
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """Return whether the server rejected a statement because its disk is full (SQLSTATE 53100).
+
+    The transaction is then rolled back, so nothing of it was saved. A server that stops for this reason instead, since
+    it can't write its log, loses its connections: that is an outage.
+    """
+    cause = _find_cause(error)
+    return isinstance(cause, psycopg.errors.DiskFull) and cause.diag.severity_nonlocalized not in ("FATAL", "PANIC")
+
+
+def is_read_only(error: BaseException | None) -> bool:
+    """Return whether the server rejected a write because it is a standby or a former primary (SQLSTATE 25006).
+
+    The transaction is then rolled back, so nothing of it was saved. The connection counts as lost.
+    """
+    return isinstance(_find_cause(error), psycopg.errors.ReadOnlySqlTransaction)
+
+
+def _find_cause(error: BaseException | None) -> BaseException | None:
+    """Return the error of the driver; if a commit was not sent, the error of the check that prevented it."""
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    return cause.__cause__ if isinstance(cause, CommitRefused) else cause
+
+
+@event.listens_for(Engine, "handle_error")
+def _replace_read_only_connection(context: ExceptionContext) -> None:
+    # A new connection may lead to the new primary.
+    if is_read_only(context.original_exception):
+        context.is_disconnect = True
 
 
 def is_connection_lost(error: psycopg.Error) -> bool:
@@ -136,8 +169,18 @@ CONNECTION_ERROR_HINTS = (
         "there is no user {} on the server of DATABASE_URL; create it: createuser --pwprompt {}",
     ),
     (
-        r"unsupported startup parameter",
-        "DATABASE_URL points to a connection pooler such as pgbouncer; point it at PostgreSQL itself",
+        r"unsupported startup parameter(?: in options)?: (\w+)",
+        "the connection pooler of DATABASE_URL rejects the parameter {}; remove it from DATABASE_URL, or add it to "
+        "ignore_startup_parameters of PgBouncer",
+    ),
+    (
+        r"definition of service \"([^\"]*)\" not found",
+        "there is no service {} in the service file of libpq; check PGSERVICEFILE and the name in DATABASE_URL",
+    ),
+    (r"service file \"([^\"]*)\" not found", "the service file {} of libpq does not exist; check PGSERVICEFILE"),
+    (
+        r"session is read-only|server is in hot standby",
+        "the server of DATABASE_URL does not accept writes (a standby?); set DATABASE_URL to the primary server",
     ),
     (
         r"no pg_hba.conf entry .*(?:SSL off|no encryption)",
@@ -163,10 +206,25 @@ CONNECTION_ERROR_HINTS = (
 )
 
 
-def explain_connection_error(error: psycopg.Error) -> str:
-    """Return one line about a failed connection and its remedy; never a password."""
+# A line of psycopg about one of several attempts.
+_ATTEMPT_PATTERN = re.compile(r"^- host: '?(.*?)'?, port: '?(.*?)'?, hostaddr: .*?: (.*)$", re.M)
+
+
+def explain_connection_error(error: psycopg.Error, name: str = "DATABASE_URL") -> str:
+    """Return one line about a failed connection and its remedy; never a password.
+
+    :param name: the setting with the address.
+    """
+    attempts = {(host, port): reason for host, port, reason in _ATTEMPT_PATTERN.findall(str(error))}
+    if len(attempts) > 1:
+        reasons = (
+            f"{host} port {port}: {shorten(reason.rpartition('failed: ')[2], 100, placeholder=' …')}"
+            for (host, port), reason in attempts.items()
+        )
+        return f"none of the servers of {name} can be used: {'; '.join(reasons)}"
     message = " ".join(str(error).split())
     for pattern, hint in CONNECTION_ERROR_HINTS:
         if match := re.search(pattern, message):
-            return hint.replace("{}", " port ".join(group for group in match.groups() if group))
-    return f"the database of DATABASE_URL cannot be used: {shorten(message, 300)}"
+            groups = " port ".join(group for group in match.groups() if group)
+            return hint.replace("DATABASE_URL", name).replace("{}", groups)
+    return f"the database of {name} cannot be used: {shorten(message, 300)}"

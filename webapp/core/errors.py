@@ -33,7 +33,10 @@ class DomainError(Exception):
     :param message: a human-readable sentence that says what to do next; a lazy text is translated immediately.
     :param status: HTTP status of the response.
     :param field: the input field that the error is about, if any.
+    :ivar customer_message: the sentence for customers, where it differs.
     """
+
+    customer_message: str | None = None
 
     def __init__(self, key: str, message: str, status: int = 409, field: str | None = None) -> None:
         # Translated here, while the language of the request is known.

@@ -10,10 +10,12 @@ from flask_login import LoginManager
 from flask_mail import Mail
 from flask_sqlalchemy import SQLAlchemy
 from flask_wtf import CSRFProtect
-from huey import PostgresHuey
+from huey import Huey
 from sqlalchemy import BigInteger, DateTime, Identity, MetaData, Text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, mapped_column, registry
+
+from webapp.core.queue_storage import QueueStorage
 
 
 class Base(DeclarativeBase):
@@ -52,4 +54,4 @@ login = LoginManager()
 login.session_protection = None
 
 # Task results are never read: the database rows are authoritative, and the queue only wakes the workers.
-huey = PostgresHuey("onecode", dsn="", create_tables=False, results=False, read_timeout=5)
+huey = Huey("onecode", storage_class=QueueStorage, dsn="", create_tables=False, results=False, read_timeout=5)

@@ -13,10 +13,6 @@ from email.utils import parseaddr
 from urllib.parse import urlsplit
 
 import idna
-from psycopg import ProgrammingError
-from psycopg.conninfo import conninfo_to_dict
-from sqlalchemy import make_url
-from sqlalchemy.exc import ArgumentError
 
 # A shorter period would delete what running campaigns, retries of tills and disputes still need.
 MIN_RETENTION_DAYS, MAX_RETENTION_DAYS = 30, 36_500
@@ -27,38 +23,6 @@ class SettingsError(Exception):
 
     The message is one line and says what to change.
     """
-
-
-def parse_database_url(url: str) -> str:
-    """Return the URL of a PostgreSQL database with the driver, for SQLAlchemy."""
-    for prefix in ("postgres://", "postgresql://", "postgresql+psycopg://"):
-        if url.startswith(prefix):
-            try:
-                _check_unambiguous_url(url[len(prefix) :])
-            except (ProgrammingError, ArgumentError, ValueError) as error:
-                # The original message is dropped: it could contain a part of the password.
-                raise SettingsError(
-                    "DATABASE_URL cannot be parsed; in a password, write / as %2F, @ as %40, : as %3A, # as %23, "
-                    "? as %3F and % as %25"
-                ) from error
-            return "postgresql+psycopg://" + url[len(prefix) :]
-    raise SettingsError("DATABASE_URL must start with postgresql://")
-
-
-def _check_unambiguous_url(rest: str) -> None:
-    """Check that libpq and SQLAlchemy agree on the URL.
-
-    Otherwise a part of a password could appear in messages as the host.
-
-    :raises ValueError: when they do not.
-    """
-    libpq, alchemy = conninfo_to_dict("postgresql://" + rest), make_url("postgresql+psycopg://" + rest)
-    if "@" in str(libpq.get("host", "")):
-        raise ValueError("host")
-    for name, value in (("host", alchemy.host), ("user", alchemy.username), ("password", alchemy.password)):
-        # libpq also accepts these values in the query string.
-        if (value or libpq.get(name)) != libpq.get(name):
-            raise ValueError(name)
 
 
 def parse_public_url(text: str) -> str:

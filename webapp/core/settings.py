@@ -17,6 +17,7 @@ from urllib.parse import quote, urlsplit
 from dotenv import dotenv_values
 
 from webapp.core import atomic_files
+from webapp.core.database_urls import parse_database_url
 from webapp.core.setting_parsers import (
     OidcSettings,
     SettingsError,
@@ -25,7 +26,6 @@ from webapp.core.setting_parsers import (
     parse_bounce_address,
     parse_choice,
     parse_choices,
-    parse_database_url,
     parse_integer,
     parse_ip_address,
     parse_mail_rate,
@@ -44,7 +44,8 @@ LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
 ROOT = Path(__file__).resolve().parent.parent.parent
 # All settings; docs/settings.md describes them.
 SETTING_NAMES = (
-    "DATABASE_URL", "SECRET_KEY", "INSTANCE_PATH", "PORT", "WEB_HOST", "WEB_WORKERS", "PUBLIC_URL", "SHOP_NAME",
+    "DATABASE_URL", "DATABASE_DIRECT_URL", "SECRET_KEY", "INSTANCE_PATH", "PORT", "WEB_HOST", "WEB_WORKERS",
+    "PUBLIC_URL", "SHOP_NAME",
     "TRUSTED_PROXIES", "MAIL_SERVER", "MAIL_PORT", "MAIL_USERNAME", "MAIL_PASSWORD", "MAIL_USE_TLS", "MAIL_USE_SSL",
     "MAIL_DEFAULT_SENDER", "MAIL_CONNECTIONS", "MAIL_PER_SECOND", "MAIL_BOUNCE_ADDRESS",
     "PUBLIC_CUSTOMERS_PER_ADDRESS", "SECURITY_CONTACT", "SESSION_IDLE_HOURS", "SESSION_MAX_DAYS",
@@ -103,11 +104,18 @@ class Settings:
     second_factor_roles: tuple[str, ...] = ()
     # The OpenID Connect provider; None without one.
     oidc: OidcSettings | None = None
+    # A second connection string, past a connection pooler that pools transactions; None without such a pooler.
+    database_direct_url: str | None = field(default=None, repr=False)
 
     @property
     def libpq_url(self) -> str:
-        """The database URL as libpq, psycopg and Huey expect it."""
+        """The connection string for transactions, as libpq expects it; it may lead through a connection pooler."""
         return self.database_url.replace("postgresql+psycopg://", "postgresql://", 1)
+
+    @property
+    def direct_libpq_url(self) -> str:
+        """The connection string for connections that keep their session: for LISTEN, locks and temporary tables."""
+        return self.database_direct_url or self.libpq_url
 
     @property
     def can_email_users(self) -> bool:
@@ -176,7 +184,15 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         retention_audit_days=parse_retention_days(variables, "RETENTION_AUDIT_DAYS"),
         second_factor_roles=parse_choices(variables, "SECOND_FACTOR_ROLES", "admin", "manager", "viewer"),
         oidc=parse_oidc(variables),
+        database_direct_url=_parse_direct_url(variables),
     )
+
+
+def _parse_direct_url(variables: Mapping[str, str]) -> str | None:
+    url = variables.get("DATABASE_DIRECT_URL", "").strip()
+    if url and not variables.get("DATABASE_URL"):
+        raise SettingsError("DATABASE_DIRECT_URL is set and DATABASE_URL is not; set both, or only DATABASE_URL")
+    return parse_database_url(url, "DATABASE_DIRECT_URL") if url else None
 
 
 def read_env_file() -> dict[str, str]:
@@ -220,7 +236,7 @@ def has_embedded_server() -> bool:
 
 def embedded_database_url(instance: Path) -> str:
     """Return the URL of the embedded database of an instance."""
-    return f"postgresql+psycopg://onecode@/onecode?host={quote(str(socket_folder(instance)), safe='')}"
+    return f"postgresql://onecode@/onecode?host={quote(str(socket_folder(instance)), safe='')}"
 
 
 def load_secret_key(instance: Path) -> str:

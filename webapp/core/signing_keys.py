@@ -20,7 +20,7 @@ from typing import NamedTuple
 from flask import current_app
 from itsdangerous import BadData, URLSafeSerializer
 from itsdangerous.encoding import base64_encode
-from sqlalchemy import Row, func, select, text, update
+from sqlalchemy import Connection, Row, func, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -69,16 +69,23 @@ _lock = threading.Lock()
 _refresh_lock = threading.Lock()
 
 
-def list_accepted_keys(purpose: str, revision: int = 0) -> list[tuple[int, bytes]]:
+def list_accepted_keys(
+    purpose: str, revision: int = 0, connection: Connection | None = None
+) -> list[tuple[int, bytes]]:
     """Return the accepted keys of a purpose as (version, secret), newest first.
 
     The first key is created if there is none.
 
     :param revision: the number of keys created plus keys revoked for this purpose, as just read by the caller; a cache
         with a lower revision is reloaded. 0 accepts every cache that is not older than `CACHE_SECONDS`.
+    :param connection: a connection without an open transaction that reads the table if necessary; by default one of the
+        pool.
     """
     cached = _get_fresh(purpose, revision)
-    if cached is None:
+    if cached is None and connection is not None:
+        # Without the lock: its holder may wait for a connection of the pool, and this thread has one.
+        cached = _load_keys(purpose, connection)
+    elif cached is None:
         with _refresh_lock:
             # Only one of several threads with an outdated cache reads the table; the others use its result.
             cached = _get_fresh(purpose, revision) or _load_keys(purpose)
@@ -104,9 +111,12 @@ def find_new_keys(purpose: str) -> list[tuple[int, bytes]]:
     return [(version, secret) for version, secret in _load_keys(purpose).keys if version not in known_versions]
 
 
-def get_current_secret(purpose: str) -> bytes:
-    """Return the secret that signs now."""
-    return list_accepted_keys(purpose)[0][1]
+def get_current_secret(purpose: str, connection: Connection | None = None) -> bytes:
+    """Return the secret that signs now.
+
+    :param connection: see `list_accepted_keys`.
+    """
+    return list_accepted_keys(purpose, connection=connection)[0][1]
 
 
 def find_secret(purpose: str, version: int) -> bytes | None:
@@ -205,7 +215,7 @@ def _verify_with(purpose: str, token: str, candidates: Iterable[tuple[int, bytes
 
 
 def _cache_id(purpose: str) -> tuple[str, str]:
-    return current_app.config["SQLALCHEMY_DATABASE_URI"], purpose
+    return current_app.config["SETTINGS"].database_url, purpose
 
 
 def _get_cached(purpose: str) -> _CachedKeys | None:
@@ -213,10 +223,15 @@ def _get_cached(purpose: str) -> _CachedKeys | None:
         return _cache.get(_cache_id(purpose))
 
 
-def _load_keys(purpose: str) -> _CachedKeys:
+def _load_keys(purpose: str, connection: Connection | None = None) -> _CachedKeys:
     # The time is taken before the rows are read, so that keys created during the read count as unknown.
     read_at = time.monotonic()
-    rows = _select_keys(purpose) or _create_first_key(purpose)
+    if connection is None:
+        # It uses its own connection and returns it immediately: the caller may need another one from the pool.
+        with db.engine.connect() as own_connection:
+            rows = _select_or_create_keys(purpose, own_connection)
+    else:
+        rows = _select_or_create_keys(purpose, connection)
     accepted = [(row.version, bytes(row.secret)) for row in rows if row.revoked_at is None]
     loaded = _CachedKeys(accepted, len(rows) + sum(row.revoked_at is not None for row in rows), read_at)
     cache_id = _cache_id(purpose)
@@ -227,21 +242,19 @@ def _load_keys(purpose: str) -> _CachedKeys:
     return loaded
 
 
-def _select_keys(purpose: str) -> list[Row[int, bytes, datetime | None]]:
-    # It uses its own connection and returns it immediately: the caller may need another one from the pool.
-    with db.engine.connect() as connection:
-        return list(connection.execute(_SELECT_KEYS.where(SigningKey.purpose == purpose)))
+def _select_or_create_keys(purpose: str, connection: Connection) -> list[Row[int, bytes, datetime | None]]:
+    """Return the rows of a purpose; create version 1 if there are none.
 
-
-def _create_first_key(purpose: str) -> list[Row[int, bytes, datetime | None]]:
-    """Create version 1 on its own connection.
-
-    The caller's transaction neither rolls it back nor delays it.
+    Each step is a transaction of its own, so no transaction of the caller rolls the key back or delays it.
     """
-    with db.engine.begin() as connection:
-        connection.execute(
-            insert(SigningKey)
-            .values(purpose=purpose, version=1, secret=secrets.token_bytes(32))
-            .on_conflict_do_nothing()
-        )
-        return list(connection.execute(_SELECT_KEYS.where(SigningKey.purpose == purpose)))
+    select_keys = _SELECT_KEYS.where(SigningKey.purpose == purpose)
+    with connection.begin() as transaction:
+        rows = list(connection.execute(select_keys))
+        # Not committed: commits may be refused while the database can still be read.
+        transaction.rollback()
+    if rows:
+        return rows
+    first = insert(SigningKey).values(purpose=purpose, version=1, secret=secrets.token_bytes(32))
+    with connection.begin():
+        connection.execute(first.on_conflict_do_nothing())
+        return list(connection.execute(select_keys))

@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 import psycopg
 from flask import Flask
 
-from webapp.core import database_health, logs
+from webapp.core import database_connections, database_health, logs
 from webapp.core.extensions import huey
 
 log = logging.getLogger(__name__)
@@ -42,6 +42,10 @@ TaskName = Literal[
 ]
 Function = Callable[..., None]
 
+# Seconds between two attempts to enqueue a task that an outage has interrupted, and before it is left to the sweep.
+RESUME_INTERVAL_SECONDS = 2.0
+MAX_RESUME_SECONDS = 600.0
+
 # Set when this process is to stop: long-running tasks check it between two steps and return.
 stop_requested = threading.Event()
 
@@ -65,27 +69,38 @@ def init_app(app: Flask) -> None:
     if missing_names:
         raise RuntimeError(f"no task is registered as {', '.join(sorted(missing_names))}")
     _app = app
-    dsn = app.config["SETTINGS"].libpq_url
+    # Through a connection pooler that pools transactions, a worker would not receive what it listens for.
+    dsn = app.config["SETTINGS"].direct_libpq_url
     if huey.storage.dsn != dsn:
         huey.storage.close()
         huey.storage.dsn = dsn
 
 
-def task(name: TaskName, *, former_keys: tuple[str, ...] = ()) -> Callable[[Function], Function]:
+def task(
+    name: TaskName,
+    *,
+    former_keys: tuple[str, ...] = (),
+    statement_seconds: float = database_connections.STATEMENT_SECONDS,
+) -> Callable[[Function], Function]:
     """Register the decorated function as a task, which runs in its own app context.
 
     :param former_keys: keys (`module.function`) under which older versions enqueued it; such tasks still run.
+    :param statement_seconds: how long each of its statements may take.
     """
 
     def register(function: Function) -> Function:
-        _register(name, function, former_keys, huey.task)
+        _register(name, function, former_keys, huey.task, statement_seconds)
         return function
 
     return register
 
 
 def periodic_task(
-    name: TaskName, schedule: Callable[..., bool], *, former_keys: tuple[str, ...] = ()
+    name: TaskName,
+    schedule: Callable[..., bool],
+    *,
+    former_keys: tuple[str, ...] = (),
+    statement_seconds: float = database_connections.STATEMENT_SECONDS,
 ) -> Callable[[Function], Function]:
     """Register the decorated function to run on a schedule (`huey.crontab`).
 
@@ -93,7 +108,8 @@ def periodic_task(
     """
 
     def register(function: Function) -> Function:
-        _register(name, function, former_keys, functools.partial(huey.periodic_task, schedule), is_periodic=True)
+        make_task = functools.partial(huey.periodic_task, schedule)
+        _register(name, function, former_keys, make_task, statement_seconds, is_periodic=True)
         return function
 
     return register
@@ -144,6 +160,12 @@ def longest_running_seconds() -> float | None:
     return time.monotonic() - min(started) if started else None
 
 
+def failing_seconds() -> float:
+    """Return for how many seconds a thread of this worker has been unable to reach the queue; 0 if all can."""
+    seconds: float = huey.storage.failing_seconds()
+    return seconds
+
+
 def periodic_task_ages() -> dict[str, float]:
     """Return the seconds since this process completed each periodic task, by name.
 
@@ -157,36 +179,54 @@ def _register(
     function: Function,
     former_keys: tuple[str, ...],
     make_task: Callable[..., Any],
+    statement_seconds: float,
     *,
     is_periodic: bool = False,
 ) -> None:
-    _functions[name] = _wrap_in_app_context(name, function, is_periodic)
-    _tasks[name] = _register_key(name, name, make_task)
+    _functions[name] = _wrap_in_app_context(
+        name, function, is_periodic=is_periodic, statement_seconds=statement_seconds
+    )
+    _tasks[name] = _register_key(name, name, make_task, is_periodic)
     for key in former_keys:
-        _register_key(key, name, huey.task)
+        _register_key(key, name, huey.task, is_periodic)
 
 
-def _register_key(key: str, name: TaskName, make_task: Callable[..., Any]) -> Any:
+def _register_key(key: str, name: TaskName, make_task: Callable[..., Any], is_periodic: bool) -> Any:
     """Register a task under exactly this key.
 
     Huey builds the key from the module and the name of a function.
     """
 
     def run_by_key(*args: int) -> None:
-        run(name, *args)
+        try:
+            run(name, *args)
+        except Exception as error:
+            if not is_periodic and database_health.report_if_outage(error):
+                _enqueue_after_outage(name, args)
+            raise
 
     run_by_key.__module__, _, function_name = key.rpartition(".")
     return make_task(name=function_name)(run_by_key)
 
 
-def _wrap_in_app_context(name: str, function: Function, is_periodic: bool) -> Function:
+def _wrap_in_app_context(
+    name: str,
+    function: Function,
+    *,
+    is_periodic: bool,
+    statement_seconds: float = database_connections.STATEMENT_SECONDS,
+) -> Function:
     @functools.wraps(function)
     def run_task(*args: int) -> None:
         if _app is None:
             raise RuntimeError("call create_app() before running a task")
         _task_started_at[threading.get_ident()] = time.monotonic()
         try:
-            with logs.log_context(task=name), _app.app_context():
+            with (
+                logs.log_context(task=name),
+                _app.app_context(),
+                database_connections.statement_deadline(statement_seconds),
+            ):
                 _run_and_log(name, function, args)
         finally:
             _task_started_at.pop(threading.get_ident(), None)
@@ -194,6 +234,17 @@ def _wrap_in_app_context(name: str, function: Function, is_periodic: bool) -> Fu
             _periodic_task_completed_at[name] = time.monotonic()
 
     return run_task
+
+
+def _enqueue_after_outage(name: TaskName, args: tuple[int, ...]) -> None:
+    """Enqueue a task that an outage has interrupted as soon as the queue responds, instead of after the next sweep.
+
+    Until then it occupies its thread, which could do nothing else.
+    """
+    deadline = time.monotonic() + MAX_RESUME_SECONDS
+    while not stop_requested.wait(RESUME_INTERVAL_SECONDS) and time.monotonic() < deadline:
+        if enqueue(name, *args):
+            return
 
 
 def _run_and_log(name: str, function: Function, args: tuple[int, ...]) -> None:

@@ -126,7 +126,7 @@ def _campaign_metrics(campaigns: CampaignMetrics) -> Iterator[Metric]:
     )
     yield _gauge(
         "onecode_relay_trouble",
-        "Whether the mail relay is unreachable or rejects emails.",
+        "Whether the mail relay is unreachable or rejects emails, or the disk of the database is full.",
         campaigns.has_delivery_warning,
     )
     emails = GaugeMetricFamily(

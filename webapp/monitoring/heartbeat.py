@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 HEARTBEAT_INTERVAL_SECONDS = 20
 # Seconds before the next attempt when a heartbeat could not be recorded.
 HEARTBEAT_RETRY_SECONDS = 2
+# A worker that has been unable to reach the queue for this many seconds sends no heartbeat: it processes nothing.
+MAX_QUEUE_FAILURE_SECONDS = 15
 
 
 @contextmanager
@@ -40,17 +42,27 @@ def send_heartbeats(app: Flask, version: str) -> Iterator[WorkerIdentity]:
 def _heartbeat_loop(app: Flask, worker: WorkerIdentity, stop_requested: threading.Event) -> None:
     has_failed = False
     while not stop_requested.is_set():
-        error = _try_in_app_context(
-            app,
-            lambda: monitoring_actions.record_heartbeat(
-                worker, task_queue.longest_running_seconds(), task_queue.periodic_task_ages()
-            ),
-        )
+        error: Exception | None = _check_queue()
+        if error is None:
+            error = _try_in_app_context(
+                app,
+                lambda: monitoring_actions.record_heartbeat(
+                    worker, task_queue.longest_running_seconds(), task_queue.periodic_task_ages()
+                ),
+            )
         if error and not has_failed and not database_health.report_if_outage(error):
             log.warning("heartbeat could not be recorded, retrying: %s", _first_error_line(error))
         has_failed = error is not None
         stop_requested.wait(HEARTBEAT_RETRY_SECONDS if has_failed else HEARTBEAT_INTERVAL_SECONDS)
     _try_in_app_context(app, lambda: monitoring_actions.record_shutdown(worker))
+
+
+def _check_queue() -> TimeoutError | None:
+    """Return an error when this worker has been unable to reach the queue for a while."""
+    seconds = task_queue.failing_seconds()
+    if seconds <= MAX_QUEUE_FAILURE_SECONDS:
+        return None
+    return TimeoutError(f"the queue has been unavailable for {seconds:.0f} s")
 
 
 def _try_in_app_context(app: Flask, action: Callable[[], None]) -> SQLAlchemyError | None:
@@ -63,5 +75,5 @@ def _try_in_app_context(app: Flask, action: Callable[[], None]) -> SQLAlchemyErr
     return None
 
 
-def _first_error_line(error: SQLAlchemyError) -> str:
+def _first_error_line(error: Exception) -> str:
     return str(getattr(error, "orig", error)).strip().splitlines()[0]

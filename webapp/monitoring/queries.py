@@ -64,7 +64,8 @@ class CampaignMetrics:
     """Campaigns by status, and the deliveries of the newest unfinished campaigns.
 
     :ivar auto_paused_count: number of campaigns that are paused now, but not by staff.
-    :ivar has_delivery_warning: whether the relay is unreachable or rejects the emails of a campaign.
+    :ivar has_delivery_warning: whether a campaign can't be sent: the relay is unreachable or rejects its emails, or the
+        disk of the database is full.
     :ivar stats_by_campaign: counts of deliveries by campaign id, for up to `MAX_CAMPAIGN_SERIES` campaigns.
     """
 

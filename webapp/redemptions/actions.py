@@ -15,13 +15,19 @@ from psycopg.errors import LockNotAvailable
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError, OperationalError
 
-from webapp.accounts.audit import record_audit_entry
+from webapp.core.database_connections import CommitRefused
 from webapp.core.errors import DomainError
 from webapp.core.extensions import db
 from webapp.offers import actions as offer_actions
 from webapp.redemptions import facts as redemption_facts
-from webapp.redemptions import queries as redemption_queries
-from webapp.redemptions.errors import OFFER_BUSY, OUTCOME_UNKNOWN, RedemptionRefused, RedemptionUnavailable
+from webapp.redemptions import public_ids
+from webapp.redemptions.errors import (
+    OFFER_BUSY,
+    OUTCOME_UNKNOWN,
+    RedemptionRefused,
+    RedemptionUnavailable,
+    build_unavailable,
+)
 from webapp.redemptions.evaluation import AcceptedRequest, accept_request, build_redemption_record, evaluate_requests
 from webapp.redemptions.queries import RedemptionRecord
 from webapp.redemptions.rules import (
@@ -69,7 +75,8 @@ def redeem_all(
     One statement loads the facts of all requests, and the eligibility checks are made on them. Then, offer by offer in
     the order of their ids, all rows are inserted sorted by customer, and their number is counted towards the cap last.
     This lock order rules out deadlocks between concurrent calls. Earlier redemptions are looked up only for requests
-    that are refused without them, or whose row is not inserted because of them.
+    that are refused without them, or whose row is not inserted because of them. After the commit, no result needs
+    another connection.
 
     :param connection: the connection to use; by default a new one.
     :returns: one result per request, in order. Every result "redeemed", "already redeemed" or "limit reached" describes
@@ -80,6 +87,7 @@ def redeem_all(
     if connection is None:
         with db.engine.connect() as connection:
             return redeem_all(requests, connection)
+    secret = public_ids.load_secret(connection)
     results: dict[int, RedemptionRecord | DomainError] = {}
     pending_error = DomainError(
         "conflict", _("There are too many concurrent requests for this redemption. Please try again."), 409
@@ -90,45 +98,49 @@ def redeem_all(
             break
         try:
             pending_requests = {index: requests[index] for index in pending}
-            results |= _redeem_in_transaction(connection, pending_requests, is_first_round=round_number == 0)
+            results |= _redeem_in_transaction(connection, pending_requests, secret, is_first_round=round_number == 0)
         except _OfferLockTimeout as timeout:
             results |= {index: RedemptionUnavailable(OFFER_BUSY) for index in timeout.indexes}
         except (DBAPIError, RedemptionUnavailable) as error:
             # The results that an earlier round has committed remain valid if a later round fails.
             if not results:
                 raise
-            pending_error = error if isinstance(error, RedemptionUnavailable) else RedemptionUnavailable()
+            pending_error = error if isinstance(error, RedemptionUnavailable) else build_unavailable(error)
             break
     return [results.get(index, pending_error) for index in range(len(requests))]
 
 
 def _redeem_in_transaction(
-    connection: Connection, requests: dict[int, RedemptionRequest], is_first_round: bool
+    connection: Connection, requests: dict[int, RedemptionRequest], secret: bytes, is_first_round: bool
 ) -> dict[int, RedemptionRecord | DomainError]:
     """Run one round in one transaction.
 
     Requests that conflict with a concurrent one get no result and are evaluated again in the next round; so are all
     requests while an offer is not frozen yet.
+
+    :param secret: the secret of public ids.
     """
     transaction = connection.begin()
     with transaction:
-        results, accepted_by_offer, unfrozen_indexes = _group_requests(connection, requests, is_first_round)
+        results, accepted_by_offer, unfrozen_indexes = _group_requests(connection, requests, secret, is_first_round)
         if not unfrozen_indexes:
             for offer_id in sorted(accepted_by_offer):
                 accepted = list(accepted_by_offer[offer_id].values())
                 with _raise_on_lock_timeout(request.index for request in accepted):
-                    results |= _redeem_for_offer(connection, accepted)
+                    results |= _redeem_for_offer(connection, accepted, secret)
         try:
             transaction.commit()
         except DBAPIError as error:
-            raise RedemptionUnavailable(OUTCOME_UNKNOWN) from error
+            transaction.rollback()  # Otherwise SQLAlchemy would reject the next one of this connection.
+            is_refused = isinstance(error.orig, CommitRefused)
+            raise (build_unavailable(error) if is_refused else build_unavailable(error, OUTCOME_UNKNOWN)) from error
     if unfrozen_indexes:
         _freeze_offers(connection, unfrozen_indexes)
     return results
 
 
 def _group_requests(
-    connection: Connection, requests: dict[int, RedemptionRequest], is_first_round: bool
+    connection: Connection, requests: dict[int, RedemptionRequest], secret: bytes, is_first_round: bool
 ) -> tuple[dict[int, RedemptionRecord | DomainError], dict[int, dict[int, AcceptedRequest]], dict[int, list[int]]]:
     """Evaluate requests and group them by the writes that they need.
 
@@ -138,7 +150,7 @@ def _group_requests(
     results: dict[int, RedemptionRecord | DomainError] = {}
     accepted_by_offer: dict[int, dict[int, AcceptedRequest]] = {}
     unfrozen_indexes: dict[int, list[int]] = {}
-    for index, evaluation in evaluate_requests(connection, requests, is_first_round):
+    for index, evaluation in evaluate_requests(connection, requests, secret, is_first_round):
         if not isinstance(evaluation, AcceptedRequest):
             results[index] = evaluation
         elif not evaluation.offer.is_frozen:
@@ -207,7 +219,7 @@ _DELETE_REDEMPTIONS = text("delete from redemption where offer_id = :offer_id an
 
 
 def _redeem_for_offer(
-    connection: Connection, accepted: list[AcceptedRequest]
+    connection: Connection, accepted: list[AcceptedRequest], secret: bytes
 ) -> dict[int, RedemptionRecord | DomainError]:
     """Insert all rows of one offer, then count them towards its cap.
 
@@ -225,7 +237,7 @@ def _redeem_for_offer(
     if offer.max_redemptions is not None and inserted:
         reserved = _reserve_cap(connection, offer.id, len(inserted))
     results: dict[int, RedemptionRecord | DomainError] = {
-        request.index: build_redemption_record(request.facts, _redemption_row(request, redeemed_at))
+        request.index: build_redemption_record(request.facts, _redemption_row(request, redeemed_at), secret)
         for request in inserted[:reserved]
     }
     surplus = inserted[reserved:]
@@ -291,17 +303,3 @@ def _build_used_up_refusal(accepted: AcceptedRequest) -> RedemptionRefused:
     used_up_offer = dataclasses.replace(accepted.offer, redeemed=accepted.offer.max_redemptions or 0)
     facts = dataclasses.replace(accepted.facts, offer=used_up_offer)
     return RedemptionRefused("offer_exhausted", evaluate(facts), facts)
-
-
-def record_redemption_export(redemption_filter: redemption_queries.RedemptionFilter | None, by: str) -> None:
-    """Record an export of redemptions with its filter in the audit log. Commits.
-
-    :param redemption_filter: the filter of the export; None when it can match nothing.
-    """
-    details = dataclasses.asdict(redemption_filter) if redemption_filter else {"found": "nothing"}
-    for name, value in details.items():
-        details[name] = value.isoformat() if isinstance(value, datetime) else value
-    record_audit_entry(
-        by, "redemptions.exported", **{name: value for name, value in details.items() if value is not None}
-    )
-    db.session.commit()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from flask_babel import lazy_gettext as _l
+from sqlalchemy.exc import DBAPIError
 
+from webapp.core.database_health import is_disk_full
 from webapp.core.errors import DomainError
 from webapp.redemptions import refusals
 from webapp.redemptions.rules import Evaluation, RedemptionFacts, RefusalReason
@@ -30,6 +32,11 @@ DATABASE_UNAVAILABLE = _l("Codes can't be redeemed right now. Nothing was redeem
 OUTCOME_UNKNOWN = _l(
     "We could not confirm whether the code was redeemed. Please try again: it can't be redeemed twice."
 )
+DISK_FULL = _l(
+    "Codes can't be redeemed right now, because the disk of the database is full. Nothing was redeemed. Please try "
+    "again later."
+)
+DISK_FULL_FOR_CUSTOMERS = _l("Codes can't be redeemed for some time. Nothing was redeemed. Please try again later.")
 OFFER_BUSY = _l(
     "Too many customers are redeeming this offer right now. Nothing was redeemed. Please try again in a moment."
 )
@@ -43,3 +50,19 @@ class RedemptionUnavailable(DomainError):
 
     def __init__(self, message: str = DATABASE_UNAVAILABLE) -> None:
         super().__init__("unavailable", str(message), 503)
+
+
+class RedemptionDiskFull(RedemptionUnavailable):
+    """The disk of the database is full (503). Nothing was saved."""
+
+    def __init__(self) -> None:
+        super().__init__(DISK_FULL)
+        self.customer_message = str(DISK_FULL_FOR_CUSTOMERS)
+
+
+def build_unavailable(error: DBAPIError, message: str = DATABASE_UNAVAILABLE) -> RedemptionUnavailable:
+    """Return the error for requests that a database error prevents.
+
+    :param message: the message unless the disk is full.
+    """
+    return RedemptionDiskFull() if is_disk_full(error) else RedemptionUnavailable(message)

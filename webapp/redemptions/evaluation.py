@@ -9,6 +9,7 @@ from sqlalchemy import Connection
 
 from webapp.core.errors import DomainError
 from webapp.redemptions import facts as redemption_facts
+from webapp.redemptions import public_ids
 from webapp.redemptions.errors import RedemptionRefused
 from webapp.redemptions.queries import RedemptionRecord
 from webapp.redemptions.rules import (
@@ -55,7 +56,7 @@ def accept_request(index: int, request: RedemptionRequest, facts: RedemptionFact
 
 
 def evaluate_requests(
-    connection: Connection, requests: dict[int, RedemptionRequest], is_first_round: bool
+    connection: Connection, requests: dict[int, RedemptionRequest], secret: bytes, is_first_round: bool
 ) -> list[tuple[int, AcceptedRequest | RedemptionRecord | DomainError]]:
     """Evaluate each request; return the results by index, in order of arrival.
 
@@ -79,18 +80,18 @@ def evaluate_requests(
     for index, facts in zip(rest, rest_facts, strict=True):
         _remember_whether_used_up(facts.offer)
         try:
-            evaluations[index] = _evaluate_request(index, requests[index], facts)
+            evaluations[index] = _evaluate_request(index, requests[index], facts, secret)
         except DomainError as error:
             evaluations[index] = error
     return sorted(evaluations.items())
 
 
 def _evaluate_request(
-    index: int, request: RedemptionRequest, facts: RedemptionFacts
+    index: int, request: RedemptionRequest, facts: RedemptionFacts, secret: bytes
 ) -> AcceptedRequest | RedemptionRecord:
     replayed = find_replayed_redemption(request, facts)
     if replayed is not None:
-        return build_redemption_record(facts, replayed, is_replay=True)
+        return build_redemption_record(facts, replayed, secret, is_replay=True)
     return accept_request(index, request, facts)
 
 
@@ -108,15 +109,19 @@ def forget_used_up_offers() -> None:
     _used_up_offer_ids.clear()
 
 
-def build_redemption_record(facts: RedemptionFacts, row: RedemptionRow, is_replay: bool = False) -> RedemptionRecord:
+def build_redemption_record(
+    facts: RedemptionFacts, row: RedemptionRow, secret: bytes, is_replay: bool = False
+) -> RedemptionRecord:
     """Return the redemption of the facts' offer and customer.
 
+    :param secret: the secret of public ids (`public_ids.load_secret`).
     :param is_replay: whether an earlier, identical request made it.
     """
     offer = facts.offer
     if offer is None or facts.customer_id is None:
         raise RuntimeError("a redemption has an offer and a customer")
     return RedemptionRecord(
+        public_id=public_ids.encode_public_id(offer.id, facts.customer_id, row.redeemed_at, secret),
         offer_id=offer.id,
         customer_id=facts.customer_id,
         code=offer.code,
@@ -125,6 +130,7 @@ def build_redemption_record(facts: RedemptionFacts, row: RedemptionRow, is_repla
         time_zone=offer.time_zone,
         email=facts.email or "",
         customer_name="",
+        customer_locale=facts.locale,
         row=row,
         is_replay=is_replay,
     )

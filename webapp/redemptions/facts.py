@@ -40,12 +40,12 @@ def _qualify_columns(alias: str, columns: str) -> str:
 
 
 # Every lookup is lateral with a limit, so that the planner uses the index even while its statistics of a growing table
-# are out of date. For speed, columns are read by position: those of the offer, then eight of the request and the
+# are out of date. For speed, columns are read by position: those of the offer, then nine of the request and the
 # customer. The time is the same for all requests. Redemptions and counters are not joined: a statement reads either
 # them or what staff edit, so that they can be distributed (docs/operations/scaling.md).
 _SELECT_OFFERS_AND_CUSTOMERS = f"""
     select {_qualify_columns("o", _OFFER_COLUMNS)},
-      statement_timestamp(), t.suffix, k.match_rank, k.closed, c.id, c.email_as_given,
+      statement_timestamp(), t.suffix, k.match_rank, k.closed, c.id, c.email_as_given, c.locale,
       o.audience_id is null or m.yes is not null,
       (select count(*) + count(retired_at) from signing_key where purpose = '{personal_codes.PERSONAL_CODE_PURPOSE}')
     from json_to_recordset(cast(%(requests)s as json)) as t(
@@ -59,9 +59,9 @@ _SELECT_OFFERS_AND_CUSTOMERS = f"""
     ) k on true
     left join offer o on o.id = k.offer_id
     left join lateral (
-      select id, email_as_given from customer where email = t.email and erased_at is null
-      union all select id, email_as_given from customer where source_id = t.source_id and erased_at is null
-      union all select id, email_as_given from customer where id = t.customer_id and erased_at is null
+      select id, email_as_given, locale from customer where email = t.email and erased_at is null
+      union all select id, email_as_given, locale from customer where source_id = t.source_id and erased_at is null
+      union all select id, email_as_given, locale from customer where id = t.customer_id and erased_at is null
       limit 1
     ) c on true
     left join lateral (
@@ -184,7 +184,7 @@ def _build_facts(request: RedemptionRequest, row: tuple[Any, ...], offers: dict[
     offer = offers.get(offer_id)
     if offer is None and offer_id is not None:
         offer = offers[offer_id] = _build_offer_facts(row)
-    evaluated_at, suffix, match_rank, is_closed, customer_id, email, is_in_audience, key_revision = row[
+    evaluated_at, suffix, match_rank, is_closed, customer_id, email, locale, is_in_audience, key_revision = row[
         _OFFER_COLUMN_COUNT:
     ]
     match = _CodeMatch(match_rank, suffix, key_revision)
@@ -194,6 +194,7 @@ def _build_facts(request: RedemptionRequest, row: tuple[Any, ...], offers: dict[
         is_code_closed=bool(is_closed),
         customer_id=customer_id,
         email=email,
+        locale=locale,
         is_in_audience=is_in_audience,
         personal_code_status=_personal_code_status(request, offer_id, customer_id, match),
     )

@@ -7,14 +7,21 @@ from collections.abc import Sequence
 
 from flask import current_app
 from flask_babel import gettext as _
-from sqlalchemy import Connection
+from sqlalchemy import Connection, event
 from sqlalchemy.exc import DBAPIError
 
+from webapp.core import database_connections
 from webapp.core.coalescing import Coalescer, CoalescingTimeout
+from webapp.core.database_connections import CommitRefused
 from webapp.core.errors import DomainError
 from webapp.core.extensions import db
 from webapp.redemptions.actions import redeem_all
-from webapp.redemptions.errors import DATABASE_UNAVAILABLE, OUTCOME_UNKNOWN, RedemptionUnavailable
+from webapp.redemptions.errors import (
+    DATABASE_UNAVAILABLE,
+    OUTCOME_UNKNOWN,
+    RedemptionUnavailable,
+    build_unavailable,
+)
 from webapp.redemptions.queries import RedemptionRecord
 from webapp.redemptions.rules import RedemptionRequest
 
@@ -25,6 +32,8 @@ MAX_GROUP_SIZE = 64
 REDEEM_TIMEOUT_SECONDS = 15
 LOCK_TIMEOUT_SECONDS = 2
 IDLE_IN_TRANSACTION_TIMEOUT_SECONDS = 20
+# Each statement takes milliseconds, plus LOCK_TIMEOUT_SECONDS when offers are locked; the threads of the process wait.
+STATEMENT_SECONDS = 5
 
 
 def redeem(request: RedemptionRequest) -> RedemptionRecord:
@@ -70,19 +79,21 @@ class GroupCommitter(Coalescer[RedemptionRequest, RedemptionRecord | DomainError
         Retries once on a new connection if the connection was lost before the commit.
         """
         try:
-            try:
-                return redeem_all(requests, self._get_connection())
-            except DBAPIError as error:
-                if not error.connection_invalidated:
-                    raise
-                # The server may have restarted since the last group.
-                return redeem_all(requests, self._get_connection())
+            with database_connections.statement_deadline(STATEMENT_SECONDS):
+                try:
+                    return redeem_all(requests, self._get_connection())
+                except DBAPIError as error:
+                    if not error.connection_invalidated:
+                        raise
+                    # The server may have restarted since the last group.
+                    return redeem_all(requests, self._get_connection())
         except RedemptionUnavailable as error:
             return [error] * len(requests)
         except DBAPIError as error:
             log.warning("group commit failed (redemptions: %s): %s", len(requests), error.orig)
-            if self._connection is None or self._connection.invalidated:
-                return [RedemptionUnavailable()] * len(requests)
+            is_refused = isinstance(error.orig, CommitRefused)
+            if is_refused or self._connection is None or self._connection.invalidated:
+                return [build_unavailable(error)] * len(requests)
             return self._redeem_individually(requests, error)
 
     def _redeem_individually(
@@ -96,7 +107,7 @@ class GroupCommitter(Coalescer[RedemptionRequest, RedemptionRecord | DomainError
             # SQLSTATE classes 53 and 57, such as a full disk, are temporary and not caused by the request.
             if str(getattr(error.orig, "sqlstate", None)).startswith(("53", "57")):
                 log.error("database rejected the write: %s", error.orig)
-                return [RedemptionUnavailable()]
+                return [build_unavailable(error)]
             request = requests[0]
             log.error(
                 "redemption failed (channel %s, API key %s, offer %s)",
@@ -113,17 +124,24 @@ class GroupCommitter(Coalescer[RedemptionRequest, RedemptionRecord | DomainError
         if self._connection is not None and self._connection.invalidated:
             self.close()
         if self._connection is None:
-            connection = db.engine.connect()
-            # The connection is detached and never returns to the pool, so these settings stay.
+            # psycopg must not begin the transaction: `_begin_transaction` does.
+            connection = db.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
             connection.detach()
-            connection.exec_driver_sql(f"set lock_timeout = '{LOCK_TIMEOUT_SECONDS}s'")
-            # Releases the locks if this machine disappears during a transaction.
-            connection.exec_driver_sql(
-                f"set idle_in_transaction_session_timeout = '{IDLE_IN_TRANSACTION_TIMEOUT_SECONDS}s'"
-            )
-            connection.commit()
+            event.listen(connection, "begin", _begin_transaction)
             self._connection = connection
         return self._connection
+
+
+def _begin_transaction(connection: Connection) -> None:
+    """Begin a transaction with its timeouts, in one request to the server.
+
+    They are local to the transaction, because behind a connection pooler the next one may have another session. The
+    second timeout releases the locks if this machine disappears during a transaction.
+    """
+    connection.exec_driver_sql(
+        f"begin; set local lock_timeout = '{LOCK_TIMEOUT_SECONDS}s'; "
+        f"set local idle_in_transaction_session_timeout = '{IDLE_IN_TRANSACTION_TIMEOUT_SECONDS}s'"
+    )
 
 
 def get_group_committer() -> GroupCommitter:

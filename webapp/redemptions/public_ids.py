@@ -14,6 +14,7 @@ from typing import NamedTuple
 from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.algorithms import AES
 from cryptography.hazmat.primitives.ciphers.modes import ECB
+from sqlalchemy import Connection
 
 from webapp.core import signing_keys
 from webapp.redemptions import base32
@@ -34,16 +35,26 @@ class RedemptionKey(NamedTuple):
     redeemed_at: datetime
 
 
-def encode_public_id(offer_id: int, customer_id: int, redeemed_at: datetime) -> str:
+def load_secret(connection: Connection) -> bytes:
+    """Return the secret for `encode_public_id`, before a write whose result must not depend on another connection.
+
+    :param connection: the connection of the write, without an open transaction.
+    """
+    return signing_keys.get_current_secret(PUBLIC_ID_PURPOSE, connection)
+
+
+def encode_public_id(offer_id: int, customer_id: int, redeemed_at: datetime, secret: bytes | None = None) -> str:
     """Return the public id of a redemption.
 
+    :param secret: the secret to encrypt with (`load_secret`); by default the current one.
     :raises ValueError: when a value is out of range.
     """
     microseconds = to_microseconds(redeemed_at)
     if not 0 <= customer_id < 1 << _CUSTOMER_BITS or not 0 <= microseconds < 1 << _TIME_BITS:
         raise ValueError("customer id or time out of range")
     number = ((offer_id << _CUSTOMER_BITS) | customer_id) << _TIME_BITS | microseconds
-    block = _cipher(signing_keys.get_current_secret(PUBLIC_ID_PURPOSE)).encryptor().update(number.to_bytes(16, "big"))
+    secret = secret or signing_keys.get_current_secret(PUBLIC_ID_PURPOSE)
+    block = _cipher(secret).encryptor().update(number.to_bytes(16, "big"))
     return base32.encode_base32(int.from_bytes(block, "big"), PUBLIC_ID_LENGTH)
 
 

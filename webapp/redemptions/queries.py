@@ -1,7 +1,4 @@
-"""Queries for redemptions.
-
-They return plain rows: redemptions are never loaded as ORM objects.
-"""
+"""Queries for redemptions. They return plain rows: redemptions are never loaded as ORM objects."""
 
 from __future__ import annotations
 
@@ -12,6 +9,7 @@ from typing import Any
 
 from sqlalchemy import Row, text
 
+from webapp.core import database_connections
 from webapp.core.extensions import db
 from webapp.core.money import Discount
 from webapp.redemptions import public_ids
@@ -26,12 +24,15 @@ SCAN_LIMIT = 10_000
 class RedemptionRecord:
     """A redemption with its offer and its customer.
 
-    `row.rolled_back_at` is set after a rollback.
+    `row.rolled_back_at` is set after a rollback. All values are plain: none needs the database.
 
+    :param public_id: its public id, the reference.
+    :param customer_locale: the locale of the customer, if known.
     :param entered_by: the email address of the user who entered it, for the channel `staff`.
     :param is_replay: whether this result repeats the one of an earlier, identical request.
     """
 
+    public_id: str
     offer_id: int
     customer_id: int
     code: str
@@ -40,14 +41,10 @@ class RedemptionRecord:
     time_zone: str
     email: str
     customer_name: str
+    customer_locale: str | None
     row: RedemptionRow
     is_replay: bool = False
     entered_by: str | None = None
-
-    @property
-    def public_id(self) -> str:
-        """The public id of the redemption, its reference."""
-        return public_ids.encode_public_id(self.offer_id, self.customer_id, self.row.redeemed_at)
 
 
 def _alias_columns(alias: str, columns: str, prefix: str) -> str:
@@ -64,7 +61,7 @@ _NULL_ROLLBACK_COLUMNS = (
 )
 _OFFER_AND_CUSTOMER_COLUMNS = (
     "x.offer_id, x.customer_id, o.code_as_written, o.name, o.discount_type, o.percent, o.amount, o.currency, "
-    "o.time_zone, c.email_as_given, c.name as customer_name, u.email as entered_by"
+    "o.time_zone, c.email_as_given, c.name as customer_name, c.locale as customer_locale, u.email as entered_by"
 )
 _CURRENT_COLUMNS = ", ".join(
     (_alias_columns("x", REDEMPTION_COLUMNS, "x_"), _NULL_ROLLBACK_COLUMNS, _OFFER_AND_CUSTOMER_COLUMNS)
@@ -84,6 +81,7 @@ _JOINS = (
 
 def _build_record(row: Row[Any]) -> RedemptionRecord:
     return RedemptionRecord(
+        public_id=public_ids.encode_public_id(row.offer_id, row.customer_id, row.x_redeemed_at),
         offer_id=row.offer_id,
         customer_id=row.customer_id,
         code=row.code_as_written,
@@ -92,6 +90,7 @@ def _build_record(row: Row[Any]) -> RedemptionRecord:
         time_zone=row.time_zone,
         email=row.email_as_given,
         customer_name=row.customer_name,
+        customer_locale=row.customer_locale,
         row=_row_from_columns(row),
         entered_by=row.entered_by,
     )
@@ -343,6 +342,6 @@ def stream_redemptions(redemption_filter: RedemptionFilter) -> Iterator[Redempti
         f"where true{where} order by x.offer_id, x.redeemed_at desc"
     )
     # Uses its own connection, because the iterator outlives the request.
-    with db.engine.connect() as connection:
+    with db.engine.connect() as connection, database_connections.long_statements(connection):
         for row in connection.execution_options(yield_per=1000).execute(statement, values):
             yield _build_record(row)

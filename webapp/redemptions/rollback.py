@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from flask_babel import gettext as _
@@ -30,6 +31,7 @@ _MOVE_TO_ROLLBACK = text(
     select customer_id, offer_id, redeemed_at, channel, api_key_id, staff_user_id, order_id,
       order_amount, order_currency, discount_amount, order_metadata, idempotency_key, body_hash, :by, :reason
     from deleted
+    returning rolled_back_at
     """
 )
 _DECREMENT_REDEEMED = text(
@@ -66,15 +68,17 @@ def roll_back_redemption(public_id: str, reason: str, by: str) -> RedemptionReco
     # This lock is taken first. Counting takes it exclusively, so it sees the redemption before or after the rollback,
     # and never a partial rollback.
     db.session.execute(_LOCK_HOURLY_COUNTS_SHARED)
-    moved_count = db.session.connection().execute(_MOVE_TO_ROLLBACK, key | {"by": by, "reason": reason}).rowcount
-    if not moved_count:
+    rolled_back_at = db.session.scalar(_MOVE_TO_ROLLBACK, key | {"by": by, "reason": reason})
+    if rolled_back_at is None:
         db.session.rollback()
         raise DomainError("already_rolled_back", _("This redemption has already been undone."), 409)
     db.session.execute(_DECREMENT_REDEEMED, {"offer_id": record.offer_id})
     _decrement_hourly_counts(record.offer_id, record.row.redeemed_at)
     record_audit_entry(by, "redemption.undone", record.code, customer=record.customer_id, reference=public_id)
     db.session.commit()
-    return redemption_queries.find_redemption(public_id) or record
+    # The row is not read again: after the commit, no result depends on another connection.
+    row = replace(record.row, rolled_back_at=rolled_back_at, rolled_back_by=by, reason=reason)
+    return replace(record, row=row)
 
 
 def _decrement_hourly_counts(offer_id: int, redeemed_at: datetime) -> None:

@@ -83,6 +83,7 @@ class RedemptionFacts:
         order made.
     :param is_code_closed: the code is closed and so counts as unknown; `offer`, which had it, is used only to recognise
         repeated requests.
+    :param locale: the locale of the customer, for the response; no check depends on it.
     """
 
     evaluated_at: datetime
@@ -94,6 +95,7 @@ class RedemptionFacts:
     redemption: RedemptionRow | None = None
     rolled_back_redemption: RedemptionRow | None = None
     is_code_closed: bool = False
+    locale: str | None = None
 
 
 class EligibilityCheck(NamedTuple):

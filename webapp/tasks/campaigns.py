@@ -13,13 +13,18 @@ from webapp.campaigns import queries as campaign_queries
 from webapp.campaigns.launch import actions as launch_actions
 from webapp.campaigns.launch import cancellation, next_tasks, preparation
 from webapp.campaigns.sending import completion, sender
-from webapp.core import logs, task_queue
+from webapp.campaigns.sending.disk_warning import warn_if_disk_full
+from webapp.core import database_connections, logs, task_queue
 
 
-@task_queue.task("campaigns.prepare", former_keys=("webapp.campaigns.tasks._prepare",))
+@task_queue.task(
+    "campaigns.prepare",
+    former_keys=("webapp.campaigns.tasks._prepare",),
+    statement_seconds=database_connections.LONG_STATEMENT_SECONDS,
+)
 def prepare(campaign_id: int) -> None:
     """Write the audience of a launched campaign as batches, then enqueue senders."""
-    with logs.log_context(campaign_id=campaign_id):
+    with logs.log_context(campaign_id=campaign_id), warn_if_disk_full():
         preparation.prepare_campaign(campaign_id)
     next_tasks.enqueue_senders()
 
@@ -27,7 +32,9 @@ def prepare(campaign_id: int) -> None:
 @task_queue.task("campaigns.send", former_keys=("webapp.campaigns.tasks._pump",))
 def send() -> None:
     """Send pending emails for one time slice; if emails remain, enqueue the next."""
-    if sender.send_pending_emails():
+    with warn_if_disk_full():
+        is_unfinished = sender.send_pending_emails()
+    if is_unfinished:
         task_queue.enqueue("campaigns.send")
 
 

@@ -8,11 +8,11 @@ from flask import Flask, Response, current_app, g, make_response, render_templat
 from flask_babel import gettext as _
 from flask_babel import lazy_gettext as _l
 from flask_wtf.csrf import CSRFError
-from sqlalchemy.exc import DataError, InterfaceError, OperationalError
+from sqlalchemy.exc import DataError, DBAPIError, InterfaceError, InternalError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from werkzeug.exceptions import ClientDisconnected, HTTPException
 
-from webapp.core import database_health
+from webapp.core import database_health, request_commits
 from webapp.core.errors import DomainError
 from webapp.core.extensions import db, login
 from webapp.core.request_limits import get_form_or_empty
@@ -74,6 +74,7 @@ def init_app(app: Flask) -> None:
     app.register_error_handler(HTTPException, _handle_http_error)
     app.register_error_handler(OperationalError, _handle_database_error)
     app.register_error_handler(InterfaceError, _handle_database_error)
+    app.register_error_handler(InternalError, _handle_internal_error)
     app.register_error_handler(PoolTimeoutError, _handle_database_error)
     app.register_error_handler(DataError, _handle_data_error)
     app.register_error_handler(Exception, _handle_unexpected_error)
@@ -82,7 +83,8 @@ def init_app(app: Flask) -> None:
 def _handle_domain_error(error: DomainError) -> Response:
     if _is_api_request():
         return problem_response(error.status, error.key, error.message, error.errors)
-    return _render_error_page(error.status, error.message)
+    customer_message = error.customer_message if _is_public_request() else None
+    return _render_error_page(error.status, customer_message or error.message)
 
 
 def _handle_csrf_error(error: CSRFError) -> Response:
@@ -124,13 +126,37 @@ def _handle_http_error(error: HTTPException) -> Response:
     return response
 
 
-def _handle_database_error(error: OperationalError | InterfaceError | PoolTimeoutError) -> Response:
+def _handle_internal_error(error: InternalError) -> Response:
+    return _handle_database_error(error) if database_health.is_read_only(error) else _handle_unexpected_error(error)
+
+
+def _handle_database_error(error: DBAPIError | PoolTimeoutError) -> Response:
     if not database_health.report_if_outage(error):
         log.error("database error in %s %s: %s", request.method, request.url_rule, getattr(error, "orig", error))
     db.session.rollback()
+    if database_health.is_disk_full(error):
+        message = _disk_full_message()
+    elif request_commits.has_view_committed() and request.method != "GET":
+        message = _(
+            "Part or all of this was saved, but the result can't be shown right now. Check it before you retry."
+        )
+    elif database_health.is_read_only(error) and not _is_customer_page():
+        message = _("The database accepts no changes at the moment. Please try again in a moment.")
+    else:
+        message = _get_message(503)
     if _is_api_request():
-        return problem_response(503, "unavailable", _get_message(503))
-    return _render_error_page(503, _get_message(503))
+        return problem_response(503, "unavailable", message)
+    return _render_error_page(503, message)
+
+
+def _disk_full_message() -> str:
+    """Return the message for the client of a request that the database rejected because its disk is full."""
+    if _is_customer_page():
+        return _("Nothing can be saved for some time. Please try again later.")
+    return _(
+        "The disk of the database is full, so this can't be saved. Try again after the server administrator has freed "
+        "space."
+    )
 
 
 def _handle_data_error(error: DataError) -> Response:
@@ -208,6 +234,10 @@ def _is_public_request() -> bool:
     return (request.blueprint or "").startswith("public") or request.path.startswith(("/redeem", "/r/", "/u/"))
 
 
+def _is_customer_page() -> bool:
+    return _is_public_request() and not _is_api_request()
+
+
 def _render_error_page(status: int, detail: str, **values: object) -> Response:
     """Render an error page that needs neither database nor session.
 
@@ -215,7 +245,8 @@ def _render_error_page(status: int, detail: str, **values: object) -> Response:
     """
     resubmit_fields = []
     is_form = request.method == "POST" and request.mimetype == "application/x-www-form-urlencoded"
-    if status == 503 and is_form and not request.path.startswith(NO_RESUBMIT_PATHS):
+    is_saved = request_commits.has_view_committed()
+    if status == 503 and is_form and not is_saved and not request.path.startswith(NO_RESUBMIT_PATHS):
         fields = get_form_or_empty().items(multi=True)
         resubmit_fields = [(name, value) for name, value in fields if name not in NO_RESUBMIT_FIELDS]
     if "_login_user" not in g:

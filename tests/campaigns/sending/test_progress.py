@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
+import psycopg
 import pytest
 from flask import Flask
 from sqlalchemy import text
 
+from tests.support.rejected_writes import rejected_writes
+from webapp.campaigns import timing
 from webapp.campaigns.content.placeholders import EmailContent
 from webapp.campaigns.drafts import actions as draft_actions
 from webapp.campaigns.launch import actions as launch_actions
@@ -105,3 +109,31 @@ def test_moves_commit_asynchronously(claim: BatchClaim) -> None:
         progress.finish_move()
         assert progress._connection is not None
         assert progress._connection.exec_driver_sql("show synchronous_commit").scalar() == "off"
+
+
+def test_a_full_disk_is_shown_while_the_cursor_can_not_move(claim: BatchClaim, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "LEASE_DURATION", 0)
+    with SendProgress() as progress:
+        with rejected_writes("batch_cursor", "disk_full"):
+            progress.start_move(claim, 2)
+            with pytest.raises(psycopg.OperationalError, match="the write was rejected"):
+                progress.finish_move()
+        assert "disk" in (db.session.execute(text("select trouble from campaign")).scalar() or "")
+        assert progress.finish_move()
+    assert stored_cursor() == 2
+
+
+def test_a_write_is_repeated_when_the_server_was_read_only(claim: BatchClaim, monkeypatch: pytest.MonkeyPatch) -> None:
+    attempts = []
+
+    @batches.retry_while_database_unavailable
+    def write() -> None:
+        attempts.append(1)
+        if len(attempts) == 1:
+            with rejected_writes("batch", "read_only_sql_transaction"):
+                db.session.execute(text("update batch set status = status"))
+
+    monkeypatch.setattr(time, "sleep", lambda _seconds: None)
+    write()
+
+    assert len(attempts) == 2

@@ -15,6 +15,7 @@ from sqlalchemy import func, literal_column, select, update
 from tests.support.factories import MakeCustomer
 from tests.support.imports import ImportFileFixture, customers_by_email, import_counts, rejected_rows
 from tests.support.redemptions import count_lock_waiters
+from tests.support.rejected_writes import rejected_writes
 from webapp.accounts.models import AuditEntry
 from webapp.core import task_queue
 from webapp.core.errors import InvalidInput
@@ -568,6 +569,23 @@ def test_an_import_fails_after_the_maximum_number_of_attempts(receive_file: Rece
     row = import_queries.find_import(import_id)
     assert row is not None
     assert (row.status, row.error_code) == ("failed", "import_broken")
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_an_import_names_a_full_disk_and_keeps_committed_rows(
+    receive_file: Receive, import_file: ImportFileFixture
+) -> None:
+    import_id = receive_file(make_file(40))
+    with rejected_writes("customer", "disk_full", when="new.source_id = 'C25'"):
+        import_processing.run_import(import_id)
+
+    row = import_queries.find_import(import_id)
+    assert row is not None
+    assert (row.status, row.error_code) == ("failed", "disk_full")
+    assert db.session.scalar(select(func.count()).select_from(ImportChunk)) == 0
+    assert 0 < len(customers_by_email()) < 40
+    import_file(make_file(40))
+    assert len(customers_by_email()) == 40
 
 
 def test_an_import_overwrites_changes_made_after_its_upload(receive_file: Receive) -> None:

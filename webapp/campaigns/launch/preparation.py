@@ -46,7 +46,8 @@ def _prepare_chunk(campaign_id: int) -> bool:
     else:
         db.session.execute(
             text(
-                "update campaign set prepared_at = now(), status = 'sending', sending_since = now(), sent_before = 0 "
+                "update campaign set prepared_at = now(), status = 'sending', trouble = null, "
+                "sending_since = now(), sent_before = 0 "
                 "where id = :id"
             ),
             {"id": campaign_id},

@@ -17,12 +17,13 @@ from typing import Any, ParamSpec, TypeVar
 
 from flask_babel import gettext as _
 from sqlalchemy import Row, text
-from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from webapp.campaigns import timing
 from webapp.campaigns.models import decode_gaps
 from webapp.campaigns.sending import progress as send_progress
+from webapp.campaigns.sending.disk_warning import store_disk_warning
 from webapp.core import database_health
 from webapp.core.extensions import db
 
@@ -68,8 +69,13 @@ def retry_while_database_unavailable(write: Callable[P, R]) -> Callable[P, R]:
         while True:
             try:
                 return write(*args, **kwargs)
-            except (OperationalError, InterfaceError, PoolTimeout) as error:
+            except (DBAPIError, PoolTimeout) as error:
+                is_temporary = isinstance(error, (OperationalError, InterfaceError, PoolTimeout))
+                if not is_temporary and not database_health.is_read_only(error):
+                    raise
                 db.session.rollback()
+                if database_health.is_disk_full(error):
+                    store_disk_warning()
                 if time.monotonic() > deadline:
                     raise
                 if not database_health.report_if_outage(error):

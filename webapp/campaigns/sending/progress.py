@@ -22,7 +22,9 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from webapp.campaigns import timing
-from webapp.core.extensions import db
+from webapp.campaigns.sending.disk_warning import store_disk_warning
+from webapp.core.database_engines import get_direct_engine
+from webapp.core.database_health import is_disk_full
 
 # The row has the epoch of the latest owner, so the update of a former owner matches nothing.
 _MOVE_CURSOR_SQL = "update batch_cursor set cursor = $1 where batch_id = $2 and epoch = $3"
@@ -106,8 +108,10 @@ class SendProgress:
                 moved = self._read_move_result() or self._move_in_transaction(*self._pending_move)
                 self._pending_move = None
                 return moved
-            except (psycopg.OperationalError, psycopg.InterfaceError):
+            except (psycopg.OperationalError, psycopg.InterfaceError) as error:
                 self._close_connection()
+                if is_disk_full(error.__cause__):
+                    store_disk_warning()
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(1)
@@ -126,7 +130,8 @@ class SendProgress:
         connection, moved = self._open_connection(), False
         while (result := self._next_result(connection)) is not None:
             if result.status != ExecStatus.COMMAND_OK:
-                raise psycopg.OperationalError(result.error_message.decode("utf-8", "replace"))
+                reason = psycopg.errors.error_from_result(result)
+                raise psycopg.OperationalError(str(reason)) from reason
             moved = result.command_tuples == 1
         if connection.status != ConnStatus.OK:
             raise psycopg.OperationalError("the connection is lost")
@@ -156,8 +161,8 @@ class SendProgress:
     def _open_connection(self) -> PGconn:
         if self._connection is None:
             with _raise_psycopg_errors():
-                connection = db.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
-                # It never returns to the pool: its settings must not reach transactions that have to be durable.
+                connection = get_direct_engine().connect().execution_options(isolation_level="AUTOCOMMIT")
+                # It never returns to a pool: its settings must not reach transactions that have to be durable.
                 connection.detach()
                 connection.exec_driver_sql("set synchronous_commit = off")
                 connection.exec_driver_sql(f"set lock_timeout = {int(timing.CURSOR_TIMEOUT * 1000)}")

@@ -10,12 +10,12 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import LiteralString, Protocol, TypeVar
+from typing import LiteralString, Protocol, TypeVar, cast
 
 from flask_babel import gettext as _
 
-from webapp.core import task_queue
-from webapp.core.extensions import db
+from webapp.core import database_connections, task_queue
+from webapp.core.database_engines import get_direct_engine
 from webapp.customers.imports import staging, suppression_staging
 from webapp.customers.imports.actions import fail_import
 from webapp.customers.imports.staging import MergeStrategy
@@ -116,9 +116,11 @@ class Partition:
 
 def open_connection() -> staging.Connection:
     """Open a connection outside the pool; closing it drops its staging tables."""
-    pooled = db.engine.raw_connection()
-    connection: staging.Connection = pooled.driver_connection  # type: ignore[assignment]
+    pooled = get_direct_engine().raw_connection()
+    connection = cast("database_connections.DeadlineConnection", pooled.driver_connection)
     pooled.detach()
+    # An attribute of the connection, because the threads of `run_in_parallel` do not inherit the deadline of the task.
+    connection.statement_seconds = database_connections.LONG_STATEMENT_SECONDS
     return connection
 
 

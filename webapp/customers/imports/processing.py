@@ -14,6 +14,7 @@ from zlib import crc32
 import psycopg
 from flask_babel import gettext as _
 
+from webapp.core.database_health import is_disk_full
 from webapp.core.errors import FieldError, InvalidInput
 from webapp.customers.imports import staging
 from webapp.customers.imports.actions import fail_import
@@ -47,7 +48,7 @@ def run_import(import_id: int) -> None:
 
     Does nothing while another worker owns the import. Customers are identified by email address; an empty cell keeps
     the stored value, and suppressions stay in force. Blocks that a former worker committed are neither merged nor
-    counted again.
+    counted again. On a full disk the import fails, which frees the space of its file.
     """
     with ExitStack() as connections:
         first_connection = connections.enter_context(open_connection())
@@ -70,6 +71,16 @@ def run_import(import_id: int) -> None:
         except InvalidInput as error:
             first_connection.rollback()
             fail_import(import_id, error.errors[0].key, error.message)
+        except psycopg.OperationalError as error:
+            if not is_disk_full(error):
+                raise
+            for partition in partitions:
+                partition.connection.rollback()
+            message = _(
+                "The disk of the database is full. Import the file again after the server administrator has freed "
+                "space. This creates no duplicates."
+            )
+            fail_import(import_id, "disk_full", message)
 
 
 def _count_partitions(size: int) -> int:

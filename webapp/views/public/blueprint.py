@@ -9,10 +9,10 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from flask import Blueprint, abort, current_app, request
+from flask import Blueprint, abort, current_app, g, request
 from flask_babel import gettext as _
 
-from webapp.core.extensions import csrf
+from webapp.core.extensions import csrf, login
 from webapp.core.settings import Settings
 from webapp.views.rendering import add_privacy_headers
 
@@ -35,9 +35,15 @@ def create_public_blueprint(*blueprints: Blueprint) -> Blueprint:
         csrf.exempt(blueprint)
         public.register_blueprint(blueprint)
     csrf.exempt(public)
+    public.before_request(_skip_user)
     public.before_request(_check_origin)
     public.after_request(add_privacy_headers)
     return public
+
+
+def _skip_user() -> None:
+    # flask-login would load the user of the browser's cookie for every template.
+    g._login_user = login.anonymous_user()
 
 
 def _check_origin() -> None:

@@ -62,6 +62,8 @@ def redeem() -> Response:
     _failed_email_limit.check(email_key)
     try:
         redemption_request = form.to_request()
+        # Loaded before the write, so that the receipt needs no connection.
+        rendering.load_shop()
         with form_redemption.count_attempt(redemption_request, client_address()):
             record = group_commit.redeem(redemption_request)
     except InvalidInput as error:
@@ -137,6 +139,7 @@ def redeem_personal_link(token: str) -> Response:
         return _render_page("redemptions/link_unknown.html", 404)
     if ids[1] == personal_links.PREVIEW_CUSTOMER_ID:
         return _render_page("redemptions/link_preview.html")
+    rendering.load_shop()
     try:
         return _render_receipt(group_commit.redeem(_build_redemption_request(ids)))
     except RedemptionRefused as refusal:
@@ -163,7 +166,7 @@ def _render_receipt(record: RedemptionRecord, already_redeemed: bool = False) ->
         "redemptions/receipt.html",
         redemption=record,
         already_redeemed=already_redeemed,
-        locale=_get_locale(record.customer_id),
+        locale=locales.resolve_locale(record.customer_locale, rendering.load_shop().locale),
         qr=Markup(qr_code),  # noqa: S704
     )
 

@@ -17,9 +17,8 @@ from webapp.customers import queries as customer_queries
 from webapp.offers import queries as offer_queries
 from webapp.offers.models import normalise_code
 from webapp.overview.eligibility import Explanation, explain_eligibility
-from webapp.redemptions import actions as redemption_actions
 from webapp.redemptions import export as redemption_export
-from webapp.redemptions import group_commit
+from webapp.redemptions import export_actions, group_commit
 from webapp.redemptions import queries as redemption_queries
 from webapp.redemptions import rollback as redemption_rollback
 from webapp.redemptions.queries import KeysetCursor, RedemptionFilter, RedemptionRecord
@@ -85,7 +84,7 @@ def download() -> Response:
     """Export all redemptions that match the filters as a streamed CSV file."""
     form = RedemptionSearchForm(request.args)
     redemption_filter = _build_filter(form)
-    redemption_actions.record_redemption_export(redemption_filter, by=current_user.email)
+    export_actions.record_redemption_export(redemption_filter, by=current_user.email)
     records = redemption_queries.stream_redemptions(redemption_filter) if redemption_filter else iter(())
     response = Response(stream_with_context(redemption_export.generate_redemption_csv(records)), mimetype="text/csv")
     response.headers["Content-Disposition"] = 'attachment; filename="redemptions.csv"'

@@ -1,0 +1,37 @@
+"""Campaigns while the disk of the database is full."""
+
+from __future__ import annotations
+
+import pytest
+from flask.testing import FlaskClient
+from sqlalchemy.exc import OperationalError
+
+from tests.support.campaigns import LaunchCampaign, create_customers, refresh
+from tests.support.rejected_writes import rejected_writes
+from webapp.core import task_queue
+from webapp.core.task_queue import TaskName
+
+WARNING = "The disk of the database is full."
+
+
+@pytest.mark.usefixtures("relay")
+@pytest.mark.parametrize("is_prepared", [False, True])
+def test_the_page_names_a_full_disk_until_sending_continues(
+    staff: FlaskClient, launch_campaign: LaunchCampaign, is_prepared: bool
+) -> None:
+    create_customers(3)
+    campaign = launch_campaign(prepare=is_prepared)
+    tasks: dict[bool, tuple[TaskName, tuple[int, ...]]] = {
+        False: ("campaigns.prepare", (campaign.id,)),
+        True: ("campaigns.send", ()),
+    }
+    name, arguments = tasks[is_prepared]
+
+    with rejected_writes("batch", "disk_full"), pytest.raises(OperationalError):
+        task_queue.run(name, *arguments)
+
+    assert WARNING in staff.get(f"/campaigns/{campaign.id}").text
+    task_queue.run("campaigns.prepare", campaign.id)
+    task_queue.run("campaigns.send")
+    assert refresh(campaign).status == "done"
+    assert WARNING not in staff.get(f"/campaigns/{campaign.id}").text

@@ -1,0 +1,296 @@
+"""Connections to the database on which every wait ends.
+
+A server can stop responding in three ways: it rejects connections, its machine vanishes (nothing acknowledges the
+packets), or its processes are frozen while the kernel still acknowledges everything. TCP timeouts end the second; only
+a deadline in the client ends the third, because `statement_timeout` is enforced by the frozen server itself. All parts
+of the program connect here: the pool, the queue, the readiness check, and the commands.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from contextvars import ContextVar
+from typing import Any, LiteralString, TypeVar, cast
+
+import psycopg
+from psycopg.abc import PQGen
+from psycopg.errors import _WaitTimeout
+from sqlalchemy import Connection
+
+from webapp.core.database_urls import build_connection_parameters
+
+Result = TypeVar("Result")
+
+# Seconds to wait for the response to one statement, unless `statement_deadline` sets another value.
+STATEMENT_SECONDS = 20.0
+# For statements over many rows: imports, counts, retention, exports.
+LONG_STATEMENT_SECONDS = 600.0
+# For changes of the schema, which wait for locks and may rewrite or scan tables.
+MIGRATION_STATEMENT_SECONDS = 6 * 3600.0
+# Seconds to wait for the response when the pool tests a connection before it is used.
+PING_SECONDS = 5.0
+# Seconds to wait until the server has received the request to cancel an overdue statement.
+CANCEL_SECONDS = 1.0
+
+# While a statement may take longer than STATEMENT_SECONDS: seconds without data until it is checked whether the server
+# still runs it, and seconds that this may take.
+SERVER_CHECK_INTERVAL_SECONDS = 10.0
+SERVER_CHECK_SECONDS = 5.0
+# After a commit has timed out: seconds to wait for a check whether the database accepts writes, and between two checks.
+COMMIT_CHECK_SECONDS = 2.0
+COMMIT_CHECK_INTERVAL_SECONDS = 1.0
+
+# One request to the server, and so one transaction, which changes no row:
+# - `alembic_version` exists once the schema is installed.
+# - The DELETE is rejected by a standby, and by a server or role that only reads.
+# - The series does not fit in 64 kB, so the server writes a temporary file, which fails when its disk is full.
+# - The message is a record in the write-ahead log, so that the commit has to wait for the disk and, with synchronous
+#   replication, for the standby. Without any record, PostgreSQL does not wait.
+_CHECK_WRITES_SQL: LiteralString = """
+    select from alembic_version;
+    delete from huey_task where false;
+    set local work_mem = '64kB';
+    select count(*) from generate_series(1, 20000);
+    select pg_logical_emit_message(true, 'onecode.write_check', '')
+"""
+
+_statement_seconds: ContextVar[float] = ContextVar("statement_seconds", default=STATEMENT_SECONDS)
+
+
+class StatementTimeout(psycopg.OperationalError):
+    """The server did not respond to a statement in time.
+
+    The connection is closed. The statement may have taken effect, or may still do so if the server is only slow.
+    """
+
+
+class _StatementLost(Exception):
+    """The server is no longer at work on the statement."""
+
+
+class CommitRefused(psycopg.OperationalError):
+    """The commit was not sent, because the database has not completed an earlier one; nothing is saved."""
+
+
+class DeadlineConnection(psycopg.Connection[Any]):
+    """A connection that stops waiting for a statement at a deadline.
+
+    Each wait for the server has its own deadline: a statement, a commit, a fetch from a server-side cursor, a block of
+    a COPY. `notifies` ends at the timeout of its caller instead.
+    """
+
+    # A deadline for all statements of this connection; by default that of `statement_deadline` applies.
+    statement_seconds: float | None = None
+    # The connection string of `connect`.
+    url = ""
+    _is_committing = False
+
+    def wait(self, gen: PQGen[Result], interval: float = 0.1, timeout: float | None = None) -> Result:
+        """Wait until an operation on the connection is complete.
+
+        :raises StatementTimeout: when the server did not respond in time; the connection is closed then.
+        """
+        if timeout is not None:
+            return super().wait(gen, interval, timeout)
+        seconds = self.statement_seconds or _statement_seconds.get()
+        try:
+            return super().wait(self._watch(gen) if seconds > STATEMENT_SECONDS else gen, interval, seconds)
+        except _WaitTimeout:
+            self._abandon()
+            raise StatementTimeout(f"no response from the database within {seconds:g} s") from None
+        except _StatementLost:
+            self._abandon()
+            raise StatementTimeout("the database no longer runs the statement, or does not respond at all") from None
+
+    def commit(self) -> None:
+        """Commit the transaction.
+
+        :raises StatementTimeout: when the server did not respond in time; whether it has committed is unknown then.
+        :raises CommitRefused: when an earlier commit has timed out and the database still does not accept writes; the
+            transaction is rolled back then.
+        """
+        try:
+            _commit_guard.check(self.url)
+        except CommitRefused:
+            # Otherwise the next transaction of this connection would commit this one, too.
+            with suppress(psycopg.Error):
+                self.rollback()
+            raise
+        self._is_committing = True
+        try:
+            super().commit()
+        except StatementTimeout:
+            _commit_guard.close()
+            raise
+        finally:
+            self._is_committing = False
+
+    def _watch(self, gen: PQGen[Result]) -> PQGen[Result]:
+        """Run an operation that may take minutes; end it when the server is no longer at work on it.
+
+        :raises _StatementLost: when two checks in a row have failed.
+        """
+        check_at = time.monotonic() + SERVER_CHECK_INTERVAL_SECONDS
+        try:
+            state = next(gen)
+            while True:
+                ready = yield state
+                # Nothing is ready at the end of each `interval`.
+                if ready or time.monotonic() >= check_at:
+                    if not ready and not self._is_running() and not self._is_running():
+                        raise _StatementLost
+                    check_at = time.monotonic() + SERVER_CHECK_INTERVAL_SECONDS
+                state = gen.send(ready)
+        except StopIteration as end:
+            result: Result = end.value
+            return result
+
+    def _is_running(self) -> bool:
+        """Return whether the server still has the session of this connection, asked over a new connection.
+
+        A frozen server does not answer. Behind an address that leads to the current primary server, another server may
+        answer, which does not have the session. A connection pooler hides which session it is.
+        """
+        server = {"host": self.info.host, "hostaddr": self.info.hostaddr or None, "port": self.info.port}
+        try:
+            with closing(
+                connect(
+                    self.url,
+                    statement_seconds=SERVER_CHECK_SECONDS,
+                    autocommit=True,
+                    **server,
+                    connect_timeout=math.ceil(SERVER_CHECK_SECONDS),
+                    target_session_attrs="any",
+                )
+            ) as other:
+                row = other.execute(
+                    "select pg_backend_pid(), exists (select from pg_stat_activity where pid = %s)",
+                    [self.info.backend_pid],
+                ).fetchone()
+                return row is not None and bool(row[0] != other.info.backend_pid or row[1])
+        except (StatementTimeout, psycopg.errors.ConnectionTimeout):
+            return False
+        except psycopg.Error:
+            # For example, the server accepts no more connections.
+            return True
+
+    def _abandon(self) -> None:
+        """Close the connection; ask the server to cancel the statement, so that a slow one releases its locks.
+
+        A commit is never cancelled. With synchronous replication, that would make rows visible which the standby does
+        not have: another request could confirm them, and a failover would then lose them.
+        """
+        try:
+            # Older versions of libpq can only cancel without a timeout.
+            if not self._is_committing and psycopg.capabilities.has_cancel_safe():
+                with suppress(psycopg.Error):
+                    self.cancel_safe(timeout=CANCEL_SECONDS)
+        finally:
+            self.close()
+
+
+@contextmanager
+def statement_deadline(seconds: float) -> Iterator[None]:
+    """Wait up to `seconds` for each statement in the block, in this thread."""
+    token = _statement_seconds.set(seconds)
+    try:
+        yield
+    finally:
+        _statement_seconds.reset(token)
+
+
+@contextmanager
+def long_statements(connection: Connection) -> Iterator[None]:
+    """Let the statements of one connection take up to `LONG_STATEMENT_SECONDS` in the block.
+
+    For generators, in which `statement_deadline` would also apply to the code between two items.
+    """
+    driver = cast("DeadlineConnection", connection.connection.driver_connection)
+    before, driver.statement_seconds = driver.statement_seconds, LONG_STATEMENT_SECONDS
+    try:
+        yield
+    finally:
+        driver.statement_seconds = before
+
+
+@contextmanager
+def ping_deadline() -> Iterator[None]:
+    """Wait up to `PING_SECONDS` for a test of a connection in the block, or less if statements may not take longer."""
+    with statement_deadline(min(PING_SECONDS, _statement_seconds.get())):
+        yield
+
+
+def connect(url: str, *, statement_seconds: float | None = None, **parameters: Any) -> DeadlineConnection:
+    """Connect to the database.
+
+    :param url: a connection string of libpq.
+    :param statement_seconds: a deadline for all statements of this connection, instead of that of `statement_deadline`.
+    :param parameters: of `psycopg.connect`; they take precedence over those in `url`.
+    :raises psycopg.OperationalError: when no server has accepted the connection within its timeout.
+    """
+    arguments: dict[str, Any] = {**build_connection_parameters(url), **parameters}
+    connection = DeadlineConnection.connect(**arguments)
+    connection.statement_seconds = statement_seconds
+    connection.url = url
+    return connection
+
+
+def check_writes(connection: DeadlineConnection) -> None:
+    """Check that the database accepts and commits writes. Changes no row.
+
+    :param connection: one with autocommit: after a timeout, the server is asked to cancel the check also while it waits
+        for a standby. Otherwise each check would leave a server process that waits.
+    :raises psycopg.Error: `StatementTimeout`, `DiskFull`, `ReadOnlySqlTransaction` or another error when it does not.
+    """
+    connection.execute(_CHECK_WRITES_SQL)
+
+
+class _CommitGuard:
+    """Refuses commits after one has timed out, until the database accepts writes.
+
+    A commit that waits for a missing standby leaves a server process that waits, also when its connection is closed.
+    Without a limit, there would soon be as many as the server accepts connections, and reads would fail as well.
+    """
+
+    def __init__(self) -> None:
+        self._is_closed = False
+        self._lock = threading.Lock()
+        # The error of the last check, and when it has failed, by `time.monotonic`.
+        self._failure: psycopg.Error | None = None
+        self._failed_at = -math.inf
+
+    def close(self) -> None:
+        """Refuse commits from now on."""
+        self._is_closed = True
+
+    def check(self, url: str) -> None:
+        """Return if commits are allowed; otherwise check whether the database at `url` accepts writes again.
+
+        One thread checks, at most once a second; the others are refused at once.
+
+        :raises CommitRefused: when it does not, from the error of the last check.
+        """
+        if not self._is_closed:
+            return
+        if not self._lock.acquire(blocking=False):
+            raise CommitRefused("the database does not complete commits") from self._failure
+        try:
+            if time.monotonic() - self._failed_at < COMMIT_CHECK_INTERVAL_SECONDS:
+                raise CommitRefused("the database does not complete commits") from self._failure
+            with closing(connect(url, statement_seconds=COMMIT_CHECK_SECONDS, autocommit=True)) as connection:
+                check_writes(connection)
+            self._is_closed, self._failure = False, None
+        except CommitRefused:
+            raise
+        except psycopg.Error as error:
+            self._failure, self._failed_at = error, time.monotonic()
+            raise CommitRefused(f"the database does not complete commits: {error}") from error
+        finally:
+            self._lock.release()
+
+
+_commit_guard = _CommitGuard()

@@ -1,0 +1,68 @@
+"""SQLAlchemy's engines: that of the pool, and one for direct connections.
+
+A connection pooler that pools transactions, such as PgBouncer with `pool_mode = transaction`, gives every transaction
+another session of the server. The connections of the pool can lead through one: they use nothing that outlives a
+transaction. What needs a session of its own uses a direct connection: LISTEN and the queue, the lock of migrations, the
+temporary tables of imports, and send progress.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from flask import Flask, current_app
+from sqlalchemy import Engine, NullPool, create_engine
+from sqlalchemy.engine.interfaces import DBAPIConnection
+
+from webapp.core import database_connections
+from webapp.core.extensions import db
+from webapp.core.settings import Settings
+
+# Only the driver: the parameters of a connection are those of libpq, which SQLAlchemy would read differently.
+DRIVER_URL = "postgresql+psycopg://"
+
+
+def build_creator(settings: Settings) -> Callable[[], database_connections.DeadlineConnection]:
+    """Return the function that opens the connections of the pool.
+
+    With DATABASE_DIRECT_URL, statements are not prepared: the next transaction may have a session that lacks them.
+    """
+    arguments: dict[str, Any] = {"prepare_threshold": None} if settings.database_direct_url else {}
+    return functools.partial(database_connections.connect, settings.libpq_url, **arguments)
+
+
+def init_app(app: Flask) -> None:
+    """Limit the tests of pooled connections; create the engine for direct connections if they have their own URL."""
+    with app.app_context():
+        _limit_ping(db.engine)
+    settings: Settings = app.config["SETTINGS"]
+    if settings.database_direct_url:
+        app.extensions["direct_engine"] = create_engine(
+            DRIVER_URL,
+            poolclass=NullPool,
+            hide_parameters=True,
+            creator=functools.partial(database_connections.connect, settings.direct_libpq_url),
+        )
+
+
+def get_direct_engine() -> Engine:
+    """Return the engine for connections that keep their session until they are closed.
+
+    Without DATABASE_DIRECT_URL it is that of the pool; detach a connection whose session is changed.
+    """
+    engine: Engine | None = current_app.extensions.get("direct_engine")
+    return engine or db.engine
+
+
+def _limit_ping(engine: Engine) -> None:
+    """Let the pool wait `PING_SECONDS` when it tests a connection (`pool_pre_ping`)."""
+    ping = engine.dialect.do_ping
+
+    def ping_with_deadline(connection: DBAPIConnection) -> bool:
+        with database_connections.ping_deadline():
+            return ping(connection)
+
+    # SQLAlchemy has no event for it.
+    engine.dialect.do_ping = ping_with_deadline  # type: ignore[method-assign, assignment]
