@@ -14,7 +14,7 @@ from webapp.offers.models import Offer, OfferCode, OfferCounter, OfferState, nor
 
 # Offers with their counters, for conditions on `OfferCounter`.
 SELECT_OFFERS = select(Offer).join(Offer.counter).options(contains_eager(Offer.counter))
-HAS_REMAINING = or_(OfferCounter.max_redemptions.is_(None), OfferCounter.redeemed < OfferCounter.max_redemptions)
+IS_BELOW_CAP = or_(OfferCounter.max_redemptions.is_(None), OfferCounter.redeemed < OfferCounter.max_redemptions)
 
 
 def find_offer(offer_id: int) -> Offer | None:
@@ -143,7 +143,7 @@ def _state_condition(state: OfferState | None) -> ColumnElement[Any]:
         "ended": ~_not_ended(),
         "paused": and_(_not_ended(), Offer.paused_at.is_not(None)),
         "used_up": and_(not_ended_or_paused, is_used_up),
-        "scheduled": and_(not_ended_or_paused, HAS_REMAINING, Offer.starts_at > func.now()),
-        "live": and_(not_ended_or_paused, HAS_REMAINING, Offer.starts_at <= func.now()),
+        "scheduled": and_(not_ended_or_paused, IS_BELOW_CAP, Offer.starts_at > func.now()),
+        "live": and_(not_ended_or_paused, IS_BELOW_CAP, Offer.starts_at <= func.now()),
     }
     return states[state]

@@ -168,7 +168,7 @@ def _list_uncertain_campaigns() -> list[tuple[Campaign, str, int]]:
 
 
 def _count_live_offers() -> int:
-    live_offers = _CURRENT_OFFERS.where(offer_queries.HAS_REMAINING).subquery()
+    live_offers = _CURRENT_OFFERS.where(offer_queries.IS_BELOW_CAP).subquery()
     return db.session.scalar(select(func.count()).select_from(live_offers)) or 0
 
 
