@@ -24,6 +24,8 @@ with made as (
     case when n %% 10 = 0 then n / 10 end
   from generate_series(1, %(offers)s) n
   returning code, code_as_written, id
+), counters as (
+  insert into offer_counter (offer_id) select id from made
 )
 insert into offer_code (code, code_as_written, offer_id) select code, code_as_written, id from made
 """

@@ -72,6 +72,8 @@ with made as (
   select 'OFFER' || n, 'OFFER' || n, 'Offer ' || n, 'percent', 25, now() - interval '1 year', now()
   from generate_series(1, 2) n
   returning code, code_as_written, id
+), counters as (
+  insert into offer_counter (offer_id) select id from made
 )
 insert into offer_code (code, code_as_written, offer_id) select code, code_as_written, id from made;
 insert into redemption (customer_id, offer_id, redeemed_at, channel) values (1, 1, now() - interval '2 days', 'link');

@@ -247,7 +247,9 @@ class PeersBench:
 
     def _counter(self, offer: int) -> int:
         with self.database_server.connect(DATABASE) as connection:
-            (counter,) = connection.execute("select redeemed from offer where id = %s", [offer]).fetchone() or (0,)
+            (counter,) = connection.execute(
+                "select redeemed from offer_counter where offer_id = %s", [offer]
+            ).fetchone() or (0,)
             return int(counter)
 
 

@@ -104,7 +104,7 @@ class RedeemDbBench:
             result = concurrent_clients.run(self._system(name, offer_id), items, concurrency, ready)
             cpu = self.database_server.cpu_seconds() - before
             rows, counter = connection.execute(
-                "select (select count(*) from redemption), redeemed from offer where id = %s", [offer_id]
+                "select (select count(*) from redemption), redeemed from offer_counter where offer_id = %s", [offer_id]
             ).fetchone() or (0, 0)
         return result, int(rows), int(counter), cpu
 

@@ -25,7 +25,10 @@ from webapp.redemptions.group_commit import redeem
 from webapp.redemptions.rules import RedemptionRequest
 
 PLAIN_SECRET = "only-for-measuring"
-ROWS = "select (select count(*) from redemption where offer_id = offer.id), redeemed from offer where id = %s"
+ROWS = (
+    "select (select count(*) from redemption where offer_id = o.offer_id), redeemed from offer_counter o "
+    "where offer_id = %s"
+)
 
 
 @dataclass(frozen=True)

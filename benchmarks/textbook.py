@@ -106,7 +106,7 @@ def for_update(session: Session, code: str, email: str) -> bool:
     if offer.max_redemptions is not None:
         if offer.redeemed >= offer.max_redemptions:
             return False
-        offer.redeemed += 1
+        offer.counter.redeemed += 1
     return _insert(session, customer.id, offer.id)
 
 
@@ -201,18 +201,19 @@ with made as (
   select c.id, o.id, 'form'
   from offer_code k
   join offer o on o.id = k.offer_id
+  join offer_counter n on n.offer_id = o.id
   join customer c on c.email = %s and c.erased_at is null
   where k.code = %s and k.closed_at is null and o.paused_at is null and o.starts_at <= now()
     and (o.ends_at is null or now() < o.ends_at) and not o.personal_code_required
-    and (o.max_redemptions is null or o.redeemed < o.max_redemptions)
+    and (n.max_redemptions is null or n.redeemed < n.max_redemptions)
     and (o.audience_id is null or exists (
       select from audience_member m where m.audience_id = o.audience_id and m.customer_id = c.id
     ))
   on conflict do nothing
   returning offer_id
 ), counted as (
-  update offer set redeemed = redeemed + 1
-  where id = (select offer_id from made) and max_redemptions is not null
+  update offer_counter set redeemed = redeemed + 1
+  where offer_id = (select offer_id from made) and max_redemptions is not null
 )
 select from made
 """

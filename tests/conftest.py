@@ -35,7 +35,7 @@ from webapp.core.email_addresses import normalise_email
 from webapp.core.extensions import db
 from webapp.customers.models import ERASED_EMAIL_PLACEHOLDER, Customer, Suppression
 from webapp.monitoring import readiness
-from webapp.offers.models import OFFER_IDS, Offer, OfferCode, normalise_code
+from webapp.offers.models import OFFER_IDS, Offer, OfferCode, OfferCounter, normalise_code
 
 # Folders whose tests are all slow: `make run-test` skips them and `make run-test-all` runs them. Slow modules and tests
 # in other folders have the marker themselves.
@@ -253,7 +253,9 @@ def make_offer(app: Flask) -> Callable[..., Offer]:
         if values.get("discount_type", "percent") == "percent":
             defaults["percent"] = Decimal(25)
         defaults["id"] = db.session.execute(select(OFFER_IDS.next_value())).scalar_one()
+        redeemed = values.pop("redeemed", 0)
         row = Offer(code=normalise_code(code), code_as_written=code, **{**defaults, **values})
+        row.counter = OfferCounter(max_redemptions=row.max_redemptions, redeemed=redeemed)
         db.session.add(OfferCode(code=row.code, offer_id=row.id, code_as_written=code))
         db.session.flush()
         db.session.add(row)

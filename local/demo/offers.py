@@ -17,7 +17,7 @@ from webapp.campaigns.content.placeholders import DEFAULT_SUBJECT
 from webapp.campaigns.models import Campaign
 from webapp.core.extensions import db
 from webapp.customers.models import Audience
-from webapp.offers.models import OFFER_IDS, Offer, OfferCode, normalise_code
+from webapp.offers.models import OFFER_IDS, Offer, OfferCode, OfferCounter, normalise_code
 
 
 @dataclass
@@ -70,6 +70,7 @@ def insert_planned_offer(plan: OfferPlan, today: datetime) -> OfferHistory:
         ],
     )
     db.session.execute(insert(Offer).values(values))
+    db.session.execute(insert(OfferCounter).values(offer_id=offer_id, max_redemptions=plan.max_redemptions))
     return OfferHistory(plan, offer_id, RedemptionSimulation(plan, today, f"{customers.SEED}: {plan.code}"))
 
 

@@ -22,7 +22,7 @@ from local.demo.scenario import MANAGER, DayConverter, OfferPlan
 from webapp.accounts.models import ApiKey, AuditEntry
 from webapp.core.extensions import db
 from webapp.customers.models import Suppression
-from webapp.offers.models import Offer
+from webapp.offers.models import Offer, OfferCounter
 from webapp.redemptions import public_ids
 from webapp.redemptions.models import Redemption, Rollback
 from webapp.shop.models import Shop
@@ -116,8 +116,10 @@ def insert_redemptions(
             audit_entry(row["rolled_back_at"], "redemption.undone", plan.code, actor=row["rolled_back_by"], **detail)
         )
     uses = [*launched_at, *(row["redeemed_at"] for row in [*redemptions, *rollbacks])]
-    values = {"frozen_at": min(uses, default=None), "redeemed": len(redemptions) if plan.max_redemptions else 0}
-    db.session.execute(update(Offer).where(Offer.id == offer_id).values(values))
+    db.session.execute(update(Offer).where(Offer.id == offer_id).values(frozen_at=min(uses, default=None)))
+    if plan.max_redemptions:
+        counter = update(OfferCounter).where(OfferCounter.offer_id == offer_id)
+        db.session.execute(counter.values(redeemed=len(redemptions)))
 
 
 def insert_suppressions(suppressions: Mapping[str, Mapping[str, Any]], now: datetime) -> None:

@@ -58,7 +58,7 @@ def count_rows(connection: psycopg.Connection, offer: Offer) -> int:
 
 
 def read_counter(connection: psycopg.Connection, offer: Offer) -> int:
-    row = connection.execute("select redeemed from offer where id = %s", [offer.id]).fetchone()
+    row = connection.execute("select redeemed from offer_counter where offer_id = %s", [offer.id]).fetchone()
     return row[0] if row else 0
 
 

@@ -66,7 +66,10 @@ def shop(app: Flask) -> Iterator[ShopClient]:
         yield ShopClient(web.url, key)
 
 
-COUNTS = "select (select count(*) from redemption where offer_id = o.id), o.redeemed, o.max_redemptions from offer o"
+COUNTS = (
+    "select (select count(*) from redemption where offer_id = o.offer_id), o.redeemed, o.max_redemptions "
+    "from offer_counter o"
+)
 
 
 @contextmanager

@@ -356,9 +356,11 @@ def test_states_in_sql_and_python_are_the_same(make_offer: Callable[..., Offer],
 def test_a_state_begins_exactly_at_its_time(
     make_offer: Callable[..., Offer], changes: dict[str, Any], state: OfferState
 ) -> None:
-    row = make_offer()
+    row, changes = make_offer(), dict(changes)
     # now() is constant within a transaction.
     now = database_clock.get_database_time()
+    row.counter.redeemed = changes.pop("redeemed", 0)
+    row.counter.max_redemptions = changes.get("max_redemptions")
     for name, value in changes.items():
         setattr(row, name, now + value if isinstance(value, timedelta) else value)
     db.session.flush()

@@ -303,6 +303,8 @@ with made as (
   insert into offer (code, code_as_written, name, discount_type, percent, starts_at)
   select 'CODE' || n, 'CODE' || n, 'Offer ' || n, 'percent', 25, now() from generate_series(1, :many) n
   returning id, code
+), counters as (
+  insert into offer_counter (offer_id) select id from made
 )
 insert into offer_code (code, code_as_written, offer_id) select code, code, id from made
 """

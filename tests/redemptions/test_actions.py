@@ -218,7 +218,7 @@ def test_a_batch_waits_for_an_uncommitted_change_of_the_counter(
 
     batch = threading.Thread(target=redeem_all)
     with db.engine.connect() as other:
-        other.execute(text("update offer set redeemed = redeemed + :taken"), {"taken": taken})
+        other.execute(text("update offer_counter set redeemed = redeemed + :taken"), {"taken": taken})
         batch.start()
         while batch.is_alive() and not count_lock_waiters("transactionid"):
             db.session.rollback()

@@ -453,7 +453,7 @@ class TestSameResponses:
         ("change", "status"),
         [
             ("", 202),
-            ("max_redemptions = 3, redeemed = 3", 202),
+            ("max_redemptions = 3; update offer_counter set max_redemptions = 3, redeemed = 3", 202),
             ("paused_at = now()", 409),
             ("starts_at = now() - interval '2 days', ends_at = now() - interval '1 day'", 409),
             ("personal_code_required = true", 409),
@@ -509,7 +509,7 @@ class TestSameResponses:
         "change",
         [
             "offer set paused_at = now()",
-            "offer set max_redemptions = 3, redeemed = 3",
+            "offer set max_redemptions = 3; update offer_counter set max_redemptions = 3, redeemed = 3",
             "customer set erased_at = now(), email = 'erased ' || id, email_as_given = 'erased customer', name = ''"
             " where erased_at is null",
         ],

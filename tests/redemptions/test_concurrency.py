@@ -183,7 +183,7 @@ def redemptions_by_email() -> dict[str, str]:
 
 
 def redeemed_counter() -> int:
-    return int(db.session.execute(text("select redeemed from offer")).scalar_one())
+    return int(db.session.execute(text("select redeemed from offer_counter")).scalar_one())
 
 
 def test_concurrent_customers_on_all_interfaces_reach_the_cap_exactly(

@@ -23,7 +23,7 @@ from webapp.redemptions import rollback as redemption_rollback
 from webapp.redemptions.queries import RedemptionRecord
 from webapp.redemptions.rules import Order, RedemptionRequest
 
-BY_OFFER = {"redemption", "rollback"}
+BY_OFFER = {"redemption", "rollback", "offer_counter"}
 ON_EVERY_NODE = {"offer", "offer_code", "customer", "audience_member", "signing_key"}
 TABLE = re.compile(r"\b(?:from|join|into|update)\s+([a-z_]+)")
 NEW = RedemptionRequest(channel="api", code="SUMMER25", email="new@example.com", api_key_id=1)
@@ -33,11 +33,12 @@ UNDONE = replace(NEW, email="undone@example.com", order=Order("A-1", 4999, "EUR"
 
 @pytest.fixture
 def offers(make_offer: MakeOffer, make_customer: MakeCustomer) -> None:
-    """Two redeemed offers, a redemption that was undone, and an offer for an audience without members."""
+    """Two redeemed offers, an undone redemption, an offer for an audience without members, and one that is used up."""
     club = Audience(name="Club")
     db.session.add(club)
     db.session.flush()
     make_offer("SUMMER25", max_redemptions=9), make_offer("WINTER10"), make_offer("CLUB20", audience_id=club.id)
+    make_offer("USEDUP", max_redemptions=1, redeemed=1, frozen_at=text("now()"))
     for email in ("new@example.com", "ada@example.com", "undone@example.com"):
         make_customer(email)
     group_commit.redeem(ADA)
@@ -59,6 +60,7 @@ REQUESTS = {
     "redeemed before": [replace(ADA, idempotency_key=None)],
     "unknown customer": [replace(NEW, email="nobody@example.com")],
     "not in the audience": [replace(NEW, code="CLUB20")],
+    "used up": [replace(NEW, code="USEDUP")],
     "two offers": [NEW, ADA, replace(ADA, code="WINTER10", idempotency_key="k2")],
 }
 
@@ -81,6 +83,19 @@ def test_earlier_redemptions_of_a_new_customer_are_not_looked_up(offers: None) -
     assert [statement.split()[0] for statement, _ in recorded] == ["select", "insert", "update"]
 
 
+def test_a_refusal_of_a_used_up_offer_takes_the_same_statements_for_every_email(offers: None) -> None:
+    """The response time must not reveal who is a customer, once the offer is known to be used up."""
+    emails = ("new@example.com", "new@example.com", "ada@example.com", "nobody@example.com")
+    statements = []
+    for email in emails:
+        with recorded_statements() as recorded:
+            redemption_actions.redeem_all([replace(NEW, code="USEDUP", email=email)])
+        statements.append([statement for statement, _ in recorded])
+
+    assert statements[1:] == [statements[1]] * 3
+    assert not any("insert" in statement for statement in statements[1])
+
+
 def test_the_offers_of_a_customer_are_looked_up_apart_from_their_redemptions(app: Flask, offers: None) -> None:
     ada = db.session.execute(text("select id from customer where email = 'ada@example.com'")).scalar_one()
     found: list[Any] = []
@@ -91,6 +106,13 @@ def test_the_offers_of_a_customer_are_looked_up_apart_from_their_redemptions(app
         "SUMMER25": True,
         "WINTER10": False,
         "CLUB20": False,
+        "USEDUP": False,
+    }
+    assert {facts.offer.code: (facts.offer.redeemed, facts.offer.max_redemptions) for facts in found} == {
+        "SUMMER25": (1, 9),
+        "WINTER10": (0, None),
+        "CLUB20": (0, None),
+        "USEDUP": (1, 1),
     }
     assert len(reads) == 3
     assert all(tables <= BY_OFFER or not tables & BY_OFFER for tables, _ in reads)

@@ -89,7 +89,7 @@ def test_a_locked_offer_fails_only_its_own_requests(
     locked, free = make_offer("HELD", max_redemptions=5, frozen_at=text("now()")), make_offer("FREE", max_redemptions=5)
     emails = make_emails(make_customer, 3)
     with db.engine.connect() as other:
-        other.execute(text("select from offer where id = :id for update"), {"id": locked.id})
+        other.execute(text("select from offer_counter where offer_id = :id for update"), {"id": locked.id})
         results = committer._redeem_group(make_requests("HELD", emails) + make_requests("FREE", emails))
     assert outcomes(results) == ["unavailable"] * 3 + ["redeemed"] * 3
     assert count_rows() == 3

@@ -311,7 +311,7 @@ def test_a_repeat_during_a_rollback_returns_the_redemption(
         target=lambda: run_concurrently(app, lambda: redemption_rollback.roll_back_redemption(first, **ROLLBACK))
     )
     with db.engine.connect() as other:
-        other.execute(text("select 1 from offer for update"))
+        other.execute(text("select 1 from offer_counter for update"))
         rollback_thread.start()
         while rollback_thread.is_alive() and not count_lock_waiters("transactionid"):
             db.session.rollback()
@@ -319,6 +319,29 @@ def test_a_repeat_during_a_rollback_returns_the_redemption(
     rollback_thread.join()
 
     assert (repeat.public_id, repeat.is_replay, count_redemptions()) == (first, True, 0)
+
+
+def test_a_rollback_between_two_rounds_frees_the_cap_of_a_used_up_offer(
+    monkeypatch: pytest.MonkeyPatch, make_offer: MakeOffer, make_customer: MakeCustomer
+) -> None:
+    """The first round finds the offer used up; the second one reads the counter again."""
+    offer = make_offer(max_redemptions=1)
+    make_customer(), make_customer("bob@example.com")
+    first = group_commit.redeem(PLAIN).public_id
+    redeem_in_transaction = redemption_actions._redeem_in_transaction
+    rounds: list[object] = []
+
+    def roll_back_before_the_second_round(*args: Any, **options: Any) -> dict[int, RedemptionRecord | DomainError]:
+        rounds.append(options)
+        if len(rounds) == 2:
+            redemption_rollback.roll_back_redemption(first, **ROLLBACK)
+        return redeem_in_transaction(*args, **options)
+
+    monkeypatch.setattr(redemption_actions, "_redeem_in_transaction", roll_back_before_the_second_round)
+    redemption = group_commit.redeem(replace(PLAIN, email="bob@example.com"))
+
+    assert (redemption.email, redemption.is_replay) == ("bob@example.com", False)
+    assert (len(rounds), count_redemptions(), redeemed_counter(offer.id)) == (2, 1, 1)
 
 
 # --- frozen offers --------------------------------------------------------------------------------
@@ -365,6 +388,33 @@ def test_lowering_the_cap_during_redemptions_never_puts_it_below_their_number(
     assert count_redemptions() == offer.redeemed == redeemed_count <= (offer.max_redemptions or 0)
     assert offer.max_redemptions == (8 if any(isinstance(result, InvalidInput) for result in results) else 4)
     assert redeemed_count == offer.max_redemptions
+
+
+def test_a_lowered_cap_is_compared_with_the_counter_after_the_wait_for_its_lock(
+    app: Flask, make_offer: MakeOffer
+) -> None:
+    """A redemption may be counted between the start of the change and its lock."""
+    offer = make_offer(max_redemptions=8, redeemed=4, frozen_at=datetime(2026, 1, 1, tzinfo=UTC))
+    offer_id = offer.id
+    results: list[Any] = []
+    update_thread = threading.Thread(
+        target=lambda: results.extend(
+            run_concurrently(
+                app, lambda: offer_actions.update_offer(offer_id, {"max_redemptions": 4}, version=None, by="ann")
+            )
+        )
+    )
+    with db.engine.connect() as redeeming:
+        redeeming.execute(text("update offer_counter set redeemed = 5"))
+        update_thread.start()
+        while update_thread.is_alive() and not count_lock_waiters("transactionid"):
+            db.session.rollback()
+        redeeming.commit()
+    update_thread.join()
+
+    [error] = results
+    assert isinstance(error, InvalidInput)
+    assert [field_error.key for field_error in error.errors] == ["cap_below_redeemed"]
 
 
 def test_rollbacks_and_a_raised_cap_allow_redemptions_immediately(

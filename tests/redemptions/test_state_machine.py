@@ -268,10 +268,13 @@ class RedemptionMachine(RuleBasedStateMachine):
             ).one()
             assert tuple(rolled_back) == (self._count_rolled_back(offer), self._count_rolled_back(offer))
             counter = db.session.execute(
-                text("select redeemed, max_redemptions, frozen_at is not null from offer where id = :id"),
+                text(
+                    "select redeemed, c.max_redemptions, o.max_redemptions, frozen_at is not null "
+                    "from offer o join offer_counter c on c.offer_id = id where id = :id"
+                ),
                 {"id": offer.id},
             ).one()
-            assert tuple(counter) == (len(live) if offer.cap else 0, offer.cap, offer.is_frozen)
+            assert tuple(counter) == (len(live) if offer.cap else 0, offer.cap, offer.cap, offer.is_frozen)
             assert offer.cap is None or len(live) <= offer.cap
         db.session.rollback()
 

@@ -30,7 +30,7 @@ from webapp.customers import actions as customer_actions
 from webapp.customers import queries as customer_queries
 from webapp.customers.models import Customer
 from webapp.customers.validation import CustomerValues
-from webapp.offers.models import Offer
+from webapp.offers.models import OfferCounter
 from webapp.redemptions import count_queries, group_commit
 from webapp.redemptions import queries as redemption_queries
 from webapp.redemptions import retention as redemption_retention
@@ -195,7 +195,7 @@ def test_limits_and_counts_stay_and_no_offer_is_redeemed_twice(
     run_retention()
 
     assert count_queries.count_redemptions([offer.id]) == {offer.id: 1}
-    assert db.session.scalars(select(Offer.redeemed)).one() == 1
+    assert db.session.scalars(select(OfferCounter.redeemed)).one() == 1
     with pytest.raises(RedemptionRefused) as refusal:
         group_commit.redeem(RedemptionRequest(channel="form", code="SUMMER25", email="ada@example.com"))
     assert refusal.value.reason == "already_redeemed"

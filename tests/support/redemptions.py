@@ -24,7 +24,11 @@ def count_redemptions() -> int:
 
 
 def redeemed_counter(offer_id: int) -> int:
-    return int(db.session.execute(text("select redeemed from offer where id = :id"), {"id": offer_id}).scalar_one())
+    return int(
+        db.session.execute(
+            text("select redeemed from offer_counter where offer_id = :id"), {"id": offer_id}
+        ).scalar_one()
+    )
 
 
 def count_lock_waiters(kind: str) -> int:

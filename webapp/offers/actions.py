@@ -28,7 +28,7 @@ from webapp.offers.code_actions import (
     replace_code,
     reserve_code,
 )
-from webapp.offers.models import OFFER_IDS, Offer, OfferValues, normalise_code
+from webapp.offers.models import OFFER_IDS, Offer, OfferCounter, OfferValues, normalise_code
 
 MAX_NAME_LENGTH = 200
 MAX_CAP = 10**12
@@ -162,7 +162,10 @@ def _insert_with_code(row: dict[str, Any]) -> Offer | None:
         with db.session.begin_nested():
             if not reserve_code(offer_id, row["code"], row["code_as_written"]):
                 return None
-            return db.session.scalars(insert(Offer).values(row | {"id": offer_id}).returning(Offer)).one()
+            offer = db.session.scalars(insert(Offer).values(row | {"id": offer_id}).returning(Offer)).one()
+            counter = {"offer_id": offer_id, "max_redemptions": row["max_redemptions"]}
+            db.session.execute(insert(OfferCounter).values(counter))
+            return offer
     except IntegrityError as error:
         _raise_domain_error(error)
 
@@ -177,6 +180,7 @@ def _save_values(offer: Offer, values: OfferValues) -> None:
             replace_code(offer.code, row["code"], row["code_as_written"])
             for name, value in row.items():
                 setattr(offer, name, value)
+            offer.counter.max_redemptions = offer.max_redemptions
             offer.version += 1
             db.session.flush()
     except IntegrityError as error:

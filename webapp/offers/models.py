@@ -20,7 +20,7 @@ from sqlalchemy import (
     UniqueConstraint,
     func,
 )
-from sqlalchemy.orm import Mapped, mapped_column
+from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from webapp.core.errors import FieldError, InvalidInput
 from webapp.core.extensions import Model
@@ -58,8 +58,8 @@ class OfferValues:
 class Offer(Model):
     """An offer with its shared code.
 
-    `redeemed` is maintained only when there is a cap (`max_redemptions`). `code` is the current code; the table of
-    `OfferCode` contains it and all earlier ones.
+    `max_redemptions` is the cap; the counter has a copy of it. `code` is the current code; the table of `OfferCode`
+    contains it and all earlier ones.
     """
 
     __tablename__ = "offer"
@@ -78,12 +78,13 @@ class Offer(Model):
     audience_id: Mapped[int | None] = mapped_column(ForeignKey("audience.id"))
     personal_code_required: Mapped[bool] = mapped_column(server_default="false")
     max_redemptions: Mapped[int | None] = mapped_column(BigInteger)
-    redeemed: Mapped[int] = mapped_column(BigInteger, server_default="0")
     # Set by the first launch or redemption; from then on the discount and the code cannot be changed directly, and a
     # cap can neither be added nor removed.
     frozen_at: Mapped[datetime | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     version: Mapped[int] = mapped_column(server_default="1")
+    # Always joined: `redeemed` decides on the state.
+    counter: Mapped[OfferCounter] = relationship(lazy="joined", innerjoin=True)
 
     __table_args__ = (
         # Also makes the code unique among offers. A code that is replaced is replaced in the offer too.
@@ -101,9 +102,6 @@ class Offer(Model):
         ),
         CheckConstraint("ends_at is null or ends_at > starts_at", name="window"),
         CheckConstraint("max_redemptions is null or max_redemptions >= 1", name="cap"),
-        CheckConstraint("redeemed >= 0 and (max_redemptions is null or redeemed <= max_redemptions)", name="redeemed"),
-        # Leaves space in each page for HOT updates of the counter of a capped offer.
-        {"postgresql_with": {"fillfactor": 50}},
     )
 
     @property
@@ -112,6 +110,11 @@ class Offer(Model):
         if self.discount_type == "percent":
             return Discount("percent", percent=self.percent)
         return Discount("amount", amount=self.amount, currency=self.currency)
+
+    @property
+    def redeemed(self) -> int:
+        """The number of redemptions that count towards the cap; 0 without a cap."""
+        return self.counter.redeemed
 
     def values(self) -> OfferValues:
         """Return the current values of the offer."""
@@ -136,6 +139,25 @@ class Offer(Model):
         if self.max_redemptions is not None and self.redeemed >= self.max_redemptions:
             return "used_up"
         return "scheduled" if at < self.starts_at else "live"
+
+
+class OfferCounter(Model):
+    """The redemptions of an offer that count towards its cap: one row per offer.
+
+    `redeemed` is maintained only when there is a cap (`max_redemptions`), and compared with it in the same row. It is
+    not a column of `offer`, so that it can be distributed together with the redemptions (docs/operations/scaling.md).
+    """
+
+    __tablename__ = "offer_counter"
+    offer_id: Mapped[int] = mapped_column(ForeignKey("offer.id"), primary_key=True)
+    max_redemptions: Mapped[int | None] = mapped_column(BigInteger)
+    redeemed: Mapped[int] = mapped_column(BigInteger, server_default="0")
+
+    __table_args__ = (
+        CheckConstraint("redeemed >= 0 and (max_redemptions is null or redeemed <= max_redemptions)", name="redeemed"),
+        # Leaves space in each page for HOT updates of the counter.
+        {"postgresql_with": {"fillfactor": 50}},
+    )
 
 
 class OfferCode(Model):

@@ -6,10 +6,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import ColumnElement, and_, func, or_, select, true
+from sqlalchemy.orm import contains_eager
 
 from webapp.core.errors import InvalidInput
 from webapp.core.extensions import db
-from webapp.offers.models import Offer, OfferCode, OfferState, normalise_code
+from webapp.offers.models import Offer, OfferCode, OfferCounter, OfferState, normalise_code
+
+# Offers with their counters, for conditions on `OfferCounter`.
+SELECT_OFFERS = select(Offer).join(Offer.counter).options(contains_eager(Offer.counter))
+IS_BELOW_CAP = or_(OfferCounter.max_redemptions.is_(None), OfferCounter.redeemed < OfferCounter.max_redemptions)
 
 
 def find_offer(offer_id: int) -> Offer | None:
@@ -67,7 +72,7 @@ def list_codes_by_offer(offer_ids: Sequence[int]) -> dict[int, list[OfferCode]]:
 
 
 def lock_offer(offer_id: int) -> Offer | None:
-    """Load an offer and lock its row until the transaction ends.
+    """Load an offer and lock its row, then that of its counter, until the transaction ends.
 
     It replaces the values that the session has loaded before.
     """
@@ -90,7 +95,7 @@ def list_offers(
     :param before_id: return only older offers than this one.
     :param after_id: return the offers that precede this one in the list.
     """
-    statement = select(Offer).where(_search_condition(search), _state_condition(state))
+    statement = SELECT_OFFERS.where(_search_condition(search), _state_condition(state))
     if after_id is not None:
         newer = statement.where(Offer.id > after_id).order_by(Offer.id).limit(limit + 1)
         return list(db.session.scalars(newer))[::-1]
@@ -130,16 +135,15 @@ def _not_ended() -> ColumnElement[bool]:
 
 
 def _state_condition(state: OfferState | None) -> ColumnElement[Any]:
-    """Return the SQL equivalent of `Offer.state`."""
+    """Return the SQL equivalent of `Offer.state`, for `SELECT_OFFERS`."""
     not_ended_or_paused = and_(_not_ended(), Offer.paused_at.is_(None))
-    is_used_up = and_(Offer.max_redemptions.is_not(None), Offer.redeemed >= Offer.max_redemptions)
-    has_remaining = or_(Offer.max_redemptions.is_(None), Offer.redeemed < Offer.max_redemptions)
+    is_used_up = and_(OfferCounter.max_redemptions.is_not(None), OfferCounter.redeemed >= OfferCounter.max_redemptions)
     states: dict[OfferState | None, ColumnElement[Any]] = {
         None: true(),
         "ended": ~_not_ended(),
         "paused": and_(_not_ended(), Offer.paused_at.is_not(None)),
         "used_up": and_(not_ended_or_paused, is_used_up),
-        "scheduled": and_(not_ended_or_paused, has_remaining, Offer.starts_at > func.now()),
-        "live": and_(not_ended_or_paused, has_remaining, Offer.starts_at <= func.now()),
+        "scheduled": and_(not_ended_or_paused, IS_BELOW_CAP, Offer.starts_at > func.now()),
+        "live": and_(not_ended_or_paused, IS_BELOW_CAP, Offer.starts_at <= func.now()),
     }
     return states[state]

@@ -15,7 +15,7 @@ from webapp.campaigns.models import Campaign
 from webapp.core.extensions import db
 from webapp.customers.models import Customer, CustomerImport
 from webapp.offers import queries as offer_queries
-from webapp.offers.models import Offer
+from webapp.offers.models import Offer, OfferCounter
 from webapp.redemptions import address_limit, count_queries, guessing
 from webapp.redemptions.models import Redemption
 
@@ -123,8 +123,8 @@ def get_attention_list() -> AttentionList:
     soon, have a guessing alert, or are over the limit of customers per client address; and imports that failed in the
     last week.
     """
-    cap = func.coalesce(Offer.max_redemptions, 0)
-    nearly_used_up = _CURRENT_OFFERS.where(cap > 0, Offer.redeemed >= cap * CAP_WARNING_RATIO).order_by(
+    cap = func.coalesce(OfferCounter.max_redemptions, 0)
+    nearly_used_up = _CURRENT_OFFERS.where(cap > 0, OfferCounter.redeemed >= cap * CAP_WARNING_RATIO).order_by(
         Offer.ends_at, Offer.id
     )
     ending_soon = _CURRENT_OFFERS.where(Offer.ends_at <= func.now() + ENDS_SOON).order_by(Offer.ends_at, Offer.id)
@@ -142,7 +142,7 @@ def get_attention_list() -> AttentionList:
     )
 
 
-_CURRENT_OFFERS = select(Offer).where(
+_CURRENT_OFFERS = offer_queries.SELECT_OFFERS.where(
     Offer.starts_at <= func.now(), or_(Offer.ends_at.is_(None), Offer.ends_at > func.now()), Offer.paused_at.is_(None)
 )
 
@@ -168,8 +168,8 @@ def _list_uncertain_campaigns() -> list[tuple[Campaign, str, int]]:
 
 
 def _count_live_offers() -> int:
-    has_remaining = or_(Offer.max_redemptions.is_(None), Offer.redeemed < Offer.max_redemptions)
-    return db.session.scalar(select(func.count()).select_from(_CURRENT_OFFERS.where(has_remaining).subquery())) or 0
+    live_offers = _CURRENT_OFFERS.where(offer_queries.IS_BELOW_CAP).subquery()
+    return db.session.scalar(select(func.count()).select_from(live_offers)) or 0
 
 
 def _calculate_email_figures(since: datetime) -> tuple[int, float | None]:

@@ -186,8 +186,8 @@ def _raise_on_lock_timeout(indexes: Iterable[int]) -> Iterator[None]:
 
 
 # A customer who has redeemed gets no row, without a wait for a rollback that has not been committed yet: after it, a
-# repeat would redeem again. The lookups are scalar subqueries, so that the planner uses the indexes regardless of its
-# row estimates.
+# repeat would redeem again. There are no rows either while the offer is used up. The lookups are scalar subqueries, so
+# that the planner uses the indexes regardless of its row estimates.
 _INSERT_REDEMPTIONS = f"""
     insert into redemption (customer_id, offer_id, redeemed_at, channel, api_key_id, staff_user_id, order_id,
       order_amount, order_currency, discount_amount, order_metadata, idempotency_key, body_hash)
@@ -202,14 +202,19 @@ _INSERT_REDEMPTIONS = f"""
     ) is null and (
       select true from rollback b
       where b.offer_id = %(offer_id)s and {redemption_facts.SAME_REQUEST_AS_ROLLBACK} limit 1
-    ) is null
+    ) is null and coalesce(
+      (select redeemed < max_redemptions from offer_counter where offer_id = %(offer_id)s), true
+    )
     on conflict do nothing
     returning customer_id
     """  # noqa: S608
 _INCREMENT_REDEEMED = (
-    "update offer set redeemed = redeemed + %(n)s where id = %(offer_id)s and redeemed + %(n)s <= max_redemptions"
+    "update offer_counter set redeemed = redeemed + %(n)s "
+    "where offer_id = %(offer_id)s and redeemed + %(n)s <= max_redemptions"
 )
-_SELECT_REMAINING_FOR_UPDATE = text("select max_redemptions - redeemed from offer where id = :offer_id for update")
+_SELECT_REMAINING_FOR_UPDATE = text(
+    "select max_redemptions - redeemed from offer_counter where offer_id = :offer_id for update"
+)
 _DELETE_REDEMPTIONS = text("delete from redemption where offer_id = :offer_id and customer_id = any(:customer_ids)")
 
 
@@ -219,7 +224,8 @@ def _redeem_for_offer(
     """Insert all rows of one offer, then count them towards its cap.
 
     All rows have the time at which the requests were evaluated. The rows that exceed the cap are deleted. A request
-    whose row already existed or was rolled back gets no result: it is evaluated again in the next round.
+    gets no result if its row already existed or was rolled back, or if the offer was used up before: it is evaluated
+    again in the next round.
     """
     offer, redeemed_at = accepted[0].offer, accepted[0].facts.evaluated_at
     # Sorted to avoid deadlocks. The cap is assigned in order of arrival.

@@ -12,13 +12,14 @@ from sqlalchemy import text
 
 from webapp.core.extensions import db
 
+# `offer_counter` has a row for each offer. Subqueries of it can be distributed, unlike those of `offer` or `unnest`.
 _SELECT_COUNTS = text(
     """
-    select o.id,
-      coalesce((select n from redemption_total h where h.offer_id = o.id), 0)
+    select o.offer_id,
+      coalesce((select n from redemption_total h where h.offer_id = o.offer_id), 0)
       + (select count(*) from redemption r, redemption_tally t
-         where t.id = 1 and r.offer_id = o.id and r.redeemed_at >= t.counted_until) as n
-    from unnest(cast(:ids as bigint[])) as o(id)
+         where t.id = 1 and r.offer_id = o.offer_id and r.redeemed_at >= t.counted_until) as n
+    from offer_counter o where o.offer_id = any(:ids)
     """
 )
 
@@ -28,7 +29,8 @@ def count_redemptions(offer_ids: Sequence[int]) -> dict[int, int]:
 
     It is the sum of the counts so far and the rows since.
     """
-    return {offer_id: int(count) for offer_id, count in db.session.execute(_SELECT_COUNTS, {"ids": list(offer_ids)})}
+    rows = db.session.execute(_SELECT_COUNTS, {"ids": list(offer_ids)})
+    return dict.fromkeys(offer_ids, 0) | {offer_id: int(count) for offer_id, count in rows}
 
 
 def count_redemptions_per_day(offer_id: int | None, since: datetime, zone: str = "UTC") -> list[tuple[date, int]]:
@@ -45,12 +47,12 @@ def count_redemptions_per_day(offer_id: int | None, since: datetime, zone: str =
             select cast(hour at time zone :zone as date) as day, sum(n) from (
               select h.hour, h.n from {hours} h.hour >= :since
               union all
-              select rest.hour, rest.n from offer o, redemption_tally t, lateral (
+              select rest.hour, rest.n from offer_counter o, redemption_tally t, lateral (
                 select date_trunc('hour', r.redeemed_at, 'UTC') as hour, count(*) as n from redemption r
-                where r.offer_id = o.id and r.redeemed_at >= greatest(t.counted_until, :since)
+                where r.offer_id = o.offer_id and r.redeemed_at >= greatest(t.counted_until, :since)
                 group by 1
               ) rest
-              where t.id = 1 {"and o.id = :offer_id" if offer_id else ""}
+              where t.id = 1 {"and o.offer_id = :offer_id" if offer_id else ""}
             ) every
             group by 1 having sum(n) > 0 order by 1
             """  # noqa: S608

@@ -22,6 +22,10 @@ from webapp.redemptions.rules import (
     find_replayed_redemption,
 )
 
+# Offers that were used up when they were last looked up, in this process. Requests for them are looked up in the first
+# round too: a refusal then takes the same statements for every email, and no insert. The outcome does not depend on it.
+_used_up_offer_ids: set[int] = set()
+
 
 @dataclass(frozen=True, slots=True)
 class AcceptedRequest:
@@ -57,7 +61,7 @@ def evaluate_requests(
     """Evaluate each request; return the results by index, in order of arrival.
 
     In the first round, requests that are accepted without regard to earlier redemptions are not looked up: most
-    customers have none, and the insert leaves out those who have.
+    customers have none, and the insert leaves out those who have, and all requests for an offer that is used up.
     """
     all_facts = dict(
         zip(requests, redemption_facts.load_facts_without_redemptions(list(requests.values()), connection), strict=True)
@@ -65,6 +69,8 @@ def evaluate_requests(
     evaluations: dict[int, AcceptedRequest | RedemptionRecord | DomainError] = {}
     if is_first_round:
         for index, facts in all_facts.items():
+            if facts.offer is not None and facts.offer.id in _used_up_offer_ids:
+                continue
             with suppress(DomainError):
                 evaluations[index] = accept_request(index, requests[index], facts)
     rest = [index for index in requests if index not in evaluations]
@@ -72,6 +78,7 @@ def evaluate_requests(
         [requests[index] for index in rest], [all_facts[index] for index in rest], connection
     )
     for index, facts in zip(rest, rest_facts, strict=True):
+        _remember_whether_used_up(facts.offer)
         try:
             evaluations[index] = _evaluate_request(index, requests[index], facts, secret)
         except DomainError as error:
@@ -86,6 +93,20 @@ def _evaluate_request(
     if replayed is not None:
         return build_redemption_record(facts, replayed, secret, is_replay=True)
     return accept_request(index, request, facts)
+
+
+def _remember_whether_used_up(offer: OfferFacts | None) -> None:
+    if offer is None:
+        return
+    if offer.max_redemptions is not None and offer.redeemed >= offer.max_redemptions:
+        _used_up_offer_ids.add(offer.id)
+    else:
+        _used_up_offer_ids.discard(offer.id)
+
+
+def forget_used_up_offers() -> None:
+    """Forget which offers were used up, for another database."""
+    _used_up_offer_ids.clear()
 
 
 def build_redemption_record(

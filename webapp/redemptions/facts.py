@@ -24,7 +24,7 @@ ROLLBACK_COLUMNS = "rolled_back_at, rolled_back_by, reason"
 ROW_FIELDS = [name.strip() for name in f"{REDEMPTION_COLUMNS}, {ROLLBACK_COLUMNS}".split(",")]  # no translation
 _OFFER_COLUMNS = (
     "id, code_as_written, name, discount_type, percent, amount, currency, starts_at, ends_at, time_zone, "
-    "paused_at, audience_id, personal_code_required, max_redemptions, redeemed, frozen_at"
+    "paused_at, audience_id, personal_code_required, max_redemptions, frozen_at"
 )
 
 # Whether the row `b` of `rollback` was made by the request `t`: it has the same Idempotency-Key or, without a key, the
@@ -41,8 +41,8 @@ def _qualify_columns(alias: str, columns: str) -> str:
 
 # Every lookup is lateral with a limit, so that the planner uses the index even while its statistics of a growing table
 # are out of date. For speed, columns are read by position: those of the offer, then nine of the request and the
-# customer. The time is the same for all requests. Redemptions are not joined: a statement reads either them or what
-# staff edit, so that they can be distributed (docs/operations/scaling.md).
+# customer. The time is the same for all requests. Redemptions and counters are not joined: a statement reads either
+# them or what staff edit, so that they can be distributed (docs/operations/scaling.md).
 _SELECT_OFFERS_AND_CUSTOMERS = f"""
     select {_qualify_columns("o", _OFFER_COLUMNS)},
       statement_timestamp(), t.suffix, k.match_rank, k.closed, c.id, c.email_as_given, c.locale,
@@ -69,13 +69,16 @@ _SELECT_OFFERS_AND_CUSTOMERS = f"""
     ) m on true
     order by t.n
     """  # noqa: S608
-# Both lookups are for one offer: if the tables are distributed by offer, the statement goes to one node. The rows are
-# read as JSON, because most requests have neither.
+# All lookups are for one offer: if the tables are distributed by offer, the statement goes to one node. Redemptions are
+# read as JSON, because most requests have none.
 _SELECT_REDEMPTIONS_OF_OFFER = f"""
-    select t.n, row_to_json(r), row_to_json(b)
+    select t.n, counter.max_redemptions, counter.redeemed, row_to_json(r), row_to_json(b)
     from json_to_recordset(cast(%(requests)s as json)) as t(
       n int, customer_id bigint, api_key_id bigint, idempotency_key text, order_id text
     )
+    left join lateral (
+      select max_redemptions, redeemed from offer_counter where offer_id = %(offer_id)s limit 1
+    ) counter on true
     left join lateral (
       select * from redemption where offer_id = %(offer_id)s and customer_id = t.customer_id limit 1
     ) r on true
@@ -84,9 +87,10 @@ _SELECT_REDEMPTIONS_OF_OFFER = f"""
       where offer_id = %(offer_id)s and {SAME_REQUEST_AS_ROLLBACK} order by redeemed_at desc limit 1
     ) b on true
     """  # noqa: S608
-_SELECT_REDEMPTIONS_OF_CUSTOMER = text(
-    "select r.offer_id, row_to_json(r) from redemption r "
-    "where r.customer_id = :customer_id and r.offer_id = any(:offer_ids)"
+_SELECT_COUNTERS_AND_REDEMPTIONS_OF_CUSTOMER = text(
+    "select o.offer_id, o.max_redemptions, o.redeemed, row_to_json(r) from offer_counter o "
+    "left join redemption r on r.offer_id = o.offer_id and r.customer_id = :customer_id "
+    "where o.offer_id = any(:offer_ids)"
 )
 _OFFER_COLUMN_COUNT = len(_OFFER_COLUMNS.split(","))
 
@@ -102,7 +106,7 @@ def load_facts(requests: Sequence[RedemptionRequest], connection: Connection | N
 def load_facts_without_redemptions(
     requests: Sequence[RedemptionRequest], connection: Connection | None = None
 ) -> list[RedemptionFacts]:
-    """Load the facts about each request as if no customer had redeemed, in order; `add_redemptions` adds the rest.
+    """Load the facts about each request as if no offer had been redeemed, in order; `add_redemptions` adds the rest.
 
     The statement is the same for all requests, and so is `evaluated_at`.
 
@@ -117,7 +121,9 @@ def load_facts_without_redemptions(
 def add_redemptions(
     requests: Sequence[RedemptionRequest], facts: Sequence[RedemptionFacts], connection: Connection | None = None
 ) -> list[RedemptionFacts]:
-    """Return the facts with the redemptions of their customers, current and rolled back; one statement per offer.
+    """Return the facts with the redemptions of their customers, current and rolled back, and with the counters.
+
+    One statement per offer.
 
     :param facts: the facts about each request without redemptions, in the same order.
     :param connection: the connection to use; by default that of the session.
@@ -139,13 +145,20 @@ def add_redemptions(
     for offer_id, values in values_by_offer.items():
         parameters = {"offer_id": offer_id, "requests": json.dumps(values)}
         rows = (connection or db.session.connection()).exec_driver_sql(_SELECT_REDEMPTIONS_OF_OFFER, parameters)
-        for index, current, rolled_back in rows:
+        for index, max_redemptions, redeemed, current, rolled_back in rows:
             result[index] = dataclasses.replace(
-                result[index],
+                _with_counter(result[index], max_redemptions, redeemed),
                 redemption=_row_from_json(current),
                 rolled_back_redemption=_row_from_json(rolled_back),
             )
     return result
+
+
+def _with_counter(facts: RedemptionFacts, max_redemptions: int | None, redeemed: int) -> RedemptionFacts:
+    if facts.offer is None:
+        raise RuntimeError("a counter belongs to an offer")
+    offer = dataclasses.replace(facts.offer, max_redemptions=max_redemptions, redeemed=redeemed)
+    return dataclasses.replace(facts, offer=offer)
 
 
 def _lookup_values(index: int, request: RedemptionRequest) -> dict[str, str | int | None]:
@@ -203,7 +216,6 @@ def _build_offer_facts(row: tuple[Any, ...]) -> OfferFacts:
         audience_id,
         personal_code_required,
         max_redemptions,
-        redeemed,
         frozen_at,
     ) = row[:_OFFER_COLUMN_COUNT]
     return OfferFacts(
@@ -218,7 +230,7 @@ def _build_offer_facts(row: tuple[Any, ...]) -> OfferFacts:
         audience_id=audience_id,
         personal_code_required=personal_code_required,
         max_redemptions=max_redemptions,
-        redeemed=redeemed,
+        redeemed=0,
         is_frozen=frozen_at is not None,
     )
 
@@ -281,8 +293,10 @@ def load_current_offer_facts(customer_id: int) -> list[RedemptionFacts]:
         return []
     requests = [RedemptionRequest(channel="api", offer_id=offer_id, customer_id=customer_id) for offer_id in offer_ids]
     values = {"customer_id": customer_id, "offer_ids": offer_ids}
-    rows = dict(tuple(row) for row in db.session.execute(_SELECT_REDEMPTIONS_OF_CUSTOMER, values))
-    return [
-        dataclasses.replace(facts, redemption=_row_from_json(rows.get(offer_id)))
-        for offer_id, facts in zip(offer_ids, load_facts_without_redemptions(requests), strict=True)
-    ]
+    rows = {row.offer_id: row for row in db.session.execute(_SELECT_COUNTERS_AND_REDEMPTIONS_OF_CUSTOMER, values)}
+    result = []
+    for offer_id, facts in zip(offer_ids, load_facts_without_redemptions(requests), strict=True):
+        _, max_redemptions, redeemed, redemption = rows[offer_id]
+        facts = _with_counter(facts, max_redemptions, redeemed)
+        result.append(dataclasses.replace(facts, redemption=_row_from_json(redemption)))
+    return result

@@ -11,25 +11,33 @@ HOURLY_COUNTS_LOCK = "hashtext('onecode.redemption_tally')"
 _LOCK_HOURLY_COUNTS = text(f"select pg_advisory_xact_lock({HOURLY_COUNTS_LOCK})")
 
 
-_INSERT_HOURLY_COUNTS = text(
+# The driving table has a row for each offer, so that the planner uses the index by offer, and all is counted where the
+# redemptions are if the tables are distributed.
+_INSERT_HOURS_BY_OFFER = text(
     """
-    with counted as (
-      select o.id as offer_id, counted.hour, counted.n
-      from offer o, redemption_tally t,
-      lateral (
-        select date_trunc('hour', r.redeemed_at, 'UTC') as hour, count(*) as n from redemption r
-        where r.offer_id = o.id and r.redeemed_at >= t.counted_until and r.redeemed_at < :until
-        group by 1
-      ) counted
-      where t.id = 1
-    ), by_offer as (
-      insert into redemption_total (offer_id, n) select offer_id, sum(n) from counted group by 1
-      on conflict (offer_id) do update set n = redemption_total.n + excluded.n
-    ), by_hour as (
-      insert into hour_total (hour, n) select hour, sum(n) from counted group by 1
-    )
-    insert into redemption_hour (offer_id, hour, n) select offer_id, hour, n from counted
+    insert into redemption_hour (offer_id, hour, n)
+    select o.offer_id, counted.hour, counted.n
+    from offer_counter o, redemption_tally t, lateral (
+      select date_trunc('hour', r.redeemed_at, 'UTC') as hour, count(*) as n from redemption r
+      where r.offer_id = o.offer_id and r.redeemed_at >= t.counted_until and r.redeemed_at < :until
+      group by 1
+    ) counted
+    where t.id = 1
     """
+)
+_NEW_HOURS = """
+    offer_counter o, redemption_tally t, lateral (
+      select h.hour, h.n from redemption_hour h
+      where h.offer_id = o.offer_id and h.hour >= t.counted_until and h.hour < :until
+    ) counted
+    where t.id = 1
+    """
+_ADD_TO_TOTALS = (
+    text(
+        f"insert into redemption_total (offer_id, n) select o.offer_id, sum(counted.n) from {_NEW_HOURS} group by 1 "  # noqa: S608
+        "on conflict (offer_id) do update set n = redemption_total.n + excluded.n"
+    ),
+    text(f"insert into hour_total (hour, n) select counted.hour, sum(counted.n) from {_NEW_HOURS} group by 1"),  # noqa: S608
 )
 _SELECT_COUNT_UNTIL = text("select date_trunc('hour', now() - interval '5 minutes', 'UTC')")
 _ADVANCE_COUNTED_UNTIL = text("update redemption_tally set counted_until = :until where id = 1")
@@ -43,6 +51,7 @@ def update_hourly_counts() -> None:
     until = db.session.execute(_SELECT_COUNT_UNTIL).scalar_one()
     db.session.execute(_LOCK_HOURLY_COUNTS)
     if db.session.execute(text("select counted_until < :until from redemption_tally"), {"until": until}).scalar():
-        db.session.execute(_INSERT_HOURLY_COUNTS, {"until": until})
+        for statement in (_INSERT_HOURS_BY_OFFER, *_ADD_TO_TOTALS):
+            db.session.execute(statement, {"until": until})
         db.session.execute(_ADVANCE_COUNTED_UNTIL, {"until": until})
     db.session.commit()

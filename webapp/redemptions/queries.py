@@ -256,11 +256,12 @@ def _newest_per_offer_sql(where: str) -> str:
     No other offer can be on the page.
     """
     newest_of_offer = (
-        f"select * from redemption x where x.offer_id = {{}}.id{where} order by x.redeemed_at desc, x.customer_id desc"  # noqa: S608
+        f"select * from redemption x where x.offer_id = {{}}.offer_id{where} "  # noqa: S608
+        "order by x.redeemed_at desc, x.customer_id desc"
     )
     return f"""(
-      select o.id from offer o cross join lateral ({newest_of_offer.format("o")} limit 1) x
-      order by x.redeemed_at desc, x.customer_id desc, o.id desc limit :limit
+      select o.offer_id from offer_counter o cross join lateral ({newest_of_offer.format("o")} limit 1) x
+      order by x.redeemed_at desc, x.customer_id desc, o.offer_id desc limit :limit
     ) each cross join lateral ({newest_of_offer.format("each")} limit :limit) x"""  # noqa: S608
 
 

@@ -20,10 +20,11 @@ ROWS_PER_STEP = 1000
 # One index probe per offer.
 _SELECT_DUE_OFFERS = text(
     """
-    select o.id from offer o left join redemption_retention t on t.offer_id = o.id
+    select o.offer_id from offer_counter o left join redemption_retention t on t.offer_id = o.offer_id
     where exists (
       select from redemption r
-      where r.offer_id = o.id and r.redeemed_at >= coalesce(t.cleared_until, '-infinity') and r.redeemed_at < :cutoff
+      where r.offer_id = o.offer_id and r.redeemed_at < :cutoff
+        and r.redeemed_at >= coalesce(t.cleared_until, '-infinity')
     )
     """
 )
@@ -82,9 +83,9 @@ _COUNT_DUE = text(
     f"""
     select count(*) from (
       (
-        select from offer o left join redemption_retention t on t.offer_id = o.id cross join lateral (
+        select from offer_counter o left join redemption_retention t on t.offer_id = o.offer_id cross join lateral (
           select from redemption r
-          where r.offer_id = o.id and r.redeemed_at < :cutoff
+          where r.offer_id = o.offer_id and r.redeemed_at < :cutoff
             and r.redeemed_at >= coalesce(t.cleared_until, '-infinity')
           limit :limit
         ) old

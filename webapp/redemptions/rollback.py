@@ -35,7 +35,7 @@ _MOVE_TO_ROLLBACK = text(
     """
 )
 _DECREMENT_REDEEMED = text(
-    "update offer set redeemed = redeemed - 1 where id = :offer_id and max_redemptions is not null"
+    "update offer_counter set redeemed = redeemed - 1 where offer_id = :offer_id and max_redemptions is not null"
 )
 _DECREMENT_HOUR = text("update redemption_hour set n = n - 1 where offer_id = :offer_id and hour = :hour")
 _DECREMENT_TOTALS = (

@@ -135,7 +135,10 @@ def test_an_invalid_time_is_rejected_at_its_field(draft: Campaign, at: datetime,
     [
         ("paused_at = now()", "This offer is paused"),
         ("ends_at = now() - interval '1 hour'", "This offer has ended"),
-        ("max_redemptions = 1, redeemed = 1", "This offer has reached its limit"),
+        (
+            "max_redemptions = 1; update offer_counter set max_redemptions = 1, redeemed = 1",
+            "This offer has reached its limit",
+        ),
     ],
 )
 def test_a_campaign_that_cannot_start_is_paused_with_the_reason(draft: Campaign, edit: str, reason: str) -> None:
@@ -150,7 +153,8 @@ def test_a_campaign_that_cannot_start_is_paused_with_the_reason(draft: Campaign,
     assert reload(draft).status == "paused"
     entry = db.session.scalars(select(AuditEntry).where(AuditEntry.action == "campaign.not_started")).one()
     assert (entry.actor, entry.subject, list(entry.detail or {})) == ("mia", str(draft.id), ["reason"])
-    db.session.execute(text("update offer set paused_at = null, ends_at = null, max_redemptions = null, redeemed = 0"))
+    db.session.execute(text("update offer set paused_at = null, ends_at = null, max_redemptions = null"))
+    db.session.execute(text("update offer_counter set max_redemptions = null, redeemed = 0"))
     db.session.commit()
     resumed = transitions.resume_campaign(draft.id, "tom")
     assert (resumed.status, resumed.pause_reason, resumed.launched_at is None) == ("preparing", None, False)

@@ -22,7 +22,8 @@ DATA_QUERIES = (
     "select email, email_as_given, name, locale, source_id, created_at from customer",
     "select a.name, c.email, m.joined_at from audience_member m join audience a on a.id = m.audience_id"
     " join customer c on c.id = m.customer_id",
-    "select code, name, starts_at, ends_at, redeemed, frozen_at, paused_at, version from offer",
+    "select code, name, starts_at, ends_at, redeemed, frozen_at, paused_at, version"
+    " from offer join offer_counter on offer_id = id",
     "select code, created_at, closed_at from offer_code",
     "select o.code, c.email, r.redeemed_at, rolled_back_at, rolled_back_by, reason"
     " from rollback r join offer o on o.id = r.offer_id join customer c on c.id = r.customer_id",

@@ -46,7 +46,8 @@ class PopulatedDatabase:
         with self.connect() as connection:
             rows = connection.execute(
                 "select c.email, o.redeemed from redemption r join customer c on c.id = r.customer_id "
-                "join offer o on o.id = r.offer_id where o.code = %s",
+                "join offer on offer.id = r.offer_id join offer_counter o on o.offer_id = offer.id "
+                "where offer.code = %s",
                 [code],
             ).fetchall()
         assert {counter for _, counter in rows} == {len(rows)}
