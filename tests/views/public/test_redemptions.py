@@ -321,6 +321,10 @@ def test_repeated_attempts_for_one_email_are_throttled(client: FlaskClient, make
 
 
 def test_one_ip_address_has_sixty_attempts_per_minute(client: FlaskClient) -> None:
-    status_codes = [post(client, "WINTER", f"c{n}@example.com").status_code for n in range(61)]
+    status_codes = [post(client, "WINTER", "c@example.com").status_code]
+    # So that the minute does not end before the last attempt, however slow the machine is.
+    db.session.execute(text("update rate_hit set expires_at = expires_at + interval '1 hour'"))
+    db.session.commit()
+    status_codes += [post(client, "WINTER", f"c{n}@example.com").status_code for n in range(60)]
 
     assert status_codes == [404] * 60 + [429]
