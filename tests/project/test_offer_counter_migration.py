@@ -32,7 +32,7 @@ def test_counters_are_kept_in_both_directions(
     for code, cap, redeemed in (("FREE", None, 0), ("CAPPED", 5, 3), ("UNUSED", 9, 0)):
         make_offer(code, max_redemptions=cap, redeemed=redeemed)
 
-    downgrade_to("0021")
+    downgrade_to("0022")
     earlier = db.session.execute(text("select code, max_redemptions, redeemed from offer order by id")).all()
     db.session.execute(text("update offer set redeemed = 4 where code = 'CAPPED'"))
     db.session.commit()

@@ -48,7 +48,7 @@ def test_ids_continue_after_the_upgrade_and_the_downgrade(
 ) -> None:
     first = make_offer("FIRST").id
 
-    downgrade_to("0020")
+    downgrade_to("0021")
     second = insert_earlier_offer("SECOND")
     db.session.remove()
     flask_migrate.upgrade()
@@ -62,7 +62,7 @@ def test_the_downgrade_checks_codes_at_the_commit_again(
 ) -> None:
     make_offer("FIRST")
 
-    downgrade_to("0020")
+    downgrade_to("0021")
 
     constraints = db.session.execute(
         text("select conname, condeferred from pg_constraint where conname like 'fk_offer%code%' order by 1")

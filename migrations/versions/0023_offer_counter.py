@@ -7,8 +7,8 @@ previous release count in `offer`.
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0022"
-down_revision = "0021"
+revision = "0023"
+down_revision = "0022"
 
 CHECK = "redeemed >= 0 and (max_redemptions is null or redeemed <= max_redemptions)"
 

@@ -7,8 +7,8 @@ those of the previous release insert the offer before its code.
 
 from alembic import op
 
-revision = "0021"
-down_revision = "0020"
+revision = "0022"
+down_revision = "0021"
 
 COLUMNS = (["id", "code", "code_as_written"], ["offer_id", "code", "code_as_written"])
 
