@@ -94,7 +94,7 @@ def _open_file(folder: Path, server: str, layout: str) -> int:
     name after each update.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    prefix = hashlib.sha256(f"{socket.gethostname()} {server}".encode()).hexdigest()[:16]
+    prefix = hashlib.sha256(f"{socket.gethostname()}\n{server}".encode()).hexdigest()[:16]
     name = f"{prefix}-{hashlib.sha256(layout.encode()).hexdigest()[:16]}"
     file = os.open(folder / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     os.utime(file)
