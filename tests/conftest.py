@@ -1,7 +1,8 @@
 """Fixtures: a server for each run, a database for each process, empty tables.
 
 `TEST_DATABASE_URL` names the server to use; its user must be allowed to create databases. Without it, an embedded
-server is started in a temporary folder and stopped at the end.
+server is started in a temporary folder and stopped at the end. `CITUS_URL` names the coordinator of a Citus cluster, on
+which the tables are distributed (docs/operations/scaling.md).
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from flask.testing import FlaskClient
 from sqlalchemy import select
 
 from local import postgresql as embedded_postgresql
-from tests.support import program, smtp_relay, watchdog
+from tests.support import citus, program, smtp_relay, watchdog
 from tests.support.chromium import find_chromium
 from tests.support.databases import drop_template, migrated_database
 from tests.support.sessions import start_session
@@ -83,6 +84,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def _start_server(config: pytest.Config) -> None:
+    if citus.is_used():
+        os.environ["TEST_DATABASE_URL"] = os.environ[citus.CITUS_VARIABLE]
     if os.environ.get("TEST_DATABASE_URL"):
         return
     folder = Path(os.environ[watchdog.RUN_VARIABLE])

@@ -230,8 +230,10 @@ _SELECT_REDEMPTION_METRICS = text(
     """
     select
       (select coalesce(sum(n), 0) from hour_total) + (
-        select coalesce(sum(rest.n), 0) from offer_counter o, redemption_tally t, lateral (
-          select count(*) as n from redemption r where r.offer_id = o.offer_id and r.redeemed_at >= t.counted_until
+        select coalesce(sum(rest.n), 0) from offer_counter o cross join lateral (
+          select count(*) as n from redemption r
+          where r.offer_id = o.offer_id
+            and r.redeemed_at >= (select counted_until from redemption_tally where id = 1)
         ) rest
       ) as redemption_count,
       (select count(*) from rollback) as rollback_count,

@@ -40,19 +40,21 @@ def count_redemptions_per_day(offer_id: int | None, since: datetime, zone: str =
     the days end half an hour off.
     """
     hours = "redemption_hour h where h.offer_id = :offer_id and" if offer_id else "hour_total h where"
-    # Lateral, so that the planner uses the index regardless of its row estimates.
+    # Lateral, so that the planner uses the index regardless of its row estimates. A lateral subquery with a group is
+    # distributed only if it refers to no table but `offer_counter`.
     rows = db.session.execute(
         text(
             f"""
             select cast(hour at time zone :zone as date) as day, sum(n) from (
               select h.hour, h.n from {hours} h.hour >= :since
               union all
-              select rest.hour, rest.n from offer_counter o, redemption_tally t, lateral (
+              select rest.hour, rest.n from offer_counter o cross join lateral (
                 select date_trunc('hour', r.redeemed_at, 'UTC') as hour, count(*) as n from redemption r
-                where r.offer_id = o.offer_id and r.redeemed_at >= greatest(t.counted_until, :since)
+                where r.offer_id = o.offer_id
+                  and r.redeemed_at >= greatest((select counted_until from redemption_tally where id = 1), :since)
                 group by 1
               ) rest
-              where t.id = 1 {"and o.offer_id = :offer_id" if offer_id else ""}
+              {"where o.offer_id = :offer_id" if offer_id else ""}
             ) every
             group by 1 having sum(n) > 0 order by 1
             """  # noqa: S608

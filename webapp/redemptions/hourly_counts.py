@@ -12,26 +12,26 @@ _LOCK_HOURLY_COUNTS = text(f"select pg_advisory_xact_lock({HOURLY_COUNTS_LOCK})"
 
 
 # The driving table has a row for each offer, so that the planner uses the index by offer, and all is counted where the
-# redemptions are if the tables are distributed.
+# redemptions are if the tables are distributed. Then a lateral subquery with a group can refer to no other table, so
+# that `counted_until` is a subquery of its own.
+_COUNTED_UNTIL = "(select counted_until from redemption_tally where id = 1)"
 _INSERT_HOURS_BY_OFFER = text(
-    """
+    f"""
     insert into redemption_hour (offer_id, hour, n)
     select o.offer_id, counted.hour, counted.n
-    from offer_counter o, redemption_tally t, lateral (
+    from offer_counter o cross join lateral (
       select date_trunc('hour', r.redeemed_at, 'UTC') as hour, count(*) as n from redemption r
-      where r.offer_id = o.offer_id and r.redeemed_at >= t.counted_until and r.redeemed_at < :until
+      where r.offer_id = o.offer_id and r.redeemed_at >= {_COUNTED_UNTIL} and r.redeemed_at < :until
       group by 1
     ) counted
-    where t.id = 1
-    """
+    """  # noqa: S608
 )
-_NEW_HOURS = """
-    offer_counter o, redemption_tally t, lateral (
+_NEW_HOURS = f"""
+    offer_counter o cross join lateral (
       select h.hour, h.n from redemption_hour h
-      where h.offer_id = o.offer_id and h.hour >= t.counted_until and h.hour < :until
+      where h.offer_id = o.offer_id and h.hour >= {_COUNTED_UNTIL} and h.hour < :until
     ) counted
-    where t.id = 1
-    """
+    """  # noqa: S608
 _ADD_TO_TOTALS = (
     text(
         f"insert into redemption_total (offer_id, n) select o.offer_id, sum(counted.n) from {_NEW_HOURS} group by 1 "  # noqa: S608

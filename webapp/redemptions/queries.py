@@ -253,16 +253,18 @@ def list_redemptions(
 def _newest_per_offer_sql(where: str) -> str:
     """Build the SQL for the newest redemptions of the offers that have them.
 
-    No other offer can be on the page.
+    No other offer can be on the page. The ids are an array, because a lateral subquery with a limit is distributed only
+    if it refers to no other subquery.
     """
     newest_of_offer = (
         f"select * from redemption x where x.offer_id = {{}}.offer_id{where} "  # noqa: S608
         "order by x.redeemed_at desc, x.customer_id desc"
     )
-    return f"""(
+    return f"""offer_counter each cross join lateral ({newest_of_offer.format("each")} limit :limit) x
+    where each.offer_id = any(array(
       select o.offer_id from offer_counter o cross join lateral ({newest_of_offer.format("o")} limit 1) x
       order by x.redeemed_at desc, x.customer_id desc, o.offer_id desc limit :limit
-    ) each cross join lateral ({newest_of_offer.format("each")} limit :limit) x"""  # noqa: S608
+    ))"""  # noqa: S608
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,7 @@ _SELECT_DUE_OFFERS = text(
 )
 # Rows that another transaction has locked are skipped: it erases them or moves them to `rollback`, unless it fails. The
 # next run therefore starts with the first of them.
-_CLEAR_REDEMPTIONS = text(
+_LOCK_DUE_REDEMPTIONS = text(
     f"""
     with due as (
       select r.customer_id, r.redeemed_at from redemption r
@@ -44,38 +44,50 @@ _CLEAR_REDEMPTIONS = text(
       where r.offer_id = :offer_id and {REDEMPTION_HAS_ERASABLE_DATA}
       for update of r skip locked
     ),
-    cleared as (
-      update redemption r set order_metadata = null, idempotency_key = null, body_hash = null
-      from filled where r.offer_id = :offer_id and r.customer_id = filled.customer_id
-      returning r.customer_id
-    ),
     skipped as (
       select min(redeemed_at) as first from due join redemption r using (customer_id, redeemed_at)
       where r.offer_id = :offer_id and {REDEMPTION_HAS_ERASABLE_DATA}
         and customer_id not in (select customer_id from filled)
-    ),
-    progress as (
-      insert into redemption_retention as known (offer_id, cleared_until)
-      select :offer_id, coalesce(
+    )
+    select count(*) as found, array(select customer_id from filled) as customer_ids,
+      (select first is not null from skipped) as has_skipped,
+      coalesce(
         (select first from skipped),
         case when count(*) < :rows then :cutoff else max(redeemed_at) + interval '1 microsecond' end
-      )
-      from due
-      on conflict (offer_id) do update set cleared_until = greatest(known.cleared_until, excluded.cleared_until)
-    )
-    select (select count(*) from due) as found, (select count(*) from cleared) as cleared,
-      (select first is not null from skipped) as has_skipped
+      ) as cleared_until
+    from due
+    """  # noqa: S608
+)
+_CLEAR_REDEMPTIONS = text(
+    """
+    update redemption set order_metadata = null, idempotency_key = null, body_hash = null
+    where offer_id = :offer_id and customer_id = any(:customer_ids)
+    """
+)
+_RECORD_PROGRESS = text(
+    """
+    insert into redemption_retention as known (offer_id, cleared_until) values (:offer_id, :cleared_until)
+    on conflict (offer_id) do update set cleared_until = greatest(known.cleared_until, excluded.cleared_until)
+    """
+)
+_SELECT_DUE_ROLLBACKS = text(
+    f"""
+    select offer_id, customer_id, redeemed_at from rollback
+    where rolled_back_at < :cutoff and ({ROLLBACK_HAS_ERASABLE_DATA})
+    order by rolled_back_at limit :rows
     """  # noqa: S608
 )
 _CLEAR_ROLLBACKS = text(
     f"""
     with due as (
-      select customer_id, offer_id, redeemed_at from rollback
-      where rolled_back_at < :cutoff and ({ROLLBACK_HAS_ERASABLE_DATA})
-      order by rolled_back_at limit :rows for update skip locked
+      select customer_id, redeemed_at from rollback
+      where offer_id = :offer_id and ({ROLLBACK_HAS_ERASABLE_DATA}) and (customer_id, redeemed_at) in (
+        select * from unnest(cast(:customer_ids as bigint[]), cast(:times as timestamptz[]))
+      )
+      for update skip locked
     )
     update rollback b set order_metadata = null, idempotency_key = null, body_hash = null, reason = :reason
-    from due where (b.customer_id, b.offer_id, b.redeemed_at) = (due.customer_id, due.offer_id, due.redeemed_at)
+    from due where b.offer_id = :offer_id and (b.customer_id, b.redeemed_at) = (due.customer_id, due.redeemed_at)
     returning 1
     """  # noqa: S608
 )
@@ -83,8 +95,8 @@ _COUNT_DUE = text(
     f"""
     select count(*) from (
       (
-        select from offer_counter o left join redemption_retention t on t.offer_id = o.offer_id cross join lateral (
-          select from redemption r
+        select 1 from offer_counter o left join redemption_retention t on t.offer_id = o.offer_id cross join lateral (
+          select 1 from redemption r
           where r.offer_id = o.offer_id and r.redeemed_at < :cutoff
             and r.redeemed_at >= coalesce(t.cleared_until, '-infinity')
           limit :limit
@@ -92,7 +104,7 @@ _COUNT_DUE = text(
         limit :limit
       )
       union all
-      (select from rollback where rolled_back_at < :cutoff and ({ROLLBACK_HAS_ERASABLE_DATA}) limit :limit)
+      (select 1 from rollback where rolled_back_at < :cutoff and ({ROLLBACK_HAS_ERASABLE_DATA}) limit :limit)
       limit :limit
     ) due
     """  # noqa: S608
@@ -109,15 +121,30 @@ def clear_old_redemption_data(days: int) -> Iterator[int]:
         found = ROWS_PER_STEP
         while found >= ROWS_PER_STEP:
             values = {"offer_id": offer_id, "cutoff": cutoff, "rows": ROWS_PER_STEP}
-            found, cleared, has_skipped = db.session.execute(_CLEAR_REDEMPTIONS, values).one()
-            yield cleared
+            found, customer_ids, has_skipped, cleared_until = db.session.execute(_LOCK_DUE_REDEMPTIONS, values).one()
+            if customer_ids:
+                db.session.execute(_CLEAR_REDEMPTIONS, {"offer_id": offer_id, "customer_ids": customer_ids})
+            db.session.execute(_RECORD_PROGRESS, {"offer_id": offer_id, "cleared_until": cleared_until})
+            yield len(customer_ids)
             if has_skipped:
                 break
     cleared = ROWS_PER_STEP
     while cleared >= ROWS_PER_STEP:
-        values = {"cutoff": cutoff, "rows": ROWS_PER_STEP, "reason": EXPIRED_REASON}
-        cleared = len(db.session.execute(_CLEAR_ROLLBACKS, values).all())
+        cleared = _clear_due_rollbacks(cutoff)
         yield cleared
+
+
+def _clear_due_rollbacks(cutoff: datetime) -> int:
+    """Clear one step of rollbacks, those of each offer in one statement; return their number."""
+    keys_by_offer: dict[int, list[tuple[int, datetime]]] = {}
+    for offer_id, *key in db.session.execute(_SELECT_DUE_ROLLBACKS, {"cutoff": cutoff, "rows": ROWS_PER_STEP}):
+        keys_by_offer.setdefault(offer_id, []).append((key[0], key[1]))
+    cleared = 0
+    for offer_id, keys in keys_by_offer.items():
+        customer_ids, times = map(list, zip(*keys, strict=True))
+        values = {"offer_id": offer_id, "customer_ids": customer_ids, "times": times, "reason": EXPIRED_REASON}
+        cleared += len(db.session.execute(_CLEAR_ROLLBACKS, values).all())
+    return cleared
 
 
 def count_old_redemptions(days: int, limit: int) -> int:

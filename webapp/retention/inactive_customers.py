@@ -80,6 +80,8 @@ def erase_inactive_customers(days: int) -> Iterator[int]:
         if not ids:
             return
         times = dict(tuple(row) for row in db.session.execute(_SELECT_LAST_REDEMPTIONS, {"ids": ids}))
+        # Citus changes no reference table in a transaction that has read all nodes.
+        yield 0
         values = {"ids": ids, "times": [times.get(customer_id) for customer_id in ids], "cutoff": cutoff}
         active_ids = set(db.session.scalars(_UPDATE_ACTIVE_AT, values))
         yield 0

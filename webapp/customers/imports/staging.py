@@ -58,29 +58,28 @@ _DELETE_DUPLICATES: LiteralString = """
   select count(*) from deleted
 """
 
-# Rejects rows whose source id belongs to another customer or to an earlier row of the block.
-_REJECT_TAKEN_SOURCE_IDS: LiteralString = """
+# Rows whose source id belongs to another customer or to an earlier row of the block.
+_SELECT_TAKEN_SOURCE_IDS: LiteralString = """
   with candidate as (
     select s.line, s.source_id,
       exists (select from customer c where c.source_id = s.source_id and c.email <> s.email) as taken
     from staged s where s.line > %(start)s and s.line <= %(end)s and s.source_id is not null
-  ),
-  conflicting as (
-    select line from candidate where taken
-    union all
-    select line from (
-      select line, row_number() over (partition by source_id order by line) as n from candidate where not taken
-    ) t where n > 1
-  ),
-  deleted as (delete from staged s using conflicting where s.line = conflicting.line returning s.*),
-  rejected as (
-    insert into import_rejection (import_id, line, code, detail, row)
-    select %(import_id)s, line, 'source_id_taken', %(source_id_taken)s,
-      concat_ws(',', email_as_given, name, source_id, locale, audience)
-    from deleted
   )
-  select count(*) from deleted
+  select line from candidate where taken
+  union all
+  select line from (
+    select line, row_number() over (partition by source_id order by line) as n from candidate where not taken
+  ) t where n > 1
 """
+_REJECT_ROWS: tuple[LiteralString, ...] = (
+    """
+  insert into import_rejection (import_id, line, code, detail, row)
+  select %(import_id)s, line, 'source_id_taken', %(source_id_taken)s,
+    concat_ws(',', email_as_given, name, source_id, locale, audience)
+  from staged where line > %(start)s and line <= %(end)s and line = any(%(lines)s)
+""",
+    "delete from staged where line > %(start)s and line <= %(end)s and line = any(%(lines)s)",
+)
 
 _INSERT: LiteralString = """
   insert into customer (email, email_as_given, name, locale, source_id)
@@ -115,11 +114,16 @@ _UPSERT: LiteralString = """
 """
 
 # Unchanged customers are active too (see `customer.active_at`). In most imports none is stale, which the index shows.
-_RECORD_ACTIVITY: LiteralString = """
-  update customer c set active_at = now() from staged s
+# They are updated in a statement of their own, because Citus does not update a reference table from a temporary one.
+_SELECT_STALE_CUSTOMERS: LiteralString = """
+  select c.id from staged s, customer c
   where s.line > %(start)s and s.line <= %(end)s and c.email = s.email and c.erased_at is null
     and c.active_at < now() - %(precision)s
     and exists (select from customer where erased_at is null and active_at < now() - %(precision)s)
+"""
+_RECORD_ACTIVITY: LiteralString = """
+  update customer set active_at = now()
+  where id = any(%(ids)s) and erased_at is null and active_at < now() - %(precision)s
 """
 
 _ADD_TO_NAMED_AUDIENCES: LiteralString = """
@@ -202,14 +206,20 @@ def deduplicate_rows(connection: Connection) -> int:
 
 # Erased customers are suppressed under a hash. When a customer is imported with the same address, the plain address
 # replaces the hash, so that the suppression list shows and counts it.
+_SELECT_HASHED_ADDRESSES: LiteralString = """
+  select h.email, s.email from staged s, suppression h
+  where s.line > %(start)s and s.line <= %(end)s
+    and h.email = 'sha256:' || encode(sha256(convert_to(s.email, 'UTF8')), 'hex')
+"""
+_DELETE_HASHES: LiteralString = """
+  delete from suppression where email = any(%(hashes)s) returning email, reason, at, source
+"""
 _RESTORE_SUPPRESSIONS: LiteralString = """
-  with restored as (
-    delete from suppression h using staged s
-    where s.line > %(start)s and s.line <= %(end)s
-      and h.email = 'sha256:' || encode(sha256(convert_to(s.email, 'UTF8')), 'hex')
-    returning s.email, h.reason, h.at, h.source
+  insert into suppression as existing (email, reason, at, source)
+  select * from unnest(
+    cast(%(emails)s as text[]), cast(%(reasons)s as text[]), cast(%(times)s as timestamptz[]),
+    cast(%(sources)s as text[])
   )
-  insert into suppression as existing (email, reason, at, source) select * from restored
   on conflict (email) do update set reason = excluded.reason, at = excluded.at, source = excluded.source
   where array_position(array['bounced', 'unsubscribed', 'complained'], excluded.reason)
     > array_position(array['bounced', 'unsubscribed', 'complained'], existing.reason)
@@ -222,8 +232,15 @@ def restore_suppressions(connection: Connection, start: int, end: int) -> None:
     Cheap when there are no hashes.
     """
     has_hashes = "select exists (select from suppression where email >= 'sha256:' and email < 'sha256;')"
-    if fetch_one(connection, has_hashes, {})[0]:
-        connection.execute(_RESTORE_SUPPRESSIONS, {"start": start, "end": end})
+    if not fetch_one(connection, has_hashes, {})[0]:
+        return
+    addresses = dict(connection.execute(_SELECT_HASHED_ADDRESSES, {"start": start, "end": end}).fetchall())
+    deleted = connection.execute(_DELETE_HASHES, {"hashes": list(addresses)}).fetchall() if addresses else []
+    if deleted:
+        hashes, reasons, times, sources = map(list, zip(*deleted, strict=True))
+        emails = [addresses[key] for key in hashes]
+        values = {"emails": emails, "reasons": reasons, "times": times, "sources": sources}
+        connection.execute(_RESTORE_SUPPRESSIONS, values)
 
 
 def list_staged_audience_names(connection: Connection, limit: int) -> list[str]:
@@ -252,11 +269,26 @@ def merge_rows(connection: Connection, import_id: int, start: int, end: int, str
     if strategy is MergeStrategy.UPSERT_CHECKING_SOURCE_IDS:
         # Partitions take turns, so that each sees the source ids that the other one has merged.
         connection.execute("select pg_advisory_xact_lock(%(import_id)s)", params)
-        message = _("Another customer has this source ID. Correct the file, or edit that customer.")
-        rejected = fetch_one(connection, _REJECT_TAKEN_SOURCE_IDS, params | {"source_id_taken": message})[0]
+        rejected = _reject_taken_source_ids(connection, params)
     created, updated, staged = fetch_one(connection, _UPSERT, params)
-    connection.execute(_RECORD_ACTIVITY, params | {"precision": ACTIVITY_PRECISION})
+    _record_activity(connection, params)
     return MergeCounts(created, updated, staged - created - updated, rejected)
+
+
+def _reject_taken_source_ids(connection: Connection, params: dict[str, Any]) -> int:
+    lines = [line for (line,) in connection.execute(_SELECT_TAKEN_SOURCE_IDS, params)]
+    if lines:
+        message = _("Another customer has this source ID. Correct the file, or edit that customer.")
+        for statement in _REJECT_ROWS:
+            connection.execute(statement, params | {"lines": lines, "source_id_taken": message})
+    return len(lines)
+
+
+def _record_activity(connection: Connection, params: dict[str, Any]) -> None:
+    params |= {"precision": ACTIVITY_PRECISION}
+    ids = [customer_id for (customer_id,) in connection.execute(_SELECT_STALE_CUSTOMERS, params)]
+    if ids:
+        connection.execute(_RECORD_ACTIVITY, params | {"ids": ids})
 
 
 def add_to_named_audiences(connection: Connection, start: int, end: int) -> None:
