@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from tests.support.chaos.patroni_cluster import PatroniCluster
 from tests.support.live_server import LiveProcess
 from webapp.core.settings import ROOT
 
-CUSTOMERS = 6_000
+CUSTOMERS = 2_000
 PAGE = ROOT / "docs" / "benchmarks" / "chaos-ha.md"
 ACCESS = {"HAProxy": "haproxy_url", "multi-host URL": "multi_host_url"}
 
@@ -72,12 +73,11 @@ class Choice:
     names: Sequence[str]
     is_quick: bool
 
-    def faults(self, cluster: PatroniCluster, access: str) -> list[faults.Fault]:
+    def faults(self, cluster: PatroniCluster) -> list[faults.Fault]:
         possible = [
             fault
             for fault in faults.FAULTS
             if (cluster.machines[0].is_namespace or not fault.needs_namespaces)
-            and (access == "HAProxy" or not fault.needs_haproxy)
             and any(name in fault.name for name in self.names)
         ]
         return possible[:2] if self.is_quick else possible
@@ -103,15 +103,19 @@ def _run_in_namespaces(arguments: Sequence[str], keep: bool) -> int:
 
 
 def _run_faults(folder: Path, chosen: Choice) -> Iterator[faults.FaultResult]:
-    with patroni_cluster.start_cluster(folder) as cluster:
+    with patroni_cluster.start_cluster(folder) as cluster, ExitStack() as servers:
         print("cluster complete", file=sys.stderr)
         database = durable_database.populate(cluster.haproxy_url, folder, CUSTOMERS)
+        used: dict[str, tuple[PopulatedDatabase, LiveProcess]] = {}
         for access in chosen.accesses:
             own = faults.connect_over(database, getattr(cluster, ACCESS[access]))
-            with live_server.web_server(own.settings, workers=2) as web:
-                for fault in chosen.faults(cluster, access):
+            server = live_server.web_server(own.settings, workers=2, log=folder / f"web {access}.log")
+            used[access] = own, servers.enter_context(server)
+        for fault in chosen.faults(cluster):
+            for access, (own, web) in used.items():
+                if access == "HAProxy" or not fault.needs_haproxy:
                     yield _run_fault(cluster, own, web, access, fault)
-                assert web.process.poll() is None
+                    assert web.process.poll() is None, "a web server has ended"
 
 
 def _run_fault(

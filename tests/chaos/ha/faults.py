@@ -29,7 +29,7 @@ LIMIT = 30
 # Seconds from a fault until a promoted standby has to answer: `ttl`, and what an election takes on a busy machine.
 PROMOTION_LIMIT = 40
 # Seconds between two redemptions of each of the ten clients.
-PAUSE = 0.5
+PAUSE = 1.5
 # A watchdog resets a machine at the latest this many seconds after its Patroni has stopped: `ttl` less the margin of 5.
 WATCHDOG = 15
 
@@ -130,19 +130,19 @@ STANDBY = "synchronous standby's machine"
 FAULTS = [
     Fault("primary's machine killed, boots again", _kill, _boot),
     Fault("primary's machine frozen, continues at once", _freeze, _resume),
-    Fault("primary's machine frozen, continues after a minute", _freeze, _resume, pause=60),
     Fault("primary's machine cut off", _disconnect, _reconnect, needs_namespaces=True),
+    Fault("primary's machine frozen, continues after a minute", _freeze, _resume, pause=60),
+    Fault(f"{STANDBY} frozen, continues", _freeze, _resume, role="sync_standby"),
+    Fault("primary's Patroni frozen, watchdog resets the machine", _freeze_patroni_with_watchdog, _boot),
     Fault("primary's PostgreSQL killed", _kill_server, _nothing, is_replaced=False),
     Fault("primary's Patroni killed, restarted by systemd", _restart_patroni, _nothing, is_replaced=False),
-    Fault("primary's Patroni frozen, watchdog resets the machine", _freeze_patroni_with_watchdog, _boot),
+    Fault(f"{STANDBY} lost with its disks and replaced", _erase, _replace, role="sync_standby"),
+    Fault("planned switchover", _switch_over, _nothing),
+    Fault(f"{STANDBY} cut off", _disconnect, _reconnect, role="sync_standby", needs_namespaces=True),
+    Fault("etcd frozen on two machines for 30 s", _freeze_etcd, _resume_all, is_replaced=False, pause=30),
+    Fault(f"{STANDBY} killed, boots again", _kill, _boot, role="sync_standby"),
     # Without HAProxy, connections stay on a primary that is not demoted and whose commits wait for ever.
     Fault("primary's Patroni frozen, no watchdog", _freeze_patroni, _resume, needs_haproxy=True),
-    Fault(f"{STANDBY} killed, boots again", _kill, _boot, role="sync_standby"),
-    Fault(f"{STANDBY} frozen, continues", _freeze, _resume, role="sync_standby"),
-    Fault(f"{STANDBY} cut off", _disconnect, _reconnect, role="sync_standby", needs_namespaces=True),
-    Fault(f"{STANDBY} lost with its disks and replaced", _erase, _replace, role="sync_standby"),
-    Fault("etcd frozen on two machines for 30 s", _freeze_etcd, _resume_all, is_replaced=False, pause=30),
-    Fault("planned switchover", _switch_over, _nothing),
 ]
 
 
@@ -188,7 +188,7 @@ def run_fault(
     processes = _children(web)
     code = f"FAULT{time.time_ns()}"
     with (
-        start_campaign(database, "hold", 1, rate=0, seconds=0.04, module="webapp.worker") as campaign,
+        start_campaign(database, "hold", 1, rate=0, seconds=0.08, module="webapp.worker") as campaign,
         redemption_load(database, web, code, PAUSE) as load,
     ):
         campaign.wait_for(200)
