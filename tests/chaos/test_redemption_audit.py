@@ -1,4 +1,4 @@
-"""The check of the redemptions after a crash detects each violated guarantee."""
+"""The audits after a crash detect lost redemptions, lost emails and untrue responses."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ from typing import cast
 import pytest
 
 from tests.chaos.ha import faults
+from tests.support import live_server
+from tests.support.chaos import durable_database
 from tests.support.chaos.concurrent_clients import ApiResponse, ShopClient
 from tests.support.chaos.durable_database import PopulatedDatabase
-from tests.support.chaos.redemption_load import RedemptionLoad, check_redemptions, lost_redemptions
+from tests.support.chaos.redemption_load import RedemptionLoad, check_redemptions, lost_redemptions, redemption_load
+from tests.support.chaos.running_campaign import start_campaign
 
 UNSAVED = "The database is unavailable. Nothing was redeemed."
 
@@ -75,3 +78,30 @@ def test_lost_redemptions_are_those_with_a_response_and_without_a_row() -> None:
 def test_a_gap_counts_from_the_moment_of_the_fault(since: float, gap: float) -> None:
     # The times are not in their order: clients add them from several threads.
     assert faults.longest_gap([2, 1, 3, 10, 13], since) == gap
+
+
+@pytest.mark.slow
+def test_a_run_that_loses_a_redemption_and_an_email_is_reported() -> None:
+    result = faults.FaultResult("nothing", "none")
+    with (
+        durable_database.start_durable_database(300) as database,
+        live_server.web_server(database.settings) as web,
+        start_campaign(database, "hold", 1, rate=0, seconds=0.01) as campaign,
+    ):
+        with redemption_load(database, web, "LOST", pause=0.2) as traffic:
+            traffic.wait_for(201)
+        campaign.wait_done()
+        faults.audit_responses(result, database, campaign, traffic)
+        assert (result.lost, result.missing, result.broken) == (0, 0, [])
+
+        lost = traffic.emails_with(201)[0]
+        with database.connect() as connection:
+            connection.execute(
+                "delete from redemption where customer_id = (select id from customer where email = %s)", [lost]
+            )
+        campaign.relay.lines.remove(campaign.relay.emails(campaign.id)[0])
+        faults.audit_responses(result, database, campaign, traffic)
+
+    assert (result.lost, result.missing) == (1, 1)
+    assert any("1 missing" in text for text in result.broken)
+    assert "1 confirmed redemptions are missing" in result.broken
