@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import traceback
 from collections.abc import Iterator, Sequence
@@ -23,7 +24,7 @@ from tests.support.frozen_server import frozen_process
 from tests.support.rejected_writes import rejected_writes
 from webapp.core import database_connections, signing_keys
 from webapp.core.coalescing import CoalescingTimeout
-from webapp.core.database_connections import CommitRefused, DeadlineConnection
+from webapp.core.database_connections import CommitRefused, DeadlineConnection, StatementTimeout
 from webapp.core.errors import DomainError
 from webapp.core.extensions import db
 from webapp.redemptions import actions as redemption_actions
@@ -71,6 +72,27 @@ def test_the_connection_has_timeouts_for_waiting_and_idling(committer: GroupComm
         ]
         assert shown == ["1s", "20s"]
         committer._get_connection().rollback()
+
+
+def test_a_group_needs_no_other_connection(
+    committer: GroupCommitter, make_offer: MakeOffer, make_customer: MakeCustomer
+) -> None:
+    """Not even for the key of public ids: at the limit of the server there is none."""
+    make_offer(frozen_at=text("now()"))
+    requests = make_requests("SUMMER25", make_emails(make_customer, 2))
+    committer._get_connection()
+    signing_keys.clear_key_cache()
+    opened: list[object] = []
+
+    def note_checkout(*connection: object) -> None:
+        opened.append(connection)
+
+    event.listen(db.engine, "checkout", note_checkout)
+    try:
+        assert outcomes(committer._redeem_group(requests)) == ["redeemed"] * 2
+    finally:
+        event.remove(db.engine, "checkout", note_checkout)
+    assert opened == []
 
 
 def test_the_timeouts_end_with_the_transaction(committer: GroupCommitter) -> None:
@@ -264,6 +286,51 @@ def test_a_commit_on_a_frozen_server_has_an_unknown_outcome(
 
 def raise_disk_full(connection: DeadlineConnection) -> None:
     raise psycopg.errors.DiskFull("could not write to file: No space left on device")
+
+
+@pytest.mark.parametrize(
+    ("failure", "message"),
+    [
+        (psycopg.errors.DiskFull("could not write to file: No space left on device"), errors.DISK_FULL),
+        (StatementTimeout("no response from the database within 2 s"), errors.DATABASE_UNAVAILABLE),
+    ],
+)
+def test_while_commits_are_refused_all_requests_get_one_answer(
+    committer: GroupCommitter,
+    make_offer: MakeOffer,
+    make_customer: MakeCustomer,
+    monkeypatch: pytest.MonkeyPatch,
+    failure: psycopg.Error,
+    message: str,
+) -> None:
+    """Nothing was redeemed: whether the request has checked the database itself, or another one has or does."""
+    make_offer(frozen_at=text("now()"))
+    requests = make_requests("SUMMER25", make_emails(make_customer, 1))
+    checks: list[str] = []
+
+    def fail(connection: DeadlineConnection) -> None:
+        checks.append(connection.url)
+        raise failure
+
+    def redeem() -> str:
+        (result,) = committer._redeem_group(requests)
+        assert isinstance(result, RedemptionUnavailable)
+        return result.message
+
+    guard = database_connections._CommitGuard()
+    monkeypatch.setattr(database_connections, "_commit_guard", guard)
+    monkeypatch.setattr(database_connections, "COMMIT_CHECK_INTERVAL_SECONDS", math.inf)
+    with monkeypatch.context() as failing:
+        failing.setattr(database_connections, "check_writes", fail)
+        guard.close()
+        messages = [redeem(), redeem()]
+        with guard._lock:
+            messages.append(redeem())
+
+    assert messages == [message] * 3
+    assert len(checks) == 1
+    guard._failed_at = -math.inf
+    assert outcomes(committer._redeem_group(requests)) == ["redeemed"]
 
 
 def server_process(committer: GroupCommitter) -> int:
