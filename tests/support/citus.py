@@ -49,7 +49,7 @@ def list_distribution_statements() -> list[LiteralString]:
     """Return the statements of docs/operations/scaling.md that distribute the tables, in their order."""
     page = (ROOT / "docs" / "operations" / "scaling.md").read_text()
     [block] = re.findall(r"```sql\n(.*?)```", page, re.DOTALL)
-    return [cast("LiteralString", line) for line in block.splitlines() if line.startswith("select ")]
+    return [cast("LiteralString", line) for line in block.splitlines() if not line.startswith("--")]
 
 
 _SET_SHARDS = "select citus_set_node_property(%s, %s, 'shouldhaveshards', %s)"
