@@ -16,7 +16,7 @@ export PORT
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help messages setup demo demo-down demo-reset down run run-migration run-test run-test-all check format erd screenshots env lock benchmark benchmark-growth benchmark-launch benchmark-mail benchmark-pages benchmark-peers benchmark-redeem-db benchmark-redeem-http chaos chaos-ha audit install install-dev python
+.PHONY: help messages setup demo demo-down demo-reset down run run-migration run-test run-test-all check format erd screenshots env lock benchmark benchmark-growth benchmark-launch benchmark-mail benchmark-pages benchmark-peers benchmark-redeem-db benchmark-redeem-http chaos chaos-ha audit audit-citus install install-dev python
 # Without this, make warns when the modification time of this file is in the future.
 .PHONY: Makefile
 
@@ -88,6 +88,10 @@ lock: install-dev ## Update the locked requirements
 
 audit: python ## Look up known vulnerabilities, write an SBOM
 	@"$(PYTHON)" scripts/audit
+
+audit-citus: install-dev ## Run tests on a Citus cluster (CITUS_URL=...)
+	@test -n "$(CITUS_URL)" || { echo "onecode: CITUS_URL is not set; docs/testing.md describes the cluster" >&2; exit 1; }
+	@CITUS_URL="$(CITUS_URL)" $(PYTEST) -m "not slow" $(TEST_ARGS) $(addprefix tests/,campaigns customers monitoring offers overview redemptions retention views)
 
 # Benchmarks, described in docs/benchmarks.md.
 

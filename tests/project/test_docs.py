@@ -21,7 +21,7 @@ from webapp.core.settings import ROOT
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "benchmarks").rglob("*.md")])
 DOCS = ROOT / "docs"
 # Settings that only the tests use.
-TEST_SETTINGS = {"TEST_DATABASE_URL"}
+TEST_SETTINGS = {"CITUS_URL", "TEST_DATABASE_URL"}
 # The headings of a page about a decision, in this order.
 HEADINGS = ["Context", "Decision", "Why", "What would change it"]
 # Make targets that other targets call.

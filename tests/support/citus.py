@@ -7,6 +7,7 @@ import re
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from typing import Any, LiteralString, NamedTuple, cast
 from urllib.parse import urlsplit
 
@@ -45,14 +46,20 @@ def list_nodes() -> list[Node]:
     return [Node(*row) for row in rows]
 
 
+@cache
 def list_distribution_statements() -> list[LiteralString]:
     """Return the statements of docs/operations/scaling.md that distribute the tables, in their order."""
     page = (ROOT / "docs" / "operations" / "scaling.md").read_text()
     [block] = re.findall(r"```sql\n(.*?)```", page, re.DOTALL)
-    return [cast("LiteralString", line) for line in block.splitlines() if line.startswith("select ")]
+    return [cast("LiteralString", line) for line in block.splitlines() if not line.startswith("--")]
 
 
 _SET_SHARDS = "select citus_set_node_property(%s, %s, 'shouldhaveshards', %s)"
+
+
+def list_distributed_tables() -> list[str]:
+    """Return the names of the tables that are distributed by offer."""
+    return re.findall(r"create_distributed_table\('(\w+)'", "".join(list_distribution_statements()))
 
 
 @contextmanager

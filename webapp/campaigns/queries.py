@@ -98,7 +98,7 @@ _HAS_PENDING_SENDS_SQL = text(
     select exists (
       select 1 from batch b join campaign c on c.id = b.campaign_id
       where c.status = 'sending' and b.status in ('pending', 'sending')
-        and case when b.status = 'pending' then coalesce(b.not_before <= now(), true) else b.lease_until < now() end
+        and case b.status when 'pending' then coalesce(b.not_before <= now(), true) else b.lease_until < now() end
     ) or exists (
       select 1 from mail_issue d join campaign c on c.id = d.campaign_id
       where d.next_at <= now() and c.status = 'sending'
@@ -117,7 +117,7 @@ def seconds_until_next_batch() -> float | None:
         text(
             """
             select extract(epoch from
-              min(case when b.status = 'pending' then b.not_before else b.lease_until end) - now())
+              min(case b.status when 'pending' then b.not_before else b.lease_until end) - now())
             from batch b join campaign c on c.id = b.campaign_id
             where c.status = 'sending' and b.status in ('pending', 'sending')
             """

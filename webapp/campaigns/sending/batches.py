@@ -92,7 +92,7 @@ _CLAIM_BATCH_SQL = text(
     where id = (
       select b.id from batch b join campaign c on c.id = b.campaign_id
       where c.status = 'sending' and b.status in ('pending', 'sending')
-        and case when b.status = 'pending' then coalesce(b.not_before <= now(), true) else b.lease_until < now() end
+        and case b.status when 'pending' then coalesce(b.not_before <= now(), true) else b.lease_until < now() end
       order by b.seq, b.campaign_id
       limit 1 for update of b skip locked
     )

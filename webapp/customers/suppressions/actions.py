@@ -17,12 +17,11 @@ from webapp.customers.models import SUPPRESSION_REASONS, Suppression
 from webapp.customers.suppression_sync import suppression_keys
 from webapp.customers.suppressions import queries as suppression_queries
 
+_LOCK_CUSTOMER = text("select 1 from customer where email = :email for share")
+# Values, because Citus inserts no row into a reference table from a SELECT in which only a subquery reads a table.
 _UPSERT_SUPPRESSION = text(
     """
-    insert into suppression as existing (email, reason, source, words)
-    select cast(:email as text), :reason, :source, :detail where not :requires_customer or exists (
-      select 1 from customer where customer.email = :email for share
-    )
+    insert into suppression as existing (email, reason, source, words) values (:email, :reason, :source, :detail)
     on conflict (email) do update
     set reason = excluded.reason, at = excluded.at, source = excluded.source, words = excluded.words
     where array_position(array['bounced', 'unsubscribed', 'complained'], excluded.reason)
@@ -47,6 +46,8 @@ def add_suppression(email: str, reason: str, source: int | str, detail: str = ""
     :param detail: the reply of the mail server, or who asked for the suppression; truncated to `MAX_DETAIL_LENGTH`.
     :returns: whether the list changed.
     """
+    if isinstance(source, int) and db.session.execute(_LOCK_CUSTOMER, {"email": email}).first() is None:
+        return False
     result = db.session.execute(
         _UPSERT_SUPPRESSION,
         {
@@ -54,7 +55,6 @@ def add_suppression(email: str, reason: str, source: int | str, detail: str = ""
             "reason": reason,
             "source": f"campaign {source}" if isinstance(source, int) else source,
             "detail": detail.replace("\0", "")[:MAX_DETAIL_LENGTH],
-            "requires_customer": isinstance(source, int),
         },
     )
     return result.first() is not None
