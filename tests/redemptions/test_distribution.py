@@ -76,11 +76,36 @@ def test_a_statement_of_redeeming_reads_the_redemptions_of_one_offer_or_none(off
             assert isinstance(values["offer_id"], int)
 
 
-def test_earlier_redemptions_of_a_new_customer_are_not_looked_up(offers: None) -> None:
-    with recorded_statements() as recorded:
-        redemption_actions.redeem_all([NEW])
+NEW_ROW, REPEAT = ["select", "insert", "update"], ["select", "insert", "select"]
+GROUPS = {
+    "new": ([NEW], [NEW_ROW]),
+    "repeat": ([ADA], [REPEAT]),
+    "redeemed before": ([replace(ADA, idempotency_key=None)], [REPEAT]),
+    "undone": ([UNDONE], [REPEAT]),
+    "used up": ([replace(NEW, code="USEDUP")], [REPEAT]),
+    "repeats": ([ADA, ADA, replace(ADA, order=Order("B-2"))], [REPEAT]),
+    "new and repeat": ([NEW, ADA], [["select", "insert", "select", "update"]]),
+    "two of one customer": ([NEW, NEW, NEW], [NEW_ROW, REPEAT]),
+    "unknown customer": ([replace(NEW, email="nobody@example.com")], [["select", "select"]]),
+}
 
-    assert [statement.split()[0] for statement, _ in recorded] == ["select", "insert", "update"]
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_repeats_and_refusals_are_completed_in_the_transaction_of_their_group(
+    app: Flask, offers: None, name: str
+) -> None:
+    """Only a second new request of a customer needs another transaction."""
+    requests, expected = GROUPS[name]
+    with recorded_statements() as recorded:
+        group_commit.get_group_committer()._redeem_group(requests)
+
+    rounds: list[list[str]] = []
+    for statement, _ in recorded:
+        if statement.startswith("begin;"):
+            rounds.append([])
+        else:
+            rounds[-1].append(statement.split()[0])
+    assert rounds == expected
 
 
 def test_a_refusal_of_a_used_up_offer_takes_the_same_statements_for_every_email(offers: None) -> None:

@@ -123,12 +123,12 @@ def test_committed_rounds_stay_redeemed_when_a_later_round_is_lost(
     redeem_in_transaction = redemption_actions._redeem_in_transaction
 
     def lose_the_second_round(
-        connection: Any, waiting: dict[int, RedemptionRequest], secret: bytes, is_first_round: bool
+        connection: Any, waiting: dict[int, RedemptionRequest], secret: bytes
     ) -> dict[int, RedemptionRecord | DomainError]:
         rounds.append(len(waiting))
         if len(rounds) == 2:
             end_connections()
-        return redeem_in_transaction(connection, waiting, secret, is_first_round)
+        return redeem_in_transaction(connection, waiting, secret)
 
     monkeypatch.setattr(redemption_actions, "_redeem_in_transaction", lose_the_second_round)
     assert outcomes(committer._redeem_group(requests)) == ["redeemed", "redeemed", "unavailable"]

@@ -28,7 +28,13 @@ from webapp.redemptions.errors import (
     RedemptionUnavailable,
     build_unavailable,
 )
-from webapp.redemptions.evaluation import AcceptedRequest, accept_request, build_redemption_record, evaluate_requests
+from webapp.redemptions.evaluation import (
+    AcceptedRequest,
+    accept_request,
+    build_redemption_record,
+    evaluate_requests,
+    look_up_and_evaluate,
+)
 from webapp.redemptions.queries import RedemptionRecord
 from webapp.redemptions.rules import (
     OfferFacts,
@@ -39,7 +45,8 @@ from webapp.redemptions.rules import (
 from webapp.redemptions.staff_entries import record_staff_entries
 
 log = logging.getLogger(__name__)
-# Each round completes a request or fails because of a concurrent one; many failures in a row are no coincidence.
+# A round leaves a request without a result if its offer was frozen first, if another request of the group redeemed the
+# same offer for the same customer, or because of a concurrent change. Many such changes in a row are no coincidence.
 MAX_ROUNDS = 10
 
 
@@ -75,8 +82,8 @@ def redeem_all(
     One statement loads the facts of all requests, and the eligibility checks are made on them. Then, offer by offer in
     the order of their ids, all rows are inserted sorted by customer, and their number is counted towards the cap last.
     This lock order rules out deadlocks between concurrent calls. Earlier redemptions are looked up only for requests
-    that are refused without them, or whose row is not inserted because of them. After the commit, no result needs
-    another connection.
+    that are refused without them, or that get no row because of them, in the same transaction. After the commit, no
+    result needs another connection.
 
     :param connection: the connection to use; by default a new one.
     :returns: one result per request, in order. Every result "redeemed", "already redeemed" or "limit reached" describes
@@ -92,13 +99,12 @@ def redeem_all(
     pending_error = DomainError(
         "conflict", _("There are too many concurrent requests for this redemption. Please try again."), 409
     )
-    for round_number in range(MAX_ROUNDS):
+    for _round in range(MAX_ROUNDS):
         pending = [index for index in range(len(requests)) if index not in results]
         if not pending:
             break
         try:
-            pending_requests = {index: requests[index] for index in pending}
-            results |= _redeem_in_transaction(connection, pending_requests, secret, is_first_round=round_number == 0)
+            results |= _redeem_in_transaction(connection, {index: requests[index] for index in pending}, secret)
         except _OfferLockTimeout as timeout:
             results |= {index: RedemptionUnavailable(OFFER_BUSY) for index in timeout.indexes}
         except (DBAPIError, RedemptionUnavailable) as error:
@@ -111,21 +117,21 @@ def redeem_all(
 
 
 def _redeem_in_transaction(
-    connection: Connection, requests: dict[int, RedemptionRequest], secret: bytes, is_first_round: bool
+    connection: Connection, requests: dict[int, RedemptionRequest], secret: bytes
 ) -> dict[int, RedemptionRecord | DomainError]:
     """Run one round in one transaction.
 
-    Requests that conflict with a concurrent one get no result and are evaluated again in the next round; so are all
+    Requests that are accepted but get no row get no result and are evaluated again in the next round; so are all
     requests while an offer is not frozen yet.
 
     :param secret: the secret of public ids.
     """
     transaction = connection.begin()
     with transaction:
-        results, accepted_by_offer, unfrozen_indexes = _group_requests(connection, requests, secret, is_first_round)
+        results, accepted_by_offer, unfrozen_indexes = _group_requests(connection, requests, secret)
         if not unfrozen_indexes:
             for offer_id in sorted(accepted_by_offer):
-                accepted = list(accepted_by_offer[offer_id].values())
+                accepted = accepted_by_offer[offer_id]
                 with _raise_on_lock_timeout(request.index for request in accepted):
                     results |= _redeem_for_offer(connection, accepted, secret)
         try:
@@ -140,24 +146,23 @@ def _redeem_in_transaction(
 
 
 def _group_requests(
-    connection: Connection, requests: dict[int, RedemptionRequest], secret: bytes, is_first_round: bool
-) -> tuple[dict[int, RedemptionRecord | DomainError], dict[int, dict[int, AcceptedRequest]], dict[int, list[int]]]:
+    connection: Connection, requests: dict[int, RedemptionRequest], secret: bytes
+) -> tuple[dict[int, RedemptionRecord | DomainError], dict[int, list[AcceptedRequest]], dict[int, list[int]]]:
     """Evaluate requests and group them by the writes that they need.
 
-    :returns: the results that need no write; the accepted requests by offer and customer; and the indexes of requests
+    :returns: the results that need no write; the accepted requests by offer; and the indexes of requests
         whose offer is not frozen, by offer.
     """
     results: dict[int, RedemptionRecord | DomainError] = {}
-    accepted_by_offer: dict[int, dict[int, AcceptedRequest]] = {}
+    accepted_by_offer: dict[int, list[AcceptedRequest]] = {}
     unfrozen_indexes: dict[int, list[int]] = {}
-    for index, evaluation in evaluate_requests(connection, requests, secret, is_first_round):
+    for index, evaluation in evaluate_requests(connection, requests, secret).items():
         if not isinstance(evaluation, AcceptedRequest):
             results[index] = evaluation
         elif not evaluation.offer.is_frozen:
             unfrozen_indexes.setdefault(evaluation.offer.id, []).append(index)
         else:
-            # A second request for the same offer and customer waits for the outcome of the first.
-            accepted_by_offer.setdefault(evaluation.offer.id, {}).setdefault(evaluation.customer_id, evaluation)
+            accepted_by_offer.setdefault(evaluation.offer.id, []).append(evaluation)
     return results, accepted_by_offer, unfrozen_indexes
 
 
@@ -224,19 +229,25 @@ def _redeem_for_offer(
     """Insert all rows of one offer, then count them towards its cap.
 
     All rows have the time at which the requests were evaluated. The rows that exceed the cap are deleted. A request
-    gets no result if its row already existed or was rolled back, or if the offer was used up before: it is evaluated
-    again in the next round.
+    gets no row if there was one already or it was rolled back, or if the offer was used up before. It is looked up
+    at once, by a statement that sees what has been committed until now, also by a transaction for which the insert
+    waited. A request gets no result if it is accepted nevertheless, or if another one of the same customer redeemed.
     """
     offer, redeemed_at = accepted[0].offer, accepted[0].facts.evaluated_at
+    first_of_customer = {request.customer_id: request for request in reversed(accepted)}
     # Sorted to avoid deadlocks. The cap is assigned in order of arrival.
-    rows = json.dumps([_insert_values(request) for request in sorted(accepted, key=lambda item: item.customer_id)])
+    rows = json.dumps([_insert_values(first_of_customer[customer_id]) for customer_id in sorted(first_of_customer)])
     values = {"offer_id": offer.id, "redeemed_at": redeemed_at, "rows": rows}
     customer_ids = set(connection.exec_driver_sql(_INSERT_REDEMPTIONS, values).scalars())
-    inserted = [request for request in accepted if request.customer_id in customer_ids]
+    results = _look_up(connection, [item for item in accepted if item.customer_id not in customer_ids], secret)
+    inserted = [
+        item for item in accepted if item.customer_id in customer_ids and item is first_of_customer[item.customer_id]
+    ]
     reserved = len(inserted)
     if offer.max_redemptions is not None and inserted:
+        # After the lookup: the lock of the counter is held as shortly as possible.
         reserved = _reserve_cap(connection, offer.id, len(inserted))
-    results: dict[int, RedemptionRecord | DomainError] = {
+    results |= {
         request.index: build_redemption_record(request.facts, _redemption_row(request, redeemed_at), secret)
         for request in inserted[:reserved]
     }
@@ -249,6 +260,15 @@ def _redeem_for_offer(
     entries = [(item.request.staff, item.customer_id) for item in inserted[:reserved] if item.request.staff]
     record_staff_entries(connection, offer.code, entries)
     return results
+
+
+def _look_up(
+    connection: Connection, accepted: list[AcceptedRequest], secret: bytes
+) -> dict[int, RedemptionRecord | DomainError]:
+    """Return the results of requests that are repeats or are refused because of earlier redemptions."""
+    candidates = {item.index: (item.request, item.facts) for item in accepted}
+    results = look_up_and_evaluate(connection, candidates, secret)
+    return {index: result for index, result in results.items() if not isinstance(result, AcceptedRequest)}
 
 
 def _insert_values(accepted: AcceptedRequest) -> dict[str, Any]:
