@@ -24,6 +24,7 @@ from webapp.redemptions import public_ids
 from webapp.redemptions.errors import (
     OFFER_BUSY,
     OUTCOME_UNKNOWN,
+    InvalidOfferCounter,
     RedemptionRefused,
     RedemptionUnavailable,
     build_unavailable,
@@ -50,15 +51,17 @@ log = logging.getLogger(__name__)
 MAX_ROUNDS = 10
 
 
-class _OfferLockTimeout(Exception):
-    """Another transaction held the lock of an offer for too long. Nothing was saved.
+class _OfferFailed(Exception):
+    """The requests for one offer failed. Nothing was saved.
 
     :param indexes: the indexes of the requests for that offer.
+    :param error: their result.
     """
 
-    def __init__(self, indexes: Iterable[int]) -> None:
+    def __init__(self, indexes: Iterable[int], error: DomainError) -> None:
         super().__init__()
         self.indexes = list(indexes)
+        self.error = error
 
 
 def validate_redemption(request: RedemptionRequest) -> tuple[OfferFacts, int | None]:
@@ -105,8 +108,8 @@ def redeem_all(
             break
         try:
             results |= _redeem_in_transaction(connection, {index: requests[index] for index in pending}, secret)
-        except _OfferLockTimeout as timeout:
-            results |= {index: RedemptionUnavailable(OFFER_BUSY) for index in timeout.indexes}
+        except _OfferFailed as failure:
+            results |= dict.fromkeys(failure.indexes, failure.error)
         except (DBAPIError, RedemptionUnavailable) as error:
             # The results that an earlier round has committed remain valid if a later round fails.
             if not results:
@@ -132,7 +135,7 @@ def _redeem_in_transaction(
         if not unfrozen_indexes:
             for offer_id in sorted(accepted_by_offer):
                 accepted = accepted_by_offer[offer_id]
-                with _raise_on_lock_timeout(request.index for request in accepted):
+                with _isolate_failure(request.index for request in accepted):
                     results |= _redeem_for_offer(connection, accepted, secret)
         try:
             transaction.commit()
@@ -175,24 +178,27 @@ def _freeze_offers(connection: Connection, indexes_by_offer: Mapping[int, Iterab
     :param indexes_by_offer: the ids of the offers with the indexes of the requests that wait for each.
     """
     for offer_id in sorted(indexes_by_offer):
-        with connection.begin(), _raise_on_lock_timeout(indexes_by_offer[offer_id]):
+        with connection.begin(), _isolate_failure(indexes_by_offer[offer_id]):
             offer_actions.freeze_offer(offer_id, connection)
 
 
 @contextmanager
-def _raise_on_lock_timeout(indexes: Iterable[int]) -> Iterator[None]:
-    """Turn a lock timeout of the block into `_OfferLockTimeout`."""
+def _isolate_failure(indexes: Iterable[int]) -> Iterator[None]:
+    """Turn a lock timeout of the block, or an invalid counter, into `_OfferFailed`."""
     try:
         yield
     except OperationalError as error:
         if not isinstance(error.orig, LockNotAvailable):
             raise
-        raise _OfferLockTimeout(indexes) from error
+        raise _OfferFailed(indexes, RedemptionUnavailable(OFFER_BUSY)) from error
+    except InvalidOfferCounter as error:
+        raise _OfferFailed(indexes, error) from error
 
 
 # A customer who has redeemed gets no row, without a wait for a rollback that has not been committed yet: after it, a
-# repeat would redeem again. There are no rows either while the offer is used up. The lookups are scalar subqueries, so
-# that the planner uses the indexes regardless of its row estimates.
+# repeat would redeem again. There are no rows either while the offer is used up, has no counter, or has one with a cap
+# although the offer has none, or vice versa. The lookups are scalar subqueries, so that the planner uses the indexes
+# regardless of its row estimates.
 _INSERT_REDEMPTIONS = f"""
     insert into redemption (customer_id, offer_id, redeemed_at, channel, api_key_id, staff_user_id, order_id,
       order_amount, order_currency, discount_amount, order_metadata, idempotency_key, body_hash)
@@ -207,8 +213,9 @@ _INSERT_REDEMPTIONS = f"""
     ) is null and (
       select true from rollback b
       where b.offer_id = %(offer_id)s and {redemption_facts.SAME_REQUEST_AS_ROLLBACK} limit 1
-    ) is null and coalesce(
-      (select redeemed < max_redemptions from offer_counter where offer_id = %(offer_id)s), true
+    ) is null and (
+      select coalesce(redeemed < max_redemptions, true) and (max_redemptions is not null) = %(is_capped)s
+      from offer_counter where offer_id = %(offer_id)s
     )
     on conflict do nothing
     returning customer_id
@@ -237,7 +244,12 @@ def _redeem_for_offer(
     first_of_customer = {request.customer_id: request for request in reversed(accepted)}
     # Sorted to avoid deadlocks. The cap is assigned in order of arrival.
     rows = json.dumps([_insert_values(first_of_customer[customer_id]) for customer_id in sorted(first_of_customer)])
-    values = {"offer_id": offer.id, "redeemed_at": redeemed_at, "rows": rows}
+    values = {
+        "offer_id": offer.id,
+        "redeemed_at": redeemed_at,
+        "rows": rows,
+        "is_capped": offer.max_redemptions is not None,
+    }
     customer_ids = set(connection.exec_driver_sql(_INSERT_REDEMPTIONS, values).scalars())
     results = _look_up(connection, [item for item in accepted if item.customer_id not in customer_ids], secret)
     inserted = [
@@ -309,10 +321,15 @@ def _redemption_row(accepted: AcceptedRequest, redeemed_at: datetime) -> Redempt
 
 
 def _reserve_cap(connection: Connection, offer_id: int, count: int) -> int:
-    """Count redemptions towards the cap, or as many as remain; return their number."""
+    """Count redemptions towards the cap, or as many as remain; return their number.
+
+    :raises InvalidOfferCounter: when the offer has no counter, or one without a cap.
+    """
     if connection.exec_driver_sql(_INCREMENT_REDEEMED, {"offer_id": offer_id, "n": count}).rowcount:
         return count
-    remaining: int = connection.execute(_SELECT_REMAINING_FOR_UPDATE, {"offer_id": offer_id}).scalar_one()
+    remaining: int | None = connection.scalar(_SELECT_REMAINING_FOR_UPDATE, {"offer_id": offer_id})
+    if remaining is None:
+        raise InvalidOfferCounter(offer_id)
     reserved = min(count, max(0, remaining))
     if reserved:
         connection.exec_driver_sql(_INCREMENT_REDEEMED, {"offer_id": offer_id, "n": reserved})

@@ -21,6 +21,7 @@ from webapp.redemptions.rules import (
     calculate_discount_amount,
     evaluate,
     find_replayed_redemption,
+    is_cap_reached,
 )
 
 # Offers that were used up when they were last looked up, in this process. Requests for them are looked up before the
@@ -107,6 +108,7 @@ def look_up_and_evaluate(
 def _evaluate_request(
     index: int, request: RedemptionRequest, facts: RedemptionFacts, secret: bytes
 ) -> AcceptedRequest | RedemptionRecord:
+    redemption_facts.require_counter(facts)
     replayed = find_replayed_redemption(request, facts)
     if replayed is not None:
         return build_redemption_record(facts, replayed, secret, is_replay=True)
@@ -116,7 +118,7 @@ def _evaluate_request(
 def _remember_whether_used_up(offer: OfferFacts | None) -> None:
     if offer is None:
         return
-    if offer.max_redemptions is not None and offer.redeemed >= offer.max_redemptions:
+    if is_cap_reached(offer):
         _used_up_offer_ids.add(offer.id)
     else:
         _used_up_offer_ids.discard(offer.id)
