@@ -21,6 +21,7 @@ from webapp.core.extensions import db
 from webapp.offers import actions as offer_actions
 from webapp.redemptions import facts as redemption_facts
 from webapp.redemptions import public_ids
+from webapp.redemptions.caps import reserve_cap
 from webapp.redemptions.errors import (
     OFFER_BUSY,
     OUTCOME_UNKNOWN,
@@ -220,13 +221,6 @@ _INSERT_REDEMPTIONS = f"""
     on conflict do nothing
     returning customer_id
     """  # noqa: S608
-_INCREMENT_REDEEMED = (
-    "update offer_counter set redeemed = redeemed + %(n)s "
-    "where offer_id = %(offer_id)s and redeemed + %(n)s <= max_redemptions"
-)
-_SELECT_REMAINING_FOR_UPDATE = text(
-    "select max_redemptions - redeemed from offer_counter where offer_id = :offer_id for update"
-)
 _DELETE_REDEMPTIONS = text("delete from redemption where offer_id = :offer_id and customer_id = any(:customer_ids)")
 
 
@@ -258,7 +252,7 @@ def _redeem_for_offer(
     reserved = len(inserted)
     if offer.max_redemptions is not None and inserted:
         # After the lookup: the lock of the counter is held as shortly as possible.
-        reserved = _reserve_cap(connection, offer.id, len(inserted))
+        reserved = reserve_cap(connection, offer.id, len(inserted))
     results |= {
         request.index: build_redemption_record(request.facts, _redemption_row(request, redeemed_at), secret)
         for request in inserted[:reserved]
@@ -318,22 +312,6 @@ def _redemption_row(accepted: AcceptedRequest, redeemed_at: datetime) -> Redempt
         idempotency_key=request.idempotency_key,
         body_hash=request.body_hash,
     )
-
-
-def _reserve_cap(connection: Connection, offer_id: int, count: int) -> int:
-    """Count redemptions towards the cap, or as many as remain; return their number.
-
-    :raises InvalidOfferCounter: when the offer has no counter, or one without a cap.
-    """
-    if connection.exec_driver_sql(_INCREMENT_REDEEMED, {"offer_id": offer_id, "n": count}).rowcount:
-        return count
-    remaining: int | None = connection.scalar(_SELECT_REMAINING_FOR_UPDATE, {"offer_id": offer_id})
-    if remaining is None:
-        raise InvalidOfferCounter(offer_id)
-    reserved = min(count, max(0, remaining))
-    if reserved:
-        connection.exec_driver_sql(_INCREMENT_REDEEMED, {"offer_id": offer_id, "n": reserved})
-    return reserved
 
 
 def _build_used_up_refusal(accepted: AcceptedRequest) -> RedemptionRefused:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from sqlalchemy import Connection
 
 from webapp.core.errors import DomainError
+from webapp.redemptions import caps, public_ids
 from webapp.redemptions import facts as redemption_facts
-from webapp.redemptions import public_ids
 from webapp.redemptions.errors import RedemptionRefused
 from webapp.redemptions.queries import RedemptionRecord
 from webapp.redemptions.rules import (
@@ -23,10 +23,6 @@ from webapp.redemptions.rules import (
     find_replayed_redemption,
     is_cap_reached,
 )
-
-# Offers that were used up when they were last looked up, in this process. Requests for them are looked up before the
-# insert: a refusal then takes the same statements for every email, and no insert. The outcome does not depend on it.
-_used_up_offer_ids: set[int] = set()
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +72,7 @@ def evaluate_requests(
     )
     results: dict[int, RequestResult] = {}
     for index, facts in all_facts.items():
-        if facts.offer is not None and facts.offer.id in _used_up_offer_ids:
+        if facts.offer is not None and caps.is_remembered_as_used_up(facts.offer.id):
             continue
         with suppress(DomainError):
             results[index] = accept_request(index, requests[index], facts)
@@ -97,7 +93,8 @@ def look_up_and_evaluate(
     results: dict[int, RequestResult] = {}
     all_facts = redemption_facts.add_redemptions(requests, known_facts, connection)
     for index, request, facts in zip(candidates, requests, all_facts, strict=True):
-        _remember_whether_used_up(facts.offer)
+        if facts.offer is not None:
+            caps.remember_whether_used_up(facts.offer.id, is_cap_reached(facts.offer))
         try:
             results[index] = _evaluate_request(index, request, facts, secret)
         except DomainError as error:
@@ -113,20 +110,6 @@ def _evaluate_request(
     if replayed is not None:
         return build_redemption_record(facts, replayed, secret, is_replay=True)
     return accept_request(index, request, facts)
-
-
-def _remember_whether_used_up(offer: OfferFacts | None) -> None:
-    if offer is None:
-        return
-    if is_cap_reached(offer):
-        _used_up_offer_ids.add(offer.id)
-    else:
-        _used_up_offer_ids.discard(offer.id)
-
-
-def forget_used_up_offers() -> None:
-    """Forget which offers were used up, for another database."""
-    _used_up_offer_ids.clear()
 
 
 def build_redemption_record(
