@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
+from flask import current_app
 from sqlalchemy import Connection, text
 
 from webapp.redemptions.errors import InvalidOfferCounter
-
-# Offers that were used up when this process last looked them up or redeemed them. Requests for them are looked up
-# before the insert: a refusal then takes the same statements for every email, and no insert. The outcome does not
-# depend on it.
-_used_up_offer_ids: set[int] = set()
 
 _INCREMENT_REDEEMED = (
     "update offer_counter set redeemed = redeemed + %(n)s "
@@ -50,16 +46,16 @@ def _increment_redeemed(connection: Connection, offer_id: int, count: int) -> bo
 def remember_whether_used_up(offer_id: int, is_used_up: bool) -> None:
     """Remember in this process whether an offer has no redemptions left under its cap."""
     if is_used_up:
-        _used_up_offer_ids.add(offer_id)
+        get_used_up_offer_ids().add(offer_id)
     else:
-        _used_up_offer_ids.discard(offer_id)
+        get_used_up_offer_ids().discard(offer_id)
 
 
-def is_remembered_as_used_up(offer_id: int) -> bool:
-    """Return whether an offer was used up when this process last looked it up or redeemed it."""
-    return offer_id in _used_up_offer_ids
+def get_used_up_offer_ids() -> set[int]:
+    """Return the offers that were used up when this app and process last looked them up or redeemed them.
 
-
-def forget_used_up_offers() -> None:
-    """Forget which offers were used up, for another database."""
-    _used_up_offer_ids.clear()
+    Requests for them are looked up before the insert: a refusal then takes the same statements for every email, and no
+    insert. The outcome does not depend on it.
+    """
+    used_up_offer_ids: set[int] = current_app.extensions.setdefault("used_up_offers", set())
+    return used_up_offer_ids

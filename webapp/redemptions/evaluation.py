@@ -70,9 +70,10 @@ def evaluate_requests(
     all_facts = dict(
         zip(requests, redemption_facts.load_facts_without_redemptions(list(requests.values()), connection), strict=True)
     )
+    used_up_offer_ids = caps.get_used_up_offer_ids()
     results: dict[int, RequestResult] = {}
     for index, facts in all_facts.items():
-        if facts.offer is not None and caps.is_remembered_as_used_up(facts.offer.id):
+        if facts.offer is not None and facts.offer.id in used_up_offer_ids:
             continue
         with suppress(DomainError):
             results[index] = accept_request(index, requests[index], facts)
