@@ -92,7 +92,7 @@ def look_up_and_evaluate(
     requests = [request for request, _ in candidates.values()]
     known_facts = [facts for _, facts in candidates.values()]
     results: dict[int, RequestResult] = {}
-    all_facts = redemption_facts.add_redemptions(requests, known_facts, connection)
+    all_facts = redemption_facts.look_up_redemptions(requests, known_facts, connection)
     for index, request, facts in zip(candidates, requests, all_facts, strict=True):
         if facts.offer is not None:
             caps.remember_whether_used_up(facts.offer.id, is_cap_reached(facts.offer))

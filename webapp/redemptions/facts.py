@@ -102,14 +102,14 @@ def load_facts(requests: Sequence[RedemptionRequest], connection: Connection | N
     :param connection: the connection to use; by default that of the session.
     :raises InvalidOfferCounter: when an offer has no counter, or one that contradicts the offer.
     """
-    all_facts = add_redemptions(requests, load_facts_without_redemptions(requests, connection), connection)
+    all_facts = look_up_redemptions(requests, load_facts_without_redemptions(requests, connection), connection)
     for facts in all_facts:
         require_counter(facts)
     return all_facts
 
 
 def require_counter(facts: RedemptionFacts) -> None:
-    """Check that `add_redemptions` has found a valid counter of the offer, if there is an offer.
+    """Check that `look_up_redemptions` has found a valid counter of the offer, if there is an offer.
 
     :raises InvalidOfferCounter: when there is none.
     """
@@ -120,7 +120,7 @@ def require_counter(facts: RedemptionFacts) -> None:
 def load_facts_without_redemptions(
     requests: Sequence[RedemptionRequest], connection: Connection | None = None
 ) -> list[RedemptionFacts]:
-    """Load the facts about each request without redemptions and counters, in order; `add_redemptions` adds these.
+    """Load the facts about each request without redemptions and counters, in order; `look_up_redemptions` adds these.
 
     The statement is the same for all requests, and so is `evaluated_at`.
 
@@ -132,7 +132,7 @@ def load_facts_without_redemptions(
     return [_build_facts(request, tuple(row), offers) for request, row in zip(requests, rows, strict=True)]
 
 
-def add_redemptions(
+def look_up_redemptions(
     requests: Sequence[RedemptionRequest], facts: Sequence[RedemptionFacts], connection: Connection | None = None
 ) -> list[RedemptionFacts]:
     """Return the facts with the redemptions of their customers, current and rolled back, and with the counters.
@@ -144,7 +144,7 @@ def add_redemptions(
     """
     values_by_offer: dict[int, list[dict[str, str | int | None]]] = {}
     for index, (request, known) in enumerate(zip(requests, facts, strict=True)):
-        # Unknown customers are looked up too, so that the response time does not reveal whether a customer exists.
+        # Unknown customers are looked up too, so that the time of the lookup does not reveal whether a customer exists.
         if known.offer is not None:
             values_by_offer.setdefault(known.offer.id, []).append(
                 {
