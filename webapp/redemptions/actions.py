@@ -12,6 +12,7 @@ from typing import Any
 
 from flask_babel import gettext as _
 from psycopg.errors import LockNotAvailable
+from psycopg.pq import TransactionStatus
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError, OperationalError
 
@@ -144,9 +145,23 @@ def _redeem_in_transaction(
             transaction.rollback()  # Otherwise SQLAlchemy would reject the next one of this connection.
             is_refused = isinstance(error.orig, CommitRefused)
             raise (build_unavailable(error) if is_refused else build_unavailable(error, OUTCOME_UNKNOWN)) from error
+        _require_commit(connection)
     if unfrozen_indexes:
         _freeze_offers(connection, unfrozen_indexes)
     return results
+
+
+def _require_commit(connection: Connection) -> None:
+    """Check that the transaction has ended: the connection may be one for which `commit` is documented to do nothing.
+
+    :raises RedemptionUnavailable: when it has not; it ends without a commit then, as the connection is closed.
+    """
+    driver_connection: Any = connection.connection.driver_connection
+    if driver_connection.info.transaction_status != TransactionStatus.IDLE:
+        driver_connection.close()
+        connection.invalidate()
+        log.error("the transaction of redemptions was not committed")
+        raise RedemptionUnavailable
 
 
 def _group_requests(
