@@ -235,9 +235,13 @@ def test_a_group_on_a_frozen_server_is_retried_over_a_new_connection(
 ) -> None:
     make_offer(frozen_at=text("now()"))
     emails = make_emails(make_customer, 2)
-    monkeypatch.setattr(group_commit, "STATEMENT_SECONDS", 2)
+    # The statements on the new connection are real ones.
+    monkeypatch.setattr(group_commit, "STATEMENT_SECONDS", 60)
+    pid = server_process(committer)
+    driver: Any = committer._get_connection().connection.dbapi_connection
+    driver.statement_seconds = 1
 
-    with frozen_process(server_process(committer)):
+    with frozen_process(pid):
         assert outcomes(committer._redeem_group(make_requests("SUMMER25", emails))) == ["redeemed"] * 2
 
 
@@ -253,11 +257,12 @@ def test_a_commit_on_a_frozen_server_has_an_unknown_outcome(
     commit = DeadlineConnection.commit
 
     def freeze_and_commit(connection: DeadlineConnection) -> None:
+        connection.statement_seconds = 1
         with frozen_process(pid):
             commit(connection)
 
+    monkeypatch.setattr(group_commit, "STATEMENT_SECONDS", 60)
     with monkeypatch.context() as frozen:
-        frozen.setattr(group_commit, "STATEMENT_SECONDS", 2)
         frozen.setattr(DeadlineConnection, "commit", freeze_and_commit)
         results = committer._redeem_group(make_requests("SUMMER25", emails))
 
