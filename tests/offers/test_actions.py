@@ -207,6 +207,17 @@ def test_a_locked_offer_is_reloaded_and_stays_locked_until_the_transaction_ends(
         assert other.scalars(unlocked).all() == [row.id]
 
 
+def test_the_counter_has_a_copy_of_the_cap(app: Flask) -> None:
+    """The copy is enforced, and the column of the offer is shown."""
+    caps = text("select o.max_redemptions, c.max_redemptions from offer o left join offer_counter c on offer_id = id")
+    offer_id = offer_actions.create_offer(replace(SUMMER, max_redemptions=5), by="ann").id
+    assert db.session.execute(caps).all() == [(5, 5)]
+
+    for cap in (9, None, 3):
+        offer_actions.update_offer(offer_id, {"max_redemptions": cap}, version=None, by="ann")
+        assert db.session.execute(caps).all() == [(cap, cap)]
+
+
 @pytest.mark.parametrize(
     ("change", "waits"),
     [
