@@ -11,7 +11,8 @@ from typing import Any, cast
 
 import pytest
 from flask import Flask
-from sqlalchemy import select, update
+from sqlalchemy import select, text, update
+from sqlalchemy.exc import OperationalError
 
 from webapp.accounts.models import AuditEntry
 from webapp.core import database_clock
@@ -21,7 +22,7 @@ from webapp.core.money import Discount
 from webapp.offers import actions as offer_actions
 from webapp.offers import code_actions
 from webapp.offers import queries as offer_queries
-from webapp.offers.models import Offer, OfferState, OfferValues
+from webapp.offers.models import Offer, OfferCounter, OfferState, OfferValues
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
 SUMMER = OfferValues(
@@ -204,6 +205,42 @@ def test_a_locked_offer_is_reloaded_and_stays_locked_until_the_transaction_ends(
         assert other.scalars(unlocked).all() == []
         db.session.rollback()
         assert other.scalars(unlocked).all() == [row.id]
+
+
+def test_the_counter_has_a_copy_of_the_cap(app: Flask) -> None:
+    """The copy is enforced, and the column of the offer is shown."""
+    caps = text("select o.max_redemptions, c.max_redemptions from offer o left join offer_counter c on offer_id = id")
+    offer_id = offer_actions.create_offer(replace(SUMMER, max_redemptions=5), by="ann").id
+    assert db.session.execute(caps).all() == [(5, 5)]
+
+    for cap in (9, None, 3):
+        offer_actions.update_offer(offer_id, {"max_redemptions": cap}, version=None, by="ann")
+        assert db.session.execute(caps).all() == [(cap, cap)]
+
+
+@pytest.mark.parametrize(
+    ("change", "waits"),
+    [
+        (lambda id_: code_actions.renew_code(id_, "AUTUMN25", by="ann"), False),
+        (lambda id_: offer_actions.pause_offer(id_, by="ann"), False),
+        (lambda id_: offer_actions.update_offer(id_, {"name": "Autumn", "max_redemptions": 5}, None, by="ann"), False),
+        (lambda id_: offer_actions.update_offer(id_, {"max_redemptions": 6}, None, by="ann"), True),
+    ],
+)
+def test_only_a_change_of_the_cap_waits_for_redemptions(
+    make_offer: Callable[..., Offer], change: Callable[[int], Offer], waits: bool
+) -> None:
+    """Redemptions of an offer with a cap lock its counter, and would wait for a change in turn."""
+    offer_id = make_offer(max_redemptions=5).id
+    with db.engine.connect() as redeeming:
+        redeeming.execute(select(OfferCounter).with_for_update())
+        db.session.execute(text("set local lock_timeout = '100ms'"))
+        if waits:
+            with pytest.raises(OperationalError, match="lock timeout"):
+                change(offer_id)
+        else:
+            assert change(offer_id).version == 2
+        db.session.rollback()
 
 
 def test_an_update_of_an_older_version_is_a_conflict(make_offer: Callable[..., Offer]) -> None:

@@ -105,6 +105,22 @@ def test_the_timeouts_end_with_the_transaction(committer: GroupCommitter) -> Non
     assert [driver.execute(f"show {name}").fetchone()[0] for name in ("lock_timeout", "timezone")] == ["0", "UTC"]
 
 
+def test_a_commit_without_effect_is_an_error(
+    committer: GroupCommitter, make_offer: MakeOffer, make_customer: MakeCustomer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLAlchemy documents it as such for connections in AUTOCOMMIT mode, like that of the group committer."""
+    make_offer(frozen_at=text("now()"))
+    requests = make_requests("SUMMER25", make_emails(make_customer, 2))
+    driver: Any = committer._get_connection().connection.dbapi_connection
+    monkeypatch.setattr(driver, "commit", lambda: None)
+
+    assert outcomes(committer._redeem_group(requests)) == ["unavailable"] * 2
+    assert count_rows() == 0
+    db.session.rollback()
+    assert outcomes(committer._redeem_group(requests)) == ["redeemed"] * 2
+    assert count_rows() == 2
+
+
 def test_a_locked_offer_fails_only_its_own_requests(
     committer: GroupCommitter, make_offer: MakeOffer, make_customer: MakeCustomer
 ) -> None:
@@ -145,12 +161,12 @@ def test_committed_rounds_stay_redeemed_when_a_later_round_is_lost(
     redeem_in_transaction = redemption_actions._redeem_in_transaction
 
     def lose_the_second_round(
-        connection: Any, waiting: dict[int, RedemptionRequest], secret: bytes, is_first_round: bool
+        connection: Any, waiting: dict[int, RedemptionRequest], secret: bytes
     ) -> dict[int, RedemptionRecord | DomainError]:
         rounds.append(len(waiting))
         if len(rounds) == 2:
             end_connections()
-        return redeem_in_transaction(connection, waiting, secret, is_first_round)
+        return redeem_in_transaction(connection, waiting, secret)
 
     monkeypatch.setattr(redemption_actions, "_redeem_in_transaction", lose_the_second_round)
     assert outcomes(committer._redeem_group(requests)) == ["redeemed", "redeemed", "unavailable"]
@@ -241,9 +257,13 @@ def test_a_group_on_a_frozen_server_is_retried_over_a_new_connection(
 ) -> None:
     make_offer(frozen_at=text("now()"))
     emails = make_emails(make_customer, 2)
-    monkeypatch.setattr(group_commit, "STATEMENT_SECONDS", 2)
+    # The statements on the new connection are real ones.
+    monkeypatch.setattr(group_commit, "STATEMENT_SECONDS", 60)
+    pid = server_process(committer)
+    driver: Any = committer._get_connection().connection.dbapi_connection
+    driver.statement_seconds = 1
 
-    with frozen_process(server_process(committer)):
+    with frozen_process(pid):
         assert outcomes(committer._redeem_group(make_requests("SUMMER25", emails))) == ["redeemed"] * 2
 
 
@@ -259,11 +279,12 @@ def test_a_commit_on_a_frozen_server_has_an_unknown_outcome(
     commit = DeadlineConnection.commit
 
     def freeze_and_commit(connection: DeadlineConnection) -> None:
+        connection.statement_seconds = 1
         with frozen_process(pid):
             commit(connection)
 
+    monkeypatch.setattr(group_commit, "STATEMENT_SECONDS", 60)
     with monkeypatch.context() as frozen:
-        frozen.setattr(group_commit, "STATEMENT_SECONDS", 2)
         frozen.setattr(DeadlineConnection, "commit", freeze_and_commit)
         results = committer._redeem_group(make_requests("SUMMER25", emails))
 
