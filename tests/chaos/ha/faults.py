@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import socket
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -247,8 +246,11 @@ def _wait_for_service(
     # Two web processes accept connections in turn.
     wait_until(lambda: all(_is_ready(web) for _ in range(10)), "/readyz is 200", 120, interval=0.1)
     result.seconds["/readyz"] = time.time() - since
-    wait_until(lambda: _can_launch(database), "a campaign can be launched", 120)
+    launched: list[int] = []
+    wait_until(lambda: _can_launch(database, launched), "a campaign can be launched", 120)
     result.seconds["launch"] = time.time() - since
+    with database.context():
+        transitions.cancel_campaign(launched[0], "chaos")
     again = time.time()
     campaign.wait(
         lambda: (
@@ -263,16 +265,14 @@ def _is_ready(web: LiveProcess) -> bool:
     try:
         with urllib.request.urlopen(f"{web.url}/readyz", timeout=10) as response:
             return bool(response.status == 200)
-    except urllib.error.HTTPError:
+    except OSError:
         return False
 
 
-def _can_launch(database: PopulatedDatabase) -> bool:
-    """Launch a campaign and cancel it; return whether that succeeds."""
+def _can_launch(database: PopulatedDatabase, launched: list[int]) -> bool:
+    """Launch a campaign and append its ID to `launched`; return whether that succeeds."""
     try:
-        campaign = running_campaign.launch_campaign(database, "hold")
-        with database.context():
-            transitions.cancel_campaign(campaign, "chaos")
+        launched.append(running_campaign.launch_campaign(database, "hold"))
     except (SQLAlchemyError, psycopg.Error):
         return False
     return True
