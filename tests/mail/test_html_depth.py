@@ -115,7 +115,7 @@ IN_COMMENTS = "The HTML has more than 500 tags in comments. Remove some of them.
             "<div>" * 99 + "<textarea></div></textarea>" + "<div>" * 102,
             TOO_DEEP,
         ),
-        ("<div><b></div>" * 300, "<p><b></p>" * 201, TOO_DEEP),
+        ("<div><p></div>" * 300, "<p><b></p>" * 201, TOO_DEEP),
         ("<b></b>" * 300, "<b></i>" * 201, TOO_DEEP),
     ],
 )

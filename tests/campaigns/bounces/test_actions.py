@@ -14,6 +14,7 @@ from flask.testing import FlaskClient
 from sqlalchemy import select, text
 
 from tests.support import bounce_messages
+from webapp.accounts.models import AuditEntry
 from webapp.campaigns import tokens as campaign_tokens
 from webapp.campaigns.bounces import actions as bounce_actions
 from webapp.campaigns.bounces import mailbox
@@ -209,6 +210,31 @@ def test_the_sender_address_is_never_suppressed(with_settings: Callable[..., Set
     with_settings(mail_default_sender=f"Shop <{ADA.upper()}>")
     assert process(build_report("POSTFIX")) == "own_address"
     assert suppression_reasons() == {}
+
+
+@pytest.mark.parametrize(
+    ("status", "reply", "detail"),
+    [
+        ("5.1.1", "550 5.1.1 unknown", "550 5.1.1 unknown"),
+        ("5.1.1", "550 unknown", "5.1.1 550 unknown"),
+        ("5.1.1", "", "5.1.1"),
+    ],
+)
+def test_the_reason_of_a_bounce_is_kept_with_its_status(
+    sent_campaign: Campaign, status: str, reply: str, detail: str
+) -> None:
+    counts = bounce_actions.process_bounce_messages(
+        [build_report("POSTFIX", status=status, status_reply=reply), build_report("VACATION")], by="mia"
+    )
+    assert counts == {"suppressed": 1, "ignored": 1}
+    assert db.session.get_one(Suppression, ADA).detail == detail
+    assert db.session.scalars(select(MailIssue.text)).all() == [f"bounced: {detail}"]
+    # A known bounce is not recorded again.
+    bounce_actions.process_bounce_messages([build_report("POSTFIX", status=status, status_reply=reply)], by="tom")
+    entries = db.session.scalars(select(AuditEntry).where(AuditEntry.action == "bounces.taken")).all()
+    assert [(entry.actor, entry.subject, entry.detail) for entry in entries] == [
+        ("mia", "suppression list", {"mails": 2, "suppressed": 1})
+    ]
 
 
 def test_a_bounce_marks_the_delivery_as_failed(sent_campaign: Campaign) -> None:

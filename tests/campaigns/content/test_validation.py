@@ -59,19 +59,12 @@ def test_an_unknown_placeholder_gets_a_suggestion(typed: str, suggestion: str) -
     ("typed", "shown"),
     [
         ("{{ weather }}", "{{ weather }}"),
-        ("{{  customer . n\n}}", "{{ customer . n }}"),
+        ("{{  wea\n ther }}", "{{ wea ther }}"),
         ("{{" + "x" * 100 + "}}", "{{" + "x" * 78),
-        ("{{ link or }}", None),
-        ("{{ 'link' }}", "{{ 'link' }}"),
     ],
 )
-def test_an_unfamiliar_placeholder_gets_no_suggestion(typed: str, shown: str | None) -> None:
-    found = find_error("text", typed)
-    if shown is None:
-        assert found is not None
-        assert "Did you mean {{ link }}?" in found[1]
-    else:
-        assert found == ("placeholder_unknown", f"There is no placeholder {shown}. {AVAILABLE}")
+def test_an_unfamiliar_placeholder_gets_no_suggestion(typed: str, shown: str) -> None:
+    assert find_error("text", typed) == ("placeholder_unknown", f"There is no placeholder {shown}. {AVAILABLE}")
 
 
 @pytest.mark.parametrize(
@@ -143,7 +136,6 @@ def test_characters_that_cannot_be_sent_are_rejected(character: str) -> None:
     [
         ("<script>{{ link }}</script>", "a script"),
         ("<p onclick='{{ link }}'>", "a script"),
-        ("<style>{{ link }}</style>", "a style sheet"),
         ("<template>{{ link }}</template>", "a template that is never shown"),
         ("<template><script></script>{{ link }}</template>", "a template that is never shown"),
         ("<textarea>{{ link }}</textarea>", "a text field"),
@@ -165,6 +157,7 @@ def test_a_hidden_placeholder_is_rejected_with_its_location(source: str, locatio
 @pytest.mark.parametrize(
     ("source", "message"),
     [
+        ("<style>{{ link }}</style>", f"The placeholder {{{{ link }}}} would not appear in the email. Move it, or fix the HTML: {REPAIR.lower()}"),
         ("</p {{ link }}>", f"The placeholder {{{{ link }}}} would not appear in the email. Move it, or fix the HTML: {REPAIR.lower()}"),
         ("<!-- never closed", f"The unsubscribe link that is added at the end ends up in a comment. {REPAIR}"),
         ("<a href='https://example.com", f"The unsubscribe link that is added at the end would not appear in the email. {REPAIR}"),
@@ -412,7 +405,8 @@ def removed(tag: str) -> str:
         ("<img src='a'>", [NO_ALT]),
         ("<img src='a'><img src='b'>", [NO_ALT.replace("An image has", "2 images have")]),
         ("<title>Hi</title><style>p</style>", [NOTHING]),
-        ("<head><title>Hi</title><p>Hi", [not_closed("head")]),
+        ("<head><title>Hi</title>", [NOTHING, not_closed("head")]),
+        ("<head><title>Hi</title><p>Hi", []),
         ("<head><title>Hi</title></head>Hi", []),
         ("<body style='display: none'>Hi", [NOTHING]),
         ("<style>body{color:red}p{display:none}</style>Hi", []),
