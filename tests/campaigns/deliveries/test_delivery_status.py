@@ -418,7 +418,8 @@ def test_a_second_decision_changes_nothing(unresolved: Campaign, relay: Relay) -
 def test_failed_emails_to_suppressed_addresses_are_not_retried(unresolved: Campaign, relay: Relay) -> None:
     suppression_actions.unsubscribe_customer(2, unresolved.id)
     # The other recipient has no mailbox, so the address is suppressed already.
-    with pytest.raises(DomainError, match="their addresses are suppressed"):
+    message = "None of these emails was resent, because all their addresses are suppressed."
+    with pytest.raises(DomainError, match=message):
         delivery_actions.resend_deliveries(unresolved.id, DeliverySelection("failed"), "mia")
     sender.send_pending_emails()
     assert relay.recipients[make_address(1)] == 0
@@ -492,8 +493,11 @@ def test_uncertain_emails_of_a_cancelled_campaign_can_only_be_dismissed(
     expire_leases()
     completion.close_cancelled_batches("sweep")
     assert delivery_counts(campaign)["uncertain"] == 1
-    with pytest.raises(DomainError, match="can't be resent"):
+    message = "These emails can't be resent: the campaign has not been launched, or it has been cancelled."
+    with pytest.raises(DomainError, match=message):
         delivery_actions.resend_deliveries(campaign.id, DeliverySelection("uncertain"), "mia")
+    with pytest.raises(DomainError, match="Only uncertain emails can be dismissed."):
+        delivery_actions.dismiss_uncertain_deliveries(campaign.id, DeliverySelection("failed"), "mia")
     assert delivery_actions.dismiss_uncertain_deliveries(campaign.id, DeliverySelection("uncertain"), "mia") == 1
 
 
