@@ -96,7 +96,11 @@ IN_COMMENTS = "The HTML has more than 500 tags in comments. Remove some of them.
     [
         ("<div>" * 200, "<div>" * 201, TOO_DEEP),
         # Few tags are never nested too deeply.
-        ("<br>" * 200 + "<!-- -- >", "<br>" * 201 + "<!-- -- >", "A comment is not closed with “-->”. Correct the HTML."),
+        (
+            "<br>" * 200 + "<!-- -- >",
+            "<br>" * 201 + "<!-- -- >",
+            "A comment is not closed with “-->”. Correct the HTML.",
+        ),
         (
             "<br>" * 201 + "<a " * 200,
             "<br>" * 201 + "<a " * 201,

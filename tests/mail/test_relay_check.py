@@ -197,9 +197,7 @@ def test_a_rejected_sender_is_reported(check: Callable[..., RelayCheckResult], r
     )
 
 
-def test_a_relay_that_hangs_up_at_the_sender_is_reported(
-    check: Callable[..., RelayCheckResult], relay: Relay
-) -> None:
+def test_a_relay_that_hangs_up_at_the_sender_is_reported(check: Callable[..., RelayCheckResult], relay: Relay) -> None:
     relay.behaviour.mail = "drop"
     assert check() == RelayCheckResult(
         False,

@@ -496,7 +496,7 @@ def test_uncertain_emails_of_a_cancelled_campaign_can_only_be_dismissed(
     message = "These emails can't be resent: the campaign has not been launched, or it has been cancelled."
     with pytest.raises(DomainError, match=message):
         delivery_actions.resend_deliveries(campaign.id, DeliverySelection("uncertain"), "mia")
-    with pytest.raises(DomainError, match="Only uncertain emails can be dismissed."):
+    with pytest.raises(DomainError, match="Only uncertain emails can be dismissed"):
         delivery_actions.dismiss_uncertain_deliveries(campaign.id, DeliverySelection("failed"), "mia")
     assert delivery_actions.dismiss_uncertain_deliveries(campaign.id, DeliverySelection("uncertain"), "mia") == 1
 

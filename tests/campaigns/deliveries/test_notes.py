@@ -34,9 +34,9 @@ def make_row(**values: object) -> Row[Any]:
     row = {
         "campaign_id": 1, "customer_id": 2, "email": "ada@example.com", "name": "Ada", "source_id": "s1",
         "campaign_status": "sending", "launched_at": NOW, "finished_at": None, "uncertain_policy": "hold",
-        "batch_position": 5, "status": "pending", "window_start": 10, "window_end": 10, "windows": [0, 30, 4, 60, 9, 90],
-        "is_leased": True, "cursor": None, "state": None, "smtp_code": None, "text": "", "next_at": None, "attempts": 2,
-        "at": NOW, "doubt": False, "read_at": NOW,
+        "batch_position": 5, "status": "pending", "window_start": 10, "window_end": 10,
+        "windows": [0, 30, 4, 60, 9, 90], "is_leased": True, "cursor": None, "state": None, "smtp_code": None,
+        "text": "", "next_at": None, "attempts": 2, "at": NOW, "doubt": False, "read_at": NOW,
     }  # fmt: skip
     return cast(Row[Any], SimpleNamespace(**(row | values)))
 

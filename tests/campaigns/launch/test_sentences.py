@@ -273,14 +273,12 @@ def test_a_code_that_would_not_work_is_not_sent(
         ),
         (
             SOON + timedelta(days=1), "time_after_end",
-            "The offer will have ended, so its code would not work. Choose an earlier time, or a later end date for the "
-            "offer.",
+            "The offer will have ended, so its code would not work. Choose an earlier time, or a later end date for "
+            "the offer.",
         ),
     ],
 )  # fmt: skip
-def test_an_invalid_launch_time_is_reported_at_its_field(
-    draft: Campaign, at: datetime, key: str, message: str
-) -> None:
+def test_an_invalid_launch_time_is_reported_at_its_field(draft: Campaign, at: datetime, key: str, message: str) -> None:
     db.session.get_one(Offer, draft.offer_id).ends_at = SOON
     db.session.commit()
     with pytest.raises(InvalidInput) as raised:

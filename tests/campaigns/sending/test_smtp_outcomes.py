@@ -170,7 +170,9 @@ def test_failing_connections_affect_no_recipient(
     db.session.refresh(campaign)
     assert (issue_states(campaign), campaign_status(campaign)) == ({}, ("sending", None))
     errors = {"drop": "the relay closed the connection", "hang": "timed out", NONSENSE: f"invalid reply: {NONSENSE}"}
-    problem = f"can't be reached ({errors[event]})" if event in errors else f"does not accept email at the moment ({event})"
+    problem = (
+        f"can't be reached ({errors[event]})" if event in errors else f"does not accept email at the moment ({event})"
+    )
     assert campaign.delivery_warning == f"The mail relay {problem}. Onecode retries every few seconds."
 
 
