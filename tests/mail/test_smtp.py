@@ -205,6 +205,51 @@ def test_a_failed_reset_does_not_change_the_outcome(relay: Relay, connection: sm
     assert (connection.deliver(make_message()).kind, connection.is_open) == ("failed", False)
 
 
+def test_a_reply_of_several_lines_is_one_text(relay: Relay, connection: smtp.RelayConnection) -> None:
+    relay.behaviour.rcpt["*"] = "550-5.1.1  No\r\n550-such \r\n550 user"
+    connection.open()
+    outcome = connection.deliver(make_message())
+    assert (outcome.kind, outcome.code, outcome.text) == ("failed", 550, "5.1.1 No such user")
+
+
+@pytest.mark.parametrize(
+    ("reply", "is_helo_sent", "error"),
+    [
+        ("500 what?", True, None),
+        ("599 what?", True, None),
+        ("499 later", False, RelayUnavailable),
+        ("600 what?", False, RelayRejected),
+        ("350 what?", False, RelayUnavailable),
+    ],
+)
+def test_a_relay_that_does_not_know_ehlo_gets_helo(
+    relay: Relay, connection: smtp.RelayConnection, reply: str, is_helo_sent: bool, error: type[Exception] | None
+) -> None:
+    relay.behaviour.stages["EHLO"] = reply
+    relay.behaviour.uses["EHLO"] = 1
+    if error is None:
+        connection.send(make_message())
+    else:
+        with pytest.raises(error) as raised:
+            connection.open()
+        assert str(raised.value) == reply
+        assert not connection.is_open
+    assert [command.split()[0].upper() for command in relay.commands[:2]] == ["EHLO", "HELO"][: 1 + is_helo_sent]
+
+
+@pytest.mark.parametrize(
+    ("reply", "error"),
+    [("450 later", RelayUnavailable), ("499 later", RelayUnavailable), ("500 no", RelayRejected)],
+)
+def test_a_refused_greeting_is_raised_with_the_reply(
+    relay: Relay, connection: smtp.RelayConnection, reply: str, error: type[Exception]
+) -> None:
+    relay.behaviour.greeting = reply
+    with pytest.raises(error) as raised:
+        connection.open()
+    assert str(raised.value) == reply
+
+
 def test_connecting_to_a_silent_relay_times_out(app: Flask, relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timeouts, "CONNECT_TIMEOUT", 0.2)
     relay.behaviour.greeting = "hang"
