@@ -246,6 +246,17 @@ def test_a_bounce_marks_the_delivery_as_failed(sent_campaign: Campaign) -> None:
     assert (sent_campaign.sent_in_batches, db.session.scalar(select(Batch.sent))) == (1, 1)
 
 
+@pytest.mark.parametrize(("sent", "total", "expected"), [(2, 2, (1, 1)), (0, 2, (0, 2)), (2, 0, (1, 0))])
+def test_a_bounce_makes_no_count_negative(
+    sent_campaign: Campaign, sent: int, total: int, expected: tuple[int, int]
+) -> None:
+    db.session.execute(text("update batch set sent = :sent"), {"sent": sent})
+    db.session.execute(text("update campaign set sent_in_batches = :total"), {"total": total})
+    db.session.commit()
+    process(build_report("POSTFIX"))
+    assert db.session.execute(text("select sent, sent_in_batches from batch, campaign")).one() == expected
+
+
 @pytest.mark.parametrize(
     ("state", "new_state"),
     [("failed", "failed"), ("skipped", "skipped"), ("uncertain", "failed"), ("sent_later", "failed")],

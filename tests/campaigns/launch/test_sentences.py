@@ -194,17 +194,18 @@ def test_a_launch_from_an_outdated_page_is_refused(
 )
 def test_only_a_draft_can_be_edited(draft: Campaign, status: str, message: str) -> None:
     set_status(draft, status)
-    edit = lambda: draft_actions.update_draft(draft.id, EmailContent("New"), "hold", "mia")  # noqa: E731
-    assert refused(edit) == ("conflict", message)
+    refusal = refused(lambda: draft_actions.update_draft(draft.id, EmailContent("New"), "hold", "mia"))
+    assert refusal == ("conflict", message)
     assert refresh(draft).uncertain_policy == "resend"
 
 
 def test_the_policy_is_one_of_two(draft: Campaign) -> None:
     error = FieldError("uncertain_policy", "policy_unknown", "Choose one of the two options.")
-    for save in (
+    saves: list[Callable[[], object]] = [
         lambda: draft_actions.update_draft(draft.id, EmailContent(), "maybe", "mia"),
         lambda: draft_actions.save_offer_draft(draft.offer_id, EmailContent(), "maybe", "mia"),
-    ):
+    ]
+    for save in saves:
         with pytest.raises(InvalidInput) as raised:
             save()
         assert list(raised.value.errors) == [error]
