@@ -54,7 +54,7 @@ def split(source: str) -> list[tuple[str, str]]:
     [
         ("{{ offer.code }}\n\n {{ link }} ", [("code", "•"), ("button", "•")]),
         ("{{ offer.discount }}\n\n{{ offer.name }}", [("discount", "•"), ("text", "•")]),
-        ("{{ offer.discount }} off for you", [("discount", "• off for you")]),
+        ("{{ offer.discount }} off for youu", [("discount", "• off for youu")]),
         # The rest is longer than twelve characters.
         ("{{ offer.discount }} off for youu!", [("text", "• off for youu!")]),
         ("off {{ offer.discount }}", [("text", "off •")]),
