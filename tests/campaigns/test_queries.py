@@ -50,11 +50,12 @@ def test_a_campaign_that_another_process_has_changed_is_read_again(
     db.session.add(campaign)
     db.session.commit()
     campaign_id = campaign.id
-    for name, read in {
+    reads: dict[str, Callable[[], Campaign | None]] = {
         "one": lambda: campaign_queries.get_campaign(campaign_id),
         "two": lambda: campaign_queries.find_announcement(offer_id),
         "three": lambda: campaign_queries.find_current_campaign(offer_id, "announcement"),
-    }.items():
+    }
+    for name, read in reads.items():
         with db.engine.begin() as other:
             other.execute(text("update campaign set subject = :name"), {"name": name})
         found = read()

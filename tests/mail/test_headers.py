@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import email
 import email.policy
+from collections.abc import Callable
 
 import pytest
 
@@ -68,11 +69,12 @@ def test_encoded_words_fill_their_lines() -> None:
 
 @pytest.mark.parametrize("value", ["a\rb", "a\nb", "a\r\nBcc: eve@example.com"])
 def test_a_line_break_is_rejected(value: str) -> None:
-    for build in (
+    builds: list[Callable[[], bytes]] = [
         lambda: format_header("Subject", value),
         lambda: format_address_header("To", value, "ada@example.com"),
         lambda: format_address_header("To", "Ada", value),
-    ):
+    ]
+    for build in builds:
         with pytest.raises(ValueError, match="a header value must not contain a line break"):
             build()
 
