@@ -6,7 +6,7 @@ import pytest
 
 from webapp.campaigns.content import design
 from webapp.campaigns.content.placeholders import parse_template
-from webapp.mail.template import Placeholder, TemplateParts, insert_markers
+from webapp.mail.template import MARKER, Placeholder, TemplateParts, insert_markers
 from webapp.shop.models import ShopValues
 
 
@@ -46,7 +46,7 @@ def split(source: str) -> list[tuple[str, str]]:
     """Return the kinds and the HTML of the blocks of a text; each marker is a bullet."""
     placeholders: list[Placeholder] = []
     text = insert_markers(parse_template(source), placeholders)
-    return [(block.kind, design.MARKER.sub("•", block.html)) for block in design._split_into_blocks(text, placeholders)]
+    return [(block.kind, MARKER.sub("•", block.html)) for block in design._split_into_blocks(text, placeholders)]
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_a_line_that_is_only_a_code_a_link_or_a_discount_is_a_block(source: str,
 def test_the_preheader_is_the_first_paragraph_after_the_greeting(source: str, preheader: str) -> None:
     placeholders: list[Placeholder] = []
     text = insert_markers(parse_template(source), placeholders)
-    assert design.MARKER.sub("•", design._find_preheader(text, placeholders)) == preheader
+    assert MARKER.sub("•", design._find_preheader(text, placeholders)) == preheader
 
 
 SHOP = {"unsubscribe_words": "Unsubscribe", "reason": "You are a customer.", "address": "1 High Street"}

@@ -211,6 +211,19 @@ def test_the_policy_is_one_of_two(draft: Campaign) -> None:
         assert list(raised.value.errors) == [error]
 
 
+def test_invalid_content_is_not_saved(draft: Campaign) -> None:
+    content = EmailContent(subject="a\nb")
+    saves: list[Callable[[], object]] = [
+        lambda: draft_actions.update_draft(draft.id, content, "hold", "mia"),
+        lambda: draft_actions.save_offer_draft(draft.offer_id, content, "hold", "mia"),
+    ]
+    for save in saves:
+        with pytest.raises(InvalidInput) as raised:
+            save()
+        assert list(raised.value.errors) == [FieldError("subject", "line_break", "The subject must be one line.")]
+    assert refresh(draft).uncertain_policy == "resend"
+
+
 NO_OFFER, NO_CAMPAIGN = "This offer does not exist.", "This campaign does not exist."
 
 
