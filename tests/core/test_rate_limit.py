@@ -18,6 +18,7 @@ from webapp.accounts.models import StaffUser
 from webapp.core.extensions import db
 from webapp.core.rate_limit import (
     CLEANUP_CHUNK_SIZE,
+    RateLimit,
     RateLimitCounter,
     TableStorage,
     _delete_expired,
@@ -182,12 +183,16 @@ def test_a_port_is_ignored_and_an_ipv6_network_is_one_address(app: Flask, given:
         assert client_address() == counted
 
 
-def test_without_the_table_requests_are_not_limited(client: FlaskClient) -> None:
+def test_without_the_table_requests_are_not_limited(client: FlaskClient, caplog: pytest.LogCaptureFixture) -> None:
     db.session.execute(text("alter table rate_hit rename to rate_hit_away"))
     db.session.commit()
     try:
         assert guess(client).status_code == 422
         assert not TableStorage().check()
+        assert "a rate limit was not applied: " in caplog.text
+        caplog.clear()
+        RateLimit("a limit", "1 per minute").reset("key")
+        assert "a rate limit was not applied: " in caplog.text
     finally:
         db.session.execute(text("alter table rate_hit_away rename to rate_hit"))
         db.session.commit()
