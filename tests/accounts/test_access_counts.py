@@ -127,15 +127,31 @@ def test_old_counts_are_deleted_a_few_at_a_time(app: Flask, monkeypatch: pytest.
             period=NOW - timedelta(days=days), kind="csrf.refused", account="", address="", staff_session_id=0,
             subject=str(days), n=1,
         )
-        for days in (89, 91, 92, 93)
+        for days in (89.9, 90.1, 91, 92)
     )  # fmt: skip
     db.session.commit()
 
     count(failed_sign_in(None))
-    assert counts("subject") == [("89",), ("91",), ("",)]
+    assert counts("subject") == [("89.9",), ("90.1",), ("",)]
 
     count(failed_sign_in(None))
-    assert counts("subject") == [("89",), ("",)]
+    assert counts("subject") == [("89.9",), ("",)]
+
+
+def test_old_counts_that_another_transaction_has_locked_are_skipped(app: Flask) -> None:
+    db.session.add(
+        AccessCount(
+            period=NOW - timedelta(days=91), kind="csrf.refused", account="", address="", staff_session_id=0,
+            subject="old", n=1,
+        )
+    )  # fmt: skip
+    db.session.commit()
+
+    with db.engine.connect() as other:
+        other.execute(select(AccessCount.id).with_for_update())
+        count(failed_sign_in(None))
+
+    assert counts("subject", "n") == [("old", 1), ("", 1)]
 
 
 def test_a_failure_is_logged_and_not_raised(app: Flask, caplog: pytest.LogCaptureFixture) -> None:
