@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from flask import Flask
-from sqlalchemy import func, select, text
+from sqlalchemy import Text, cast, delete, func, insert, literal, select, text
 
 from tests.support.sql_statements import recorded_statements
 from webapp.accounts import access_counts, api_key_actions
@@ -118,6 +118,31 @@ def test_views_are_bounded_for_each_account(app: Flask, monkeypatch: pytest.Monk
         ("ann@example.com", "", 0, 3),
         ("bob@example.com", "customer 9", 4, 1),
     ]
+
+
+@pytest.mark.parametrize(
+    ("access", "unit", "bound"),
+    [(failed_sign_in(None), "minute", 100), (view(1), "hour", 1000)],
+    ids=["refusals", "views"],
+)
+def test_the_bounds_are_those_of_the_documentation(app: Flask, access: Access, unit: str, bound: int) -> None:
+    for rows in (bound - 1, bound):
+        db.session.execute(delete(AccessCount))
+        db.session.execute(
+            insert(AccessCount).from_select(
+                ["period", "kind", "account", "address", "staff_session_id", "subject", "n"],
+                select(
+                    func.date_trunc(unit, NOW), literal(access.kind), literal(access.account), literal(""), 0,
+                    cast(func.generate_series(1, rows), Text), 1,
+                ),
+            )
+        )  # fmt: skip
+        db.session.commit()
+
+        count(access)
+
+        last = db.session.scalars(select(AccessCount.address).order_by(AccessCount.id.desc()).limit(1)).one()
+        assert last == (ADDRESS if rows < bound else "")
 
 
 def test_old_counts_are_deleted_a_few_at_a_time(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:

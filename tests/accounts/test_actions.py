@@ -145,6 +145,9 @@ class TestInvitations:
 
     def test_an_expired_invitation_is_refused(self, make_invitation_token: Token) -> None:
         token = make_invitation_token()
+        lifetime = db.session.scalars(select(Invitation.expires_at - func.now())).one()
+        assert timedelta(days=6, hours=23) < lifetime <= timedelta(days=7)
+        assert len(token) == 32
         db.session.execute(update(Invitation).values(expires_at=datetime.now(UTC) - timedelta(seconds=1)))
         db.session.commit()
         with pytest.raises(NotFound):
@@ -435,6 +438,8 @@ class TestApiKeys:
 
     def test_the_secret_is_not_stored(self, app: Flask) -> None:
         secret = api_key_actions.create_api_key("Shop", ["read"], by="tests").split("_", 3)[3]
+        # 256 bits in Base64.
+        assert len(secret) == 43
         assert secret.encode() not in bytes(db.session.scalars(select(ApiKey.secret_hash)).one())
 
     def test_the_audit_log_has_the_scopes_of_a_key_and_its_revocation(self, app: Flask) -> None:
@@ -526,7 +531,7 @@ class TestApiKeys:
         api_key_actions.authenticate_api_key(key)
         db.session.execute(update(ApiKey).values(revoked_at=func.now()))
         db.session.commit()
-        time.sleep(api_key_actions.API_KEY_CACHE_SECONDS)
+        time.sleep(1)
         with pytest.raises(DomainError):
             api_key_actions.authenticate_api_key(key)
 

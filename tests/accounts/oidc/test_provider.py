@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -132,9 +134,43 @@ def test_a_sign_in_works_once_and_for_ten_minutes(provider: OidcProvider) -> Non
         oidc_provider.finish_flow(REDIRECT_URI, flow, provider.authorize(url))
     assert error.value.key == "oidc_expired"
     url, flow = oidc_provider.start_flow(REDIRECT_URI, "sign-in")
-    with time_machine.travel(flow.started_at + 601), pytest.raises(DomainError) as error:
-        oidc_provider.finish_flow(REDIRECT_URI, flow, provider.authorize(url))
-    assert error.value.key == "oidc_expired"
+    for seconds in (-1, 601):
+        with time_machine.travel(flow.started_at + seconds, tick=False), pytest.raises(DomainError) as error:
+            oidc_provider.finish_flow(REDIRECT_URI, flow, provider.authorize(url))
+        assert error.value.key == "oidc_expired"
+    with time_machine.travel(flow.started_at + 600, tick=False):
+        assert oidc_provider.finish_flow(REDIRECT_URI, flow, provider.authorize(url)).subject
+
+
+@pytest.mark.parametrize(("seconds", "is_accepted"), [(-60, True), (-61, False), (60, True), (61, False)])
+def test_a_difference_of_the_clocks_of_a_minute_is_tolerated(
+    provider: OidcProvider, with_settings: Callable[..., object], seconds: int, is_accepted: bool
+) -> None:
+    """The provider has authenticated the user a minute later than now, or a minute longer ago than a session lasts."""
+    with_settings(session_max_days=1)
+    now = int(time.time())
+    with time_machine.travel(now, tick=False):
+        provider.claims = {"auth_time": now + seconds if seconds > 0 else now - 86400 + seconds}
+        if is_accepted:
+            assert sign_in(provider).authenticated_at == provider.claims["auth_time"]
+        else:
+            assert key_of_failure(provider) == "oidc_invalid"
+
+
+def test_metadata_and_keys_are_read_again_after_ten_minutes(provider: OidcProvider) -> None:
+    sign_in(provider)
+    for seconds, count in ((0, 1), (599, 1), (600, 2)):
+        oidc_provider._get_cache().update(
+            {url: (time.monotonic() - seconds, body) for url, (_at, body) in oidc_provider._get_cache().items()}
+        )
+        sign_in(provider)
+        assert provider.requests.count("/jwks") == count
+        assert provider.requests.count("/.well-known/openid-configuration") == count
+
+
+def test_four_requests_to_the_provider_may_run_at_a_time() -> None:
+    assert [http._slots.acquire(blocking=False) for _ in range(5)] == [True] * 4 + [False]
+    http._slots.release(4)
 
 
 def test_a_code_that_was_stolen_needs_the_code_verifier(provider: OidcProvider) -> None:
