@@ -21,8 +21,11 @@ from webapp.core.rate_limit import (
     RateLimit,
     RateLimitCounter,
     TableStorage,
+    TooManyRequests,
     _delete_expired,
+    allow_again,
     client_address,
+    use_once,
 )
 from webapp.core.settings import Settings
 
@@ -152,6 +155,41 @@ def test_a_counter_can_be_cleared_alone_or_with_all_others(app: Flask) -> None:
     storage.clear("one")
     assert [storage.get(key) for key in ("one", "two", "three")] == [0, 1, 1]
     assert (storage.reset(), count_rows(), storage.check()) == (2, 0, True)
+
+
+def test_a_limit_counts_each_key_until_it_is_reset(app: Flask) -> None:
+    limit, other_limit = RateLimit("a limit", "2 per 5 minutes"), RateLimit("another limit", "2 per 5 minutes")
+    for _ in range(2):
+        limit.check("ann")
+        limit.count("ann")
+
+    for attempt in (limit.check, limit.count):
+        with pytest.raises(TooManyRequests) as raised:
+            attempt("ann")
+        assert 290 < raised.value.retry_after_seconds <= 300
+    limit.check("bob")
+    other_limit.check("ann")
+    limit.reset("ann")
+    limit.check("ann")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "a minute"), (60, "a minute"), (61, "2 minutes"), (300, "5 minutes")]
+)
+def test_the_time_to_wait_is_in_whole_minutes(app: Flask, seconds: int, text: str) -> None:
+    error = TooManyRequests(seconds)
+
+    assert (error.message, error.wait_text) == (f"Please wait {text} and try again.", text)
+    assert (error.key, error.status, error.retry_after_seconds) == ("rate_limited", 429, seconds)
+
+
+def test_a_token_is_used_once_until_it_is_allowed_again(app: Flask) -> None:
+    assert [use_once(token, 60) for token in ("a", "b", "a", "a")] == [True, True, False, False]
+    allow_again("a")
+    assert [use_once(token, 60) for token in ("a", "b")] == [True, False]
+    remaining = select(func.max(func.extract("epoch", RateLimitCounter.expires_at - func.now())))
+    assert 50 < db.session.execute(remaining).scalar_one() <= 60
+    assert not [key for key in db.session.scalars(select(RateLimitCounter.key)) if len(key) < 64]
 
 
 def test_the_table_stores_no_email(client: FlaskClient) -> None:
