@@ -30,25 +30,26 @@ _DELETE_DUPLICATES: LiteralString = """
 # The address of a customer who is erased or whose address is changed concurrently must not be stored in plain text
 # again: then the hash is stored.
 _MERGE: LiteralString = """
-  with current_customer as (
+  with block as (
+    select email, reason, named from staged where line > %(start)s and line <= %(end)s
+  ),
+  current_customer as (
     select email from customer
     -- Most lists contain no resolved hash; then the customers are not scanned.
-    where (select exists (select from staged where line > %(start)s and line <= %(end)s and named))
-      and email in (select email from staged where line > %(start)s and line <= %(end)s and named)
+    where (select exists (select from block where named)) and email in (select email from block where named)
     for share
   ),
   merged as (
     insert into suppression as existing (email, reason, source)
     select case when not s.named or s.email in (select email from current_customer) then s.email
       else 'sha256:' || encode(sha256(convert_to(s.email, 'UTF8')), 'hex') end, s.reason, 'import'
-    from staged s where s.line > %(start)s and s.line <= %(end)s order by 1
+    from block s order by 1
     on conflict (email) do update set reason = excluded.reason, at = now(), source = excluded.source, words = ''
     where array_position(array['bounced', 'unsubscribed', 'complained'], excluded.reason)
       > array_position(array['bounced', 'unsubscribed', 'complained'], existing.reason)
     returning (xmax = 0) as is_new
   )
-  select count(*) filter (where is_new), count(*) filter (where not is_new),
-    (select count(*) from staged where line > %(start)s and line <= %(end)s)
+  select count(*) filter (where is_new), count(*) filter (where not is_new), (select count(*) from block)
   from merged
 """
 
