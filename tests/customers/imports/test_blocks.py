@@ -11,7 +11,7 @@ from flask import Flask
 from sqlalchemy import func, select, text, update
 
 from tests.support.factories import MakeCustomer
-from tests.support.imports import ImportFileFixture, customers_by_email, import_counts
+from tests.support.imports import ImportFileFixture, customers_by_email, import_counts, rejected_rows
 from tests.support.suppressions import add_suppression, suppression_reasons
 from webapp.core.email_addresses import hash_email
 from webapp.core.extensions import db
@@ -84,6 +84,21 @@ def test_the_hashes_of_the_imported_addresses_are_replaced(import_file: ImportFi
 
     expected = dict.fromkeys((*map(email_of, LAST_LINES), hash_email("other@example.com")), "complained")
     assert suppression_reasons() == expected
+
+
+def test_a_taken_source_id_is_rejected_in_every_line_of_a_block(
+    import_file: ImportFileFixture, make_customer: MakeCustomer, small_blocks: None
+) -> None:
+    make_customer("other@example.com", source_id="taken")
+    taken_lines = {*LAST_LINES, 11}
+    file = "email,source_id\n" + "".join(
+        f"{email_of(line)},{'taken' if line in taken_lines else line}\n" for line in range(2, 32)
+    )
+
+    row = import_file(file)
+
+    assert rejected_rows(row) == [(line, "source_id_taken") for line in sorted(taken_lines)]
+    assert import_counts(row) == {"rows": 30, "created": 26, "rejected": 4}
 
 
 def test_an_empty_cell_is_filled_from_the_nearest_earlier_row(import_file: ImportFileFixture) -> None:
