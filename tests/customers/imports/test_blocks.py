@@ -101,6 +101,21 @@ def test_a_taken_source_id_is_rejected_in_every_line_of_a_block(
     assert import_counts(row) == {"rows": 30, "created": 26, "rejected": 4}
 
 
+def test_a_source_id_that_an_earlier_block_has_freed_can_be_used(
+    import_file: ImportFileFixture, make_customer: MakeCustomer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(staging, "BLOCK_LINES", BLOCK_LINES)
+    make_customer("ada@example.com", source_id="C1")
+    make_customer("other@example.com", source_id="taken")
+    filler = "".join(f"{email_of(line)},{line}\n" for line in range(4, 13))
+
+    row = import_file(f"email,source_id\nada@example.com,C2\nbob@example.com,taken\n{filler}grace@example.com,C1\n")
+
+    assert rejected_rows(row) == [(3, "source_id_taken")]
+    found = customers_by_email()
+    assert (found["ada@example.com"].source_id, found["grace@example.com"].source_id) == ("C2", "C1")
+
+
 def test_an_empty_cell_is_filled_from_the_nearest_earlier_row(import_file: ImportFileFixture) -> None:
     rows = ("First,de,C1", "Second,en,C2", ",,")
 
