@@ -57,6 +57,29 @@ def email_of(line: int) -> str:
 # --- customers -----------------------------------------------------------------------------------
 
 
+def test_new_customers_are_inserted_in_the_order_of_their_addresses(import_file: ImportFileFixture) -> None:
+    """Two imports of the same new customers then cannot deadlock."""
+    import_file("email\nzoe@example.com\nada@example.com\nmia@example.com\n")
+
+    emails = db.session.scalars(select(Customer.email).order_by(Customer.id)).all()
+    assert emails == ["ada@example.com", "mia@example.com", "zoe@example.com"]
+
+
+def test_every_changed_customer_is_updated(
+    import_file: ImportFileFixture, make_customer: MakeCustomer, small_blocks: None
+) -> None:
+    for line in range(2, 32):
+        make_customer(email_of(line), name="Old")
+    make_customer("other@example.com", name="Old")
+
+    row = import_file("email,name\n" + "".join(f"{email_of(line)},New\n" for line in range(2, 32)))
+
+    assert import_counts(row) == {"rows": 30, "updated": 30}
+    assert [email for email, customer in customers_by_email().items() if customer.name == "Old"] == [
+        "other@example.com"
+    ]
+
+
 def test_only_unchanged_customers_of_the_file_become_active(
     import_file: ImportFileFixture, make_customer: MakeCustomer, small_blocks: None
 ) -> None:
