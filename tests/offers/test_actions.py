@@ -298,6 +298,32 @@ def test_an_update_to_a_taken_code_is_rejected(make_offer: Callable[..., Offer])
     assert first_error(error) == ("code", "code_taken")
 
 
+def test_an_update_to_an_unknown_audience_is_rejected_and_changes_nothing(make_offer: Callable[..., Offer]) -> None:
+    offer = make_offer()
+
+    with pytest.raises(InvalidInput) as error:
+        offer_actions.update_offer(offer.id, {"name": "Autumn", "audience_id": 12345}, version=1, by="ann")
+    db.session.rollback()
+
+    assert first_error(error) == ("audience", "audience_unknown")
+    assert (offer.name, offer.audience_id, offer.version) == ("Summer", None, 1)
+
+
+def test_an_update_to_a_code_that_was_taken_a_moment_ago_is_rejected(
+    make_offer: Callable[..., Offer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_offer("FIRST")
+    second = make_offer("SECOND")
+    monkeypatch.setattr(offer_queries, "is_code_of_other_offer", lambda _code, _offer: False)
+
+    with pytest.raises(InvalidInput) as error:
+        offer_actions.update_offer(second.id, {"code": "first"}, version=1, by="ann")
+    db.session.rollback()
+
+    assert first_error(error) == ("code", "code_taken")
+    assert (second.code, second.version) == ("SECOND", 1)
+
+
 def test_pausing_and_resuming_are_idempotent(make_offer: Callable[..., Offer]) -> None:
     offer = make_offer()
 
