@@ -210,6 +210,26 @@ class TestPasswordChanges:
         assert sign_in_actions.sign_in_user(user.email, "a brand new one")
         assert (count(StaffSession), count(StaffDevice)) == (0, 0)
 
+    def test_a_user_who_is_disabled_during_a_reset_keeps_the_password(
+        self, make_user_with_password: Person, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        user = make_user_with_password()
+        token, before, hash_password = self.reset_token(user), user.password_hash, passwords.hash_password
+
+        def disable_first(password: str) -> str:
+            with db.engine.begin() as other:
+                other.execute(update(StaffUser).values(disabled_at=func.now()))
+            return hash_password(password)
+
+        monkeypatch.setattr(passwords, "hash_password", disable_first)
+        with pytest.raises(NotFound):
+            invitation_actions.reset_password(token, "a brand new one")
+
+        db.session.commit()
+        db.session.refresh(user)
+        assert user.password_hash == before
+        assert db.session.scalars(select(Invitation.used_at)).all() == [None]
+
     def test_a_reset_link_works_once(self, make_user_with_password: Person) -> None:
         token = self.reset_token(make_user_with_password())
         invitation_actions.reset_password(token, "a brand new one")

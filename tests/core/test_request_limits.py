@@ -13,6 +13,7 @@ import werkzeug.sansio.request
 from flask import Flask, request
 from hypothesis import given
 from hypothesis.strategies import lists, sampled_from
+from werkzeug.exceptions import BadRequest, UnsupportedMediaType
 
 from webapp.core import request_limits
 from webapp.core.errors import DomainError
@@ -95,6 +96,19 @@ def test_json_beyond_the_limit_is_not_parsed(app: Flask, monkeypatch: pytest.Mon
         request.get_json()
 
     assert parsed == [b"[1]"]
+
+
+def test_json_needs_its_content_type_and_is_parsed_once(app: Flask) -> None:
+    with app.test_request_context(method="POST", data=b'{"a": 1}', content_type="application/json"):
+        assert request.get_json() is request.get_json() == {"a": 1}
+    with app.test_request_context(method="POST", data=b"{}", content_type="text/plain"):
+        with pytest.raises(UnsupportedMediaType):
+            request.get_json()
+        assert request.get_json(force=True) == {}
+    with app.test_request_context(method="POST", data=b"{", content_type="application/json"):
+        with pytest.raises(BadRequest):
+            request.get_json()
+        assert request.get_json(silent=True) is None
 
 
 # --- forms ----------------------------------------------------------------------------------------

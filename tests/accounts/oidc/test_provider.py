@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
+from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 import time_machine
@@ -279,7 +280,24 @@ def test_without_settings_there_is_no_provider(app: Flask) -> None:
         oidc_provider.start_flow(REDIRECT_URI, "sign-in")
 
 
+def test_the_provider_authenticates_the_user_again_on_request(
+    provider: OidcProvider, with_settings: Callable[..., object]
+) -> None:
+    with_settings(session_max_days=2)
+    urls = [oidc_provider.start_flow(REDIRECT_URI, "sign-in", *again)[0] for again in ((), (False,), (True,))]
+    parameters = [dict(parse_qsl(urlsplit(url).query)) for url in urls]
+
+    assert [(found.get("max_age"), found.get("prompt")) for found in parameters] == [
+        ("172800", None),
+        ("172800", None),
+        ("0", "login"),
+    ]
+    assert {found["code_challenge_method"] for found in parameters} == {"S256"}
+    assert {found["scope"] for found in parameters} == {"openid email profile"}
+
+
 def test_a_flow_survives_the_session(provider: OidcProvider) -> None:
     _, flow = oidc_provider.start_flow(REDIRECT_URI, "sign-in")
+    assert [len(value) for value in (flow.state, flow.nonce, flow.code_verifier)] == [43, 43, 64]
     assert OidcFlow.load(flow.dump()) == flow
     assert OidcFlow.load(["a"]) is None

@@ -255,6 +255,12 @@ def test_an_idna_domain_is_normalised_and_kept_as_given() -> None:
     assert (row.email, row.email_as_given) == ("ada@xn--strae-oqa.de", "ada@straße.de")
 
 
+def test_an_email_that_cannot_be_shown_is_kept_as_normalised() -> None:
+    [row] = accepted_rows("email\n Ada@exam\u00adple.com \n")
+
+    assert (row.email, row.email_as_given) == ("ada@example.com", "ada@example.com")
+
+
 def test_the_apostrophe_that_exports_put_before_formulas_is_removed() -> None:
     row = accepted_rows("email,name,source_id\n'+1@example.com,'=SUM(A1),'-7\n")[0]
 
