@@ -67,7 +67,7 @@ def test_a_value_of_another_customer_is_a_conflict_at_its_field(
 ) -> None:
     make_customer("ada@example.com", source_id="C1")
 
-    with pytest.raises(DomainError) as raised:
+    with pytest.raises(DomainError, match="Another customer has this") as raised:
         customer_actions.create_customer(values, [], by="tests")
 
     assert (raised.value.key, raised.value.errors[0].field) == ("conflict", field)
