@@ -62,6 +62,24 @@ def test_any_spelling_of_a_taken_code_is_rejected_at_its_field(app: Flask) -> No
     assert first_error(error) == ("code", "code_taken")
 
 
+@pytest.mark.parametrize("taken", [0, 1, 4, 5])
+def test_a_generated_code_that_is_taken_is_replaced_by_another(
+    make_offer: Callable[..., Offer], monkeypatch: pytest.MonkeyPatch, taken: int
+) -> None:
+    candidates = [f"CODE{n}" for n in range(5)]
+    for code in candidates[:taken]:
+        make_offer(code)
+    monkeypatch.setattr(code_actions, "generate_code", iter(candidates).__next__)
+
+    if taken < 5:
+        assert offer_actions.create_offer(replace(SUMMER, code=None), by="ann").code == candidates[taken]
+    else:
+        with pytest.raises(InvalidInput) as error:
+            offer_actions.create_offer(replace(SUMMER, code=None), by="ann")
+        assert first_error(error) == ("code", "code_taken")
+    assert len(offer_queries.list_offers()) == min(taken + 1, 5)
+
+
 def test_concurrent_creations_with_one_code_create_one_offer(app: Flask) -> None:
     ready = threading.Barrier(8)
     outcomes: list[str] = []
