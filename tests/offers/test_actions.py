@@ -46,6 +46,7 @@ def test_creating_an_offer_is_in_the_audit_log(app: Flask) -> None:
 
     entry = db.session.scalars(select(AuditEntry)).one()
     assert (entry.actor, entry.action, entry.subject) == ("ann", "offer.created", "Summer-25")
+    assert entry.detail == {"name": "Summer"}
 
 
 def test_an_offer_without_a_code_gets_a_generated_one(app: Flask) -> None:
@@ -137,6 +138,9 @@ def test_an_invalid_value_is_rejected_at_its_field(app: Flask, changes: dict[str
     [
         ({"discount": Discount("amount", amount=0, currency="EUR")}, "Enter an amount above 0."),
         ({"discount": Discount("amount", amount=10**12 + 1, currency="EUR")}, "The amount is too large."),
+        ({"starts_at": datetime(1999, 12, 31, tzinfo=UTC)}, "Choose a year from 2000 to 2199."),
+        ({"name": "x" * 201}, "The name can have at most 200 characters."),
+        ({"code": "AB"}, "A code must have 3 to 40 letters and digits."),
         (
             {"max_redemptions": 10**12 + 1},
             "The redemption limit can be at most 1,000,000,000,000. Leave it empty for no limit.",

@@ -241,7 +241,9 @@ def test_a_sign_count_that_has_not_grown_is_refused_and_recorded(
         passkey_actions.verify_passkey(authenticator.get(options), challenge)
     options, challenge = passkeys.build_authentication_options()
     assert key_of_refusal(copied.get(options), challenge) == "passkey_invalid"
-    assert audit_queries.find_last_audit_entry("passkey.refused", user.email) is not None
+    refused = audit_queries.find_last_audit_entry("passkey.refused", user.email)
+    assert refused is not None
+    assert (refused.actor, refused.detail) == (user.email, {"name": "Laptop"})
     assert factor_queries.list_passkeys(user.id)[0].sign_count == 2
 
 

@@ -416,10 +416,11 @@ def test_an_upload_enqueues_its_import(app: Flask) -> None:
 
 
 def test_the_audit_log_has_the_uploader(receive_file: Receive) -> None:
-    receive_file(make_file(1))
+    import_id = receive_file(make_file(1))
 
     entry = db.session.scalars(select(AuditEntry)).one()
     assert (entry.actor, entry.action, entry.subject) == ("tests", "customers.import", "customers.csv")
+    assert entry.detail == {"id": import_id}
 
 
 def test_the_sweep_enqueues_an_import_whose_task_was_lost(receive_file: Receive) -> None:
