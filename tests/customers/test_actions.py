@@ -244,11 +244,18 @@ def test_a_customer_who_was_created_a_moment_ago_is_a_conflict(
     monkeypatch.setattr(customer_actions, "_check_unique", lambda _customer: None)
     email = "bob@example.com" if source_id else "ada@example.com"
 
-    with pytest.raises(DomainError) as raised:
-        customer_actions.create_customer(CustomerValues(email, source_id=source_id), [], by="tests")
+    values = CustomerValues(email, source_id=source_id)
+    eve_id = make_customer("eve@example.com").id
 
-    assert (raised.value.key, raised.value.status, raised.value.errors[0].field) == ("conflict", 409, field)
-    assert [found.email for found in customer_queries.list_customers()] == ["ada@example.com"]
+    for save in (
+        lambda: customer_actions.create_customer(values, [], by="tests"),
+        lambda: customer_actions.update_customer(eve_id, values, [], by="tests"),
+    ):
+        with pytest.raises(DomainError, match="has just been created") as raised:
+            save()
+        assert (raised.value.key, raised.value.status, raised.value.errors[0].field) == ("conflict", 409, field)
+    found = [customer.email for customer in customer_queries.list_customers()]
+    assert found == ["eve@example.com", "ada@example.com"]
 
 
 def test_an_audience_may_keep_its_own_name(app: Flask) -> None:
