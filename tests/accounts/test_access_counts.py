@@ -132,8 +132,8 @@ def test_the_bounds_are_those_of_the_documentation(app: Flask, access: Access, u
             insert(AccessCount).from_select(
                 ["period", "kind", "account", "address", "staff_session_id", "subject", "n"],
                 select(
-                    func.date_trunc(unit, NOW), literal(access.kind), literal(access.account), literal(""), 0,
-                    cast(func.generate_series(1, rows), Text), 1,
+                    func.date_trunc(unit, NOW), literal(access.kind), literal(access.account), literal(""), literal(0),
+                    cast(func.generate_series(1, rows), Text), literal(1),
                 ),
             )
         )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -247,10 +248,11 @@ def test_a_customer_who_was_created_a_moment_ago_is_a_conflict(
     values = CustomerValues(email, source_id=source_id)
     eve_id = make_customer("eve@example.com").id
 
-    for save in (
+    saves: list[Callable[[], Customer]] = [
         lambda: customer_actions.create_customer(values, [], by="tests"),
         lambda: customer_actions.update_customer(eve_id, values, [], by="tests"),
-    ):
+    ]
+    for save in saves:
         with pytest.raises(DomainError, match="has just been created") as raised:
             save()
         assert (raised.value.key, raised.value.status, raised.value.errors[0].field) == ("conflict", 409, field)

@@ -116,8 +116,8 @@ def test_a_refused_body_is_read_up_to_the_limit(limit: int, read: int) -> None:
 
 @pytest.mark.parametrize("error", [ClientDisconnected(), OSError()])
 def test_a_client_that_has_gone_ends_the_reading(error: Exception) -> None:
-    class Broken(io.RawIOBase):
-        def read(self, _size: int = -1) -> bytes:
+    class Broken(io.BytesIO):
+        def read(self, _size: int | None = -1, /) -> bytes:
             raise error
 
     upload.drain_body(Broken(), LIMIT)
@@ -127,8 +127,8 @@ def test_a_client_that_has_gone_ends_the_reading(error: Exception) -> None:
 
 
 def test_a_body_that_the_server_has_found_too_large_is_reported_as_such() -> None:
-    class TooLarge(io.RawIOBase):
-        def read(self, _size: int = -1) -> bytes:
+    class TooLarge(io.BytesIO):
+        def read(self, _size: int | None = -1, /) -> bytes:
             raise RequestEntityTooLarge
 
     with pytest.raises(RequestEntityTooLarge):
