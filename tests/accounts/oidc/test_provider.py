@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
@@ -251,6 +253,19 @@ def test_a_response_of_ten_megabytes_is_not_read(provider: OidcProvider, path: s
     provider.padding[path] = 10_000_000
     assert key_of_failure(provider) == "oidc_unavailable"
     assert provider.cut_off.wait(10)
+
+
+@pytest.mark.parametrize(("size", "is_accepted"), [(262_144, True), (262_145, False)])
+def test_a_response_may_have_256_kilobytes(size: int, is_accepted: bool) -> None:
+    body = io.BytesIO(b"x" * size)
+    raw = SimpleNamespace(read1=lambda length, decode_content: body.read1(length))
+    response: Any = SimpleNamespace(url="https://id.example.com", raw=raw)
+
+    if is_accepted:
+        assert http._read_body(response, time.monotonic() + 60) == body.getvalue()
+    else:
+        with pytest.raises(http.ProviderError, match="larger than 262144 bytes"):
+            http._read_body(response, time.monotonic() + 60)
 
 
 def test_a_provider_that_is_down_is_reported(provider: OidcProvider) -> None:
