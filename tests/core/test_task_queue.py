@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import base64
+import math
 import pickle
 import subprocess
 import sys
@@ -133,6 +134,7 @@ def test_a_queue_that_is_unavailable_is_only_logged(
 
     monkeypatch.setattr(task_queue, "_submit", fail)
     monkeypatch.setattr(database_health, "_outage_started_at", None)
+    monkeypatch.setattr(database_health, "_recovered_at", -math.inf)
 
     assert task_queue.enqueue("campaigns.start", 7, after=5) is False
     assert calls == [("campaigns.start", (7,), 5)] * attempts
