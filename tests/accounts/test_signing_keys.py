@@ -14,6 +14,7 @@ from click.testing import Result
 from flask import Flask
 from flask.testing import FlaskClient
 from sqlalchemy import event, text
+from sqlalchemy.exc import OperationalError
 
 from webapp.accounts import api_key_actions, signing_key_actions
 from webapp.core import signing_keys
@@ -330,6 +331,25 @@ def test_a_version_that_workers_may_still_use_cannot_be_revoked(app: Flask) -> N
         signing_key_actions.revoke_signing_key("personal_code", 1, by="ann")
 
     assert timedelta(seconds=signing_keys.CACHE_SECONDS) < signing_key_actions.REVOCATION_DELAY
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda: signing_key_actions.rotate_signing_key("personal_link", by="ann"),
+        lambda: signing_key_actions.revoke_signing_key("personal_link", 1, by="ann"),
+    ],
+    ids=["rotation", "revocation"],
+)
+def test_only_one_transaction_changes_the_keys(app: Flask, change: Callable[[], object]) -> None:
+    rotate_an_hour_ago("personal_link")
+    with db.engine.connect() as other:
+        other.execute(text("select pg_advisory_xact_lock(hashtext('onecode.signing_key'))"))
+        db.session.execute(text("set local lock_timeout = '100ms'"))
+        with pytest.raises(OperationalError, match="lock timeout"):
+            change()
+    db.session.rollback()
+    change()
 
 
 @pytest.mark.parametrize(
