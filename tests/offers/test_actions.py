@@ -47,6 +47,7 @@ def test_creating_an_offer_is_in_the_audit_log(app: Flask) -> None:
 
     entry = db.session.scalars(select(AuditEntry)).one()
     assert (entry.actor, entry.action, entry.subject) == ("ann", "offer.created", "Summer-25")
+    assert entry.detail == {"name": "Summer"}
 
 
 def test_an_offer_without_a_code_gets_a_generated_one(app: Flask) -> None:
@@ -61,6 +62,24 @@ def test_any_spelling_of_a_taken_code_is_rejected_at_its_field(app: Flask) -> No
     with pytest.raises(InvalidInput) as error:
         offer_actions.create_offer(replace(SUMMER, code="summer 25"), by="ann")
     assert first_error(error) == ("code", "code_taken")
+
+
+@pytest.mark.parametrize("taken", [0, 1, 4, 5])
+def test_a_generated_code_that_is_taken_is_replaced_by_another(
+    make_offer: Callable[..., Offer], monkeypatch: pytest.MonkeyPatch, taken: int
+) -> None:
+    candidates = [f"CODE{n}" for n in range(5)]
+    for code in candidates[:taken]:
+        make_offer(code)
+    monkeypatch.setattr(code_actions, "generate_code", iter(candidates).__next__)
+
+    if taken < 5:
+        assert offer_actions.create_offer(replace(SUMMER, code=None), by="ann").code == candidates[taken]
+    else:
+        with pytest.raises(InvalidInput) as error:
+            offer_actions.create_offer(replace(SUMMER, code=None), by="ann")
+        assert first_error(error) == ("code", "code_taken")
+    assert len(offer_queries.list_offers()) == min(taken + 1, 5)
 
 
 def test_concurrent_creations_with_one_code_create_one_offer(app: Flask) -> None:
@@ -120,6 +139,9 @@ def test_an_invalid_value_is_rejected_at_its_field(app: Flask, changes: dict[str
     [
         ({"discount": Discount("amount", amount=0, currency="EUR")}, "Enter an amount above 0."),
         ({"discount": Discount("amount", amount=10**12 + 1, currency="EUR")}, "The amount is too large."),
+        ({"starts_at": datetime(1999, 12, 31, tzinfo=UTC)}, "Choose a year from 2000 to 2199."),
+        ({"name": "x" * 201}, "The name can have at most 200 characters."),
+        ({"code": "AB"}, "A code must have 3 to 40 letters and digits."),
         (
             {"max_redemptions": 10**12 + 1},
             "The redemption limit can be at most 1,000,000,000,000. Leave it empty for no limit.",
@@ -333,6 +355,32 @@ def test_an_update_to_a_taken_code_is_rejected(make_offer: Callable[..., Offer])
     with pytest.raises(InvalidInput) as error:
         offer_actions.update_offer(second.id, {"code": "first"}, version=1, by="ann")
     assert first_error(error) == ("code", "code_taken")
+
+
+def test_an_update_to_an_unknown_audience_is_rejected_and_changes_nothing(make_offer: Callable[..., Offer]) -> None:
+    offer = make_offer()
+
+    with pytest.raises(InvalidInput) as error:
+        offer_actions.update_offer(offer.id, {"name": "Autumn", "audience_id": 12345}, version=1, by="ann")
+    db.session.rollback()
+
+    assert first_error(error) == ("audience", "audience_unknown")
+    assert (offer.name, offer.audience_id, offer.version) == ("Summer", None, 1)
+
+
+def test_an_update_to_a_code_that_was_taken_a_moment_ago_is_rejected(
+    make_offer: Callable[..., Offer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_offer("FIRST")
+    second = make_offer("SECOND")
+    monkeypatch.setattr(offer_queries, "is_code_of_other_offer", lambda _code, _offer: False)
+
+    with pytest.raises(InvalidInput) as error:
+        offer_actions.update_offer(second.id, {"code": "first"}, version=1, by="ann")
+    db.session.rollback()
+
+    assert first_error(error) == ("code", "code_taken")
+    assert (second.code, second.version) == ("SECOND", 1)
 
 
 def test_pausing_and_resuming_are_idempotent(make_offer: Callable[..., Offer]) -> None:
