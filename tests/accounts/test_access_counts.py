@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from flask import Flask
-from sqlalchemy import func, select, text
+from sqlalchemy import Text, cast, delete, func, insert, literal, select, text
 
 from tests.support.sql_statements import recorded_statements
 from webapp.accounts import access_counts, api_key_actions
@@ -120,6 +120,31 @@ def test_views_are_bounded_for_each_account(app: Flask, monkeypatch: pytest.Monk
     ]
 
 
+@pytest.mark.parametrize(
+    ("access", "unit", "bound"),
+    [(failed_sign_in(None), "minute", 100), (view(1), "hour", 1000)],
+    ids=["refusals", "views"],
+)
+def test_the_bounds_are_those_of_the_documentation(app: Flask, access: Access, unit: str, bound: int) -> None:
+    for rows in (bound - 1, bound):
+        db.session.execute(delete(AccessCount))
+        db.session.execute(
+            insert(AccessCount).from_select(
+                ["period", "kind", "account", "address", "staff_session_id", "subject", "n"],
+                select(
+                    func.date_trunc(unit, NOW), literal(access.kind), literal(access.account), literal(""), literal(0),
+                    cast(func.generate_series(1, rows), Text), literal(1),
+                ),
+            )
+        )  # fmt: skip
+        db.session.commit()
+
+        count(access)
+
+        last = db.session.scalars(select(AccessCount.address).order_by(AccessCount.id.desc()).limit(1)).one()
+        assert last == (ADDRESS if rows < bound else "")
+
+
 def test_old_counts_are_deleted_a_few_at_a_time(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(access_counts, "CLEANUP_CHUNK_SIZE", 2)
     db.session.add_all(
@@ -127,15 +152,31 @@ def test_old_counts_are_deleted_a_few_at_a_time(app: Flask, monkeypatch: pytest.
             period=NOW - timedelta(days=days), kind="csrf.refused", account="", address="", staff_session_id=0,
             subject=str(days), n=1,
         )
-        for days in (89, 91, 92, 93)
+        for days in (89.9, 90.1, 91, 92)
     )  # fmt: skip
     db.session.commit()
 
     count(failed_sign_in(None))
-    assert counts("subject") == [("89",), ("91",), ("",)]
+    assert counts("subject") == [("89.9",), ("90.1",), ("",)]
 
     count(failed_sign_in(None))
-    assert counts("subject") == [("89",), ("",)]
+    assert counts("subject") == [("89.9",), ("",)]
+
+
+def test_old_counts_that_another_transaction_has_locked_are_skipped(app: Flask) -> None:
+    db.session.add(
+        AccessCount(
+            period=NOW - timedelta(days=91), kind="csrf.refused", account="", address="", staff_session_id=0,
+            subject="old", n=1,
+        )
+    )  # fmt: skip
+    db.session.commit()
+
+    with db.engine.connect() as other:
+        other.execute(select(AccessCount.id).with_for_update())
+        count(failed_sign_in(None))
+
+    assert counts("subject", "n") == [("old", 1), ("", 1)]
 
 
 def test_a_failure_is_logged_and_not_raised(app: Flask, caplog: pytest.LogCaptureFixture) -> None:

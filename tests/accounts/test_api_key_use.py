@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
+from types import SimpleNamespace
 
 import pytest
 from flask import Flask
@@ -15,6 +16,7 @@ from sqlalchemy import Connection, event, func, select, update
 from tests.support.sql_statements import recorded_statements
 from webapp.accounts import api_key_actions
 from webapp.accounts.models import ApiKey
+from webapp.core.errors import DomainError
 from webapp.core.extensions import db
 
 
@@ -71,6 +73,51 @@ def test_a_later_use_is_recorded(client: FlaskClient, authorization: str, monkey
     assert before
     assert after
     assert after > before
+
+
+@pytest.mark.parametrize("is_revoked_here", [True, False])
+def test_a_key_that_is_revoked_while_its_use_is_recorded_is_not_cached(
+    authorization: str, monkeypatch: pytest.MonkeyPatch, is_revoked_here: bool
+) -> None:
+    """Recording may take long while the database does not respond; another process may revoke the key, too."""
+    now = [100.0]
+
+    def revoke_meanwhile(key_id: int) -> None:
+        if is_revoked_here:
+            api_key_actions.revoke_api_key(key_id, by="tests")
+        else:
+            db.session.execute(update(ApiKey).values(revoked_at=func.now()))
+            db.session.commit()
+            now[0] += 20
+
+    monkeypatch.setattr(api_key_actions, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(api_key_actions, "_update_last_used", revoke_meanwhile)
+    assert api_key_actions.authenticate_api_key(authorization).name == "prometheus"
+
+    with pytest.raises(DomainError) as error:
+        api_key_actions.authenticate_api_key(authorization)
+
+    assert error.value.key == "unauthorized"
+
+
+def test_one_request_at_a_time_records_the_use_of_a_key(authorization: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    attempts: list[int] = []
+    now = [100.0]
+
+    def fail_slowly(key_id: int) -> None:
+        attempts.append(key_id)
+        now[0] += 20
+        api_key_actions.authenticate_api_key(authorization)
+
+    monkeypatch.setattr(api_key_actions, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(api_key_actions, "_update_last_used", fail_slowly)
+    api_key_actions.authenticate_api_key(authorization)
+    api_key_actions.authenticate_api_key(authorization)
+    assert len(attempts) == 1
+
+    now[0] += api_key_actions.API_KEY_CACHE_SECONDS
+    api_key_actions.authenticate_api_key(authorization)
+    assert len(attempts) == 2
 
 
 @pytest.mark.parametrize("path", ["/metrics", "/api/v1/offers"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from click.testing import Result
 from flask import Flask
 from flask.testing import FlaskClient
 from sqlalchemy import event, text
+from sqlalchemy.exc import OperationalError
 
 from webapp.accounts import api_key_actions, signing_key_actions
 from webapp.core import signing_keys
@@ -331,6 +333,55 @@ def test_a_version_that_workers_may_still_use_cannot_be_revoked(app: Flask) -> N
     assert timedelta(seconds=signing_keys.CACHE_SECONDS) < signing_key_actions.REVOCATION_DELAY
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda: signing_key_actions.rotate_signing_key("personal_link", by="ann"),
+        lambda: signing_key_actions.revoke_signing_key("personal_link", 1, by="ann"),
+    ],
+    ids=["rotation", "revocation"],
+)
+def test_only_one_transaction_changes_the_keys(app: Flask, change: Callable[[], object]) -> None:
+    rotate_an_hour_ago("personal_link")
+    with db.engine.connect() as other:
+        other.execute(text("select pg_advisory_xact_lock(hashtext('onecode.signing_key'))"))
+        db.session.execute(text("set local lock_timeout = '100ms'"))
+        with pytest.raises(OperationalError, match="lock timeout"):
+            change()
+    db.session.rollback()
+    change()
+
+
+@pytest.mark.parametrize(
+    ("ages", "version", "is_revocable"),
+    [
+        ((3600, 80), 1, False),
+        ((3600, 90), 1, True),
+        ((3600, 90, 0), 1, True),
+        ((3600, 90, 0), 2, False),
+    ],
+    ids=str,
+)
+def test_a_version_can_be_revoked_90_seconds_after_the_next_one_was_created(
+    app: Flask, ages: tuple[int, ...], version: int, is_revocable: bool
+) -> None:
+    for number, age in enumerate(ages, 1):
+        if number > 1:
+            signing_key_actions.rotate_signing_key("personal_link", by="ann")
+        else:
+            signing_keys.list_accepted_keys("personal_link")
+        db.session.execute(
+            text("update signing_key set created_at = now() - make_interval(secs => :age) where version = :number"),
+            {"age": age, "number": number},
+        )
+        db.session.commit()
+
+    with contextlib.suppress(DomainError):
+        signing_key_actions.revoke_signing_key("personal_link", version, by="ann")
+    revoked = [row.version for row in signing_keys.list_key_versions("personal_link") if row.revoked_at]
+    assert revoked == [version] * is_revocable
+
+
 @pytest.mark.parametrize(("purpose", "version"), [("personal_code", 9), ("personal_code", 0), ("unsubscribe", 1)])
 def test_an_unknown_version_cannot_be_revoked(app: Flask, purpose: str, version: int) -> None:
     with pytest.raises(NotFound):
@@ -455,6 +506,8 @@ def test_an_admin_rotates_and_revokes_on_the_settings_page(sign_in: Callable[...
 
     assert 'action="/settings/keys/personal_code/1/retire"' in before
     assert "Personal codes signed with this version stop working immediately" in before
+    for purpose in signing_key_actions.SIGNING_KEY_PURPOSES.values():
+        assert bool(purpose.revocation_effect) is not bool(purpose.revocation_blocker)
     assert "Revoked" in client.get("/settings/keys").text
     assert [version for version, _ in signing_keys.list_accepted_keys("personal_code")] == [2]
 

@@ -15,7 +15,14 @@ from tests.support.accounts import PASSWORD
 from tests.support.databases import dump_tables
 from tests.support.factories import MakeCustomer, MakeOffer
 from tests.support.imports import ImportFileFixture
-from webapp.accounts import access_counts, audit_actions, invitation_actions, sign_in_actions, staff_erasure_actions
+from webapp.accounts import (
+    access_counts,
+    audit_actions,
+    invitation_actions,
+    links,
+    sign_in_actions,
+    staff_erasure_actions,
+)
 from webapp.accounts import actions as account_actions
 from webapp.accounts import queries as account_queries
 from webapp.accounts.factors import totp_actions
@@ -111,6 +118,16 @@ def test_the_work_of_an_erased_user_stays_under_the_label(eve: StaffUser, admin:
     assert [record.row.rolled_back_by for record in redemption_queries.list_customer_redemptions(1)] == [label]
     last = db.session.scalars(select(AuditEntry).order_by(AuditEntry.id.desc()).limit(1)).one()
     assert (last.actor, last.action, last.subject) == (admin.email, "staff.erased", label)
+
+
+def test_an_invitation_of_an_erased_user_is_deleted(eve: StaffUser, admin: StaffUser) -> None:
+    links.create_link("admin", EVE, created_by=admin.id)
+    links.create_link("viewer", "new@example.com", created_by=admin.id)
+    db.session.commit()
+
+    staff_erasure_actions.erase_staff_user(eve.id, by=admin.email)
+
+    assert [found.email for found in account_queries.list_unused_invitations()] == ["new@example.com"]
 
 
 def test_erasing_a_user_twice_changes_nothing(eve: StaffUser, admin: StaffUser) -> None:

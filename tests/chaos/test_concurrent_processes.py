@@ -100,7 +100,7 @@ def list_rollbacks() -> list[Any]:
 
 def list_counts() -> list[tuple[int, int, int]]:
     db.session.rollback()
-    return [tuple(row) for row in db.session.execute(text(f"{COUNTS} order by o.id"))]
+    return [tuple(row) for row in db.session.execute(text(f"{COUNTS} order by o.offer_id"))]
 
 
 def count_deadlocks() -> int:

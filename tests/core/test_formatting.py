@@ -58,6 +58,21 @@ def test_a_discount_is_a_percentage_or_an_amount(discount: Discount, locale: str
     assert formatting.format_discount(discount, locale) == text
 
 
+def test_numbers_are_those_of_the_language() -> None:
+    assert (formatting.format_number(1234567), formatting.format_number(1234.5, "de")) == ("1,234,567", "1.234,5")
+    assert formatting.format_share(0.1255, "de") == "12,6%"
+    assert formatting.format_share(0.0001, "de") == "<0,1%"
+
+
+def test_times_for_customers_are_those_of_the_language() -> None:
+    at = datetime(2026, 5, 3, 22, 30, tzinfo=UTC)
+
+    assert formatting.format_day(at, "Europe/Berlin", "de") == "4. Mai 2026"
+    assert formatting.format_customer_datetime(at, "Europe/Berlin", "de") == "4. Mai 2026, 00:30 CEST"
+    assert formatting.format_customer_datetime(at, "UTC", "en") == "3 May 2026, 22:30 UTC"
+    assert formatting.format_last_day(at, "UTC", "ar_EG") == "٣ مايو ٢٠٢٦، ١٠:٣٠ م"
+
+
 def test_times_for_machines_are_in_utc() -> None:
     assert formatting.format_rfc3339(None) is None
     noon = datetime(2026, 5, 3, 12, tzinfo=UTC)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from flask import Flask, abort
+from flask import Flask, Response, abort
 from flask.testing import FlaskClient
 from sqlalchemy import text
 
@@ -232,6 +232,18 @@ def test_an_untrusted_client_cannot_set_the_request_id(client: FlaskClient) -> N
 
     assert response.headers["X-Request-Id"] != "chosen-by-a-stranger"
     assert response.get_json()["request_id"] == response.headers["X-Request-Id"]
+
+
+@pytest.mark.parametrize(("seconds", "is_logged"), [(0.999, False), (1.0, True)])
+def test_a_request_of_a_second_is_slow(
+    app: Flask, test_settings: Settings, monkeypatch: pytest.MonkeyPatch, seconds: float, is_logged: bool
+) -> None:
+    monkeypatch.setattr("webapp.core.logs.time.perf_counter", lambda: 10 + seconds)
+    with app.test_request_context("/healthz"), captured_logs(test_settings) as stream:
+        logs.log_slow_or_failed_request(Response(), 10.0)
+        logs.log_slow_or_failed_request(Response(), None)
+
+    assert [line["ms"] for line in parse_lines(stream)] == ([1000] if is_logged else [])
 
 
 def test_only_slow_requests_that_succeed_are_logged(

@@ -204,7 +204,7 @@ def test_a_pooler_of_transactions_alone_is_refused_at_the_start(
 ) -> None:
     env = environment(replace(test_settings, database_url=transaction_url), PYTHONPATH=str(ROOT))
     done = subprocess.run(
-        [sys.executable, "-m", module], cwd="/", env=env, capture_output=True, text=True, check=False, timeout=60
+        [sys.executable, "-m", module], cwd="/", env=env, capture_output=True, text=True, check=False, timeout=240
     )
 
     assert done.returncode == 1
@@ -247,7 +247,8 @@ def test_workers_send_a_campaign_through_a_pooler_of_transactions() -> None:
             run = scenarios.audit_run("pooler of transactions", campaign)
 
     assert run.broken == []
-    assert run.audit.received >= 300
+    # The relay rejects a few recipients.
+    assert (run.audit.status, run.audit.total, run.audit.missing) == ("done", 300, [])
 
 
 def _import_status(import_id: int) -> str:

@@ -18,10 +18,14 @@ from webapp.accounts.models import StaffUser
 from webapp.core.extensions import db
 from webapp.core.rate_limit import (
     CLEANUP_CHUNK_SIZE,
+    RateLimit,
     RateLimitCounter,
     TableStorage,
+    TooManyRequests,
     _delete_expired,
+    allow_again,
     client_address,
+    use_once,
 )
 from webapp.core.settings import Settings
 
@@ -153,6 +157,41 @@ def test_a_counter_can_be_cleared_alone_or_with_all_others(app: Flask) -> None:
     assert (storage.reset(), count_rows(), storage.check()) == (2, 0, True)
 
 
+def test_a_limit_counts_each_key_until_it_is_reset(app: Flask) -> None:
+    limit, other_limit = RateLimit("a limit", "2 per 5 minutes"), RateLimit("another limit", "2 per 5 minutes")
+    for _ in range(2):
+        limit.check("ann")
+        limit.count("ann")
+
+    for attempt in (limit.check, limit.count):
+        with pytest.raises(TooManyRequests) as raised:
+            attempt("ann")
+        assert 290 < raised.value.retry_after_seconds <= 300
+    limit.check("bob")
+    other_limit.check("ann")
+    limit.reset("ann")
+    limit.check("ann")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "a minute"), (60, "a minute"), (61, "2 minutes"), (300, "5 minutes")]
+)
+def test_the_time_to_wait_is_in_whole_minutes(app: Flask, seconds: int, text: str) -> None:
+    error = TooManyRequests(seconds)
+
+    assert (error.message, error.wait_text) == (f"Please wait {text} and try again.", text)
+    assert (error.key, error.status, error.retry_after_seconds) == ("rate_limited", 429, seconds)
+
+
+def test_a_token_is_used_once_until_it_is_allowed_again(app: Flask) -> None:
+    assert [use_once(token, 60) for token in ("a", "b", "a", "a")] == [True, True, False, False]
+    allow_again("a")
+    assert [use_once(token, 60) for token in ("a", "b")] == [True, False]
+    remaining = select(func.max(func.extract("epoch", RateLimitCounter.expires_at - func.now())))
+    assert 50 < db.session.execute(remaining).scalar_one() <= 60
+    assert not [key for key in db.session.scalars(select(RateLimitCounter.key)) if len(key) < 64]
+
+
 def test_the_table_stores_no_email(client: FlaskClient) -> None:
     guess(client, "ann@example.com")
     assert not [key for key in db.session.scalars(select(RateLimitCounter.key)) if "ann" in key]
@@ -182,12 +221,16 @@ def test_a_port_is_ignored_and_an_ipv6_network_is_one_address(app: Flask, given:
         assert client_address() == counted
 
 
-def test_without_the_table_requests_are_not_limited(client: FlaskClient) -> None:
+def test_without_the_table_requests_are_not_limited(client: FlaskClient, caplog: pytest.LogCaptureFixture) -> None:
     db.session.execute(text("alter table rate_hit rename to rate_hit_away"))
     db.session.commit()
     try:
         assert guess(client).status_code == 422
         assert not TableStorage().check()
+        assert "a rate limit was not applied: " in caplog.text
+        caplog.clear()
+        RateLimit("a limit", "1 per minute").reset("key")
+        assert "a rate limit was not applied: " in caplog.text
     finally:
         db.session.execute(text("alter table rate_hit_away rename to rate_hit"))
         db.session.commit()

@@ -13,11 +13,12 @@ import werkzeug.sansio.request
 from flask import Flask, request
 from hypothesis import given
 from hypothesis.strategies import lists, sampled_from
+from werkzeug.exceptions import BadRequest, UnsupportedMediaType
 
 from webapp.core import request_limits
 from webapp.core.errors import DomainError
-from webapp.core.request_limits import MAX_FIELDS, MAX_JSON_DEPTH, MAX_JSON_VALUES
 
+MAX_FIELDS, MAX_JSON_VALUES, MAX_JSON_DEPTH = 1_000, 10_000, 64
 URLENCODED = "application/x-www-form-urlencoded"
 MULTIPART = "multipart/form-data; boundary=limit"
 
@@ -95,6 +96,19 @@ def test_json_beyond_the_limit_is_not_parsed(app: Flask, monkeypatch: pytest.Mon
         request.get_json()
 
     assert parsed == [b"[1]"]
+
+
+def test_json_needs_its_content_type_and_is_parsed_once(app: Flask) -> None:
+    with app.test_request_context(method="POST", data=b'{"a": 1}', content_type="application/json"):
+        assert request.get_json() is request.get_json() == {"a": 1}
+    with app.test_request_context(method="POST", data=b"{}", content_type="text/plain"):
+        with pytest.raises(UnsupportedMediaType):
+            request.get_json()
+        assert request.get_json(force=True) == {}
+    with app.test_request_context(method="POST", data=b"{", content_type="application/json"):
+        with pytest.raises(BadRequest):
+            request.get_json()
+        assert request.get_json(silent=True) is None
 
 
 # --- forms ----------------------------------------------------------------------------------------
@@ -201,6 +215,22 @@ def test_a_rejected_form_is_rejected_at_every_access(app: Flask) -> None:
 def test_a_form_is_returned_if_it_is_accepted(app: Flask) -> None:
     with app.test_request_context(method="POST", data={"a": "b"}):
         assert request_limits.get_form_or_empty().to_dict() == {"a": "b"}
+
+
+@pytest.mark.parametrize("content_type", [URLENCODED, MULTIPART])
+def test_a_form_of_unknown_length_is_rejected(app: Flask, content_type: str) -> None:
+    headers = {"Transfer-Encoding": "chunked"}
+    with app.test_request_context(method="POST", headers=headers, content_type=content_type):
+        del request.environ["CONTENT_LENGTH"]
+        with pytest.raises(DomainError) as raised:
+            assert not request.form
+        assert (raised.value.key, raised.value.status) == ("length_required", 411)
+
+
+def test_a_form_without_a_body_is_empty(app: Flask) -> None:
+    with app.test_request_context(method="POST", content_type=URLENCODED):
+        del request.environ["CONTENT_LENGTH"]
+        assert request.form.to_dict() == {}
 
 
 # --- query strings and headers --------------------------------------------------------------------

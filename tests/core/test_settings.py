@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -219,3 +220,44 @@ def test_users_are_emailed_by_a_relay_or_on_the_machine_of_the_mail_sink(
     tmp_path: Path, given: dict[str, str], expected: bool
 ) -> None:
     assert _load(tmp_path, **given).can_email_users == expected
+
+
+@pytest.mark.parametrize(
+    ("user", "length", "is_inside"), [(0, 20, False), (1000, 80, True), (1000, 81, False)], ids=["root", "80", "81"]
+)
+def test_the_path_of_the_socket_is_short(
+    monkeypatch: pytest.MonkeyPatch, user: int, length: int, is_inside: bool
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: user)
+    instance = Path("/" + "x" * (length - len("//socket")))
+
+    folder = app_settings.socket_folder(instance)
+
+    assert (folder == instance / "socket") is is_inside
+    assert len(str(folder)) <= 80
+    assert is_inside or folder != app_settings.socket_folder(Path("/other") / instance.name)
+
+
+@pytest.mark.parametrize(("text", "reason"), [(b"A=\xff\n", "it is not UTF-8"), (None, "Is a directory")])
+def test_an_unreadable_env_file_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: bytes | None, reason: str
+) -> None:
+    monkeypatch.setattr(app_settings, "ROOT", tmp_path)
+    assert app_settings.read_env_file() == {}
+    path = tmp_path / ".env"
+    if text is None:
+        path.mkdir()
+        # python-dotenv takes only a file or a pipe for an existing file.
+        monkeypatch.setattr(app_settings, "dotenv_values", lambda found: found.read_text())
+    else:
+        path.write_bytes(text)
+
+    with pytest.raises(SettingsError, match=f"cannot be read \\({reason}\\)"):
+        app_settings.read_env_file()
+
+
+def test_the_env_file_has_the_variables_with_a_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app_settings, "ROOT", tmp_path)
+    (tmp_path / ".env").write_text("PORT=8000\nSHOP_NAME=\nMAIL_SERVER\n")
+
+    assert app_settings.read_env_file() == {"PORT": "8000", "SHOP_NAME": ""}

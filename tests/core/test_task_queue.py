@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import base64
+import math
 import pickle
 import subprocess
 import sys
@@ -141,6 +142,39 @@ def end_other_connections() -> None:
         )
     )
     db.session.rollback()
+
+
+@pytest.mark.parametrize(
+    ("error", "attempts", "is_logged"),
+    [
+        (psycopg.errors.UndefinedTable("no such table"), 1, True),
+        (psycopg.OperationalError("connection failed: Connection refused"), 1, False),
+        (psycopg.OperationalError("server closed the connection unexpectedly"), 2, False),
+    ],
+    ids=["error", "outage", "lost connection"],
+)
+def test_a_queue_that_is_unavailable_is_only_logged(
+    app: Flask,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    error: psycopg.Error,
+    attempts: int,
+    is_logged: bool,
+) -> None:
+    calls = []
+
+    def fail(*arguments: object) -> None:
+        calls.append(arguments)
+        raise error
+
+    monkeypatch.setattr(task_queue, "_submit", fail)
+    monkeypatch.setattr(database_health, "_outage_started_at", None)
+    monkeypatch.setattr(database_health, "_recovered_at", -math.inf)
+
+    assert task_queue.enqueue("campaigns.start", 7, after=5) is False
+    assert calls == [("campaigns.start", (7,), 5)] * attempts
+    assert ("task campaigns.start was not enqueued" in caplog.text) is is_logged
+    assert database_health.is_database_unavailable() is not is_logged
 
 
 def test_a_name_without_a_task_fails_at_start_up() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -45,6 +46,12 @@ def test_a_customer_is_created_with_audiences(app: Flask) -> None:
     assert customer_queries.list_customer_audiences(ada.id) == [vip]
 
 
+def test_an_email_that_cannot_be_shown_is_kept_as_normalised(app: Flask) -> None:
+    ada = customer_actions.create_customer(CustomerValues(" Ada@exam\u00adple.com "), [], by="tests")
+
+    assert (ada.email, ada.email_as_given) == ("ada@example.com", "ada@example.com")
+
+
 def test_every_invalid_field_has_an_error(app: Flask) -> None:
     with pytest.raises(InvalidInput) as raised:
         customer_actions.create_customer(CustomerValues("nobody", "x" * 201, "german!", "a\x01"), [], by="tests")
@@ -61,7 +68,7 @@ def test_a_value_of_another_customer_is_a_conflict_at_its_field(
 ) -> None:
     make_customer("ada@example.com", source_id="C1")
 
-    with pytest.raises(DomainError) as raised:
+    with pytest.raises(DomainError, match="Another customer has this") as raised:
         customer_actions.create_customer(values, [], by="tests")
 
     assert (raised.value.key, raised.value.errors[0].field) == ("conflict", field)
@@ -217,6 +224,40 @@ def test_an_audience_needs_a_valid_unused_name(app: Flask, name: str) -> None:
         audience_actions.create_audience(name, by="tests")
 
     assert raised.value.errors[0].field == "name"
+
+
+def test_an_audience_that_was_created_a_moment_ago_is_an_error(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_audience("VIP")
+    monkeypatch.setattr(customer_queries, "find_audience_by_name", lambda _name: None)
+
+    with pytest.raises(InvalidInput) as raised:
+        audience_actions.create_audience("VIP", by="tests")
+
+    assert [(error.field, error.key) for error in raised.value.errors] == [("name", "name_taken")]
+    assert [found.name for found in customer_queries.list_audiences()] == ["VIP"]
+
+
+@pytest.mark.parametrize(("source_id", "field"), [(None, "email"), ("C1", "source_id")])
+def test_a_customer_who_was_created_a_moment_ago_is_a_conflict(
+    make_customer: MakeCustomer, monkeypatch: pytest.MonkeyPatch, source_id: str | None, field: str
+) -> None:
+    make_customer("ada@example.com", source_id="C1")
+    monkeypatch.setattr(customer_actions, "_check_unique", lambda _customer: None)
+    email = "bob@example.com" if source_id else "ada@example.com"
+
+    values = CustomerValues(email, source_id=source_id)
+    eve_id = make_customer("eve@example.com").id
+
+    saves: list[Callable[[], Customer]] = [
+        lambda: customer_actions.create_customer(values, [], by="tests"),
+        lambda: customer_actions.update_customer(eve_id, values, [], by="tests"),
+    ]
+    for save in saves:
+        with pytest.raises(DomainError, match="has just been created") as raised:
+            save()
+        assert (raised.value.key, raised.value.status, raised.value.errors[0].field) == ("conflict", 409, field)
+    found = [customer.email for customer in customer_queries.list_customers()]
+    assert found == ["eve@example.com", "ada@example.com"]
 
 
 def test_an_audience_may_keep_its_own_name(app: Flask) -> None:

@@ -420,7 +420,8 @@ def test_a_put_during_an_erasure_creates_a_new_customer(
 
 def test_rejected_rows_are_deleted_after_three_months_but_stay_counted(import_file: ImportFileFixture) -> None:
     old, new = import_file("email\nada@@example.com\n"), import_file("email\nbob@@example.com\n")
-    old.finished_at = datetime.now(UTC) - timedelta(days=91)
+    old.finished_at = datetime.now(UTC) - timedelta(days=90, minutes=1)
+    new.finished_at = datetime.now(UTC) - timedelta(days=89, hours=23)
     db.session.commit()
 
     task_queue.run("customers.sweep_customers")

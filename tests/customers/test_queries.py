@@ -88,6 +88,31 @@ def test_erased_customers_are_not_counted(make_customer: MakeCustomer) -> None:
     assert [row.id for row in found] == [rows[0].id, rows[1].id]
 
 
+@pytest.mark.parametrize(
+    ("limit", "is_analysed", "value", "is_exact"),
+    [(4, False, 3, True), (3, False, 3, False), (3, True, 5, False), (5, True, 5, False), (6, True, 3, True)],
+)
+def test_many_customers_are_estimated(
+    make_customer: MakeCustomer,
+    monkeypatch: pytest.MonkeyPatch,
+    limit: int,
+    is_analysed: bool,
+    value: int,
+    is_exact: bool,
+) -> None:
+    monkeypatch.setattr(customer_queries, "EXACT_COUNT_LIMIT", limit)
+    db.session.execute(text("truncate customer cascade"))
+    db.session.execute(text("analyze customer"))
+    # The statistics count erased customers, too.
+    for n in range(5):
+        make_customer(f"c{n}@example.com", erased_at=PAST if n > 2 else None)
+    if is_analysed:
+        db.session.execute(text("analyze customer"))
+        db.session.commit()
+
+    assert customer_queries.count_customers() == customer_queries.CustomerCount(value, is_exact)
+
+
 def test_an_erasure_is_recent_for_one_hour(app: Flask) -> None:
     # now() is constant within a transaction.
     now = db.session.execute(select(func.now())).scalar_one()

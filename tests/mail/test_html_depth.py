@@ -84,6 +84,52 @@ def test_long_html_without_end_tags_is_accepted(app: Flask, source: str) -> None
     assert design.finish_custom_html(parse_template(source), shop_queries.default_shop())
 
 
+TOO_DEEP = (
+    "Elements are nested more than 200 levels deep, or that many elements are not closed. Close them, or remove some "
+    "of them."
+)
+IN_COMMENTS = "The HTML has more than 500 tags in comments. Remove some of them."
+
+
+@pytest.mark.parametrize(
+    ("accepted", "rejected", "message"),
+    [
+        ("<div>" * 200, "<div>" * 201, TOO_DEEP),
+        # Few tags are never nested too deeply.
+        (
+            "<br>" * 200 + "<!-- -- >",
+            "<br>" * 201 + "<!-- -- >",
+            "A comment is not closed with “-->”. Correct the HTML.",
+        ),
+        (
+            "<br>" * 201 + "<a " * 200,
+            "<br>" * 201 + "<a " * 201,
+            "Many tags at the end of the HTML are not closed. Correct the HTML.",
+        ),
+        (f"<!--{'<b>' * 500}-->", f"<!--{'<b>' * 501}-->", IN_COMMENTS),
+        (f"<p><!--{'<b>' * 500}-->", f"<p><!--{'<b>' * 501}-->", IN_COMMENTS),
+        # Elements without an end tag stay open within SVG and MathML, unless they are closed at once.
+        ("<br>" * 500, "<svg>" + "<br>" * 200, TOO_DEEP),
+        ("<svg></svg>" + "<br>" * 500, "<math>" + "<br>" * 200, TOO_DEEP),
+        ("<svg>" + "<g/>" * 500, "<svg>" + "<br/>" * 200, TOO_DEEP),
+        ("<math>" + "<g/>" * 500, "<div/>" * 201, TOO_DEEP),
+        # End tags in a text field are text.
+        (
+            "<div>" * 99 + "<textarea></div></textarea>" + "<div>" * 101,
+            "<div>" * 99 + "<textarea></div></textarea>" + "<div>" * 102,
+            TOO_DEEP,
+        ),
+        ("<div><p></div>" * 300, "<p><b></p>" * 201, TOO_DEEP),
+        ("<b></b>" * 300, "<b></i>" * 201, TOO_DEEP),
+    ],
+)
+def test_html_is_rejected_from_a_limit_on(app: Flask, accepted: str, rejected: str, message: str) -> None:
+    html_depth.check_html_depth(accepted)
+    with pytest.raises(html_depth.HtmlTooDeep) as raised:
+        html_depth.check_html_depth(rejected)
+    assert str(raised.value) == message
+
+
 def test_building_a_stored_email_that_is_too_deep_fails_with_a_message(
     app: Flask, make_offer: Callable[..., Offer]
 ) -> None:

@@ -70,7 +70,8 @@ def test_a_refused_recipient_has_an_outcome(
     relay.behaviour.rcpt["ada@example.com"] = reply
     connection.open()
     outcome = connection.deliver(make_message())
-    assert (outcome.kind, outcome.code, outcome.text) == (kind, int(reply[:3]), reply[4:])
+    assert (outcome.kind, outcome.code, outcome.text, outcome.stage) == (kind, int(reply[:3]), reply[4:], "RCPT")
+    assert connection.is_open is (kind != "connection_lost")
 
 
 def test_the_connection_is_reused_after_a_refused_recipient(relay: Relay, connection: smtp.RelayConnection) -> None:
@@ -85,28 +86,102 @@ def test_the_connection_is_reused_after_a_refused_recipient(relay: Relay, connec
 def test_a_drop_before_the_body_is_a_lost_connection(relay: Relay, connection: smtp.RelayConnection, step: str) -> None:
     getattr(relay.behaviour, step)["*"] = "drop"
     connection.open()
-    assert connection.deliver(make_message()).kind == "connection_lost"
-
-
-def test_a_drop_after_the_body_is_uncertain(relay: Relay, connection: smtp.RelayConnection) -> None:
-    relay.behaviour.body["*"] = "drop"
-    connection.open()
-    assert connection.deliver(make_message()).kind == "uncertain"
+    outcome = connection.deliver(make_message())
+    assert (outcome.kind, outcome.text) == ("connection_lost", "the relay closed the connection")
+    assert (outcome.stage, connection.is_open) == ("envelope", False)
 
 
 @pytest.mark.parametrize(
-    ("reply", "kind"), [("554 spam", "failed"), ("451 later", "deferred"), ("421 x", "connection_lost")]
+    ("reply", "text"),
+    [
+        ("drop", "no reply after the email was sent: the relay closed the connection"),
+        ("what?", "invalid reply after the email was sent"),
+        ("199 what?", "invalid reply after the email was sent"),
+        ("300 what?", "invalid reply after the email was sent"),
+        ("600 what?", "invalid reply after the email was sent"),
+    ],
+)
+def test_without_a_valid_reply_after_the_body_an_email_is_uncertain(
+    relay: Relay, connection: smtp.RelayConnection, reply: str, text: str
+) -> None:
+    relay.behaviour.body["*"] = reply
+    connection.open()
+    outcome = connection.deliver(make_message())
+    assert (outcome.kind, outcome.code, outcome.text, outcome.stage) == ("uncertain", None, text, "body")
+    assert not connection.is_open
+
+
+@pytest.mark.parametrize(
+    ("reply", "kind"),
+    [
+        ("500 no", "failed"),
+        ("554 spam", "failed"),
+        ("400 later", "deferred"),
+        ("451 later", "deferred"),
+        ("499 later", "deferred"),
+        ("421 x", "connection_lost"),
+    ],
 )
 def test_a_refused_body_has_an_outcome(relay: Relay, connection: smtp.RelayConnection, reply: str, kind: str) -> None:
     relay.behaviour.body["*"] = reply
     connection.open()
-    assert connection.deliver(make_message()).kind == kind
+    outcome = connection.deliver(make_message())
+    assert (outcome.kind, outcome.code, outcome.text, outcome.stage) == (kind, int(reply[:3]), reply[4:], "body")
+    assert connection.is_open is (kind != "connection_lost")
 
 
-def test_a_refused_sender_has_the_outcome_refused(relay: Relay, connection: smtp.RelayConnection) -> None:
-    relay.behaviour.mail = "553 not from you"
+@pytest.mark.parametrize("reply", ["299 accepted", "200 accepted"])
+def test_every_2xx_reply_accepts_an_email(relay: Relay, connection: smtp.RelayConnection, reply: str) -> None:
+    relay.behaviour.body["*"] = reply
     connection.open()
-    assert connection.deliver(make_message()).kind == "rejected"
+    outcome = connection.deliver(make_message())
+    assert (outcome.kind, outcome.code, outcome.text) == ("accepted", int(reply[:3]), "accepted")
+    assert connection.is_open
+
+
+@pytest.mark.parametrize(
+    ("reply", "kind", "code", "text"),
+    [
+        ("553 not from you", "rejected", 553, "not from you"),
+        ("500 no", "rejected", 500, "no"),
+        ("451 later", "connection_lost", 451, "later"),
+        ("400 later", "connection_lost", 400, "later"),
+        ("300 what?", "connection_lost", None, "what?"),
+        ("600 what?", "connection_lost", None, "what?"),
+        ("300", "connection_lost", None, "invalid reply"),
+    ],
+)
+def test_a_refused_sender_has_an_outcome(
+    relay: Relay, connection: smtp.RelayConnection, reply: str, kind: str, code: int | None, text: str
+) -> None:
+    relay.behaviour.mail = reply
+    connection.open()
+    outcome = connection.deliver(make_message())
+    assert (outcome.kind, outcome.code, outcome.text, outcome.stage) == (kind, code, text, "MAIL")
+    # The relay expects a body: it has accepted the pipelined DATA.
+    assert not connection.is_open
+
+
+@pytest.mark.parametrize(
+    ("reply", "error", "text"),
+    [
+        ("550 no", RelayRejected, "550 no"),
+        ("450 later", RelayUnavailable, "450 later"),
+        ("drop", RelayUnavailable, "the relay closed the connection"),
+    ],
+)
+def test_sending_a_refused_email_raises_the_reply(
+    relay: Relay, connection: smtp.RelayConnection, reply: str, error: type[Exception], text: str
+) -> None:
+    relay.behaviour.rcpt["*"] = reply
+    with pytest.raises(error) as raised:
+        connection.send(make_message())
+    assert str(raised.value) == text
+
+
+def test_a_connection_that_was_not_opened_delivers_nothing(connection: smtp.RelayConnection) -> None:
+    outcome = connection.deliver(make_message())
+    assert (outcome.kind, outcome.text, outcome.stage) == ("connection_lost", "not connected", "connect")
 
 
 def test_errors_after_acceptance_do_not_change_the_outcome(
@@ -128,6 +203,51 @@ def test_a_failed_reset_does_not_change_the_outcome(relay: Relay, connection: sm
     relay.behaviour.rset = "drop"
     connection.open()
     assert (connection.deliver(make_message()).kind, connection.is_open) == ("failed", False)
+
+
+def test_a_reply_of_several_lines_is_one_text(relay: Relay, connection: smtp.RelayConnection) -> None:
+    relay.behaviour.rcpt["*"] = "550-5.1.1  No\r\n550-such \r\n550 user"
+    connection.open()
+    outcome = connection.deliver(make_message())
+    assert (outcome.kind, outcome.code, outcome.text) == ("failed", 550, "5.1.1 No such user")
+
+
+@pytest.mark.parametrize(
+    ("reply", "is_helo_sent", "error"),
+    [
+        ("500 what?", True, None),
+        ("599 what?", True, None),
+        ("499 later", False, RelayUnavailable),
+        ("600 what?", False, RelayRejected),
+        ("350 what?", False, RelayUnavailable),
+    ],
+)
+def test_a_relay_that_does_not_know_ehlo_gets_helo(
+    relay: Relay, connection: smtp.RelayConnection, reply: str, is_helo_sent: bool, error: type[Exception] | None
+) -> None:
+    relay.behaviour.stages["EHLO"] = reply
+    relay.behaviour.uses["EHLO"] = 1
+    if error is None:
+        connection.send(make_message())
+    else:
+        with pytest.raises(error) as raised:
+            connection.open()
+        assert str(raised.value) == reply
+        assert not connection.is_open
+    assert [command.split()[0].upper() for command in relay.commands[:2]] == ["EHLO", "HELO"][: 1 + is_helo_sent]
+
+
+@pytest.mark.parametrize(
+    ("reply", "error"),
+    [("450 later", RelayUnavailable), ("499 later", RelayUnavailable), ("500 no", RelayRejected)],
+)
+def test_a_refused_greeting_is_raised_with_the_reply(
+    relay: Relay, connection: smtp.RelayConnection, reply: str, error: type[Exception]
+) -> None:
+    relay.behaviour.greeting = reply
+    with pytest.raises(error) as raised:
+        connection.open()
+    assert str(raised.value) == reply
 
 
 def test_connecting_to_a_silent_relay_times_out(app: Flask, relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,7 +325,9 @@ def test_a_non_ascii_local_part_is_sent_with_smtputf8(relay: Relay, connection: 
 def test_a_non_ascii_local_part_fails_without_smtputf8(relay: Relay, connection: smtp.RelayConnection) -> None:
     relay.behaviour.smtputf8 = False
     connection.open()
-    assert connection.deliver(make_message("adà@example.com")).kind == "failed"
+    outcome = connection.deliver(make_message("adà@example.com"))
+    text = "the relay does not accept non-ASCII addresses (SMTPUTF8)"
+    assert (outcome.kind, outcome.text, outcome.stage) == ("failed", text, "address")
 
 
 @pytest.mark.parametrize("address", ["ada@example.com\r\nDATA", "ada@example.com> <eve@example.com", "ada@x\nRSET"])
@@ -214,14 +336,15 @@ def test_an_address_with_a_line_break_never_reaches_the_relay(
 ) -> None:
     connection.open()
     outcome = connection.deliver(make_message(address))
-    assert outcome.kind == "failed"
+    assert (outcome.kind, outcome.text) == ("failed", "the address has invalid characters")
+    assert (outcome.stage, connection.is_open) == ("address", True)
     assert not [command for command in relay.commands if command.lower().startswith(("mail", "rcpt"))]
 
 
 def test_an_email_aborted_before_its_body_is_not_sent(relay: Relay, connection: smtp.RelayConnection) -> None:
     connection.open()
     assert connection.deliver(make_message(), may_send=lambda: False).kind == "aborted"
-    assert relay.messages == []
+    assert (relay.messages, connection.is_open) == ([], False)
 
 
 def _certificate(folder: Path) -> ssl.SSLContext:

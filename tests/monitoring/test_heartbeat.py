@@ -9,12 +9,15 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from flask import Flask
 from sqlalchemy import select, text
+from sqlalchemy.exc import OperationalError, ProgrammingError
 
 from tests.support import live_server
 from webapp.core import task_queue
@@ -143,6 +146,56 @@ def test_a_heartbeat_stores_the_busy_time_and_the_completed_sweeps(app: Flask) -
     }
 
 
+def test_a_heartbeat_is_sent_until_the_worker_shuts_down(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A heartbeat that could not be recorded is retried soon; the shutdown ends the wait for the next one."""
+    monkeypatch.setattr(heartbeat, "HEARTBEAT_INTERVAL_SECONDS", 600)
+    monkeypatch.setattr(heartbeat, "HEARTBEAT_RETRY_SECONDS", 0)
+    record, attempts, is_recorded = monitoring_actions.record_heartbeat, Counter[str](), threading.Event()
+
+    def fail_at_first(worker: WorkerIdentity, *values: Any) -> None:
+        attempts[worker.id] += 1
+        if attempts[worker.id] < 3:
+            raise OperationalError("", {}, Exception("the database is down"))
+        record(worker, *values)
+        is_recorded.set()
+
+    monkeypatch.setattr(monitoring_actions, "record_heartbeat", fail_at_first)
+    with heartbeat.send_heartbeats(app, "1.2") as worker:
+        assert is_recorded.wait(30)
+        row = load_row(worker)
+        assert (row.version, row.host, row.stopped_at) == ("1.2", HERE, None)
+        (thread,) = [thread for thread in threading.enumerate() if thread.name == "heartbeat"]
+        assert thread.daemon
+        assert attempts == {worker.id: 3}
+
+    assert not thread.is_alive()
+    assert attempts == {worker.id: 3}
+    db.session.refresh(row)
+    assert row.stopped_at is not None
+
+
+def test_only_the_first_of_several_failed_heartbeats_is_logged(
+    app: Flask, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(heartbeat, "HEARTBEAT_RETRY_SECONDS", 0)
+    results = iter([True, True, False, True])
+    stop_requested = threading.Event()
+
+    def fail(worker: WorkerIdentity, *values: Any) -> None:
+        has_failed = next(results, None)
+        if has_failed is None:
+            stop_requested.set()
+        if has_failed:
+            raise ProgrammingError("", {}, Exception("no such table\nLINE 1"))
+
+    monkeypatch.setattr(heartbeat, "HEARTBEAT_INTERVAL_SECONDS", 0)
+    monkeypatch.setattr(monitoring_actions, "record_heartbeat", fail)
+    heartbeat._heartbeat_loop(app, WorkerIdentity("1"), stop_requested)
+
+    messages = [record.getMessage() for record in caplog.records if record.name == heartbeat.__name__]
+    assert messages == ["heartbeat could not be recorded, retrying: no such table"] * 2
+
+
 def test_a_failed_periodic_task_does_not_count_as_completed(app: Flask) -> None:
     def _succeed() -> None:
         assert task_queue.longest_running_seconds() is not None
@@ -172,7 +225,7 @@ def test_a_heartbeat_after_a_shutdown_makes_the_worker_alive(app: Flask) -> None
 
 def test_workers_without_a_heartbeat_for_a_day_are_deleted(app: Flask) -> None:
     monitoring_actions.record_heartbeat(WorkerIdentity("1"))
-    age_heartbeats(24 * 60 * 60 + 1)
+    age_heartbeats(24 * 60 * 60)
     recent = WorkerIdentity("1")
     monitoring_actions.record_heartbeat(recent)
 

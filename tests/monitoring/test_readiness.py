@@ -85,6 +85,21 @@ def test_many_checks_of_a_frozen_server_use_one_thread(check: ReadinessCheck) ->
     check._current.is_finished.wait()
 
 
+def test_a_check_that_could_not_be_started_is_started_by_the_next_request(
+    check: ReadinessCheck, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def reach_limit(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as limited:
+        limited.setattr(threading.Thread, "start", reach_limit)
+        error = check.run()
+
+    assert isinstance(error, RuntimeError)
+    assert readiness.describe_problem(error) == readiness.UNAVAILABLE
+    assert check.run() is None
+
+
 @pytest.mark.parametrize(
     ("setting", "value", "expected"),
     [

@@ -11,7 +11,8 @@ from typing import Any, cast
 
 import pytest
 from flask import Flask
-from sqlalchemy import select, update
+from sqlalchemy import select, text, update
+from sqlalchemy.exc import OperationalError
 
 from webapp.accounts.models import AuditEntry
 from webapp.core import database_clock
@@ -21,7 +22,7 @@ from webapp.core.money import Discount
 from webapp.offers import actions as offer_actions
 from webapp.offers import code_actions
 from webapp.offers import queries as offer_queries
-from webapp.offers.models import Offer, OfferState, OfferValues
+from webapp.offers.models import Offer, OfferCounter, OfferState, OfferValues
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
 SUMMER = OfferValues(
@@ -46,6 +47,7 @@ def test_creating_an_offer_is_in_the_audit_log(app: Flask) -> None:
 
     entry = db.session.scalars(select(AuditEntry)).one()
     assert (entry.actor, entry.action, entry.subject) == ("ann", "offer.created", "Summer-25")
+    assert entry.detail == {"name": "Summer"}
 
 
 def test_an_offer_without_a_code_gets_a_generated_one(app: Flask) -> None:
@@ -60,6 +62,24 @@ def test_any_spelling_of_a_taken_code_is_rejected_at_its_field(app: Flask) -> No
     with pytest.raises(InvalidInput) as error:
         offer_actions.create_offer(replace(SUMMER, code="summer 25"), by="ann")
     assert first_error(error) == ("code", "code_taken")
+
+
+@pytest.mark.parametrize("taken", [0, 1, 4, 5])
+def test_a_generated_code_that_is_taken_is_replaced_by_another(
+    make_offer: Callable[..., Offer], monkeypatch: pytest.MonkeyPatch, taken: int
+) -> None:
+    candidates = [f"CODE{n}" for n in range(5)]
+    for code in candidates[:taken]:
+        make_offer(code)
+    monkeypatch.setattr(code_actions, "generate_code", iter(candidates).__next__)
+
+    if taken < 5:
+        assert offer_actions.create_offer(replace(SUMMER, code=None), by="ann").code == candidates[taken]
+    else:
+        with pytest.raises(InvalidInput) as error:
+            offer_actions.create_offer(replace(SUMMER, code=None), by="ann")
+        assert first_error(error) == ("code", "code_taken")
+    assert len(offer_queries.list_offers()) == min(taken + 1, 5)
 
 
 def test_concurrent_creations_with_one_code_create_one_offer(app: Flask) -> None:
@@ -119,6 +139,9 @@ def test_an_invalid_value_is_rejected_at_its_field(app: Flask, changes: dict[str
     [
         ({"discount": Discount("amount", amount=0, currency="EUR")}, "Enter an amount above 0."),
         ({"discount": Discount("amount", amount=10**12 + 1, currency="EUR")}, "The amount is too large."),
+        ({"starts_at": datetime(1999, 12, 31, tzinfo=UTC)}, "Choose a year from 2000 to 2199."),
+        ({"name": "x" * 201}, "The name can have at most 200 characters."),
+        ({"code": "AB"}, "A code must have 3 to 40 letters and digits."),
         (
             {"max_redemptions": 10**12 + 1},
             "The redemption limit can be at most 1,000,000,000,000. Leave it empty for no limit.",
@@ -204,6 +227,42 @@ def test_a_locked_offer_is_reloaded_and_stays_locked_until_the_transaction_ends(
         assert other.scalars(unlocked).all() == []
         db.session.rollback()
         assert other.scalars(unlocked).all() == [row.id]
+
+
+def test_the_counter_has_a_copy_of_the_cap(app: Flask) -> None:
+    """The copy is enforced, and the column of the offer is shown."""
+    caps = text("select o.max_redemptions, c.max_redemptions from offer o left join offer_counter c on offer_id = id")
+    offer_id = offer_actions.create_offer(replace(SUMMER, max_redemptions=5), by="ann").id
+    assert db.session.execute(caps).all() == [(5, 5)]
+
+    for cap in (9, None, 3):
+        offer_actions.update_offer(offer_id, {"max_redemptions": cap}, version=None, by="ann")
+        assert db.session.execute(caps).all() == [(cap, cap)]
+
+
+@pytest.mark.parametrize(
+    ("change", "waits"),
+    [
+        (lambda id_: code_actions.renew_code(id_, "AUTUMN25", by="ann"), False),
+        (lambda id_: offer_actions.pause_offer(id_, by="ann"), False),
+        (lambda id_: offer_actions.update_offer(id_, {"name": "Autumn", "max_redemptions": 5}, None, by="ann"), False),
+        (lambda id_: offer_actions.update_offer(id_, {"max_redemptions": 6}, None, by="ann"), True),
+    ],
+)
+def test_only_a_change_of_the_cap_waits_for_redemptions(
+    make_offer: Callable[..., Offer], change: Callable[[int], Offer], waits: bool
+) -> None:
+    """Redemptions of an offer with a cap lock its counter, and would wait for a change in turn."""
+    offer_id = make_offer(max_redemptions=5).id
+    with db.engine.connect() as redeeming:
+        redeeming.execute(select(OfferCounter).with_for_update())
+        db.session.execute(text("set local lock_timeout = '100ms'"))
+        if waits:
+            with pytest.raises(OperationalError, match="lock timeout"):
+                change(offer_id)
+        else:
+            assert change(offer_id).version == 2
+        db.session.rollback()
 
 
 def test_an_update_of_an_older_version_is_a_conflict(make_offer: Callable[..., Offer]) -> None:
@@ -296,6 +355,32 @@ def test_an_update_to_a_taken_code_is_rejected(make_offer: Callable[..., Offer])
     with pytest.raises(InvalidInput) as error:
         offer_actions.update_offer(second.id, {"code": "first"}, version=1, by="ann")
     assert first_error(error) == ("code", "code_taken")
+
+
+def test_an_update_to_an_unknown_audience_is_rejected_and_changes_nothing(make_offer: Callable[..., Offer]) -> None:
+    offer = make_offer()
+
+    with pytest.raises(InvalidInput) as error:
+        offer_actions.update_offer(offer.id, {"name": "Autumn", "audience_id": 12345}, version=1, by="ann")
+    db.session.rollback()
+
+    assert first_error(error) == ("audience", "audience_unknown")
+    assert (offer.name, offer.audience_id, offer.version) == ("Summer", None, 1)
+
+
+def test_an_update_to_a_code_that_was_taken_a_moment_ago_is_rejected(
+    make_offer: Callable[..., Offer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_offer("FIRST")
+    second = make_offer("SECOND")
+    monkeypatch.setattr(offer_queries, "is_code_of_other_offer", lambda _code, _offer: False)
+
+    with pytest.raises(InvalidInput) as error:
+        offer_actions.update_offer(second.id, {"code": "first"}, version=1, by="ann")
+    db.session.rollback()
+
+    assert first_error(error) == ("code", "code_taken")
+    assert (second.code, second.version) == ("SECOND", 1)
 
 
 def test_pausing_and_resuming_are_idempotent(make_offer: Callable[..., Offer]) -> None:

@@ -206,12 +206,12 @@ def test_the_audit_log_has_renewals_closings_and_reopenings(make_offer: MakeOffe
     code_actions.close_code(offer.id, "SUMMER25", by="bob")
     code_actions.reopen_code(offer.id, "SUMMER25", by="cem")
 
-    entries = db.session.execute(text("select actor, action, subject from audit_entry order by id")).all()
+    entries = db.session.execute(text("select actor, action, subject, detail from audit_entry order by id")).all()
 
     assert entries == [
-        ("ann", "offer.code_renewed", "WINTER26"),
-        ("bob", "offer.code_closed", "SUMMER25"),
-        ("cem", "offer.code_reopened", "SUMMER25"),
+        ("ann", "offer.code_renewed", "WINTER26", {"before": "SUMMER25"}),
+        ("bob", "offer.code_closed", "SUMMER25", {"offer": "WINTER26"}),
+        ("cem", "offer.code_reopened", "SUMMER25", {"offer": "WINTER26"}),
     ]
 
 

@@ -6,7 +6,7 @@ import psycopg
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from flask import Flask
-from sqlalchemy import inspect
+from sqlalchemy import CheckConstraint, inspect
 
 from tests.support.databases import migrated_database
 from webapp.core.extensions import db
@@ -28,6 +28,40 @@ def test_migrations_and_models_define_the_same_primary_keys(app: Flask) -> None:
 
     assert {name: sorted(columns) for name, columns in found.items()} == {
         table.name: sorted(column.name for column in table.primary_key) for table in db.metadata.sorted_tables
+    }
+
+
+def test_migrations_and_models_define_the_same_defaults_and_collations(app: Flask) -> None:
+    # Alembic compares neither.
+    found = {
+        (table.name, column["name"]): (
+            any(column.get(kind) for kind in ("default", "identity", "computed")),
+            getattr(column["type"], "collation", None),
+        )
+        for table in db.metadata.sorted_tables
+        for column in inspect(db.engine).get_columns(table.name)
+    }
+
+    assert found == {
+        (table.name, column.name): (column.server_default is not None, getattr(column.type, "collation", None))
+        for table in db.metadata.sorted_tables
+        for column in table.columns
+    }
+
+
+def test_migrations_and_models_define_the_same_check_constraints(app: Flask) -> None:
+    # Alembic does not compare them.
+    found = {
+        (table.name, constraint["name"])
+        for table in db.metadata.sorted_tables
+        for constraint in inspect(db.engine).get_check_constraints(table.name)
+    }
+
+    assert found == {
+        (table.name, constraint.name)
+        for table in db.metadata.sorted_tables
+        for constraint in table.constraints
+        if isinstance(constraint, CheckConstraint)
     }
 
 

@@ -2,31 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 import flask_migrate
-import pytest
-from flask import Flask
 from sqlalchemy import text
 
 from webapp.core.extensions import db
 from webapp.offers import code_actions
 from webapp.offers import queries as offer_queries
 from webapp.offers.models import Offer
-
-
-@pytest.fixture
-def downgrade_to(app: Flask) -> Iterator[Callable[[str], None]]:
-    """Downgrades to an earlier revision; restores the newest one afterwards."""
-
-    def move(revision: str) -> None:
-        db.session.remove()
-        flask_migrate.downgrade(revision=revision)
-
-    yield move
-    db.session.remove()
-    flask_migrate.upgrade()
 
 
 def test_the_downgrade_keeps_the_current_code_and_drops_aliases(

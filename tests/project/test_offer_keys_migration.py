@@ -2,28 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import flask_migrate
-import pytest
-from flask import Flask
 from sqlalchemy import text
 
 from webapp.core.extensions import db
 from webapp.offers.models import Offer
-
-
-@pytest.fixture
-def downgrade_to(app: Flask) -> Iterator[Callable[[str], None]]:
-    """Downgrades to an earlier revision; restores the newest one afterwards."""
-
-    def move(revision: str) -> None:
-        db.session.remove()
-        flask_migrate.downgrade(revision=revision)
-
-    yield move
-    db.session.remove()
-    flask_migrate.upgrade()
 
 
 def insert_earlier_offer(code: str) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +20,7 @@ from webapp.redemptions import actions as redemption_actions
 from webapp.redemptions import facts as redemption_facts
 from webapp.redemptions import group_commit
 from webapp.redemptions import rollback as redemption_rollback
+from webapp.redemptions.errors import RedemptionRefused
 from webapp.redemptions.queries import RedemptionRecord
 from webapp.redemptions.rules import Order, RedemptionRequest
 
@@ -76,24 +77,84 @@ def test_a_statement_of_redeeming_reads_the_redemptions_of_one_offer_or_none(off
             assert isinstance(values["offer_id"], int)
 
 
-def test_earlier_redemptions_of_a_new_customer_are_not_looked_up(offers: None) -> None:
+NEW_ROW, REPEAT = ["select", "insert", "update"], ["select", "insert", "select"]
+GROUPS = {
+    "new": ([NEW], [NEW_ROW]),
+    "repeat": ([ADA], [REPEAT]),
+    "redeemed before": ([replace(ADA, idempotency_key=None)], [REPEAT]),
+    "undone": ([UNDONE], [REPEAT]),
+    "used up": ([replace(NEW, code="USEDUP")], [REPEAT]),
+    "repeats": ([ADA, ADA, replace(ADA, order=Order("B-2"))], [REPEAT]),
+    "new and repeat": ([NEW, ADA], [["select", "insert", "select", "update"]]),
+    "two of one customer": ([NEW, NEW, NEW], [NEW_ROW, REPEAT]),
+    "unknown customer": ([replace(NEW, email="nobody@example.com")], [["select", "select"]]),
+}
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_repeats_and_refusals_are_completed_in_the_transaction_of_their_group(
+    app: Flask, offers: None, name: str
+) -> None:
+    """Only a second new request of a customer needs another transaction."""
+    requests, expected = GROUPS[name]
     with recorded_statements() as recorded:
-        redemption_actions.redeem_all([NEW])
+        group_commit.get_group_committer()._redeem_group(requests)
 
-    assert [statement.split()[0] for statement, _ in recorded] == ["select", "insert", "update"]
+    rounds: list[list[str]] = []
+    for statement, _ in recorded:
+        if statement.startswith("begin;"):
+            rounds.append([])
+        else:
+            rounds[-1].append(statement.split()[0])
+    assert rounds == expected
 
 
-def test_a_refusal_of_a_used_up_offer_takes_the_same_statements_for_every_email(offers: None) -> None:
-    """The response time must not reveal who is a customer, once the offer is known to be used up."""
-    emails = ("new@example.com", "new@example.com", "ada@example.com", "nobody@example.com")
+EMAILS = ("new@example.com", "new@example.com", "ada@example.com", "nobody@example.com")
+
+
+def record_refusals(emails: Iterable[str]) -> list[list[str]]:
+    """Request the used-up offer for each email; return the statements of each request."""
     statements = []
     for email in emails:
         with recorded_statements() as recorded:
-            redemption_actions.redeem_all([replace(NEW, code="USEDUP", email=email)])
+            [refusal] = redemption_actions.redeem_all([replace(NEW, code="USEDUP", email=email)])
+        assert isinstance(refusal, RedemptionRefused)
         statements.append([statement for statement, _ in recorded])
+    return statements
 
-    assert statements[1:] == [statements[1]] * 3
-    assert not any("insert" in statement for statement in statements[1])
+
+def test_a_refusal_of_a_used_up_offer_takes_the_same_statements_for_every_email(offers: None) -> None:
+    """The response time must not reveal who is a customer, once the process knows that the offer is used up."""
+    first, *others = record_refusals(EMAILS)
+
+    assert [statement.split()[0] for statement in first] == ["select", "insert", "select"]
+    assert others == [[first[0], first[2]]] * 3
+
+
+@pytest.mark.parametrize(("cap", "redeemed"), [(1, 0), (2, 0), (2, 1), (2, 2)])
+def test_a_process_that_redeems_the_last_unit_knows_that_the_offer_is_used_up(
+    app: Flask, make_offer: MakeOffer, make_customer: MakeCustomer, cap: int, redeemed: int
+) -> None:
+    """`redeemed` of the cap's redemptions are made by another process, after this one has seen the offer."""
+    customers = [make_customer(email).email for email in ("new@example.com", "ada@example.com", "c@example.com")]
+    offer_id = make_offer("USEDUP", max_redemptions=cap, frozen_at=text("now()")).id
+    look_up = redemption_actions._look_up
+
+    def redeem_elsewhere(*args: Any) -> Any:
+        with db.engine.begin() as other:
+            other.execute(
+                text("update offer_counter set redeemed = :n where offer_id = :id"), {"id": offer_id, "n": redeemed}
+            )
+        return look_up(*args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(redemption_actions, "_look_up", redeem_elsewhere)
+        redemption_actions.redeem_all([replace(NEW, code="USEDUP", email=email) for email in customers[:cap]])
+
+    others = record_refusals(EMAILS)
+
+    assert others == [others[0]] * 4
+    assert [statement.split()[0] for statement in others[0]] == ["select", "select"]
 
 
 def test_the_offers_of_a_customer_are_looked_up_apart_from_their_redemptions(app: Flask, offers: None) -> None:

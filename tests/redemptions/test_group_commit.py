@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import traceback
 from collections.abc import Iterator, Sequence
@@ -23,7 +24,7 @@ from tests.support.frozen_server import frozen_process
 from tests.support.rejected_writes import rejected_writes
 from webapp.core import database_connections, signing_keys
 from webapp.core.coalescing import CoalescingTimeout
-from webapp.core.database_connections import CommitRefused, DeadlineConnection
+from webapp.core.database_connections import CommitRefused, DeadlineConnection, StatementTimeout
 from webapp.core.errors import DomainError
 from webapp.core.extensions import db
 from webapp.redemptions import actions as redemption_actions
@@ -73,6 +74,27 @@ def test_the_connection_has_timeouts_for_waiting_and_idling(committer: GroupComm
         committer._get_connection().rollback()
 
 
+def test_a_group_needs_no_other_connection(
+    committer: GroupCommitter, make_offer: MakeOffer, make_customer: MakeCustomer
+) -> None:
+    """Not even for the key of public ids: at the limit of the server there is none."""
+    make_offer(frozen_at=text("now()"))
+    requests = make_requests("SUMMER25", make_emails(make_customer, 2))
+    committer._get_connection()
+    signing_keys.clear_key_cache()
+    opened: list[object] = []
+
+    def note_checkout(*connection: object) -> None:
+        opened.append(connection)
+
+    event.listen(db.engine, "checkout", note_checkout)
+    try:
+        assert outcomes(committer._redeem_group(requests)) == ["redeemed"] * 2
+    finally:
+        event.remove(db.engine, "checkout", note_checkout)
+    assert opened == []
+
+
 def test_the_timeouts_end_with_the_transaction(committer: GroupCommitter) -> None:
     """Behind a connection pooler, the next transaction of this session may be that of another process."""
     connection = committer._get_connection()
@@ -81,6 +103,22 @@ def test_the_timeouts_end_with_the_transaction(committer: GroupCommitter) -> Non
 
     driver: Any = connection.connection.dbapi_connection
     assert [driver.execute(f"show {name}").fetchone()[0] for name in ("lock_timeout", "timezone")] == ["0", "UTC"]
+
+
+def test_a_commit_without_effect_is_an_error(
+    committer: GroupCommitter, make_offer: MakeOffer, make_customer: MakeCustomer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLAlchemy documents it as such for connections in AUTOCOMMIT mode, like that of the group committer."""
+    make_offer(frozen_at=text("now()"))
+    requests = make_requests("SUMMER25", make_emails(make_customer, 2))
+    driver: Any = committer._get_connection().connection.dbapi_connection
+    monkeypatch.setattr(driver, "commit", lambda: None)
+
+    assert outcomes(committer._redeem_group(requests)) == ["unavailable"] * 2
+    assert count_rows() == 0
+    db.session.rollback()
+    assert outcomes(committer._redeem_group(requests)) == ["redeemed"] * 2
+    assert count_rows() == 2
 
 
 def test_a_locked_offer_fails_only_its_own_requests(
@@ -123,12 +161,12 @@ def test_committed_rounds_stay_redeemed_when_a_later_round_is_lost(
     redeem_in_transaction = redemption_actions._redeem_in_transaction
 
     def lose_the_second_round(
-        connection: Any, waiting: dict[int, RedemptionRequest], secret: bytes, is_first_round: bool
+        connection: Any, waiting: dict[int, RedemptionRequest], secret: bytes
     ) -> dict[int, RedemptionRecord | DomainError]:
         rounds.append(len(waiting))
         if len(rounds) == 2:
             end_connections()
-        return redeem_in_transaction(connection, waiting, secret, is_first_round)
+        return redeem_in_transaction(connection, waiting, secret)
 
     monkeypatch.setattr(redemption_actions, "_redeem_in_transaction", lose_the_second_round)
     assert outcomes(committer._redeem_group(requests)) == ["redeemed", "redeemed", "unavailable"]
@@ -219,9 +257,13 @@ def test_a_group_on_a_frozen_server_is_retried_over_a_new_connection(
 ) -> None:
     make_offer(frozen_at=text("now()"))
     emails = make_emails(make_customer, 2)
-    monkeypatch.setattr(group_commit, "STATEMENT_SECONDS", 2)
+    # The statements on the new connection are real ones.
+    monkeypatch.setattr(group_commit, "STATEMENT_SECONDS", 60)
+    pid = server_process(committer)
+    driver: Any = committer._get_connection().connection.dbapi_connection
+    driver.statement_seconds = 1
 
-    with frozen_process(server_process(committer)):
+    with frozen_process(pid):
         assert outcomes(committer._redeem_group(make_requests("SUMMER25", emails))) == ["redeemed"] * 2
 
 
@@ -237,11 +279,12 @@ def test_a_commit_on_a_frozen_server_has_an_unknown_outcome(
     commit = DeadlineConnection.commit
 
     def freeze_and_commit(connection: DeadlineConnection) -> None:
+        connection.statement_seconds = 1
         with frozen_process(pid):
             commit(connection)
 
+    monkeypatch.setattr(group_commit, "STATEMENT_SECONDS", 60)
     with monkeypatch.context() as frozen:
-        frozen.setattr(group_commit, "STATEMENT_SECONDS", 2)
         frozen.setattr(DeadlineConnection, "commit", freeze_and_commit)
         results = committer._redeem_group(make_requests("SUMMER25", emails))
 
@@ -264,6 +307,51 @@ def test_a_commit_on_a_frozen_server_has_an_unknown_outcome(
 
 def raise_disk_full(connection: DeadlineConnection) -> None:
     raise psycopg.errors.DiskFull("could not write to file: No space left on device")
+
+
+@pytest.mark.parametrize(
+    ("failure", "message"),
+    [
+        (psycopg.errors.DiskFull("could not write to file: No space left on device"), errors.DISK_FULL),
+        (StatementTimeout("no response from the database within 2 s"), errors.DATABASE_UNAVAILABLE),
+    ],
+)
+def test_while_commits_are_refused_all_requests_get_one_answer(
+    committer: GroupCommitter,
+    make_offer: MakeOffer,
+    make_customer: MakeCustomer,
+    monkeypatch: pytest.MonkeyPatch,
+    failure: psycopg.Error,
+    message: str,
+) -> None:
+    """Nothing was redeemed: whether the request has checked the database itself, or another one has or does."""
+    make_offer(frozen_at=text("now()"))
+    requests = make_requests("SUMMER25", make_emails(make_customer, 1))
+    checks: list[str] = []
+
+    def fail(connection: DeadlineConnection) -> None:
+        checks.append(connection.url)
+        raise failure
+
+    def redeem() -> str:
+        (result,) = committer._redeem_group(requests)
+        assert isinstance(result, RedemptionUnavailable)
+        return result.message
+
+    guard = database_connections._CommitGuard()
+    monkeypatch.setattr(database_connections, "_commit_guard", guard)
+    monkeypatch.setattr(database_connections, "COMMIT_CHECK_INTERVAL_SECONDS", math.inf)
+    with monkeypatch.context() as failing:
+        failing.setattr(database_connections, "check_writes", fail)
+        guard.close()
+        messages = [redeem(), redeem()]
+        with guard._lock:
+            messages.append(redeem())
+
+    assert messages == [message] * 3
+    assert len(checks) == 1
+    guard._failed_at = -math.inf
+    assert outcomes(committer._redeem_group(requests)) == ["redeemed"]
 
 
 def server_process(committer: GroupCommitter) -> int:

@@ -29,9 +29,10 @@ from webapp.customers.validation import CustomerValues
 from webapp.offers import actions as offer_actions
 from webapp.offers.models import Offer
 from webapp.redemptions import actions as redemption_actions
-from webapp.redemptions import group_commit
+from webapp.redemptions import evaluation, group_commit
 from webapp.redemptions import queries as redemption_queries
 from webapp.redemptions import rollback as redemption_rollback
+from webapp.redemptions.evaluation import AcceptedRequest
 from webapp.redemptions.queries import RedemptionRecord
 from webapp.redemptions.rules import Order, RedemptionRequest
 
@@ -321,27 +322,30 @@ def test_a_repeat_during_a_rollback_returns_the_redemption(
     assert (repeat.public_id, repeat.is_replay, count_redemptions()) == (first, True, 0)
 
 
-def test_a_rollback_between_two_rounds_frees_the_cap_of_a_used_up_offer(
-    monkeypatch: pytest.MonkeyPatch, make_offer: MakeOffer, make_customer: MakeCustomer
+@pytest.mark.parametrize("repeats", [False, True])
+def test_a_rollback_between_insert_and_lookup_lets_the_next_round_redeem(
+    monkeypatch: pytest.MonkeyPatch, make_offer: MakeOffer, make_customer: MakeCustomer, repeats: bool
 ) -> None:
-    """The first round finds the offer used up; the second one reads the counter again."""
+    """The insert finds the offer used up, or the customer's redemption; the lookup does not any more."""
     offer = make_offer(max_redemptions=1)
-    make_customer(), make_customer("bob@example.com")
+    ada, bob = make_customer().email, make_customer("bob@example.com").email
     first = group_commit.redeem(PLAIN).public_id
-    redeem_in_transaction = redemption_actions._redeem_in_transaction
-    rounds: list[object] = []
+    look_up = evaluation.look_up_and_evaluate
+    lookups: list[object] = []
 
-    def roll_back_before_the_second_round(*args: Any, **options: Any) -> dict[int, RedemptionRecord | DomainError]:
-        rounds.append(options)
-        if len(rounds) == 2:
+    def roll_back_before_the_first_lookup(*args: Any) -> dict[int, Any]:
+        if not lookups:
             redemption_rollback.roll_back_redemption(first, **ROLLBACK)
-        return redeem_in_transaction(*args, **options)
+        lookups.append(look_up(*args))
+        return lookups[-1]  # type: ignore[return-value]
 
-    monkeypatch.setattr(redemption_actions, "_redeem_in_transaction", roll_back_before_the_second_round)
-    redemption = group_commit.redeem(replace(PLAIN, email="bob@example.com"))
+    monkeypatch.setattr(redemption_actions, "look_up_and_evaluate", roll_back_before_the_first_lookup)
+    email = ada if repeats else bob
+    redemption = group_commit.redeem(replace(PLAIN, email=email))
 
-    assert (redemption.email, redemption.is_replay) == ("bob@example.com", False)
-    assert (len(rounds), count_redemptions(), redeemed_counter(offer.id)) == (2, 1, 1)
+    assert (redemption.email, redemption.is_replay) == (email, False)
+    assert [list(map(type, found.values())) for found in lookups] == [[AcceptedRequest], []]  # type: ignore[attr-defined]
+    assert (count_redemptions(), redeemed_counter(offer.id)) == (1, 1)
 
 
 # --- frozen offers --------------------------------------------------------------------------------

@@ -9,8 +9,9 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 
@@ -51,15 +52,18 @@ def environment(settings: Settings, **more: str) -> dict[str, str]:
 
 
 @contextmanager
-def web_server(settings: Settings, workers: int = 1, host: str = "127.0.0.1", **more: str) -> Iterator[LiveProcess]:
+def web_server(
+    settings: Settings, workers: int = 1, host: str = "127.0.0.1", log: Path | None = None, **more: str
+) -> Iterator[LiveProcess]:
     """Run the web server on a free port; yield when it is ready.
 
     :param host: the loopback interface in its public URL.
+    :param log: the file of its log, instead of the output of this process.
     """
     port = free_port()
     url = f"http://{host}:{port}"
     command = [sys.executable, *serve.web_arguments(port, workers)]
-    with _running(command, environment(settings, **{"PUBLIC_URL": url, "PORT": str(port)} | more)) as process:
+    with _running(command, environment(settings, **{"PUBLIC_URL": url, "PORT": str(port)} | more), log) as process:
         _wait_for(f"{url}/readyz", process)
         wait_for_processes(process, workers)
         yield LiveProcess(process, url)
@@ -73,8 +77,11 @@ def worker(settings: Settings, **more: str) -> Iterator[LiveProcess]:
 
 
 @contextmanager
-def _running(command: list[str], env: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
-    process = subprocess.Popen(command, cwd=ROOT, env=env, stdin=subprocess.DEVNULL, start_new_session=True)
+def _running(command: list[str], env: dict[str, str], log: Path | None = None) -> Iterator[subprocess.Popen[bytes]]:
+    with log.open("ab") if log else nullcontext() as output:
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+        )
     try:
         yield process
     finally:

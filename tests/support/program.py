@@ -15,7 +15,6 @@ from webapp import create_app
 from webapp.core import settings as app_settings
 from webapp.core import signing_keys, task_queue
 from webapp.core.extensions import db
-from webapp.redemptions import evaluation
 
 
 def settings_for_tests(database_url: str, instance: Path, mail_port: int = 1) -> app_settings.Settings:
@@ -67,6 +66,6 @@ def on_empty_tables(app: Flask, keep: Collection[str] = ()) -> Iterator[None]:
     with app.app_context():
         empty_tables(keep)
         signing_keys.clear_key_cache()
-        evaluation.forget_used_up_offers()
+        app.extensions.pop("used_up_offers", None)
         yield
         db.session.remove()

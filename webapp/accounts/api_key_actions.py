@@ -6,6 +6,7 @@ import base64
 import hashlib
 import hmac
 import logging
+import math
 import secrets
 import time
 from datetime import UTC, datetime
@@ -112,9 +113,7 @@ def authenticate_api_key(authorization: str) -> ApiClient:
         mac = _compute_hmac(key or b"", secret)
         if hmac.compare_digest(mac, expected) and row and row.is_valid:
             if row.is_last_used_stale:
-                _update_last_used(row.id)
-                # Also after a failure, so that not every request tries again.
-                _get_cache()[public_id] = time.monotonic(), row._replace(is_last_used_stale=False)
+                _try_to_update_last_used(public_id, row.id)
             return ApiClient(row.id, row.name, row.scopes)
     raise DomainError("unauthorized", _("Send a valid API key in the header: Authorization: Bearer …"), 401)
 
@@ -158,6 +157,22 @@ def _get_cache() -> dict[str, tuple[float, account_queries.ApiKeyRow]]:
     """Return the rows of API keys that this process has read, with the time (`time.monotonic`), by public id."""
     cache: dict[str, tuple[float, account_queries.ApiKeyRow]] = current_app.extensions.setdefault("api_keys", {})
     return cache
+
+
+def _try_to_update_last_used(public_id: str, key_id: int) -> None:
+    """Record the use of a key unless this process is trying to, or did so after the key was cached.
+
+    An attempt may take long while the database does not respond, and it may fail: not every request tries again. The
+    cached row is not changed, because the key may have been revoked since it was read.
+    """
+    ended_at: dict[str, float] = current_app.extensions.setdefault("api_key_use_attempts", {})
+    if ended_at.get(public_id, -math.inf) > time.monotonic() - API_KEY_CACHE_SECONDS:
+        return
+    ended_at[public_id] = math.inf
+    try:
+        _update_last_used(key_id)
+    finally:
+        ended_at[public_id] = time.monotonic()
 
 
 def _update_last_used(key_id: int) -> None:

@@ -70,9 +70,9 @@ def insert_session(
     device_id: int,
     client_address: str,
     user_agent: str,
-    has_second_factor: bool = False,
-    is_recent: bool = True,
-    is_second_factor_recent: bool = True,
+    has_second_factor: bool,
+    is_recent: bool,
+    is_second_factor_recent: bool,
 ) -> tuple[int, str]:
     """Insert a session; return its id and its token. The oldest sessions above the maximum end.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import TYPE_CHECKING
 
@@ -32,6 +33,9 @@ KINDS_BY_SQLSTATE: dict[str, DatabaseErrorKind] = {
 UNAVAILABLE_SQLSTATES = ("08", "57P01", "57P02", "57P03")
 # Errors that the program provokes and handles: invalid values (22) and violated constraints (23).
 EXPECTED_SQLSTATES = ("22", "23")
+
+# SQLAlchemy names the logger of a pool after its class: without this, its messages would be logged like the program's.
+logging.getLogger(f"{__name__}.MeasuredQueuePool").setLevel(logging.WARNING)
 
 
 class MeasuredQueuePool(QueuePool):

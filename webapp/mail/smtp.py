@@ -263,7 +263,6 @@ class RelayConnection(flask_mail.Connection):
             text = _("no reply after the email was sent: %(error)s", error=_describe_error(error))
             return SmtpOutcome("uncertain", None, text, "body")
         if 200 <= code < 300:
-            flask_mail.email_dispatched.send(current_app, message=message)
             return SmtpOutcome("accepted", code, _normalise_reply_text(reply))
         if not 400 <= code < 600:
             self.close()

@@ -61,12 +61,17 @@ class ReadinessCheck:
 
         Takes at most `CHECK_SECONDS`. A request that arrives during a check gets the result of that check.
 
-        :returns: `StatementTimeout` when there is no result in time.
+        :returns: `StatementTimeout` without a result in time, `RuntimeError` when the check could not be started.
         """
         with self._lock:
             if self._current is None or self._current.is_finished.is_set():
-                self._current = _Check()
-                threading.Thread(target=self._run, args=(self._current,), name="readiness", daemon=True).start()
+                check = _Check()
+                try:
+                    threading.Thread(target=self._run, args=(check,), name="readiness", daemon=True).start()
+                except RuntimeError as error:
+                    # The limit of threads is reached. The next request tries again.
+                    return error
+                self._current = check
             check = self._current
         if not check.is_finished.wait(max(0.0, check.started_at + CHECK_SECONDS - time.monotonic())):
             return database_connections.StatementTimeout(f"no response from the database within {CHECK_SECONDS:g} s")

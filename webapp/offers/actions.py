@@ -84,6 +84,8 @@ def update_offer(
     check_version(offer, version)
     values = dataclasses.replace(offer.values(), **changes)
     _raise_if_invalid(values, offer)
+    if values.max_redemptions != offer.max_redemptions:
+        offer_queries.lock_counter(offer)
     _raise_if_change_not_allowed(offer, values)
     before = offer.values()
     if values != before:

@@ -58,8 +58,8 @@ class OfferValues:
 class Offer(Model):
     """An offer with its shared code.
 
-    `max_redemptions` is the cap; the counter has a copy of it. `code` is the current code; the table of `OfferCode`
-    contains it and all earlier ones.
+    `max_redemptions` is the cap. Its copy in the counter is the one that is enforced; `offers.actions` writes both in
+    one transaction. `code` is the current code; the table of `OfferCode` contains it and all earlier ones.
     """
 
     __tablename__ = "offer"
@@ -146,6 +146,8 @@ class OfferCounter(Model):
 
     `redeemed` is maintained only when there is a cap (`max_redemptions`), and compared with it in the same row. It is
     not a column of `offer`, so that it can be distributed together with the redemptions (docs/operations/scaling.md).
+    Therefore no foreign key of `offer` can require the row: without it, or if only one of the two has a cap, nothing is
+    redeemed.
     """
 
     __tablename__ = "offer_counter"

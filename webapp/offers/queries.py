@@ -72,13 +72,22 @@ def list_codes_by_offer(offer_ids: Sequence[int]) -> dict[int, list[OfferCode]]:
 
 
 def lock_offer(offer_id: int) -> Offer | None:
-    """Load an offer and lock its row, then that of its counter, until the transaction ends.
+    """Load an offer and lock its row until the transaction ends.
 
-    It replaces the values that the session has loaded before.
+    It replaces the values that the session has loaded before. The counter is not locked, so that redemptions do not
+    wait; `redeemed` may therefore be older than the lock (`lock_counter`).
     """
     return db.session.scalar(
-        select(Offer).where(Offer.id == offer_id).with_for_update().execution_options(populate_existing=True)
+        select(Offer).where(Offer.id == offer_id).with_for_update(of=Offer).execution_options(populate_existing=True)
     )
+
+
+def lock_counter(offer: Offer) -> None:
+    """Lock the counter of an offer until the transaction ends, and load it again.
+
+    The offer must be locked already: this lock order rules out deadlocks.
+    """
+    db.session.refresh(offer.counter, with_for_update=True)
 
 
 def list_offers(

@@ -32,6 +32,7 @@ from webapp.redemptions.rules import (
     RedemptionRow,
     RefusalReason,
     evaluate,
+    is_cap_reached,
 )
 
 
@@ -261,14 +262,14 @@ def _describe_cap(offer: OfferFacts) -> str:
     if offer.max_redemptions is None:
         return _("There is no limit on redemptions.")
     limit = formatting.format_number(offer.max_redemptions)
-    if offer.redeemed >= offer.max_redemptions:
+    if is_cap_reached(offer):
         return ngettext(
             "The limit of %(limit)s redemption has been reached.",
             "The limit of %(limit)s redemptions has been reached.",
             offer.max_redemptions,
             limit=limit,
         )
-    count = formatting.format_number(offer.redeemed)
+    count = formatting.format_number(offer.redeemed or 0)
     return _("%(count)s of %(limit)s redemptions used.", count=count, limit=limit)
 
 

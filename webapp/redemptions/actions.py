@@ -12,6 +12,7 @@ from typing import Any
 
 from flask_babel import gettext as _
 from psycopg.errors import LockNotAvailable
+from psycopg.pq import TransactionStatus
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError, OperationalError
 
@@ -21,14 +22,22 @@ from webapp.core.extensions import db
 from webapp.offers import actions as offer_actions
 from webapp.redemptions import facts as redemption_facts
 from webapp.redemptions import public_ids
+from webapp.redemptions.caps import reserve_cap
 from webapp.redemptions.errors import (
     OFFER_BUSY,
     OUTCOME_UNKNOWN,
+    InvalidOfferCounter,
     RedemptionRefused,
     RedemptionUnavailable,
     build_unavailable,
 )
-from webapp.redemptions.evaluation import AcceptedRequest, accept_request, build_redemption_record, evaluate_requests
+from webapp.redemptions.evaluation import (
+    AcceptedRequest,
+    accept_request,
+    build_redemption_record,
+    evaluate_requests,
+    look_up_and_evaluate,
+)
 from webapp.redemptions.queries import RedemptionRecord
 from webapp.redemptions.rules import (
     OfferFacts,
@@ -39,19 +48,22 @@ from webapp.redemptions.rules import (
 from webapp.redemptions.staff_entries import record_staff_entries
 
 log = logging.getLogger(__name__)
-# Each round completes a request or fails because of a concurrent one; many failures in a row are no coincidence.
+# A round leaves a request without a result if its offer was frozen first, if another request of the group redeemed the
+# same offer for the same customer, or because of a concurrent change. Many such changes in a row are no coincidence.
 MAX_ROUNDS = 10
 
 
-class _OfferLockTimeout(Exception):
-    """Another transaction held the lock of an offer for too long. Nothing was saved.
+class _OfferFailed(Exception):
+    """The requests for one offer failed. Nothing was saved.
 
     :param indexes: the indexes of the requests for that offer.
+    :param error: their result.
     """
 
-    def __init__(self, indexes: Iterable[int]) -> None:
+    def __init__(self, indexes: Iterable[int], error: DomainError) -> None:
         super().__init__()
         self.indexes = list(indexes)
+        self.error = error
 
 
 def validate_redemption(request: RedemptionRequest) -> tuple[OfferFacts, int | None]:
@@ -75,8 +87,8 @@ def redeem_all(
     One statement loads the facts of all requests, and the eligibility checks are made on them. Then, offer by offer in
     the order of their ids, all rows are inserted sorted by customer, and their number is counted towards the cap last.
     This lock order rules out deadlocks between concurrent calls. Earlier redemptions are looked up only for requests
-    that are refused without them, or whose row is not inserted because of them. After the commit, no result needs
-    another connection.
+    that are refused without them, or that get no row because of them, in the same transaction. After the commit, no
+    result needs another connection.
 
     :param connection: the connection to use; by default a new one.
     :returns: one result per request, in order. Every result "redeemed", "already redeemed" or "limit reached" describes
@@ -92,15 +104,14 @@ def redeem_all(
     pending_error = DomainError(
         "conflict", _("There are too many concurrent requests for this redemption. Please try again."), 409
     )
-    for round_number in range(MAX_ROUNDS):
+    for _round in range(MAX_ROUNDS):
         pending = [index for index in range(len(requests)) if index not in results]
         if not pending:
             break
         try:
-            pending_requests = {index: requests[index] for index in pending}
-            results |= _redeem_in_transaction(connection, pending_requests, secret, is_first_round=round_number == 0)
-        except _OfferLockTimeout as timeout:
-            results |= {index: RedemptionUnavailable(OFFER_BUSY) for index in timeout.indexes}
+            results |= _redeem_in_transaction(connection, {index: requests[index] for index in pending}, secret)
+        except _OfferFailed as failure:
+            results |= dict.fromkeys(failure.indexes, failure.error)
         except (DBAPIError, RedemptionUnavailable) as error:
             # The results that an earlier round has committed remain valid if a later round fails.
             if not results:
@@ -111,22 +122,22 @@ def redeem_all(
 
 
 def _redeem_in_transaction(
-    connection: Connection, requests: dict[int, RedemptionRequest], secret: bytes, is_first_round: bool
+    connection: Connection, requests: dict[int, RedemptionRequest], secret: bytes
 ) -> dict[int, RedemptionRecord | DomainError]:
     """Run one round in one transaction.
 
-    Requests that conflict with a concurrent one get no result and are evaluated again in the next round; so are all
+    Requests that are accepted but get no row get no result and are evaluated again in the next round; so are all
     requests while an offer is not frozen yet.
 
     :param secret: the secret of public ids.
     """
     transaction = connection.begin()
     with transaction:
-        results, accepted_by_offer, unfrozen_indexes = _group_requests(connection, requests, secret, is_first_round)
+        results, accepted_by_offer, unfrozen_indexes = _group_requests(connection, requests, secret)
         if not unfrozen_indexes:
             for offer_id in sorted(accepted_by_offer):
-                accepted = list(accepted_by_offer[offer_id].values())
-                with _raise_on_lock_timeout(request.index for request in accepted):
+                accepted = accepted_by_offer[offer_id]
+                with _isolate_failure(request.index for request in accepted):
                     results |= _redeem_for_offer(connection, accepted, secret)
         try:
             transaction.commit()
@@ -134,30 +145,43 @@ def _redeem_in_transaction(
             transaction.rollback()  # Otherwise SQLAlchemy would reject the next one of this connection.
             is_refused = isinstance(error.orig, CommitRefused)
             raise (build_unavailable(error) if is_refused else build_unavailable(error, OUTCOME_UNKNOWN)) from error
+        _require_commit(connection)
     if unfrozen_indexes:
         _freeze_offers(connection, unfrozen_indexes)
     return results
 
 
+def _require_commit(connection: Connection) -> None:
+    """Check that the transaction has ended: the connection may be one for which `commit` is documented to do nothing.
+
+    :raises RedemptionUnavailable: when it has not; it ends without a commit then, as the connection is closed.
+    """
+    driver_connection: Any = connection.connection.driver_connection
+    if driver_connection.info.transaction_status != TransactionStatus.IDLE:
+        driver_connection.close()
+        connection.invalidate()
+        log.error("the transaction of redemptions was not committed")
+        raise RedemptionUnavailable
+
+
 def _group_requests(
-    connection: Connection, requests: dict[int, RedemptionRequest], secret: bytes, is_first_round: bool
-) -> tuple[dict[int, RedemptionRecord | DomainError], dict[int, dict[int, AcceptedRequest]], dict[int, list[int]]]:
+    connection: Connection, requests: dict[int, RedemptionRequest], secret: bytes
+) -> tuple[dict[int, RedemptionRecord | DomainError], dict[int, list[AcceptedRequest]], dict[int, list[int]]]:
     """Evaluate requests and group them by the writes that they need.
 
-    :returns: the results that need no write; the accepted requests by offer and customer; and the indexes of requests
+    :returns: the results that need no write; the accepted requests by offer; and the indexes of requests
         whose offer is not frozen, by offer.
     """
     results: dict[int, RedemptionRecord | DomainError] = {}
-    accepted_by_offer: dict[int, dict[int, AcceptedRequest]] = {}
+    accepted_by_offer: dict[int, list[AcceptedRequest]] = {}
     unfrozen_indexes: dict[int, list[int]] = {}
-    for index, evaluation in evaluate_requests(connection, requests, secret, is_first_round):
+    for index, evaluation in evaluate_requests(connection, requests, secret).items():
         if not isinstance(evaluation, AcceptedRequest):
             results[index] = evaluation
         elif not evaluation.offer.is_frozen:
             unfrozen_indexes.setdefault(evaluation.offer.id, []).append(index)
         else:
-            # A second request for the same offer and customer waits for the outcome of the first.
-            accepted_by_offer.setdefault(evaluation.offer.id, {}).setdefault(evaluation.customer_id, evaluation)
+            accepted_by_offer.setdefault(evaluation.offer.id, []).append(evaluation)
     return results, accepted_by_offer, unfrozen_indexes
 
 
@@ -170,24 +194,27 @@ def _freeze_offers(connection: Connection, indexes_by_offer: Mapping[int, Iterab
     :param indexes_by_offer: the ids of the offers with the indexes of the requests that wait for each.
     """
     for offer_id in sorted(indexes_by_offer):
-        with connection.begin(), _raise_on_lock_timeout(indexes_by_offer[offer_id]):
+        with connection.begin(), _isolate_failure(indexes_by_offer[offer_id]):
             offer_actions.freeze_offer(offer_id, connection)
 
 
 @contextmanager
-def _raise_on_lock_timeout(indexes: Iterable[int]) -> Iterator[None]:
-    """Turn a lock timeout of the block into `_OfferLockTimeout`."""
+def _isolate_failure(indexes: Iterable[int]) -> Iterator[None]:
+    """Turn a lock timeout of the block, or an invalid counter, into `_OfferFailed`."""
     try:
         yield
     except OperationalError as error:
         if not isinstance(error.orig, LockNotAvailable):
             raise
-        raise _OfferLockTimeout(indexes) from error
+        raise _OfferFailed(indexes, RedemptionUnavailable(OFFER_BUSY)) from error
+    except InvalidOfferCounter as error:
+        raise _OfferFailed(indexes, error) from error
 
 
 # A customer who has redeemed gets no row, without a wait for a rollback that has not been committed yet: after it, a
-# repeat would redeem again. There are no rows either while the offer is used up. The lookups are scalar subqueries, so
-# that the planner uses the indexes regardless of its row estimates.
+# repeat would redeem again. There are no rows either while the offer is used up, has no counter, or has one with a cap
+# although the offer has none, or vice versa. The lookups are scalar subqueries, so that the planner uses the indexes
+# regardless of its row estimates.
 _INSERT_REDEMPTIONS = f"""
     insert into redemption (customer_id, offer_id, redeemed_at, channel, api_key_id, staff_user_id, order_id,
       order_amount, order_currency, discount_amount, order_metadata, idempotency_key, body_hash)
@@ -202,19 +229,13 @@ _INSERT_REDEMPTIONS = f"""
     ) is null and (
       select true from rollback b
       where b.offer_id = %(offer_id)s and {redemption_facts.SAME_REQUEST_AS_ROLLBACK} limit 1
-    ) is null and coalesce(
-      (select redeemed < max_redemptions from offer_counter where offer_id = %(offer_id)s), true
+    ) is null and (
+      select coalesce(redeemed < max_redemptions, true) and (max_redemptions is not null) = %(is_capped)s
+      from offer_counter where offer_id = %(offer_id)s
     )
     on conflict do nothing
     returning customer_id
     """  # noqa: S608
-_INCREMENT_REDEEMED = (
-    "update offer_counter set redeemed = redeemed + %(n)s "
-    "where offer_id = %(offer_id)s and redeemed + %(n)s <= max_redemptions"
-)
-_SELECT_REMAINING_FOR_UPDATE = text(
-    "select max_redemptions - redeemed from offer_counter where offer_id = :offer_id for update"
-)
 _DELETE_REDEMPTIONS = text("delete from redemption where offer_id = :offer_id and customer_id = any(:customer_ids)")
 
 
@@ -224,19 +245,30 @@ def _redeem_for_offer(
     """Insert all rows of one offer, then count them towards its cap.
 
     All rows have the time at which the requests were evaluated. The rows that exceed the cap are deleted. A request
-    gets no result if its row already existed or was rolled back, or if the offer was used up before: it is evaluated
-    again in the next round.
+    gets no row if there was one already or it was rolled back, or if the offer was used up before. It is looked up
+    at once, by a statement that sees what has been committed until now, also by a transaction for which the insert
+    waited. A request gets no result if it is accepted nevertheless, or if another one of the same customer redeemed.
     """
     offer, redeemed_at = accepted[0].offer, accepted[0].facts.evaluated_at
+    first_of_customer = {request.customer_id: request for request in reversed(accepted)}
     # Sorted to avoid deadlocks. The cap is assigned in order of arrival.
-    rows = json.dumps([_insert_values(request) for request in sorted(accepted, key=lambda item: item.customer_id)])
-    values = {"offer_id": offer.id, "redeemed_at": redeemed_at, "rows": rows}
+    rows = json.dumps([_insert_values(first_of_customer[customer_id]) for customer_id in sorted(first_of_customer)])
+    values = {
+        "offer_id": offer.id,
+        "redeemed_at": redeemed_at,
+        "rows": rows,
+        "is_capped": offer.max_redemptions is not None,
+    }
     customer_ids = set(connection.exec_driver_sql(_INSERT_REDEMPTIONS, values).scalars())
-    inserted = [request for request in accepted if request.customer_id in customer_ids]
+    results = _look_up(connection, [item for item in accepted if item.customer_id not in customer_ids], secret)
+    inserted = [
+        item for item in accepted if item.customer_id in customer_ids and item is first_of_customer[item.customer_id]
+    ]
     reserved = len(inserted)
     if offer.max_redemptions is not None and inserted:
-        reserved = _reserve_cap(connection, offer.id, len(inserted))
-    results: dict[int, RedemptionRecord | DomainError] = {
+        # After the lookup: the lock of the counter is held as shortly as possible.
+        reserved = reserve_cap(connection, offer.id, len(inserted))
+    results |= {
         request.index: build_redemption_record(request.facts, _redemption_row(request, redeemed_at), secret)
         for request in inserted[:reserved]
     }
@@ -249,6 +281,15 @@ def _redeem_for_offer(
     entries = [(item.request.staff, item.customer_id) for item in inserted[:reserved] if item.request.staff]
     record_staff_entries(connection, offer.code, entries)
     return results
+
+
+def _look_up(
+    connection: Connection, accepted: list[AcceptedRequest], secret: bytes
+) -> dict[int, RedemptionRecord | DomainError]:
+    """Return the results of requests that are repeats or are refused because of earlier redemptions."""
+    candidates = {item.index: (item.request, item.facts) for item in accepted}
+    results = look_up_and_evaluate(connection, candidates, secret)
+    return {index: result for index, result in results.items() if not isinstance(result, AcceptedRequest)}
 
 
 def _insert_values(accepted: AcceptedRequest) -> dict[str, Any]:
@@ -286,17 +327,6 @@ def _redemption_row(accepted: AcceptedRequest, redeemed_at: datetime) -> Redempt
         idempotency_key=request.idempotency_key,
         body_hash=request.body_hash,
     )
-
-
-def _reserve_cap(connection: Connection, offer_id: int, count: int) -> int:
-    """Count redemptions towards the cap, or as many as remain; return their number."""
-    if connection.exec_driver_sql(_INCREMENT_REDEEMED, {"offer_id": offer_id, "n": count}).rowcount:
-        return count
-    remaining: int = connection.execute(_SELECT_REMAINING_FOR_UPDATE, {"offer_id": offer_id}).scalar_one()
-    reserved = min(count, max(0, remaining))
-    if reserved:
-        connection.exec_driver_sql(_INCREMENT_REDEEMED, {"offer_id": offer_id, "n": reserved})
-    return reserved
 
 
 def _build_used_up_refusal(accepted: AcceptedRequest) -> RedemptionRefused:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+
+from flask_babel import gettext as _
 from flask_babel import lazy_gettext as _l
 from sqlalchemy.exc import DBAPIError
 
@@ -9,6 +12,8 @@ from webapp.core.database_health import is_disk_full
 from webapp.core.errors import DomainError
 from webapp.redemptions import refusals
 from webapp.redemptions.rules import Evaluation, RedemptionFacts, RefusalReason
+
+log = logging.getLogger(__name__)
 
 
 class RedemptionRefused(DomainError):
@@ -58,6 +63,19 @@ class RedemptionDiskFull(RedemptionUnavailable):
     def __init__(self) -> None:
         super().__init__(DISK_FULL)
         self.customer_message = str(DISK_FULL_FOR_CUSTOMERS)
+
+
+class InvalidOfferCounter(DomainError):
+    """The offer has no row in `offer_counter`, or one with a cap although the offer has none, or vice versa (500).
+
+    Nothing was redeemed: without its counter the cap could not be enforced.
+    """
+
+    def __init__(self, offer_id: int) -> None:
+        super().__init__(
+            "error", _("Something went wrong on our side, and the error was logged. Please try again."), 500
+        )
+        log.error("offer %s cannot be redeemed: its row in offer_counter is missing or has another cap", offer_id)
 
 
 def build_unavailable(error: DBAPIError, message: str = DATABASE_UNAVAILABLE) -> RedemptionUnavailable:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
 from sqlalchemy import Connection
 
 from webapp.core.errors import DomainError
+from webapp.redemptions import caps, public_ids
 from webapp.redemptions import facts as redemption_facts
-from webapp.redemptions import public_ids
 from webapp.redemptions.errors import RedemptionRefused
 from webapp.redemptions.queries import RedemptionRecord
 from webapp.redemptions.rules import (
@@ -20,16 +21,16 @@ from webapp.redemptions.rules import (
     calculate_discount_amount,
     evaluate,
     find_replayed_redemption,
+    is_cap_reached,
 )
-
-# Offers that were used up when they were last looked up, in this process. Requests for them are looked up in the first
-# round too: a refusal then takes the same statements for every email, and no insert. The outcome does not depend on it.
-_used_up_offer_ids: set[int] = set()
 
 
 @dataclass(frozen=True, slots=True)
 class AcceptedRequest:
-    """A request that passed all eligibility checks and is to be written."""
+    """A request that passes all eligibility checks on its facts and is to be written.
+
+    The facts do not always contain earlier redemptions and the counter: see `evaluate_requests`.
+    """
 
     request: RedemptionRequest
     facts: RedemptionFacts
@@ -37,6 +38,9 @@ class AcceptedRequest:
     customer_id: int
     discount_amount: int | None
     index: int
+
+
+RequestResult = AcceptedRequest | RedemptionRecord | DomainError
 
 
 def accept_request(index: int, request: RedemptionRequest, facts: RedemptionFacts) -> AcceptedRequest:
@@ -56,57 +60,57 @@ def accept_request(index: int, request: RedemptionRequest, facts: RedemptionFact
 
 
 def evaluate_requests(
-    connection: Connection, requests: dict[int, RedemptionRequest], secret: bytes, is_first_round: bool
-) -> list[tuple[int, AcceptedRequest | RedemptionRecord | DomainError]]:
+    connection: Connection, requests: Mapping[int, RedemptionRequest], secret: bytes
+) -> dict[int, RequestResult]:
     """Evaluate each request; return the results by index, in order of arrival.
 
-    In the first round, requests that are accepted without regard to earlier redemptions are not looked up: most
-    customers have none, and the insert leaves out those who have, and all requests for an offer that is used up.
+    Requests that are accepted without regard to earlier redemptions are not looked up: most customers have none, and
+    the insert leaves out those who have, and all requests for an offer that is used up (`look_up_and_evaluate`).
     """
     all_facts = dict(
         zip(requests, redemption_facts.load_facts_without_redemptions(list(requests.values()), connection), strict=True)
     )
-    evaluations: dict[int, AcceptedRequest | RedemptionRecord | DomainError] = {}
-    if is_first_round:
-        for index, facts in all_facts.items():
-            if facts.offer is not None and facts.offer.id in _used_up_offer_ids:
-                continue
-            with suppress(DomainError):
-                evaluations[index] = accept_request(index, requests[index], facts)
-    rest = [index for index in requests if index not in evaluations]
-    rest_facts = redemption_facts.add_redemptions(
-        [requests[index] for index in rest], [all_facts[index] for index in rest], connection
-    )
-    for index, facts in zip(rest, rest_facts, strict=True):
-        _remember_whether_used_up(facts.offer)
+    used_up_offer_ids = caps.get_used_up_offer_ids()
+    results: dict[int, RequestResult] = {}
+    for index, facts in all_facts.items():
+        if facts.offer is not None and facts.offer.id in used_up_offer_ids:
+            continue
+        with suppress(DomainError):
+            results[index] = accept_request(index, requests[index], facts)
+    rest = {index: (request, all_facts[index]) for index, request in requests.items() if index not in results}
+    results |= look_up_and_evaluate(connection, rest, secret)
+    return dict(sorted(results.items()))
+
+
+def look_up_and_evaluate(
+    connection: Connection, candidates: Mapping[int, tuple[RedemptionRequest, RedemptionFacts]], secret: bytes
+) -> dict[int, RequestResult]:
+    """Evaluate requests with regard to earlier redemptions and counters, which are looked up now; return the results.
+
+    :param candidates: requests by index, with the facts that `evaluate_requests` loaded.
+    """
+    requests = [request for request, _ in candidates.values()]
+    known_facts = [facts for _, facts in candidates.values()]
+    results: dict[int, RequestResult] = {}
+    all_facts = redemption_facts.look_up_redemptions(requests, known_facts, connection)
+    for index, request, facts in zip(candidates, requests, all_facts, strict=True):
+        if facts.offer is not None:
+            caps.remember_whether_used_up(facts.offer.id, is_cap_reached(facts.offer))
         try:
-            evaluations[index] = _evaluate_request(index, requests[index], facts, secret)
+            results[index] = _evaluate_request(index, request, facts, secret)
         except DomainError as error:
-            evaluations[index] = error
-    return sorted(evaluations.items())
+            results[index] = error
+    return results
 
 
 def _evaluate_request(
     index: int, request: RedemptionRequest, facts: RedemptionFacts, secret: bytes
 ) -> AcceptedRequest | RedemptionRecord:
+    redemption_facts.require_counter(facts)
     replayed = find_replayed_redemption(request, facts)
     if replayed is not None:
         return build_redemption_record(facts, replayed, secret, is_replay=True)
     return accept_request(index, request, facts)
-
-
-def _remember_whether_used_up(offer: OfferFacts | None) -> None:
-    if offer is None:
-        return
-    if offer.max_redemptions is not None and offer.redeemed >= offer.max_redemptions:
-        _used_up_offer_ids.add(offer.id)
-    else:
-        _used_up_offer_ids.discard(offer.id)
-
-
-def forget_used_up_offers() -> None:
-    """Forget which offers were used up, for another database."""
-    _used_up_offer_ids.clear()
 
 
 def build_redemption_record(

@@ -14,6 +14,7 @@ from webapp.core.extensions import db
 from webapp.core.money import Discount
 from webapp.offers import queries as offer_queries
 from webapp.redemptions import personal_codes
+from webapp.redemptions.errors import InvalidOfferCounter
 from webapp.redemptions.rules import OfferFacts, PersonalCodeStatus, RedemptionFacts, RedemptionRequest, RedemptionRow
 
 REDEMPTION_COLUMNS = (
@@ -99,14 +100,27 @@ def load_facts(requests: Sequence[RedemptionRequest], connection: Connection | N
     """Load the facts about each request, in order.
 
     :param connection: the connection to use; by default that of the session.
+    :raises InvalidOfferCounter: when an offer has no counter, or one that contradicts the offer.
     """
-    return add_redemptions(requests, load_facts_without_redemptions(requests, connection), connection)
+    all_facts = look_up_redemptions(requests, load_facts_without_redemptions(requests, connection), connection)
+    for facts in all_facts:
+        require_counter(facts)
+    return all_facts
+
+
+def require_counter(facts: RedemptionFacts) -> None:
+    """Check that `look_up_redemptions` has found a valid counter of the offer, if there is an offer.
+
+    :raises InvalidOfferCounter: when there is none.
+    """
+    if facts.offer is not None and facts.offer.redeemed is None:
+        raise InvalidOfferCounter(facts.offer.id)
 
 
 def load_facts_without_redemptions(
     requests: Sequence[RedemptionRequest], connection: Connection | None = None
 ) -> list[RedemptionFacts]:
-    """Load the facts about each request as if no offer had been redeemed, in order; `add_redemptions` adds the rest.
+    """Load the facts about each request without redemptions and counters, in order; `look_up_redemptions` adds these.
 
     The statement is the same for all requests, and so is `evaluated_at`.
 
@@ -118,19 +132,19 @@ def load_facts_without_redemptions(
     return [_build_facts(request, tuple(row), offers) for request, row in zip(requests, rows, strict=True)]
 
 
-def add_redemptions(
+def look_up_redemptions(
     requests: Sequence[RedemptionRequest], facts: Sequence[RedemptionFacts], connection: Connection | None = None
 ) -> list[RedemptionFacts]:
     """Return the facts with the redemptions of their customers, current and rolled back, and with the counters.
 
-    One statement per offer.
+    One statement per offer. Without a valid counter, the number of redemptions remains None (`require_counter`).
 
     :param facts: the facts about each request without redemptions, in the same order.
     :param connection: the connection to use; by default that of the session.
     """
     values_by_offer: dict[int, list[dict[str, str | int | None]]] = {}
     for index, (request, known) in enumerate(zip(requests, facts, strict=True)):
-        # Unknown customers are looked up too, so that the response time does not reveal whether a customer exists.
+        # Unknown customers are looked up too, so that the time of the lookup does not reveal whether a customer exists.
         if known.offer is not None:
             values_by_offer.setdefault(known.offer.id, []).append(
                 {
@@ -154,9 +168,17 @@ def add_redemptions(
     return result
 
 
-def _with_counter(facts: RedemptionFacts, max_redemptions: int | None, redeemed: int) -> RedemptionFacts:
+def _with_counter(facts: RedemptionFacts, max_redemptions: int | None, redeemed: int | None) -> RedemptionFacts:
+    """Return the facts with the counter of the offer and its cap, unless the counter is invalid.
+
+    :param redeemed: None if the counter is missing.
+    """
     if facts.offer is None:
         raise RuntimeError("a counter belongs to an offer")
+    # Once an offer is frozen, a cap can neither be added nor removed.
+    is_contradictory = facts.offer.is_frozen and (max_redemptions is None) != (facts.offer.max_redemptions is None)
+    if redeemed is None or is_contradictory:
+        return facts
     offer = dataclasses.replace(facts.offer, max_redemptions=max_redemptions, redeemed=redeemed)
     return dataclasses.replace(facts, offer=offer)
 
@@ -230,7 +252,7 @@ def _build_offer_facts(row: tuple[Any, ...]) -> OfferFacts:
         audience_id=audience_id,
         personal_code_required=personal_code_required,
         max_redemptions=max_redemptions,
-        redeemed=0,
+        redeemed=None,
         is_frozen=frozen_at is not None,
     )
 
@@ -286,7 +308,8 @@ def build_discount(discount_type: str, percent: Any, amount: int | None, currenc
 def load_current_offer_facts(customer_id: int) -> list[RedemptionFacts]:
     """Load the facts about a customer and every offer within its validity period.
 
-    Paused offers are left out. The facts are sorted by the end of the offer, earliest first.
+    Paused offers are left out, and so are offers without a valid counter, which cannot be redeemed. The facts are
+    sorted by the end of the offer, earliest first.
     """
     offer_ids = list(offer_queries.list_current_offer_ids())
     if not offer_ids:
@@ -296,7 +319,11 @@ def load_current_offer_facts(customer_id: int) -> list[RedemptionFacts]:
     rows = {row.offer_id: row for row in db.session.execute(_SELECT_COUNTERS_AND_REDEMPTIONS_OF_CUSTOMER, values)}
     result = []
     for offer_id, facts in zip(offer_ids, load_facts_without_redemptions(requests), strict=True):
-        _, max_redemptions, redeemed, redemption = rows[offer_id]
+        _, max_redemptions, redeemed, redemption = rows.get(offer_id, (offer_id, None, None, None))
         facts = _with_counter(facts, max_redemptions, redeemed)
+        try:
+            require_counter(facts)
+        except InvalidOfferCounter:
+            continue
         result.append(dataclasses.replace(facts, redemption=_row_from_json(redemption)))
     return result

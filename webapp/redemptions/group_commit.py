@@ -124,7 +124,9 @@ class GroupCommitter(Coalescer[RedemptionRequest, RedemptionRecord | DomainError
         if self._connection is not None and self._connection.invalidated:
             self.close()
         if self._connection is None:
-            # psycopg must not begin the transaction: `_begin_transaction` does.
+            # psycopg must not begin the transaction: `_begin_transaction` does. SQLAlchemy documents `commit` as
+            # without effect in this mode, but calls that of psycopg, which ends any transaction; `redeem_all` checks
+            # that it has.
             connection = db.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
             connection.detach()
             event.listen(connection, "begin", _begin_transaction)

@@ -34,7 +34,11 @@ PersonalCodeStatus = Literal["none", "right", "wrong"]
 
 @dataclass(frozen=True, slots=True)
 class OfferFacts:
-    """The data about the offer that eligibility depends on."""
+    """The data about the offer that eligibility depends on.
+
+    :param redeemed: the number of redemptions that count towards the cap; None if it has not been looked up. The check
+        of the cap is then passed.
+    """
 
     id: int
     code: str
@@ -47,7 +51,7 @@ class OfferFacts:
     audience_id: int | None
     personal_code_required: bool
     max_redemptions: int | None
-    redeemed: int
+    redeemed: int | None
     is_frozen: bool
 
 
@@ -169,7 +173,7 @@ def evaluate(facts: RedemptionFacts) -> Evaluation:
         return Evaluation(tuple(checks))
     has_started = offer.starts_at <= at
     is_within_window = has_started and (offer.ends_at is None or at < offer.ends_at)
-    is_used_up = offer.max_redemptions is not None and offer.redeemed >= offer.max_redemptions
+    is_used_up = is_cap_reached(offer)
     checks += [
         EligibilityCheck("unused", "already_redeemed", facts.redemption is None if is_customer_known else None),
         EligibilityCheck("window", "offer_expired" if has_started else "offer_not_started", is_within_window),
@@ -183,6 +187,11 @@ def evaluate(facts: RedemptionFacts) -> Evaluation:
         EligibilityCheck("room", "offer_exhausted", not is_used_up),
     ]
     return Evaluation(tuple(checks))
+
+
+def is_cap_reached(offer: OfferFacts) -> bool:
+    """Return whether the offer is known to have no redemptions left under its cap."""
+    return offer.max_redemptions is not None and offer.redeemed is not None and offer.redeemed >= offer.max_redemptions
 
 
 def _is_personal_code_accepted(facts: RedemptionFacts, offer: OfferFacts) -> bool:

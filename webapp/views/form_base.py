@@ -15,6 +15,9 @@ class PostForm(FlaskForm):
     Flask-WTF also accepts JSON, which limits that look at `request.form` would not see.
     """
 
+    # The title of the errors, if the input did not cause them.
+    errors_title: str | None = None
+
     class Meta(FlaskForm.Meta):
         def wrap_formdata(self, form: FlaskForm, formdata: Any) -> Any:
             """Return the data of the form, or None without any."""

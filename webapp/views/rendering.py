@@ -72,6 +72,8 @@ STATE_LABELS = {
     "fail": _l("Failed"),
     "skip": _l("Not checked"),
 }
+# Titles of the errors of a form that its input did not cause, by status.
+ERRORS_TITLES = {500: _l("This did not work."), 503: _l("This is temporarily unavailable.")}
 
 
 class RowIdConverter(IntegerConverter):
@@ -180,8 +182,9 @@ def add_form_errors(form: object, error: DomainError) -> None:
     """Add the messages of an error to the fields of a form.
 
     Messages that match no field are added to `form.form_errors`. At most `MAX_LISTED_ERRORS` are added; if there
-    are more, another message contains their number.
+    are more, another message contains their number. If the input did not cause the error, `form.errors_title` is set.
     """
+    form.errors_title = ERRORS_TITLES.get(error.status)  # type: ignore[attr-defined]
     for item in error.errors[:MAX_LISTED_ERRORS]:
         field = getattr(form, item.field.replace(".", "_"), None)
         if field is None:

@@ -14,6 +14,7 @@ from webapp.accounts import audit_queries
 from webapp.accounts.factors import actions as factor_actions
 from webapp.accounts.factors import passkey_actions, passkeys
 from webapp.accounts.factors import queries as factor_queries
+from webapp.accounts.factors.models import Passkey
 from webapp.accounts.factors.passkeys import Challenge
 from webapp.accounts.models import StaffUser
 from webapp.core.errors import DomainError
@@ -108,8 +109,16 @@ def test_a_passkey_is_added_once(user: StaffUser, authenticator: SoftwareAuthent
     assert error.value.key == "passkey_exists"
 
 
-def test_there_is_a_maximum(user: StaffUser, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(passkey_actions, "MAX_PASSKEYS", 1)
+def test_there_is_a_maximum_of_twenty(user: StaffUser, make_staff_user: Callable[..., StaffUser]) -> None:
+    for owner in (user, make_staff_user("viewer")):
+        for n in range(19):
+            db.session.add(
+                Passkey(
+                    staff_user_id=owner.id, credential_id=f"{owner.id} {n}".encode(), public_key=b"", sign_count=0,
+                    user_handle=b"", rp_id="", name="", transports=[],
+                )
+            )  # fmt: skip
+    db.session.commit()
     add_passkey(user, SoftwareAuthenticator())
     with pytest.raises(DomainError) as error:
         add_passkey(user, SoftwareAuthenticator())
@@ -120,6 +129,7 @@ def test_there_is_a_maximum(user: StaffUser, monkeypatch: pytest.MonkeyPatch) ->
 def test_a_passkey_needs_a_name(user: StaffUser, name: str) -> None:
     with pytest.raises(DomainError):
         add_passkey(user, SoftwareAuthenticator(), name)
+    add_passkey(user, SoftwareAuthenticator(), "x" * 60)
 
 
 @pytest.mark.parametrize(
@@ -157,9 +167,34 @@ def test_a_failed_response_uses_up_its_challenge_too(authenticator: SoftwareAuth
 
 def test_a_challenge_expires(authenticator: SoftwareAuthenticator) -> None:
     options, challenge = passkeys.build_authentication_options()
-    with time_machine.travel(challenge.issued_at + 301):
-        assert key_of_refusal(authenticator.get(options), challenge) == "passkey_expired"
+    assert options["timeout"] == 300_000
+    for seconds in (-1, 301):
+        with time_machine.travel(challenge.issued_at + seconds, tick=False):
+            assert key_of_refusal(authenticator.get(options), challenge) == "passkey_expired"
     assert key_of_refusal(authenticator.get(options), None) == "passkey_expired"
+    with time_machine.travel(challenge.issued_at + 300, tick=False):
+        passkey_actions.verify_passkey(authenticator.get(options), challenge)
+
+
+def test_a_challenge_has_256_random_bits(user: StaffUser) -> None:
+    for options, challenge in (
+        passkeys.build_registration_options(user.email, user.name, []),
+        passkeys.build_authentication_options(),
+    ):
+        assert len(challenge.value) == len(decode(options["challenge"])) == 32
+        assert len(challenge.user_handle) == (32 if "user" in options else 0)
+
+
+@pytest.mark.parametrize(("length", "is_accepted"), [(65_536, True), (65_537, False)])
+def test_the_length_of_a_response_is_limited(
+    authenticator: SoftwareAuthenticator, length: int, is_accepted: bool
+) -> None:
+    options, challenge = passkeys.build_authentication_options()
+    response = authenticator.get(options).ljust(length)
+    if is_accepted:
+        passkey_actions.verify_passkey(response, challenge)
+    else:
+        assert key_of_refusal(response, challenge) == "passkey_invalid"
 
 
 def test_the_response_to_another_challenge_is_refused(authenticator: SoftwareAuthenticator) -> None:
@@ -206,7 +241,9 @@ def test_a_sign_count_that_has_not_grown_is_refused_and_recorded(
         passkey_actions.verify_passkey(authenticator.get(options), challenge)
     options, challenge = passkeys.build_authentication_options()
     assert key_of_refusal(copied.get(options), challenge) == "passkey_invalid"
-    assert audit_queries.find_last_audit_entry("passkey.refused", user.email) is not None
+    refused = audit_queries.find_last_audit_entry("passkey.refused", user.email)
+    assert refused is not None
+    assert (refused.actor, refused.detail) == (user.email, {"name": "Laptop"})
     assert factor_queries.list_passkeys(user.id)[0].sign_count == 2
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -71,6 +72,12 @@ def test_a_secret_is_stored_encrypted_for_its_user(user: StaffUser) -> None:
     assert totp.decrypt_totp_secret(stored, user.id) == secret
     with pytest.raises(totp.SecretUnreadable):
         totp.decrypt_totp_secret(stored, user.id + 1)
+
+
+def test_a_secret_of_an_earlier_version_is_decrypted(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(app.config, "SECRET_KEY", "the key of an earlier version")
+    stored = base64.b64decode("AAECAwQFBgcICQoLzXII6j2XSoLhgj5ncYMQTtIA9nmElSFzGhkuHWo2ncRK4HmzTAeyhdhMP7naG+Rd")
+    assert totp.decrypt_totp_secret(stored, 7) == RFC_SECRET
 
 
 def test_the_setup_keeps_its_secret_until_it_is_confirmed(user: StaffUser) -> None:

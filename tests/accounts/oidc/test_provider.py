@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import threading
+import time
+from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
+from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 import time_machine
@@ -132,9 +137,50 @@ def test_a_sign_in_works_once_and_for_ten_minutes(provider: OidcProvider) -> Non
         oidc_provider.finish_flow(REDIRECT_URI, flow, provider.authorize(url))
     assert error.value.key == "oidc_expired"
     url, flow = oidc_provider.start_flow(REDIRECT_URI, "sign-in")
-    with time_machine.travel(flow.started_at + 601), pytest.raises(DomainError) as error:
-        oidc_provider.finish_flow(REDIRECT_URI, flow, provider.authorize(url))
-    assert error.value.key == "oidc_expired"
+    for seconds in (-1, 601):
+        with time_machine.travel(flow.started_at + seconds, tick=False), pytest.raises(DomainError) as error:
+            oidc_provider.finish_flow(REDIRECT_URI, flow, provider.authorize(url))
+        assert error.value.key == "oidc_expired"
+    with time_machine.travel(flow.started_at + 600, tick=False):
+        assert oidc_provider.finish_flow(REDIRECT_URI, flow, provider.authorize(url)).subject
+
+
+@pytest.mark.parametrize(("seconds", "is_accepted"), [(-60, True), (-61, False), (60, True), (61, False)])
+def test_a_difference_of_the_clocks_of_a_minute_is_tolerated(
+    provider: OidcProvider, with_settings: Callable[..., object], seconds: int, is_accepted: bool
+) -> None:
+    """The provider has authenticated the user a minute later than now, or a minute longer ago than a session lasts."""
+    with_settings(session_max_days=1)
+    now = int(time.time())
+    with time_machine.travel(now, tick=False):
+        provider.claims = {"auth_time": now + seconds if seconds > 0 else now - 86400 + seconds}
+        if is_accepted:
+            assert sign_in(provider).authenticated_at == provider.claims["auth_time"]
+        else:
+            assert key_of_failure(provider) == "oidc_invalid"
+
+
+def test_an_id_token_is_accepted_a_little_after_its_end(provider: OidcProvider) -> None:
+    provider.claims = {"exp": int(time.time()) - 20}
+    assert sign_in(provider).subject == "248289761001"
+    provider.claims = {"exp": int(time.time()) - 62}
+    assert key_of_failure(provider) == "oidc_invalid"
+
+
+def test_metadata_and_keys_are_read_again_after_ten_minutes(provider: OidcProvider) -> None:
+    sign_in(provider)
+    for seconds, count in ((0, 1), (599, 1), (600, 2)):
+        oidc_provider._get_cache().update(
+            {url: (time.monotonic() - seconds, body) for url, (_at, body) in oidc_provider._get_cache().items()}
+        )
+        sign_in(provider)
+        assert provider.requests.count("/jwks") == count
+        assert provider.requests.count("/.well-known/openid-configuration") == count
+
+
+def test_four_requests_to_the_provider_may_run_at_a_time() -> None:
+    assert [http._slots.acquire(blocking=False) for _ in range(5)] == [True] * 4 + [False]
+    http._slots.release(4)
 
 
 def test_a_code_that_was_stolen_needs_the_code_verifier(provider: OidcProvider) -> None:
@@ -209,6 +255,19 @@ def test_a_response_of_ten_megabytes_is_not_read(provider: OidcProvider, path: s
     assert provider.cut_off.wait(10)
 
 
+@pytest.mark.parametrize(("size", "is_accepted"), [(262_144, True), (262_145, False)])
+def test_a_response_may_have_256_kilobytes(size: int, is_accepted: bool) -> None:
+    body = io.BytesIO(b"x" * size)
+    raw = SimpleNamespace(read1=lambda length, decode_content: body.read1(length))
+    response: Any = SimpleNamespace(url="https://id.example.com", raw=raw)
+
+    if is_accepted:
+        assert http._read_body(response, time.monotonic() + 60) == body.getvalue()
+    else:
+        with pytest.raises(http.ProviderError, match="larger than 262144 bytes"):
+            http._read_body(response, time.monotonic() + 60)
+
+
 def test_a_provider_that_is_down_is_reported(provider: OidcProvider) -> None:
     provider.metadata = {"token_endpoint": "http://127.0.0.1:1/token"}
     assert key_of_failure(provider) == "oidc_unavailable"
@@ -243,7 +302,24 @@ def test_without_settings_there_is_no_provider(app: Flask) -> None:
         oidc_provider.start_flow(REDIRECT_URI, "sign-in")
 
 
+def test_the_provider_authenticates_the_user_again_on_request(
+    provider: OidcProvider, with_settings: Callable[..., object]
+) -> None:
+    with_settings(session_max_days=2)
+    urls = [oidc_provider.start_flow(REDIRECT_URI, "sign-in", *again)[0] for again in ((), (False,), (True,))]
+    parameters = [dict(parse_qsl(urlsplit(url).query)) for url in urls]
+
+    assert [(found.get("max_age"), found.get("prompt")) for found in parameters] == [
+        ("172800", None),
+        ("172800", None),
+        ("0", "login"),
+    ]
+    assert {found["code_challenge_method"] for found in parameters} == {"S256"}
+    assert {found["scope"] for found in parameters} == {"openid email profile"}
+
+
 def test_a_flow_survives_the_session(provider: OidcProvider) -> None:
     _, flow = oidc_provider.start_flow(REDIRECT_URI, "sign-in")
+    assert [len(value) for value in (flow.state, flow.nonce, flow.code_verifier)] == [43, 43, 64]
     assert OidcFlow.load(flow.dump()) == flow
     assert OidcFlow.load(["a"]) is None

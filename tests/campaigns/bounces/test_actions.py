@@ -14,6 +14,7 @@ from flask.testing import FlaskClient
 from sqlalchemy import select, text
 
 from tests.support import bounce_messages
+from webapp.accounts.models import AuditEntry
 from webapp.campaigns import tokens as campaign_tokens
 from webapp.campaigns.bounces import actions as bounce_actions
 from webapp.campaigns.bounces import mailbox
@@ -211,6 +212,31 @@ def test_the_sender_address_is_never_suppressed(with_settings: Callable[..., Set
     assert suppression_reasons() == {}
 
 
+@pytest.mark.parametrize(
+    ("status", "reply", "detail"),
+    [
+        ("5.1.1", "550 5.1.1 unknown", "550 5.1.1 unknown"),
+        ("5.1.1", "550 unknown", "5.1.1 550 unknown"),
+        ("5.1.1", "", "5.1.1"),
+    ],
+)
+def test_the_reason_of_a_bounce_is_kept_with_its_status(
+    sent_campaign: Campaign, status: str, reply: str, detail: str
+) -> None:
+    counts = bounce_actions.process_bounce_messages(
+        [build_report("POSTFIX", status=status, status_reply=reply), build_report("VACATION")], by="mia"
+    )
+    assert counts == {"suppressed": 1, "ignored": 1}
+    assert db.session.get_one(Suppression, ADA).detail == detail
+    assert db.session.scalars(select(MailIssue.text)).all() == [f"bounced: {detail}"]
+    # A known bounce is not recorded again.
+    bounce_actions.process_bounce_messages([build_report("POSTFIX", status=status, status_reply=reply)], by="tom")
+    entries = db.session.scalars(select(AuditEntry).where(AuditEntry.action == "bounces.taken")).all()
+    assert [(entry.actor, entry.subject, entry.detail) for entry in entries] == [
+        ("mia", "suppression list", {"mails": 2, "suppressed": 1})
+    ]
+
+
 def test_a_bounce_marks_the_delivery_as_failed(sent_campaign: Campaign) -> None:
     process(build_report("POSTFIX"))
     process(build_report("POSTFIX"))
@@ -218,6 +244,17 @@ def test_a_bounce_marks_the_delivery_as_failed(sent_campaign: Campaign) -> None:
     assert issue == [(1, "failed", "bounced: 550 5.1.1 <ada@example.org>: User unknown")]
     db.session.refresh(sent_campaign)
     assert (sent_campaign.sent_in_batches, db.session.scalar(select(Batch.sent))) == (1, 1)
+
+
+@pytest.mark.parametrize(("sent", "total", "expected"), [(2, 2, (1, 1)), (0, 2, (0, 2)), (2, 0, (1, 0))])
+def test_a_bounce_makes_no_count_negative(
+    sent_campaign: Campaign, sent: int, total: int, expected: tuple[int, int]
+) -> None:
+    db.session.execute(text("update batch set sent = :sent"), {"sent": sent})
+    db.session.execute(text("update campaign set sent_in_batches = :total"), {"total": total})
+    db.session.commit()
+    process(build_report("POSTFIX"))
+    assert db.session.execute(text("select sent, sent_in_batches from batch, campaign")).one() == expected
 
 
 @pytest.mark.parametrize(

@@ -141,3 +141,47 @@ def test_parts_are_searched_down_to_the_maximum_depth() -> None:
 
     kinds = [reports.parse_report(nested(reports.MAX_MIME_DEPTH + n)).kind for n in (0, 1)]
     assert kinds == ["bounce", "other"]
+
+
+DELAYED = "Final-Recipient: rfc822; a@example.org\nAction: delayed\nStatus: 4.4.1\nDiagnostic-Code: smtp; 450 later\n"
+REFUSED = "Final-Recipient: rfc822; b@example.org\nAction: failed\nStatus: 5.7.1\nDiagnostic-Code: 550 spam\n"
+UNKNOWN = "Final-Recipient: rfc822; c@example.org\nAction: failed\nStatus: 5.1.1\nDiagnostic-Code: smtp; 550 none\n"
+RELAYED = "Final-Recipient: rfc822; d@example.org\nAction: relayed\nStatus: 2.0.0\n"
+
+
+@pytest.mark.parametrize(
+    ("groups", "expected"),
+    [
+        ([DELAYED, UNKNOWN, REFUSED], BounceReport("bounce", "5.1.1", "550 none", ("c@example.org",), (TO,))),
+        ([REFUSED, DELAYED], BounceReport("soft", "5.7.1", "550 spam", ("b@example.org",), (TO,))),
+        ([RELAYED, DELAYED, REFUSED], BounceReport("soft", "4.4.1", "450 later", ("a@example.org",), (TO,))),
+        ([RELAYED], BounceReport("other", tokens=(TO,))),
+    ],
+)
+def test_the_first_hard_bounce_of_several_recipients_counts(groups: list[str], expected: BounceReport) -> None:
+    headers = f"From: x\nTo: {TO}\nContent-Type: message/delivery-status\n\nReporting-MTA: dns; x\n\n"
+    assert reports.parse_report((headers + "\n".join(groups)).encode()) == expected
+
+
+def test_at_most_fifty_tokens_are_returned_those_of_the_recipient_first() -> None:
+    quoted = "".join(f"http://x/u/1.{n}.abcdefghijklmnopqrst=\nuv\n" for n in range(60))
+    report = parse("POSTFIX", unsubscribe_url="x", status_reply=f"550 5.1.1\n\n{VALUES['id']}\n{quoted}")
+    assert len(report.tokens) == 50
+    assert report.tokens[:3] == (TO, VALUES["id"], "/u/1.0.abcdefghijklmnopqrstuv")
+
+
+def test_a_plain_text_bounce_has_the_first_line_with_a_status() -> None:
+    text = (
+        "Hi. This is the qmail-send program.\nI'm afraid.\n\n<ada@example.org>:\nSorry, 450 4.2.2 mailbox full.\n"
+        "550 5.1.1 later line\n\n--- Below this line is a copy of the message.\n\n550 5.1.2 quoted\n"
+    )
+    report = reports.parse_report(f"Return-Path: <>\nTo: {TO}\n\n{text}".encode())
+    assert report == BounceReport("soft", "4.2.2", "Sorry, 450 4.2.2 mailbox full.", ("ada@example.org",), (TO,))
+
+
+def test_a_failed_recipient_is_named_by_its_header() -> None:
+    headers = f"X-Failed-Recipients: eve@example.org\nFrom: joe@example.net\nTo: {TO}\n"
+    report = reports.parse_report(f"{headers}\n<ada@example.org>\n550-unknown\n".encode())
+    assert report == BounceReport("bounce", "5.0.0", "550-unknown", ("eve@example.org",), (TO,))
+    report = reports.parse_report(f"{headers}\nIt failed.\n".encode())
+    assert report == BounceReport("soft", "", "", ("eve@example.org",), (TO,))

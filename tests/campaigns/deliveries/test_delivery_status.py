@@ -39,7 +39,7 @@ from webapp.campaigns.models import Batch, BatchCursor, Campaign, MailIssue, enc
 from webapp.campaigns.sending import auto_pause, batches, completion, retries, sender
 from webapp.campaigns.sending import windows as send_windows
 from webapp.core.errors import DomainError
-from webapp.core.extensions import db
+from webapp.core.extensions import db, huey
 from webapp.customers import actions as customer_actions
 from webapp.customers.models import Customer
 from webapp.customers.suppressions import actions as suppression_actions
@@ -52,6 +52,12 @@ pytestmark = pytest.mark.usefixtures("no_retry_delay")
 
 def make_address(n: int) -> str:
     return f"c{n}@example.com"
+
+
+def list_audit_entries(action: str) -> list[dict[str, object] | None]:
+    """Return the details of the entries about campaign 1."""
+    entries = db.session.query(AuditEntry).filter_by(action=action, subject="1").order_by(AuditEntry.id)
+    return [entry.detail for entry in entries]
 
 
 def all_recipients(campaign: Campaign, state: str = "") -> list[DeliveryStatus]:
@@ -356,7 +362,7 @@ def test_an_export_needs_a_manager_and_is_audited(
     response = sign_in("manager").get(f"/campaigns/{campaign.id}/recipients.csv?state=sent")
     assert response.text.count("\r\n") == 3
     assert "campaign-1-sent.csv" in response.headers["Content-Disposition"]
-    assert db.session.query(AuditEntry).filter_by(action="campaign.exported").count() == 1
+    assert list_audit_entries("campaign.exported") == [{"state": "sent"}]
 
 
 # --- resolving and retrying ---------------------------------------------------------------------------
@@ -393,7 +399,8 @@ def test_a_dismissed_email_is_counted_separately_and_never_sent(unresolved: Camp
     assert (stats.left, stats.uncertain, stats.sent, stats.skipped, stats.waiting) == (1, 1, 1, 0, 0)
     status = delivery_status(unresolved, 1)
     assert status.state == "left"
-    assert status.text.endswith("dismissed by mia")
+    assert status.text.endswith("; dismissed by mia")
+    assert list_audit_entries("campaign.left_uncertain") == [{"mails": 1, "state": "uncertain", "customer": 1}]
 
 
 def test_a_second_decision_changes_nothing(unresolved: Campaign, relay: Relay) -> None:
@@ -411,7 +418,8 @@ def test_a_second_decision_changes_nothing(unresolved: Campaign, relay: Relay) -
 def test_failed_emails_to_suppressed_addresses_are_not_retried(unresolved: Campaign, relay: Relay) -> None:
     suppression_actions.unsubscribe_customer(2, unresolved.id)
     # The other recipient has no mailbox, so the address is suppressed already.
-    with pytest.raises(DomainError, match="their addresses are suppressed"):
+    message = "None of these emails was resent, because all their addresses are suppressed."
+    with pytest.raises(DomainError, match=message):
         delivery_actions.resend_deliveries(unresolved.id, DeliverySelection("failed"), "mia")
     sender.send_pending_emails()
     assert relay.recipients[make_address(1)] == 0
@@ -420,8 +428,12 @@ def test_failed_emails_to_suppressed_addresses_are_not_retried(unresolved: Campa
 
 def test_the_page_says_how_many_emails_were_not_resent(staff: FlaskClient, unresolved: Campaign) -> None:
     suppression_actions.unsubscribe_customer(1, unresolved.id)
+    huey.flush()
     page = staff.post(f"/campaigns/{unresolved.id}/send-again", data={"state": "uncertain"}, follow_redirects=True).text
     assert "1 email is being resent. 1 email was not resent, because its address is suppressed." in page
+    assert list_audit_entries("campaign.sent_again") == [{"mails": 1, "left_out": 1, "state": "uncertain"}]
+    # As many senders as there are connections to the relay.
+    assert [task.name for task in huey.pending()] == ["send", "send"]
 
 
 def test_failed_emails_of_one_cause_are_retried(unresolved: Campaign, relay: Relay) -> None:
@@ -432,7 +444,12 @@ def test_failed_emails_of_one_cause_are_retried(unresolved: Campaign, relay: Rel
     result = delivery_actions.resend_deliveries(
         unresolved.id, DeliverySelection("failed", code=550, cause="5.7.1"), "mia"
     )
-    assert result.resent == 1
+    assert (result.resent, result.suppressed) == (1, 0)
+    assert list_audit_entries("campaign.sent_again") == [
+        {"mails": 1, "left_out": 0, "state": "failed", "cause": "5.7.1"}
+    ]
+    # Its rate begins again, with what was sent before.
+    assert (refresh(unresolved).status, unresolved.finished_at, unresolved.sent_before) == ("sending", None, 1)
     sender.send_pending_emails()
     assert relay.recipients[make_address(1)] == 1
     assert relay.recipients[make_address(3)] == 0
@@ -476,8 +493,11 @@ def test_uncertain_emails_of_a_cancelled_campaign_can_only_be_dismissed(
     expire_leases()
     completion.close_cancelled_batches("sweep")
     assert delivery_counts(campaign)["uncertain"] == 1
-    with pytest.raises(DomainError, match="can't be resent"):
+    message = "These emails can't be resent: the campaign has not been launched, or it has been cancelled."
+    with pytest.raises(DomainError, match=message):
         delivery_actions.resend_deliveries(campaign.id, DeliverySelection("uncertain"), "mia")
+    with pytest.raises(DomainError, match="Only uncertain emails can be dismissed"):
+        delivery_actions.dismiss_uncertain_deliveries(campaign.id, DeliverySelection("failed"), "mia")
     assert delivery_actions.dismiss_uncertain_deliveries(campaign.id, DeliverySelection("uncertain"), "mia") == 1
 
 

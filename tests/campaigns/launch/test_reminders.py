@@ -19,7 +19,7 @@ from tests.support.smtp_relay import Relay
 from tests.support.sql_statements import recorded_statements
 from webapp.campaigns import queries as campaign_queries
 from webapp.campaigns import stats_queries
-from webapp.campaigns.content.placeholders import REMINDER_TEXT, EmailContent
+from webapp.campaigns.content.placeholders import REMINDER_SUBJECT, REMINDER_TEXT, EmailContent
 from webapp.campaigns.drafts import actions as draft_actions
 from webapp.campaigns.launch import actions as launch_actions
 from webapp.campaigns.launch import preparation, transitions
@@ -99,7 +99,7 @@ def test_a_reminder_has_its_own_default_text(announced_offer: Offer, relay: Rela
     create_customers(1)
     campaign = launch_reminder(announced_offer)
     sender.send_pending_emails()
-    assert campaign.text == REMINDER_TEXT
+    assert (campaign.subject, campaign.text) == (REMINDER_SUBJECT, REMINDER_TEXT)
     (email,) = relay.messages
     assert "Summer is still available to you until" in email.text
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -97,6 +98,20 @@ def test_an_email_fails_two_days_after_its_first_deferral(deferred: Campaign) ->
     assert (row()["state"], row()["next_at"]) == ("failed", None)
     completion.finish_campaigns()
     assert campaign_status(deferred)[0] == "done"
+
+
+@pytest.mark.parametrize(("age", "is_last_attempt"), [("47 hours 59 minutes", False), ("48 hours", True)])
+def test_the_attempt_after_two_days_is_the_last_one(deferred: Campaign, age: str, is_last_attempt: bool) -> None:
+    backdate_first_deferral(age)
+    assert claim().is_last_attempt is is_last_attempt
+
+
+def test_retries_are_delayed_as_documented_give_or_take_a_tenth(monkeypatch: pytest.MonkeyPatch) -> None:
+    delays = (60, 300, 1800, 7200, 7200)
+    monkeypatch.setattr(random, "uniform", min)
+    assert [outcomes.compute_retry_delay(n) for n in range(5)] == [timedelta(seconds=n * 0.9) for n in delays]
+    monkeypatch.setattr(random, "uniform", max)
+    assert [outcomes.compute_retry_delay(n) for n in range(5)] == [timedelta(seconds=n * 1.1) for n in delays]
 
 
 def test_an_email_that_is_resent_by_staff_has_two_days_again(deferred: Campaign) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import cast
 
 import psycopg
 import pytest
@@ -68,7 +69,7 @@ def test_finishing_without_a_move_changes_nothing(claim: BatchClaim) -> None:
 
 
 @pytest.mark.parametrize("when", ["before the move", "after"])
-def test_a_lost_connection_is_reopened(claim: BatchClaim, when: str) -> None:
+def test_a_lost_connection_is_reopened(claim: BatchClaim, caplog: pytest.LogCaptureFixture, when: str) -> None:
     with SendProgress() as progress:
         progress.start_move(claim, 1)
         assert progress.finish_move()
@@ -81,7 +82,12 @@ def test_a_lost_connection_is_reopened(claim: BatchClaim, when: str) -> None:
         assert progress.finish_move()
         progress.start_move(claim, 3)
         assert progress.finish_move()
+        assert progress._connection is not None
+        driver_connection = cast("psycopg.Connection[object]", progress._connection.connection.dbapi_connection)
     assert stored_cursor() == 3
+    assert driver_connection.closed
+    # A lost connection is not rolled back, which would fail with a traceback.
+    assert [record.getMessage() for record in caplog.records if record.name.startswith("sqlalchemy.pool")] == []
 
 
 def test_the_owner_restores_its_row_in_an_emptied_table(claim: BatchClaim) -> None:

@@ -386,7 +386,8 @@ def test_under_hold_the_email_in_flight_stays_uncertain(
     sender.send_pending_emails()
     assert set(relay.recipients.values()) == {1}
     assert delivery_counts(campaign) == {"total": 120, "sent": 119, "uncertain": 1}
-    assert [issue.email for issue in list_issues(campaign)] == ["c69@example.com"]
+    (issue,) = list_issues(campaign)
+    assert (issue.email, issue.text) == ("c69@example.com", "sending was interrupted")
 
 
 def test_an_email_whose_retry_was_killed_can_be_resent_by_staff(
@@ -456,6 +457,7 @@ def test_a_window_without_a_cursor_becomes_uncertain(
     sender.send_pending_emails()
     assert set(relay.recipients.values()) == {1}
     assert delivery_counts(campaign) == {"total": 120, "sent": 70, "uncertain": 50}
+    assert {issue.text for issue in list_issues(campaign)} == {"the database crashed"}
 
 
 def test_a_former_owner_cannot_write(launch_campaign: LaunchCampaign, relay: Relay) -> None:
@@ -621,6 +623,25 @@ def test_a_test_email_has_no_signed_return_path(
     with_settings(mail_bounce_address="bounces@shop.example")
     test_emails.send_test_email(EmailContent(), make_offer(), "staff@example.com", "Staff")
     assert [email.sender for email in relay.messages] == ["offers@example.com"]
+
+
+@pytest.mark.parametrize(
+    ("reply", "key", "status", "message"),
+    [
+        (
+            "450 later", "relay_down", 503,
+            "The mail relay 127.0.0.1 did not accept the email: 450 later. Try again in a moment.",
+        ),
+        ("550 no", "relay_refuses", 409, "The mail relay rejected the email: 550 no. Check the mail settings."),
+    ],
+)  # fmt: skip
+def test_a_refused_test_email_is_reported_with_the_reply(
+    make_offer: Callable[..., Offer], relay: Relay, reply: str, key: str, status: int, message: str
+) -> None:
+    relay.behaviour.rcpt["*"] = reply
+    with pytest.raises(DomainError) as raised:
+        test_emails.send_test_email(EmailContent(), make_offer(), "staff@example.com", "Staff")
+    assert (raised.value.key, raised.value.status, raised.value.message) == (key, status, message)
 
 
 def test_a_refused_second_copy_stays_uncertain(launch_campaign: LaunchCampaign, relay: Relay) -> None:

@@ -13,10 +13,13 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import psycopg
+from sqlalchemy.exc import SQLAlchemyError
 
 from tests.chaos.ha import faults, report
 from tests.support import live_server
@@ -26,7 +29,8 @@ from tests.support.chaos.patroni_cluster import PatroniCluster
 from tests.support.live_server import LiveProcess
 from webapp.core.settings import ROOT
 
-CUSTOMERS = 4_000
+CUSTOMERS = 2_000
+PAGE = ROOT / "docs" / "benchmarks" / "chaos-ha.md"
 ACCESS = {"HAProxy": "haproxy_url", "multi-host URL": "multi_host_url"}
 
 
@@ -35,6 +39,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos.ha")
     parser.add_argument("--quick", action="store_true", help="only the first two faults; only print")
     parser.add_argument("--access", choices=ACCESS, action="append", help="only over this one; only print")
+    parser.add_argument("--fault", action="append", help="only faults with this text in their names; only print")
     parser.add_argument("--keep", action="store_true", help="keep the folder with the logs")
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -44,13 +49,38 @@ def main() -> int:
     if arguments.folder is None:
         return _run_in_namespaces(sys.argv[1:], arguments.keep)
     logging.disable(logging.CRITICAL)
-    results = _run_faults(arguments.folder, arguments.access or list(ACCESS), arguments.quick)
-    page = report.page(results, CUSTOMERS)
-    print(f"\n{page}")
-    if not arguments.quick and not arguments.access:
-        (ROOT / "docs" / "benchmarks" / "chaos-ha.md").write_text(page)
+    chosen = Choice(arguments.access or list(ACCESS), arguments.fault or [""], arguments.quick)
+    results: list[faults.FaultResult] = []
+    for result in _run_faults(arguments.folder, chosen):
+        results.append(result)
+        print(report.line(result), file=sys.stderr)
+        if not (arguments.quick or arguments.access or arguments.fault):
+            # After each fault, so that an interrupted run leaves what it found.
+            PAGE.write_text(report.page(results, CUSTOMERS))
+    print(f"\n{report.page(results, CUSTOMERS)}")
     print(json.dumps(report.figures(results)))
     return 1 if any(result.broken for result in results) else 0
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which faults are run.
+
+    :ivar names: parts of the names of the faults; one of them has to occur.
+    """
+
+    accesses: Sequence[str]
+    names: Sequence[str]
+    is_quick: bool
+
+    def faults(self, cluster: PatroniCluster) -> list[faults.Fault]:
+        possible = [
+            fault
+            for fault in faults.FAULTS
+            if (cluster.machines[0].is_namespace or not fault.needs_namespaces)
+            and any(name in fault.name for name in self.names)
+        ]
+        return possible[:2] if self.is_quick else possible
 
 
 def _run_in_namespaces(arguments: Sequence[str], keep: bool) -> int:
@@ -72,19 +102,20 @@ def _run_in_namespaces(arguments: Sequence[str], keep: bool) -> int:
             subprocess.run(["rm", "-rf", str(folder)], check=False)
 
 
-def _run_faults(folder: Path, accesses: Sequence[str], quick: bool) -> list[faults.FaultResult]:
-    results: list[faults.FaultResult] = []
-    with patroni_cluster.start_cluster(folder) as cluster:
+def _run_faults(folder: Path, chosen: Choice) -> Iterator[faults.FaultResult]:
+    with patroni_cluster.start_cluster(folder) as cluster, ExitStack() as servers:
         print("cluster complete", file=sys.stderr)
         database = durable_database.populate(cluster.haproxy_url, folder, CUSTOMERS)
-        for access in accesses:
+        used: dict[str, tuple[PopulatedDatabase, LiveProcess]] = {}
+        for access in chosen.accesses:
             own = faults.connect_over(database, getattr(cluster, ACCESS[access]))
-            with live_server.web_server(own.settings, workers=2) as web:
-                for fault in _choose_faults(cluster, access, quick):
-                    results.append(_run_fault(cluster, own, web, access, fault))
-                    print(report.line(results[-1]), file=sys.stderr)
-                assert web.process.poll() is None
-    return results
+            server = live_server.web_server(own.settings, workers=2, log=folder / f"web {access}.log")
+            used[access] = own, servers.enter_context(server)
+        for fault in chosen.faults(cluster):
+            for access, (own, web) in used.items():
+                if access == "HAProxy" or not fault.needs_haproxy:
+                    yield _run_fault(cluster, own, web, access, fault)
+                    assert web.process.poll() is None, "a web server has ended"
 
 
 def _run_fault(
@@ -93,19 +124,9 @@ def _run_fault(
     """Run a fault; a step that does not succeed in time is a broken guarantee."""
     try:
         return faults.run_fault(cluster, database, web, access, fault)
-    except (AssertionError, OSError, psycopg.Error) as error:
+    except (AssertionError, OSError, psycopg.Error, SQLAlchemyError) as error:
         message = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        return faults.FaultResult(fault.name, access, 0, 0.0, 0, 0.0, broken=[message])
-
-
-def _choose_faults(cluster: PatroniCluster, access: str, quick: bool) -> list[faults.Fault]:
-    possible = [
-        fault
-        for fault in faults.FAULTS
-        if (cluster.machines[0].is_namespace or not fault.needs_namespaces)
-        and (access == "HAProxy" or not fault.needs_haproxy)
-    ]
-    return possible[:2] if quick else possible
+        return faults.FaultResult(fault.name, access, broken=[message])
 
 
 if __name__ == "__main__":

@@ -168,7 +168,7 @@ def test_only_the_row_that_is_not_utf_8_is_rejected(import_file: ImportFileFixtu
 def test_counts_are_exact_for_ten_thousand_rows(import_file: ImportFileFixture) -> None:
     lines = [f"customer{n}@example.com,N{n},C{n}" if n % 100 else f"broken{n},N,C{n}" for n in range(10_000)]
 
-    row = import_file("email,name,source_id\n" + "\n".join(lines))
+    row = import_file("email,name,source_id\n" + "\n".join(lines), size=70_000)
 
     assert import_counts(row) == {"rows": 10_000, "created": 9_900, "rejected": 100}
     assert rejected_rows(row)[:2] == [(2, "email_invalid"), (102, "email_invalid")]
@@ -314,25 +314,31 @@ def test_a_customer_joins_the_audiences_of_all_their_rows(import_file: ImportFil
     assert audience_members("One") == audience_members("Two") == {"ada@example.com"}
 
 
+@pytest.mark.parametrize(("column", "chosen"), [("VIP", ""), ("", "VIP")], ids=["column", "chosen"])
 def test_a_row_that_a_later_block_rejects_joins_no_audience(
-    import_file: ImportFileFixture, make_customer: MakeCustomer, tiny_blocks: None
+    import_file: ImportFileFixture, make_customer: MakeCustomer, tiny_blocks: None, column: str, chosen: str
 ) -> None:
     make_customer("ada@example.com", source_id="C1")
     make_customer("grace@example.com")
-    filler = "".join(f"f{n}@example.com,,VIP\n" for n in range(30))
+    filler = "".join(f"f{n}@example.com,,{column}\n" for n in range(30))
 
-    row = import_file(f"email,source_id,audience\n{filler}grace@example.com,C1,VIP\n")
+    row = import_file(f"email,source_id,audience\n{filler}grace@example.com,C1,{column}\n", audience=chosen)
 
     assert rejected_rows(row) == [(32, "source_id_taken")]
     assert audience_members("VIP") == {f"f{n}@example.com" for n in range(30)}
 
 
 def test_a_file_with_too_many_audiences_is_rejected(import_file: ImportFileFixture) -> None:
-    row = import_file("email,audience\n" + "".join(f"c{n}@example.com,City {n}\n" for n in range(101)))
+    file = "email,audience\n" + "".join(f"c{n}@example.com,City {n}\n" for n in range(101))
+
+    row = import_file(file)
 
     assert (row.status, row.error_code) == ("failed", "audiences_too_many")
+    assert "more than 100 different names" in (row.error or "")
     assert customers_by_email() == {}
     assert customer_queries.list_audiences() == []
+    assert import_file(file.replace("City 100", "")).status == "done"
+    assert len(customer_queries.list_audiences()) == 100
 
 
 # --- refused files -------------------------------------------------------------------------------
@@ -411,10 +417,11 @@ def test_an_upload_enqueues_its_import(app: Flask) -> None:
 
 
 def test_the_audit_log_has_the_uploader(receive_file: Receive) -> None:
-    receive_file(make_file(1))
+    import_id = receive_file(make_file(1))
 
     entry = db.session.scalars(select(AuditEntry)).one()
     assert (entry.actor, entry.action, entry.subject) == ("tests", "customers.import", "customers.csv")
+    assert entry.detail == {"id": import_id}
 
 
 def test_the_sweep_enqueues_an_import_whose_task_was_lost(receive_file: Receive) -> None:
@@ -583,16 +590,41 @@ def test_a_stopping_worker_releases_its_import(
     assert row.started_at == started_at
 
 
-def test_an_import_fails_after_the_maximum_number_of_attempts(receive_file: Receive) -> None:
+@pytest.mark.parametrize(
+    ("attempts", "status", "error_code"), [(7, "done", None), (8, "failed", "import_broken")], ids=["eighth", "ninth"]
+)
+def test_an_import_fails_after_the_maximum_number_of_attempts(
+    receive_file: Receive, attempts: int, status: str, error_code: str | None
+) -> None:
     import_id = receive_file(make_file(1))
-    db.session.execute(update(CustomerImport).values(epoch=import_claims.MAX_IMPORT_ATTEMPTS))
+    db.session.execute(update(CustomerImport).values(epoch=attempts))
     db.session.commit()
 
     import_processing.run_import(import_id)
 
     row = import_queries.find_import(import_id)
     assert row is not None
-    assert (row.status, row.error_code) == ("failed", "import_broken")
+    assert (row.status, row.error_code) == (status, error_code)
+
+
+def test_each_chunk_of_an_upload_and_each_claim_renews_the_lease(app: Flask) -> None:
+    remaining_seconds = select(func.extract("epoch", CustomerImport.lease_until - func.now()))
+    found = []
+
+    def chunks() -> Iterator[bytes]:
+        for n in range(3):
+            yield make_file(2_500, n * 2_500).encode()
+            if n:
+                found.append(db.session.execute(remaining_seconds).scalar_one())
+                db.session.execute(update(CustomerImport).values(lease_until=None))
+                db.session.commit()
+
+    import_id = import_actions.store_import_file(chunks(), "customers.csv", "text/csv", "", by="tests")
+    assert [290 < seconds <= 300 for seconds in found] == [True] * 2
+
+    with import_claims.open_connection() as connection:
+        import_claims.claim_import(connection, import_id)
+    assert 80 < db.session.execute(remaining_seconds).scalar_one() <= 90
 
 
 @pytest.mark.usefixtures("small_blocks")

@@ -204,6 +204,15 @@ def test_an_unclosed_quotation_mark_rejects_one_row() -> None:
     assert [row.line for row in accepted_rows(file)] == list(range(3, 503))
 
 
+@pytest.mark.parametrize(("lines", "is_accepted"), [(100, True), (101, False)])
+def test_a_cell_may_have_a_hundred_lines(lines: int, is_accepted: bool) -> None:
+    name = "\n".join("A" * lines)
+    file = f'email,name\nada@example.com,"{name}"\nbob@example.com,Bob\n'
+
+    assert [row.email for row in accepted_rows(file)] == ["ada@example.com"] * is_accepted + ["bob@example.com"]
+    assert rejected_rows(file)[:1] == [(2, "quote_unclosed")] * (not is_accepted)
+
+
 def test_an_unclosed_quotation_mark_before_quoted_rows_rejects_one_row() -> None:
     file = 'email,name\nada@example.com,"Ada\n"grace@example.com","Grace"\n"b@example.com","B"\n'
 
@@ -244,6 +253,12 @@ def test_an_idna_domain_is_normalised_and_kept_as_given() -> None:
     row = accepted_rows("email\nada@straße.de\n")[0]
 
     assert (row.email, row.email_as_given) == ("ada@xn--strae-oqa.de", "ada@straße.de")
+
+
+def test_an_email_that_cannot_be_shown_is_kept_as_normalised() -> None:
+    [row] = accepted_rows("email\n Ada@exam\u00adple.com \n")
+
+    assert (row.email, row.email_as_given) == ("ada@example.com", "ada@example.com")
 
 
 def test_the_apostrophe_that_exports_put_before_formulas_is_removed() -> None:

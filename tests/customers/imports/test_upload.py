@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 
 import pytest
+from flask import Flask
+from werkzeug.exceptions import ClientDisconnected, RequestEntityTooLarge
 
 from webapp.core.errors import DomainError
 from webapp.customers.imports import upload
@@ -58,22 +60,89 @@ def test_a_body_of_the_wrong_length_is_reported_as_interrupted(length: int) -> N
         list(upload.read_raw_body(io.BytesIO(b"email\n"), length, LIMIT))
 
 
-def test_a_field_that_is_too_long_is_rejected() -> None:
-    body = io.BytesIO(b'--x\r\nContent-Disposition: form-data; name="audience"\r\n\r\n' + b"x" * 100_000)
+def make_fields(*values: bytes) -> io.BytesIO:
+    """Return a form without a file; the fields have the names 0, 1, …"""
+    parts = [
+        b'--x\r\nContent-Disposition: form-data; name="%d"\r\n\r\n%s\r\n' % (n, value) for n, value in enumerate(values)
+    ]
+    return io.BytesIO(b"".join(parts) + b"--x--\r\n")
 
+
+def test_fields_that_are_too_long_together_are_rejected() -> None:
+    half = b"x" * 32 * 1024
+
+    parsed = upload.parse_multipart_form(make_fields(half, half), "multipart/form-data; boundary=x", LIMIT)
     with pytest.raises(DomainError) as raised:
-        upload.parse_multipart_form(body, "multipart/form-data; boundary=x", LIMIT)
+        upload.parse_multipart_form(make_fields(half, half + b"x"), "multipart/form-data; boundary=x", LIMIT)
 
+    assert parsed.fields == {"0": half.decode(), "1": half.decode()}
+    assert (parsed.filename, list(parsed.chunks)) == ("", [])
     assert raised.value.key == "form_broken"
 
 
 def test_too_many_parts_are_rejected_with_their_number() -> None:
-    field = b'--x\r\nContent-Disposition: form-data; name="audience"\r\n\r\nVIP\r\n'
-
+    parsed = upload.parse_multipart_form(make_fields(*[b"VIP"] * 20), "multipart/form-data; boundary=x", LIMIT)
     with pytest.raises(DomainError, match="more than 20 fields") as raised:
-        upload.parse_multipart_form(io.BytesIO(field * 30), "multipart/form-data; boundary=x", LIMIT)
+        upload.parse_multipart_form(make_fields(*[b"VIP"] * 21), "multipart/form-data; boundary=x", LIMIT)
 
+    assert parsed.fields == {str(n): "VIP" for n in range(20)}
     assert (raised.value.key, raised.value.status) == ("too_large", 413)
+
+
+@pytest.mark.parametrize("content_type", ["multipart/form-data", "multipart/mixed; boundary=x", "text/csv", ""])
+def test_a_body_of_another_type_is_no_form(content_type: str) -> None:
+    with pytest.raises(DomainError) as raised:
+        upload.parse_multipart_form(make_fields(b"VIP"), content_type, LIMIT)
+
+    assert (raised.value.key, raised.value.status) == ("form_broken", 400)
+
+
+def test_a_body_of_the_limit_is_read_completely() -> None:
+    file = b"x" * LIMIT
+
+    assert b"".join(upload.read_raw_body(io.BytesIO(file), LIMIT, LIMIT)) == file
+
+
+@pytest.mark.parametrize(
+    ("limit", "read"), [(0, 0), (1, 1), (upload.CHUNK_SIZE, 1), (upload.CHUNK_SIZE + 1, 2), (LIMIT, 3)]
+)
+def test_a_refused_body_is_read_up_to_the_limit(limit: int, read: int) -> None:
+    body = io.BytesIO(b"x" * (LIMIT + 1))
+
+    upload.drain_body(body, limit)
+
+    assert body.tell() == read * upload.CHUNK_SIZE
+
+
+@pytest.mark.parametrize("error", [ClientDisconnected(), OSError()])
+def test_a_client_that_has_gone_ends_the_reading(error: Exception) -> None:
+    class Broken(io.BytesIO):
+        def read(self, _size: int | None = -1, /) -> bytes:
+            raise error
+
+    upload.drain_body(Broken(), LIMIT)
+    with pytest.raises(DomainError) as raised:
+        list(upload.read_raw_body(Broken(), 1, LIMIT))
+    assert (raised.value.key, raised.value.status, raised.value.errors[0].field) == ("upload_broken", 400, "file")
+
+
+def test_a_body_that_the_server_has_found_too_large_is_reported_as_such() -> None:
+    class TooLarge(io.BytesIO):
+        def read(self, _size: int | None = -1, /) -> bytes:
+            raise RequestEntityTooLarge
+
+    with pytest.raises(RequestEntityTooLarge):
+        list(upload.read_raw_body(TooLarge(), 1, LIMIT))
+
+
+def test_errors_about_the_file_name_its_field(app: Flask) -> None:
+    errors = upload.file_too_large_error(5 * 1024 * 1024), upload.length_required_error()
+
+    assert [(error.key, error.status, error.errors[0].field) for error in errors] == [
+        ("too_large", 413, "file"),
+        ("length_required", 411, "file"),
+    ]
+    assert "larger than 5 MB" in errors[0].message
 
 
 @pytest.mark.parametrize("start", [b"", b'--x\r\nContent-Disposition: form-data; name="audience"\r\n'])

@@ -214,6 +214,27 @@ def test_unsubscribing_twice_is_recorded_once(make_customer: MakeCustomer) -> No
     assert db.session.scalars(select(AuditEntry.action)).all() == ["customer.unsubscribed"]
 
 
+def test_every_change_of_the_list_is_in_the_audit_log(make_customer: MakeCustomer) -> None:
+    ada = make_customer("ada@example.com")
+    subject = f"customer {ada.id}"
+
+    suppression_actions.unsubscribe_customer(ada.id, 7)
+    suppression_actions.resubscribe_customer(ada.id, 8)
+    suppression_actions.resubscribe_customer(ada.id, 8)
+    suppression_actions.add_suppression_by_staff("ADA@example.com", "complained", by="ann")
+    suppression_actions.add_suppression_by_staff("ada@example.com", "bounced", by="bob")
+    suppression_actions.remove_suppression("ada@example.com", by="cem")
+    db.session.rollback()
+
+    columns = (AuditEntry.actor, AuditEntry.action, AuditEntry.subject, AuditEntry.detail)
+    assert [tuple(row) for row in db.session.execute(select(*columns).order_by(AuditEntry.id))] == [
+        ("the customer", "customer.unsubscribed", subject, {"campaign": 7}),
+        ("the customer", "customer.subscribed_again", subject, {"campaign": 8}),
+        ("ann", "suppression.added", subject, {"reason": "complained"}),
+        ("cem", "suppression.lifted", subject, {"reason": "complained"}),
+    ]
+
+
 def test_a_detail_is_cut_and_loses_its_null_characters(app: Flask) -> None:
     add_suppression(words="a\0" * 999 + "bcd")
     assert db.session.get_one(Suppression, "ada@example.com").detail == "a" * 999 + "b"

@@ -32,6 +32,7 @@ from tests.support import operations_docs
 PACKAGES = {
     "patroni": "patroni python3-etcd",
     "etcd": "etcd-server",
+    "etcdctl": "etcd-client",
     "haproxy": "haproxy",
     "initdb": "postgresql",
     "openssl": "openssl",
@@ -52,15 +53,29 @@ def missing_packages() -> list[str]:
     return missing
 
 
-def wait_until(done: Callable[[], object], what: str, seconds: float = TIMEOUT) -> None:
-    """Wait for a condition.
+def read_versions() -> dict[str, str]:
+    """Return what the programs print as their versions, by name."""
+    commands = {
+        "PostgreSQL": ("postgres", "--version"),
+        "Patroni": ("patroni", "--version"),
+        "etcd": ("etcd", "--version"),
+        "HAProxy": ("haproxy", "-v"),
+    }
+    return {
+        name: subprocess.run([_program(program), option], capture_output=True, text=True, check=True).stdout
+        for name, (program, option) in commands.items()
+    }
+
+
+def wait_until(done: Callable[[], object], what: str, seconds: float = TIMEOUT, interval: float = 0.5) -> None:
+    """Wait for a condition that is checked every `interval` seconds.
 
     :raises AssertionError: when it is not met within `seconds`.
     """
     deadline = time.monotonic() + seconds
     while not done():
         assert time.monotonic() < deadline, f"timed out: {what}"
-        time.sleep(0.5)
+        time.sleep(interval)
 
 
 @dataclass
@@ -76,6 +91,9 @@ class Machine:
     def start(self) -> None:
         """Start etcd and Patroni, as the machine does when it boots."""
         self.started.append(self.spawn("etcd", [_program("etcd")], _read_variables(self.folder / "etcd.env")))
+        self.start_patroni()
+
+    def start_patroni(self) -> None:
         self.started.append(self.spawn("patroni", [_program("patroni"), str(self.folder / "patroni.yml")], {}))
 
     def kill(self) -> None:
@@ -90,6 +108,12 @@ class Machine:
         # Sockets are in the folder; after a boot, Debian's folder for them is empty.
         for file in self.folder.glob(".s.PGSQL*"):
             file.unlink()
+
+    def erase(self) -> None:
+        """Lose the machine with its disks."""
+        self.kill()
+        for name in ("etcd", "main"):
+            shutil.rmtree(self.folder / name)
 
     def stop_all(self) -> list[psutil.Process]:
         """Suspend all processes by SIGSTOP; the kernel still accepts connections. Return them."""
@@ -116,6 +140,31 @@ class Machine:
     def stop_patroni(self) -> None:
         """Suspend Patroni alone; PostgreSQL goes on without it."""
         self.started[-1].send_signal(signal.SIGSTOP)
+
+    def kill_patroni(self) -> None:
+        """End Patroni alone by SIGKILL; PostgreSQL goes on without it."""
+        patroni = self.started.pop()
+        patroni.kill()
+        patroni.wait()
+
+    def stop_etcd(self) -> None:
+        """Suspend etcd alone."""
+        self.started[0].send_signal(signal.SIGSTOP)
+
+    def kill_server(self) -> None:
+        """End all processes of PostgreSQL by SIGKILL."""
+        postmaster = psutil.Process(int((self.folder / "main" / "postmaster.pid").read_text().split("\n", 1)[0]))
+        for process in (postmaster, *postmaster.children()):
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+
+    def is_primary(self) -> bool:
+        """Whether Patroni reports that PostgreSQL accepts writes here: what HAProxy asks."""
+        try:
+            with urllib.request.urlopen(f"http://{self.address}:8008/primary", timeout=3) as response:
+                return bool(response.status == 200)
+        except OSError:
+            return False
 
     def check_processes(self) -> None:
         """Check that etcd and Patroni run.
@@ -179,8 +228,36 @@ class PatroniCluster:
     def is_replaced(self, machine: Machine, role: str) -> bool:
         """Whether another machine has the role of a broken one, as the others report it."""
         others = [each for each in self.machines if each is not machine]
+        if role == "leader":
+            return any(each.is_primary() for each in others)
         members = [member for each in others for member in each.read_cluster()]
         return any(member["role"] == role and member["name"] != machine.name for member in members)
+
+    def switch_over(self) -> None:
+        """Let the synchronous standby become the primary by the command of the page."""
+        configuration = str(self.leader().folder / "patroni.yml")
+        changed = {"sudo -u postgres ": "", "/etc/patroni/config.yml": configuration}
+        self._run_block("planned switchover", changed)
+
+    def replace(self, machine: Machine) -> None:
+        """Replace a lost machine by a new one by the commands of the page."""
+        changed = {"db3": machine.name, "10.0.0.23": machine.address}
+        if not machine.is_namespace:
+            changed["127.0.0.1:2379"] = f"{self.leader().address}:2379"
+        self._run_block("replace db3 in etcd", changed)
+        variables = machine.folder / "etcd.env"
+        variables.write_text(variables.read_text().replace("CLUSTER_STATE=new", "CLUSTER_STATE=existing"))
+        (machine.folder / "etcd").mkdir(mode=0o700)
+        if os.geteuid() == 0:
+            user = server_user()
+            os.chown(machine.folder / "etcd", user.pw_uid, user.pw_gid)
+        machine.start()
+
+    def _run_block(self, title: str, changed: Mapping[str, str]) -> None:
+        """Run commands of the page on the leader."""
+        leader = self.leader()
+        process = leader.spawn("commands", ["sh", "-ec", operations_docs.block(title, changed)], {})
+        assert process.wait() == 0, (leader.folder / "commands.log").read_text()[-300:]
 
     def wait_until_complete(self) -> None:
         """Wait for a leader, a synchronous standby and another standby, all of which replicate."""

@@ -84,16 +84,22 @@ def check_redemptions(database: PopulatedDatabase, load: RedemptionLoad) -> None
     """Check that the table has every confirmed redemption.
 
     Others may be in it only if their client got no response, or 503.
+
+    :raises AssertionError: with what is wrong.
     """
     stored = database.redeemed_emails(load.code)
     confirmed = set(load.emails_with(201))
-    assert confirmed <= stored
-    assert stored - confirmed <= set(load.emails_with(503) + load.emails_with(0))
-    assert {response.status for _, response in load.responses} <= {201, 503, 0}
+    assert confirmed <= stored, f"{len(confirmed - stored)} confirmed redemptions are missing"
+    unknown = stored - confirmed - set(load.emails_with(503) + load.emails_with(0))
+    assert not unknown, f"{len(unknown)} redemptions were refused by their response"
+    statuses = {response.status for _, response in load.responses}
+    assert statuses <= {201, 503, 0}, f"responses have the statuses {sorted(statuses)}"
     # A response that says that nothing was saved must be true.
     unsaved = {
         email
         for email, response in load.responses
         if response.status == 503 and "Nothing was redeemed" in response.body["detail"]
     }
-    assert not unsaved & stored
+    assert not unsaved & stored, f"{len(unsaved & stored)} redemptions are saved, though the response denies it"
+    counter = database.redemption_count(load.code)
+    assert counter == len(stored), f"the counter shows {counter} redemptions, there are {len(stored)}"

@@ -308,13 +308,14 @@ def start_campaign(
         relay.start()
         for _ in range(workers):
             pool.start()
-        yield RunningCampaign(database, relay, pool, policy, _launch(database, policy))
+        yield RunningCampaign(database, relay, pool, policy, launch_campaign(database, policy))
     finally:
         pool.end()
         relay.end()
 
 
-def _launch(database: PopulatedDatabase, policy: str) -> int:
+def launch_campaign(database: PopulatedDatabase, policy: str) -> int:
+    """Launch the campaign of a new offer to all customers; return its ID."""
     code = f"CHAOS{secrets.token_hex(4).upper()}"
     now = datetime.now(UTC)
     with database.context():

@@ -285,6 +285,9 @@ def test_a_failed_test_email_shows_the_reason(staff: FlaskClient, make_offer: Ca
     response = staff.post(f"/offers/{offer.id}/mail", data=make_form(test="1"))
     assert (response.status_code, "Connection refused" in response.text) == (503, True)
     assert "Hi {{ customer.name }}" in response.text
+    assert "The email was saved, but no test email was sent." in response.text
+    assert "The email was not saved." not in response.text
+    assert db.session.execute(text("select count(*) from campaign where status = 'draft'")).scalar() == 1
 
 
 def test_a_viewer_can_neither_edit_nor_launch(

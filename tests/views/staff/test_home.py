@@ -124,6 +124,13 @@ class TestFigures:
         figures = dashboard.get_dashboard_figures("UTC")
         assert (figures.emails_sent, figures.conversion_rate) == (14, 0.25)
 
+    def test_the_conversion_rate_is_at_most_one(self, make_offer: MakeOffer) -> None:
+        """Customers who learned the code elsewhere redeem, too."""
+        summer = make_offer()
+        add_campaign(summer, sent=1)
+        add_redemptions(summer, NOW, NOW)
+        assert dashboard.get_dashboard_figures("UTC").conversion_rate == 1
+
     def test_a_small_conversion_rate_is_not_shown_as_zero(self, staff: FlaskClient, make_offer: MakeOffer) -> None:
         summer = make_offer()
         add_campaign(summer, sent=5000)
@@ -191,6 +198,7 @@ class TestAttention:
         "values",
         [
             {"max_redemptions": 1000, "redeemed": 899},
+            {"max_redemptions": None, "redeemed": 5},
             {"ends_at": NOW + timedelta(4)},
             {"ends_at": NOW + timedelta(2), "paused_at": NOW},
             {"starts_at": NOW - timedelta(9), "ends_at": NOW - timedelta(1)},
@@ -204,9 +212,30 @@ class TestAttention:
         save(
             CustomerImport(filename="<b>bad</b>.csv", media_type="text/csv", status="failed", error="It is a picture.")
         )
+        save(
+            CustomerImport(
+                filename="old.csv", media_type="text/csv", status="failed", created_at=NOW - timedelta(days=7)
+            )
+        )
         page = section(staff.get("/").text, "attention")
         assert "It is a picture." in page
         assert "<b>bad" not in page
+        assert "old.csv" not in page
+
+    def test_at_most_ten_objects_of_a_kind_are_listed(self, make_offer: MakeOffer) -> None:
+        for n in range(11):
+            make_offer(f"CODE{n}", max_redemptions=1, redeemed=1, ends_at=NOW + timedelta(hours=20 - n))
+            save(CustomerImport(filename=f"{n}.csv", media_type="text/csv", status="failed"))
+        found = dashboard.get_attention_list()
+        soonest = [f"CODE{n}" for n in range(10, 0, -1)]
+        assert [offer.code for offer in found.nearly_used_up_offers] == soonest
+        assert [offer.code for offer in found.offers_ending_soon] == soonest
+        assert [each.filename for each in found.failed_imports] == [f"{n}.csv" for n in range(10, 0, -1)]
+
+    def test_at_most_twenty_campaigns_are_listed_newest_first(self, make_offer: MakeOffer) -> None:
+        ids = [add_campaign(make_offer(f"CODE{n}"), 1, status="paused").id for n in range(21)]
+        stalled = dashboard.get_attention_list().stalled_campaigns
+        assert [campaign.id for campaign, _ in stalled] == ids[:0:-1]
 
 
 class TestLinks:
@@ -246,6 +275,10 @@ class TestDuringSending:
     def test_uncertain_deliveries_are_listed(self, staff: FlaskClient, make_offer: MakeOffer) -> None:
         row = add_campaign(make_offer(), 3)
         save(MailIssue(campaign_id=row.id, customer_id=1, state="uncertain"))
+        other = add_campaign(make_offer("OTHER"), 3)
+        save(*[MailIssue(campaign_id=other.id, customer_id=n, state="uncertain") for n in (1, 2)])
+        uncertain = dashboard.get_attention_list().uncertain_campaigns
+        assert [(campaign.id, count) for campaign, _, count in uncertain] == [(other.id, 2), (row.id, 1)]
         page = section(staff.get("/").text, "attention")
         assert "has 1 uncertain delivery to resolve." in page
         assert f'href="/campaigns/{row.id}/recipients?state=uncertain"' in page

@@ -13,12 +13,14 @@ from sqlalchemy import select, text
 
 from tests.support.factories import MakeCustomer, MakeOffer
 from webapp.accounts.models import AuditEntry
+from webapp.core.errors import DomainError
 from webapp.core.extensions import db
 from webapp.customers.models import Customer
 from webapp.offers.models import Offer
 from webapp.redemptions import actions as redemption_actions
 from webapp.redemptions import group_commit, hourly_counts
 from webapp.redemptions import queries as redemption_queries
+from webapp.redemptions.errors import RedemptionUnavailable
 from webapp.redemptions.queries import RedemptionRecord
 from webapp.redemptions.rules import Order, RedemptionRequest
 
@@ -123,6 +125,29 @@ def test_staff_see_the_full_refusal_reason_and_keep_their_input(
     assert message in response.text
     assert f'value="{(FORM | changes)["email"]}"' in response.text
     assert count_redemptions() == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "title"),
+    [
+        (RedemptionUnavailable(), "This is temporarily unavailable."),
+        (DomainError("error", "Something went wrong on our side.", 500), "This did not work."),
+        (DomainError("conflict", "There are too many concurrent requests.", 409), "Please check what you entered."),
+    ],
+)
+def test_an_error_that_the_input_did_not_cause_has_another_title(
+    staff: FlaskClient, monkeypatch: pytest.MonkeyPatch, error: DomainError, title: str
+) -> None:
+    def fail(_request: RedemptionRequest) -> RedemptionRecord:
+        raise error
+
+    monkeypatch.setattr(group_commit, "redeem", fail)
+
+    response = staff.post("/redemptions/new", data=FORM)
+
+    assert response.status_code == error.status
+    titles = re.findall(r"<strong>(.*?)</strong>\s*<ul[^>]*>\s*<li>(.*?)</li>", response.text, re.S)
+    assert [tuple(map(unescape, pair)) for pair in titles] == [(title, error.message)]
 
 
 def test_a_redemption_is_undone_with_a_reason(staff: FlaskClient, redemption: RedemptionRecord) -> None:

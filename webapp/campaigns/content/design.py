@@ -232,4 +232,6 @@ class _TextExtractor(HTMLParser):
     def get_text(self) -> str:
         """Return the text of the HTML that was fed, with at most one blank line in a row."""
         lines = [re.sub(r"[ \t\u00a0]+", " ", line).strip() for line in "".join(self.pieces).split("\n")]
-        return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).replace("\n- \n\n", "\n- ").strip() + "\n"
+        text = re.sub(r"\n{3,}", "\n\n", "\n".join(lines))
+        # A list item that begins with a block, such as a paragraph, begins on the line of its dash.
+        return re.sub(r"(?m)^-\n\n", "- ", text).strip() + "\n"

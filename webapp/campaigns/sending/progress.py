@@ -10,7 +10,7 @@ from __future__ import annotations
 import select
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Protocol, cast
 
@@ -18,7 +18,7 @@ import psycopg
 from psycopg.pq import ConnStatus, ExecStatus
 from psycopg.pq.abc import PGconn, PGresult
 from sqlalchemy import Connection
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from webapp.campaigns import timing
@@ -168,11 +168,20 @@ class SendProgress:
                 connection.exec_driver_sql(f"set lock_timeout = {int(timing.CURSOR_TIMEOUT * 1000)}")
                 connection.exec_driver_sql(f"prepare move (int, bigint, int) as {_MOVE_CURSOR_SQL}")
             self._connection = connection
-        return cast("psycopg.Connection[object]", self._connection.connection.dbapi_connection).pgconn
+        return _get_driver_connection(self._connection).pgconn
 
     def _close_connection(self) -> None:
         connection, self._connection = self._connection, None
-        if connection is not None:
-            # A broken connection cannot be rolled back, but there is nothing to roll back.
-            with suppress(SQLAlchemyError):
-                connection.close()
+        if connection is None:
+            return
+        if not connection.invalidated:
+            # Each statement commits itself, so there is nothing to roll back. Otherwise SQLAlchemy would try, and log
+            # an error with a traceback if the connection is lost.
+            driver_connection = _get_driver_connection(connection)
+            connection.invalidate()
+            driver_connection.close()
+        connection.close()
+
+
+def _get_driver_connection(connection: Connection) -> psycopg.Connection[object]:
+    return cast("psycopg.Connection[object]", connection.connection.dbapi_connection)

@@ -38,15 +38,15 @@ class LineReader:
 
     def __iter__(self) -> Iterator[str]:
         record_lines, pushed_back = self.record_lines, self._pushed_back
+        # Fewer than `MAX_RECORD_LINES`: they are the rest of a record.
         while pushed_back:
-            yield self._add_to_record(pushed_back.popleft())
+            record_lines.append(pushed_back.popleft())
+            yield record_lines[-1]
         for line in self._source:
             record_lines.append(line)
             yield line
             if len(record_lines) >= MAX_RECORD_LINES:
                 raise RecordTooLong("record too long")
-            while pushed_back:
-                yield self._add_to_record(pushed_back.popleft())
 
     def finish_record(self) -> None:
         """Mark the current record as finished."""
@@ -57,13 +57,6 @@ class LineReader:
         """Push back all lines of the current record except the first, to be read again."""
         self._pushed_back.extendleft(reversed(self.record_lines[1:]))
         del self.record_lines[1:]
-
-    def _add_to_record(self, line: str) -> str:
-        if len(self.record_lines) >= MAX_RECORD_LINES:
-            self._pushed_back.appendleft(line)
-            raise RecordTooLong("record too long")
-        self.record_lines.append(line)
-        return line
 
 
 def sanitise_text(text: str) -> str:

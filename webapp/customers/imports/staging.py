@@ -234,7 +234,9 @@ def restore_suppressions(connection: Connection, start: int, end: int) -> None:
     has_hashes = "select exists (select from suppression where email >= 'sha256:' and email < 'sha256;')"
     if not fetch_one(connection, has_hashes, {})[0]:
         return
-    addresses = dict(connection.execute(_SELECT_HASHED_ADDRESSES, {"start": start, "end": end}).fetchall())
+    addresses: dict[str, str] = dict(
+        connection.execute(_SELECT_HASHED_ADDRESSES, {"start": start, "end": end}).fetchall()
+    )
     deleted = connection.execute(_DELETE_HASHES, {"hashes": list(addresses)}).fetchall() if addresses else []
     if deleted:
         hashes, reasons, times, sources = map(list, zip(*deleted, strict=True))

@@ -30,17 +30,19 @@ _DELETE_DUPLICATES: LiteralString = """
 # The address of a customer who is erased or whose address is changed concurrently must not be stored in plain text
 # again: then the hash is stored.
 _MERGE: LiteralString = """
-  with current_customer as (
+  with block as (
+    select email, reason, named from staged where line > %(start)s and line <= %(end)s
+  ),
+  current_customer as (
     select email from customer
     -- Most lists contain no resolved hash; then the customers are not scanned.
-    where (select exists (select from staged where line > %(start)s and line <= %(end)s and named))
-      and email in (select email from staged where line > %(start)s and line <= %(end)s and named)
+    where (select exists (select from block where named)) and email in (select email from block where named)
     for share
   ),
   entry as (
     select case when not s.named or s.email in (select email from current_customer) then s.email
       else 'sha256:' || encode(sha256(convert_to(s.email, 'UTF8')), 'hex') end as email, s.reason
-    from staged s where s.line > %(start)s and s.line <= %(end)s
+    from block s
   ),
   known as (select entry.email from entry join suppression on suppression.email = entry.email),
   merged as (
@@ -52,7 +54,7 @@ _MERGE: LiteralString = """
     returning email
   )
   select count(*) filter (where known.email is null), count(known.email),
-    (select count(*) from staged where line > %(start)s and line <= %(end)s)
+    (select count(*) from block)
   from merged left join known on known.email = merged.email
 """
 

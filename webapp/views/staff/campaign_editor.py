@@ -139,7 +139,7 @@ def _render_stored_draft(offer: Offer, kind: str, campaign: Campaign | None) -> 
 
 
 def _save_form(offer: Offer, kind: str, campaign: Campaign | None) -> BaseResponse:
-    form = EmailContentForm()
+    form, is_saved = EmailContentForm(), False
     try:
         if not form.validate_on_submit():
             return _render_editor(form, offer, kind, campaign, 422)
@@ -150,6 +150,7 @@ def _save_form(offer: Offer, kind: str, campaign: Campaign | None) -> BaseRespon
             campaign = draft_actions.save_offer_draft(offer.id, *values, kind, version)
         else:
             campaign = draft_actions.update_draft(campaign.id, *values, version)
+        is_saved = True
         if "test" in request.form:
             form.version.data = draft_versions.draft_version(campaign)
             suppression_actions.check_not_suppressed(current_user.email)
@@ -164,6 +165,8 @@ def _save_form(offer: Offer, kind: str, campaign: Campaign | None) -> BaseRespon
         if campaign is not None:
             campaign = get_campaign_or_404(campaign.id)
         rendering.add_form_errors(form, error)
+        if is_saved:
+            form.errors_title = _("The email was saved, but no test email was sent.")
         return _render_editor(form, offer, kind, campaign, error.status)
     if "launch" in request.form:
         return redirect(url_for("staff.campaign_editor.review", campaign_id=campaign.id))

@@ -1,0 +1,235 @@
+"""Statements about one offer or customer leave all others alone, also those of the same time or customer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from flask import Flask
+from sqlalchemy import Connection, text
+
+from tests.support.factories import MakeCustomer, MakeOffer
+from tests.support.redemptions import ROLLBACK
+from webapp.core.extensions import db
+from webapp.redemptions import address_limit, count_queries, erasure, group_commit, guessing, retention
+from webapp.redemptions import rollback as redemption_rollback
+from webapp.redemptions.rules import RedemptionRequest
+
+EMAILS = ("ada@example.com", "bob@example.com")
+CODES = ("SUMMER25", "WINTER")
+NOW = datetime.now(UTC)
+
+
+def execute(statement: str, **values: object) -> None:
+    db.session.execute(text(statement), values)
+    db.session.commit()
+
+
+@pytest.fixture
+def offers(make_offer: MakeOffer) -> list[int]:
+    return [make_offer(code).id for code in CODES]
+
+
+@pytest.fixture
+def customers(make_customer: MakeCustomer) -> list[int]:
+    return [make_customer(email).id for email in EMAILS]
+
+
+@pytest.fixture
+def redemptions(offers: list[int], customers: list[int]) -> None:
+    """Both customers have redeemed both offers at one moment; the first offer of each was undone."""
+    for email in EMAILS:
+        for code in CODES:
+            request = RedemptionRequest(
+                channel="api", code=code, email=email, metadata={"a": 1}, api_key_id=1,
+                idempotency_key=email + code, body_hash=b"hash",
+            )  # fmt: skip
+            done = group_commit.redeem(request)
+            if code == CODES[0]:
+                redemption_rollback.roll_back_redemption(done.public_id, **ROLLBACK)
+                group_commit.redeem(RedemptionRequest(channel="api", code=code, email=email, metadata={"a": 2}))
+    execute("update redemption set redeemed_at = :at", at=NOW)
+
+
+def list_rows_with_data(table: str = "redemption") -> set[tuple[int, int]]:
+    statement = f"select offer_id, customer_id from {table} where order_metadata is not null"
+    return {(offer_id, customer_id) for offer_id, customer_id in db.session.execute(text(statement))}
+
+
+# --- data sent with redemptions -------------------------------------------------------------------
+
+
+def test_an_erasure_keeps_the_data_of_other_customers(
+    redemptions: None, offers: list[int], customers: list[int]
+) -> None:
+    ada, bob = customers
+    erasure.erase_redemption_data([ada])
+    db.session.commit()
+
+    assert list_rows_with_data() == {(offer_id, bob) for offer_id in offers}
+    assert list_rows_with_data("rollback") == {(offers[0], bob)}
+    reasons = db.session.execute(text("select customer_id, reason from rollback")).all()
+    assert {customer_id for customer_id, reason in reasons if reason == ROLLBACK["reason"]} == {bob}
+
+
+def test_the_data_of_other_offers_and_customers_stays_when_that_of_one_expires(
+    redemptions: None, offers: list[int], customers: list[int]
+) -> None:
+    execute(
+        "update redemption set redeemed_at = redeemed_at - interval '11 days'"
+        " where (offer_id, customer_id) = (:offer_id, :customer_id)",
+        offer_id=offers[0], customer_id=customers[0],
+    )  # fmt: skip
+    execute(
+        "update rollback set rolled_back_at = rolled_back_at - interval '11 days' where customer_id = :customer_id",
+        customer_id=customers[1],
+    )
+    assert (retention.count_old_redemptions(10, 100), retention.count_old_redemptions(10, 1)) == (2, 1)
+
+    assert sum(retention.clear_old_redemption_data(10)) == 2
+    db.session.commit()
+
+    assert list_rows_with_data() == {
+        (offers[0], customers[1]), (offers[1], customers[0]), (offers[1], customers[1])
+    }  # fmt: skip
+    assert list_rows_with_data("rollback") == {(offers[0], customers[0])}
+
+
+def test_data_expires_although_a_customer_has_redeemed_two_offers_at_one_moment(
+    redemptions: None, offers: list[int], customers: list[int]
+) -> None:
+    """The steps of one offer neither clear nor count the rows of another offer."""
+    execute("update redemption set redeemed_at = redeemed_at - interval '11 days'")
+
+    cleared = [count for count in retention.clear_old_redemption_data(10) if count]
+    db.session.commit()
+
+    assert (cleared, list_rows_with_data()) == ([2, 2], set())
+    assert retention.count_old_redemptions(10, 100) == 0
+
+
+def test_an_undone_redemption_that_is_locked_does_not_stop_the_others(redemptions: None, customers: list[int]) -> None:
+    execute("update rollback set rolled_back_at = rolled_back_at - interval '11 days'")
+    with db.engine.connect() as other:
+        other.execute(text("select from rollback where customer_id = :id for update"), {"id": customers[0]})
+        # Without SKIP LOCKED the statement would wait, and this makes it fail instead.
+        db.session.execute(text("set local lock_timeout = '100ms'"))
+
+        assert sum(retention.clear_old_redemption_data(10)) == 1
+    db.session.rollback()
+
+
+# --- guessing -------------------------------------------------------------------------------------
+
+
+def add_failed_attempts(offer_id: int, n: int) -> None:
+    execute(
+        "insert into code_miss (offer_id, slot, minute, n) values (:id, extract(minute from now()),"
+        " date_trunc('minute', now()), :n) on conflict (offer_id, slot) do update set n = excluded.n",
+        id=offer_id, n=n,
+    )  # fmt: skip
+
+
+def add_redemptions(offer_id: int, n: int) -> None:
+    execute(
+        "insert into redemption (customer_id, offer_id, channel) select n, :id, 'form' from generate_series(1, :n) n",
+        id=offer_id, n=n,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("attempts", "redemptions", "is_alert"), [(29, 0, False), (30, 0, True), (30, 119, True), (30, 120, False)]
+)
+def test_an_alert_depends_on_the_redemptions_of_the_offer_alone(
+    offers: list[int], attempts: int, redemptions: int, is_alert: bool
+) -> None:
+    add_redemptions(offers[1], 200)
+    add_failed_attempts(offers[1], 29)
+    add_failed_attempts(offers[0], attempts)
+    add_redemptions(offers[0], redemptions)
+
+    expected = {offers[0]: attempts} if is_alert else {}
+    assert guessing.find_guessing_alerts(offers) == guessing.list_top_guessing_alerts(9) == expected
+    assert guessing.find_guessing_alerts(offers[1:]) == {}
+
+
+@pytest.mark.parametrize(
+    ("attempts", "redemptions", "is_blocked"),
+    [(999, 0, False), (1000, 0, True), (1000, 999, True), (1000, 1000, False)],
+)
+def test_a_block_depends_on_the_redemptions_of_the_offer_alone(
+    offers: list[int], attempts: int, redemptions: int, is_blocked: bool
+) -> None:
+    add_redemptions(offers[1], 1001)
+    add_failed_attempts(offers[1], 999)
+    add_failed_attempts(offers[0], attempts)
+    add_redemptions(offers[0], redemptions)
+
+    assert [guessing.is_code_blocked(code) for code in CODES] == [is_blocked, False]
+
+
+# --- client addresses -----------------------------------------------------------------------------
+
+
+def test_addresses_over_the_limit_are_those_of_the_offers_in_the_last_hour(offers: list[int]) -> None:
+    for offer_id, minutes in ((offers[0], 59), (offers[0], 61), (offers[1], 1)):
+        execute(
+            "insert into address_excess values (:id, :address, now() - make_interval(mins => :minutes))",
+            id=offer_id, address=f"192.0.2.{minutes}", minutes=minutes,
+        )  # fmt: skip
+
+    assert address_limit.count_addresses_over_limit(offers[:1]) == {offers[0]: 1}
+    assert address_limit.list_offers_over_address_limit(9) == {offers[0]: 1, offers[1]: 1}
+
+
+@pytest.fixture
+def impatient_connection(app: Flask, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Makes a statement that waits for a lock fail."""
+    connect = address_limit._autocommit_connection
+
+    def connect_impatiently() -> Connection:
+        connection = connect()
+        connection.exec_driver_sql("set lock_timeout = '100ms'")
+        return connection
+
+    monkeypatch.setattr(address_limit, "_autocommit_connection", connect_impatiently)
+    yield
+    db.engine.dispose()
+
+
+def test_expired_addresses_that_another_transaction_has_locked_are_skipped(
+    offers: list[int], impatient_connection: None
+) -> None:
+    for address, minutes in (("locked", 61), ("free", 61), ("open", 59)):
+        values = {"address": address, "minutes": minutes, "id": offers[0]}
+        execute(
+            "insert into address_customers (address, customers, expires_at)"
+            " values (:address, '{}', now() + make_interval(mins => 60 - :minutes))",
+            **values,
+        )
+        execute("insert into address_excess values (:id, :address, now() - make_interval(mins => :minutes))", **values)
+    tables = ("address_customers", "address_excess")
+    with db.engine.connect() as other:
+        for table in tables:
+            other.execute(text(f"select from {table} where address = 'locked' for update"))
+        address_limit.delete_expired_addresses()
+
+    for table in tables:
+        remaining = db.session.scalars(text(f"select address from {table} order by address")).all()
+        assert remaining == ["locked", "open"]
+
+
+# --- counts ---------------------------------------------------------------------------------------
+
+
+def test_the_days_of_one_offer_do_not_include_another(offers: list[int]) -> None:
+    add_redemptions(offers[0], 2)
+    add_redemptions(offers[1], 3)
+    execute("update redemption set redeemed_at = :at", at=NOW)
+
+    since = NOW - timedelta(days=1)
+    assert [count_queries.count_redemptions_per_day(offer_id, since) for offer_id in (*offers, None)] == [
+        [(NOW.date(), count)] for count in (2, 3, 5)
+    ]
+    assert count_queries.count_redemptions(offers) == dict(zip(offers, (2, 3), strict=True))
