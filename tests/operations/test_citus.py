@@ -184,7 +184,7 @@ def test_a_campaign_and_its_reminder_are_sent(launch_campaign: LaunchCampaign, r
     sender.send_pending_emails()
 
     assert delivery_counts(campaign) == {"total": 3, "sent": 3}
-    assert relay.recipients() == {"c0@example.com": 2, "c1@example.com": 1, "c2@example.com": 2}
+    assert relay.recipients == {"c0@example.com": 2, "c1@example.com": 1, "c2@example.com": 2}
 
 
 def test_old_data_and_inactive_customers_are_erased(redeemed: RedemptionRecord) -> None:
