@@ -230,7 +230,7 @@ def test_a_worker_imports_through_a_pooler_of_transactions(
     with worker(replace(test_settings, database_url=transaction_url, database_direct_url=test_settings.libpq_url)):
         import_id = receive_file("email,name\na@example.com,Ada\n")
         task_queue.enqueue("customers.process_import", import_id)
-        wait_until(lambda: _import_status(import_id) == "done")
+        wait_until(lambda: _import_status(import_id) == "done", seconds=240)
 
 
 @pytest.mark.slow
