@@ -11,16 +11,17 @@ from sqlalchemy.pool import QueuePool
 from webapp.core import web_metrics
 
 if TYPE_CHECKING:
-    from sqlalchemy.pool import ConnectionPoolEntry
+    from sqlalchemy.pool import PoolProxiedConnection
 
 
 class MeasuredQueuePool(QueuePool):
-    """A pool that counts how long requests wait for a connection, including the time to open one."""
+    """A pool that counts how long requests wait for a connection, including the time to test or to open one."""
 
-    def _do_get(self) -> ConnectionPoolEntry:
+    def connect(self) -> PoolProxiedConnection:
+        """Return a connection of the pool; count the wait for it, and whether that timed out."""
         started_at = time.perf_counter()
         try:
-            return super()._do_get()
+            return super().connect()
         except PoolTimeoutError:
             web_metrics.count_database_error("pool_timeout")
             raise
