@@ -15,14 +15,16 @@ from flask.testing import FlaskClient
 from prometheus_client import Metric
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_open_metrics
 from prometheus_client.parser import text_string_to_metric_families as parse_plain
-from sqlalchemy import text
+from sqlalchemy import select, text
 from sqlalchemy.exc import OperationalError
+from werkzeug.test import TestResponse
 
 from benchmarks import growth_tables
-from tests.support.frozen_server import relay_to
+from tests.support.frozen_server import Relay, relay_to
 from tests.support.query_plans import explain_statements, plan_nodes
 from webapp import create_app
 from webapp.accounts import api_key_actions
+from webapp.accounts.models import ApiKey
 from webapp.campaigns.models import Batch, Campaign, MailIssue, encode_gaps
 from webapp.core import database_health, task_queue
 from webapp.core.extensions import db
@@ -34,6 +36,7 @@ from webapp.monitoring import readiness
 from webapp.monitoring.actions import WorkerIdentity
 from webapp.offers.models import Offer
 from webapp.redemptions.models import AddressExcess, FailedCodeAttempt
+from webapp.views.api import metrics
 
 Values = dict[tuple[str, tuple[str, ...]], float]
 
@@ -44,13 +47,14 @@ SERVER_METRICS = {
     "onecode_database_wait_seconds_bucket",
     "onecode_database_wait_seconds_count",
     "onecode_database_wait_seconds_sum",
-    "onecode_database_writable",
     "onecode_database_write_seconds",
     "onecode_request_seconds_bucket",
     "onecode_request_seconds_count",
     "onecode_request_seconds_sum",
     "onecode_requests_total",
 }
+# Without the database, for a key that cannot be looked up.
+METRICS_WITHOUT_KEY = {"onecode_build_info", "onecode_database_up", "onecode_database_writable"}
 
 
 def parse_samples(page: str, parse: Callable[[str], Iterable[Metric]] = parse_plain) -> Values:
@@ -278,13 +282,70 @@ def test_without_the_database_the_page_reports_it_as_down(app: Flask, test_setti
     unreachable = create_app(replace(test_settings, database_url="postgresql+psycopg://nobody@127.0.0.1:1/nothing"))
     task_queue.init_app(app)
 
+    # Before anything else is done for it.
+    assert unreachable.test_client().get("/metrics").status_code == 401
+    assert unreachable.extensions["readiness"]._current is None
     response = unreachable.test_client().get("/metrics", headers={"Authorization": "Bearer onecode_live_abc_secret"})
 
     assert response.status_code == 200
     found = parse_samples(response.text)
     assert found["onecode_database_up", ()] == found["onecode_database_writable", ()] == 0
-    assert {name for name, _ in found} == {"onecode_build_info", "onecode_database_up", *SERVER_METRICS}
-    assert unreachable.test_client().get("/metrics").status_code == 401
+    assert {name for name, _ in found} == METRICS_WITHOUT_KEY
+
+
+@pytest.fixture
+def relay(app: Flask, test_settings: Settings) -> Iterator[Relay]:
+    with relay_to(test_settings.libpq_url) as relay:
+        yield relay
+    task_queue.init_app(app)
+    database_health.mark_recovered()
+
+
+@pytest.fixture
+def scrape_over_relay(
+    relay: Relay, test_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str], TestResponse]:
+    """Scrapes another app, which is connected to the database over the relay, with a key; it caches no keys."""
+    monkeypatch.setattr(api_key_actions, "API_KEY_CACHE_SECONDS", 0)
+    client = create_app(replace(test_settings, database_url=relay.url)).test_client()
+    return lambda key: client.get("/metrics", headers={"Authorization": f"Bearer {key}"})
+
+
+def names(response: TestResponse) -> set[str]:
+    assert response.status_code == 200
+    return {name for name, _ in parse_samples(response.text)}
+
+
+@pytest.mark.usefixtures("patient_readiness")
+def test_without_the_database_only_a_key_that_was_accepted_gets_counts(
+    relay: Relay, scrape_over_relay: Callable[[str], TestResponse], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accepted = api_key_actions.create_api_key("prometheus", ["read"], by="tests")
+    till = api_key_actions.create_api_key("till", ["redeem"], by="tests")
+    assert names(scrape_over_relay(accepted)) > SERVER_METRICS
+    assert scrape_over_relay(till).status_code == 403
+    # Its public id, but another secret.
+    assert scrape_over_relay(f"{accepted}0").status_code == 401
+    relay.close()
+
+    assert names(scrape_over_relay(accepted)) == METRICS_WITHOUT_KEY | SERVER_METRICS
+    for key in (till, f"{accepted}0"):
+        assert names(scrape_over_relay(key)) == METRICS_WITHOUT_KEY
+    monkeypatch.setattr(metrics, "ACCEPTED_KEY_SECONDS", 0)
+    assert names(scrape_over_relay(accepted)) == METRICS_WITHOUT_KEY
+
+
+@pytest.mark.usefixtures("patient_readiness")
+def test_a_revoked_key_gets_no_counts_without_the_database(
+    relay: Relay, scrape_over_relay: Callable[[str], TestResponse]
+) -> None:
+    key = api_key_actions.create_api_key("prometheus", ["read"], by="tests")
+    assert scrape_over_relay(key).status_code == 200
+    api_key_actions.revoke_api_key(db.session.scalars(select(ApiKey.id)).one(), by="tests")
+    assert scrape_over_relay(key).status_code == 401
+    relay.close()
+
+    assert names(scrape_over_relay(key)) == METRICS_WITHOUT_KEY
 
 
 def test_a_database_that_commits_is_writable(api: FlaskClient) -> None:
