@@ -24,8 +24,9 @@ from webapp.views.api.blueprint import authenticate
 
 log = logging.getLogger(__name__)
 
-# Seconds to wait for each statement. The default scrape timeout of Prometheus is ten seconds.
-READ_SECONDS = 5.0
+# Seconds to wait for each statement: longer than the server lets it run, so that a slow one is cancelled there and the
+# connection can be used again.
+READ_SECONDS = monitoring_queries.STATEMENT_TIMEOUT_SECONDS + 1
 # While the database does not respond to writes: it may not respond at all, and a new connection takes as long again.
 READ_SECONDS_WITHOUT_WRITES = 1.5
 # Seconds after its last scrape of this process in which a key is accepted while it cannot be looked up.
