@@ -117,6 +117,32 @@ def test_files_of_servers_that_no_longer_exist_are_deleted(tmp_path: Path) -> No
     assert [round(age / 86400) for age in ages] == [0, 29]
 
 
+def test_a_scrape_keeps_the_file_of_a_running_server(tmp_path: Path) -> None:
+    running = SharedCounters(KEYS)
+    running.share(tmp_path, "running server")
+    (file,) = tmp_path.iterdir()
+    os.utime(file, (time.time() - 31 * 86400,) * 2)
+
+    running.totals()
+    SharedCounters(KEYS).share(tmp_path, SERVER)
+
+    assert file.exists()
+
+
+def test_what_cannot_be_deleted_does_not_prevent_sharing(tmp_path: Path) -> None:
+    """An old folder stands for a file that another user owns."""
+    (tmp_path / "old").mkdir()
+    os.utime(tmp_path / "old", (time.time() - 31 * 86400,) * 2)
+    own, reader = SharedCounters(KEYS), SharedCounters(KEYS)
+
+    own.share(tmp_path, SERVER)
+    reader.share(tmp_path, SERVER)
+    own.add(("requests", 1))
+
+    # Locks do not exclude each other within a process: both have the same slot.
+    assert reader.totals()["requests"] == 1
+
+
 def test_concurrent_threads_lose_no_count(tmp_path: Path) -> None:
     counters = SharedCounters(KEYS)
 
