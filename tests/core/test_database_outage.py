@@ -317,7 +317,7 @@ def test_other_database_errors_are_not_outages(error: psycopg.Error, monkeypatch
 
 
 def test_rejected_requests_are_logged_at_most_once_a_second(app: Flask, test_settings: app_settings.Settings) -> None:
-    unreachable = replace(test_settings, database_url="postgresql+psycopg://nobody@127.0.0.1:1/nothing")
+    unreachable = replace(test_settings, database_url="postgresql://nobody@127.0.0.1:1/nothing")
     client = create_app(unreachable).test_client()
     task_queue.init_app(app)
     database_health.mark_recovered()

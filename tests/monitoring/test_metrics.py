@@ -287,7 +287,7 @@ def test_metrics_have_no_personal_data(api: FlaskClient, campaign: Campaign) -> 
 
 
 def test_without_the_database_the_page_reports_it_as_down(app: Flask, test_settings: Settings) -> None:
-    unreachable = create_app(replace(test_settings, database_url="postgresql+psycopg://nobody@127.0.0.1:1/nothing"))
+    unreachable = create_app(replace(test_settings, database_url="postgresql://nobody@127.0.0.1:1/nothing"))
     task_queue.init_app(app)
 
     # Before anything else is done for it.

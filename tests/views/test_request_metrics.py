@@ -232,7 +232,7 @@ def test_a_pooled_connection_that_was_replaced_is_no_error(app: Flask, test_sett
 
 
 def test_a_refused_connection_is_counted(app: Flask, test_settings: Settings) -> None:
-    unreachable = create_app(replace(test_settings, database_url="postgresql+psycopg://nobody@127.0.0.1:1/nothing"))
+    unreachable = create_app(replace(test_settings, database_url="postgresql://nobody@127.0.0.1:1/nothing"))
     task_queue.init_app(app)
     before = web_metrics.collect_web_metrics()
 
