@@ -8,13 +8,13 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
 
-from tests.support.small_disk import requires_root, small_disk
+from tests.support.small_disk import fill_disk, requires_root, small_disk
 from webapp.core import shared_counters
 from webapp.core.shared_counters import SharedCounters
 
@@ -165,18 +165,12 @@ def test_an_unknown_counter_is_an_error() -> None:
         SharedCounters(KEYS).add(("errors", 1))
 
 
-def fill_disk(folder: Path) -> None:
-    with (folder / "rest").open("wb", buffering=0) as file, suppress(OSError):
-        while file.write(bytes(4096)):
-            pass
-
-
 @requires_root
 def test_counting_continues_on_a_full_disk(tmp_path: Path) -> None:
     """A page that the file lacks could not be written: the process would be killed by SIGBUS."""
     folder = tmp_path / "disk"
     with small_disk(folder, "size=64k"), counting_process(folder / "metrics", 1.0) as (_, pipe, _):
-        fill_disk(folder)
+        fill_disk(folder / "rest")
         pipe.send("count again")
         assert pipe.poll(60)
         assert pipe.recv() == {"requests": 1, "seconds": 2}
