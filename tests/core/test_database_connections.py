@@ -124,6 +124,20 @@ def test_after_a_hanging_commit_no_other_is_sent_until_writes_succeed(
         assert other.execute("delete from huey_kv").rowcount == 0
 
 
+def test_while_commits_are_refused_a_connection_without_a_transaction_can_be_used(
+    test_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLAlchemy and Huey call `commit` also with autocommit, when each statement has been committed already."""
+    monkeypatch.setattr(database_connections, "_CHECK_WRITES_SQL", "select 1 / 0")
+    database_connections._commit_guard.refuse_commits()
+    with database_connections.connect(test_settings.libpq_url, autocommit=True) as connection:
+        connection.execute("delete from huey_kv")
+        connection.commit()
+        connection.execute("begin; delete from huey_kv")
+        with pytest.raises(CommitRefused):
+            connection.commit()
+
+
 @pytest.mark.parametrize("folder", ["webapp", "local", "migrations"])
 def test_all_parts_connect_and_commit_with_a_deadline(folder: str) -> None:
     """`Connection.transaction` would commit without calling `commit`, so that the commit could be cancelled."""

@@ -19,6 +19,7 @@ from typing import Any, LiteralString, TypeVar, cast
 import psycopg
 from psycopg.abc import PQGen
 from psycopg.errors import _WaitTimeout
+from psycopg.pq import TransactionStatus
 from sqlalchemy import Connection
 
 from webapp.core.database_urls import build_connection_parameters
@@ -107,12 +108,15 @@ class DeadlineConnection(psycopg.Connection[Any]):
             raise StatementTimeout("the database no longer runs the statement, or does not respond at all") from None
 
     def commit(self) -> None:
-        """Commit the transaction.
+        """Commit the transaction. Without one, does nothing: with autocommit, each statement has been committed.
 
         :raises StatementTimeout: when the server did not respond in time; whether it has committed is unknown then.
         :raises CommitRefused: when an earlier commit has timed out and the database still does not accept writes; the
             transaction is rolled back then.
         """
+        if self.pgconn.transaction_status == TransactionStatus.IDLE:
+            super().commit()
+            return
         try:
             _commit_guard.check(self.url)
         except CommitRefused:
@@ -124,7 +128,7 @@ class DeadlineConnection(psycopg.Connection[Any]):
         try:
             super().commit()
         except StatementTimeout:
-            _commit_guard.close()
+            _commit_guard.refuse_commits()
             raise
         finally:
             self._is_committing = False
@@ -257,15 +261,15 @@ class _CommitGuard:
     """
 
     def __init__(self) -> None:
-        self._is_closed = False
+        self.is_refusing = False
         self._lock = threading.Lock()
         # The error of the last check, and when it has failed, by `time.monotonic`.
         self._failure: psycopg.Error | None = None
         self._failed_at = -math.inf
 
-    def close(self) -> None:
+    def refuse_commits(self) -> None:
         """Refuse commits from now on."""
-        self._is_closed = True
+        self.is_refusing = True
 
     def check(self, url: str) -> None:
         """Return if commits are allowed; otherwise check whether the database at `url` accepts writes again.
@@ -274,7 +278,7 @@ class _CommitGuard:
 
         :raises CommitRefused: when it does not, from the error of the last check.
         """
-        if not self._is_closed:
+        if not self.is_refusing:
             return
         if not self._lock.acquire(blocking=False):
             raise CommitRefused("the database does not complete commits") from self._failure
@@ -283,7 +287,7 @@ class _CommitGuard:
                 raise CommitRefused("the database does not complete commits") from self._failure
             with closing(connect(url, statement_seconds=COMMIT_CHECK_SECONDS, autocommit=True)) as connection:
                 check_writes(connection)
-            self._is_closed, self._failure = False, None
+            self.is_refusing, self._failure = False, None
         except CommitRefused:
             raise
         except psycopg.Error as error:
