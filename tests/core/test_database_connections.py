@@ -206,6 +206,29 @@ def test_a_server_that_rejects_connections_still_runs_the_statement(relay: Relay
         connection.execute("select pg_sleep(%s)", [DEADLINE * 2])
 
 
+def test_rows_that_have_arrived_are_read_without_a_wait(
+    test_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A deadline of each row would double the cost of an export."""
+    waits = 0
+    watch = DeadlineConnection._watch
+
+    def count_waits(*arguments: Any) -> Any:
+        nonlocal waits
+        waits += 1
+        return watch(*arguments)
+
+    monkeypatch.setattr(DeadlineConnection, "_watch", count_waits)
+    seconds = database_connections.LONG_STATEMENT_SECONDS
+    with (
+        closing(database_connections.connect(test_settings.libpq_url, statement_seconds=seconds)) as connection,
+        connection.cursor().copy("copy (select generate_series(1, 10000)) to stdout") as copy,
+    ):
+        assert sum(1 for _row in copy) == 10_000
+
+    assert 0 < waits < 1000
+
+
 def use_export() -> None:
     list(csv_export.stream_csv("select pg_sleep(%(seconds)s)", {"seconds": EXCEEDED}))
 

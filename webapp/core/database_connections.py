@@ -20,6 +20,7 @@ import psycopg
 from psycopg.abc import PQGen
 from psycopg.errors import _WaitTimeout
 from psycopg.pq import TransactionStatus
+from psycopg.waiting import Wait
 from sqlalchemy import Connection
 
 from webapp.core.database_urls import build_connection_parameters
@@ -99,7 +100,15 @@ class DeadlineConnection(psycopg.Connection[Any]):
             return super().wait(gen, interval, timeout)
         seconds = self.statement_seconds or _statement_seconds.get()
         try:
-            return super().wait(self._watch(gen) if seconds > STATEMENT_SECONDS else gen, interval, seconds)
+            if seconds > STATEMENT_SECONDS:
+                try:
+                    state = next(gen)
+                except StopIteration as end:
+                    # Nothing to wait for: most rows of a COPY have arrived with the one before.
+                    done: Result = end.value
+                    return done
+                gen = self._watch(gen, state)
+            return super().wait(gen, interval, seconds)
         except _WaitTimeout:
             self._abandon()
             raise StatementTimeout(f"no response from the database within {seconds:g} s") from None
@@ -133,14 +142,14 @@ class DeadlineConnection(psycopg.Connection[Any]):
         finally:
             self._is_committing = False
 
-    def _watch(self, gen: PQGen[Result]) -> PQGen[Result]:
+    def _watch(self, gen: PQGen[Result], state: Wait) -> PQGen[Result]:
         """Run an operation that may take minutes; end it when the server is no longer at work on it.
 
+        :param state: what the operation waits for first.
         :raises _StatementLost: when two checks in a row have failed.
         """
         check_at = time.monotonic() + SERVER_CHECK_INTERVAL_SECONDS
         try:
-            state = next(gen)
             while True:
                 ready = yield state
                 # Nothing is ready at the end of each `interval`.
