@@ -229,6 +229,16 @@ def test_rows_that_have_arrived_are_read_without_a_wait(
     assert 0 < waits < 1000
 
 
+@pytest.mark.parametrize("is_timeout", [True, False])
+def test_an_error_of_a_connection_names_its_setting(test_settings: Settings, is_timeout: bool) -> None:
+    url, setting = test_settings.libpq_url, "DATABASE_DIRECT_URL"
+    connection = database_connections.connect(url, setting=setting, statement_seconds=DEADLINE * 10, autocommit=True)
+    with pytest.raises(psycopg.OperationalError) as raised:
+        connection.execute("select pg_sleep(1000)" if is_timeout else "select pg_terminate_backend(pg_backend_pid())")
+
+    assert setting in database_health.explain_connection_error(raised.value)
+
+
 def use_export() -> None:
     list(csv_export.stream_csv("select pg_sleep(%(seconds)s)", {"seconds": EXCEEDED}))
 

@@ -159,9 +159,12 @@ def test_a_pooler_of_transactions_is_detected(database_url: str, test_settings: 
                 preflight.check_database(settings)
 
 
-def test_a_pool_of_one_session_is_not_taken_for_one_of_transactions(database_url: str, test_settings: Settings) -> None:
+def test_a_pool_of_one_session_is_not_taken_for_one_of_transactions(
+    database_url: str, test_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pooler_check, "ANSWER_SECONDS", 0.2)
     with pgbouncer(database_url, "session", default_pool_size="1") as url:
-        pooler_check.check_pooling(replace(test_settings, database_url=url), answer_seconds=0.2)
+        pooler_check.check_pooling(replace(test_settings, database_url=url))
 
 
 @pytest.mark.usefixtures("patient_readiness")

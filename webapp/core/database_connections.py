@@ -26,6 +26,7 @@ from sqlalchemy import Connection
 from webapp.core.database_urls import build_connection_parameters
 
 Result = TypeVar("Result")
+PsycopgError = TypeVar("PsycopgError", bound=psycopg.Error)
 
 # Seconds to wait for the response to one statement, unless `statement_deadline` sets another value.
 STATEMENT_SECONDS = 20.0
@@ -87,8 +88,9 @@ class DeadlineConnection(psycopg.Connection[Any]):
 
     # A deadline for all statements of this connection; by default that of `statement_deadline` applies.
     statement_seconds: float | None = None
-    # The connection string of `connect`.
+    # The connection string of `connect`, and the name of the setting with it.
     url = ""
+    setting = "DATABASE_URL"
     _is_committing = False
 
     def wait(self, gen: PQGen[Result], interval: float = 0.1, timeout: float | None = None) -> Result:
@@ -111,10 +113,14 @@ class DeadlineConnection(psycopg.Connection[Any]):
             return super().wait(gen, interval, seconds)
         except _WaitTimeout:
             self._abandon()
-            raise StatementTimeout(f"no response from the database within {seconds:g} s") from None
+            raise self._name_setting(StatementTimeout(f"no response from the database within {seconds:g} s")) from None
         except _StatementLost:
             self._abandon()
-            raise StatementTimeout("the database no longer runs the statement, or does not respond at all") from None
+            message = "the database no longer runs the statement, or does not respond at all"
+            raise self._name_setting(StatementTimeout(message)) from None
+        except psycopg.Error as error:
+            self._name_setting(error)
+            raise
 
     def commit(self) -> None:
         """Commit the transaction. Without one, does nothing: with autocommit, each statement has been committed.
@@ -127,7 +133,7 @@ class DeadlineConnection(psycopg.Connection[Any]):
             super().commit()
             return
         try:
-            _commit_guard.check(self.url)
+            _commit_guard.check(self.url, self.setting)
         except CommitRefused:
             # Otherwise the next transaction of this connection would commit this one, too.
             with suppress(psycopg.Error):
@@ -168,7 +174,7 @@ class DeadlineConnection(psycopg.Connection[Any]):
         A frozen server does not answer. Behind an address that leads to the current primary server, another server may
         answer, which does not have the session. A connection pooler hides which session it is.
         """
-        server = {"host": self.info.host, "hostaddr": self.info.hostaddr or None, "port": self.info.port}
+        server: dict[str, Any] = {"host": self.info.host, "hostaddr": self.info.hostaddr or None, "port": self.info.port}
         try:
             with closing(
                 connect(
@@ -190,6 +196,11 @@ class DeadlineConnection(psycopg.Connection[Any]):
         except psycopg.Error:
             # For example, the server accepts no more connections.
             return True
+
+    def _name_setting(self, error: PsycopgError) -> PsycopgError:
+        """Store in an error which setting leads to the database, for `database_health.explain_connection_error`."""
+        error.__dict__["setting"] = self.setting
+        return error
 
     def _abandon(self) -> None:
         """Close the connection; ask the server to cancel the statement, so that a slow one releases its locks.
@@ -237,18 +248,25 @@ def ping_deadline() -> Iterator[None]:
         yield
 
 
-def connect(url: str, *, statement_seconds: float | None = None, **parameters: Any) -> DeadlineConnection:
+def connect(
+    url: str, *, setting: str = "DATABASE_URL", statement_seconds: float | None = None, **parameters: Any
+) -> DeadlineConnection:
     """Connect to the database.
 
     :param url: a connection string of libpq.
+    :param setting: the name of the setting with the connection string, for `database_health.explain_connection_error`.
     :param statement_seconds: a deadline for all statements of this connection, instead of that of `statement_deadline`.
     :param parameters: of `psycopg.connect`; they take precedence over those in `url`.
     :raises psycopg.OperationalError: when no server has accepted the connection within its timeout.
     """
     arguments: dict[str, Any] = {**build_connection_parameters(url), **parameters}
-    connection = DeadlineConnection.connect(**arguments)
+    try:
+        connection = DeadlineConnection.connect(**arguments)
+    except psycopg.Error as error:
+        error.__dict__["setting"] = setting
+        raise
     connection.statement_seconds = statement_seconds
-    connection.url = url
+    connection.url, connection.setting = url, setting
     return connection
 
 
@@ -280,7 +298,7 @@ class _CommitGuard:
         """Refuse commits from now on."""
         self.is_refusing = True
 
-    def check(self, url: str) -> None:
+    def check(self, url: str, setting: str) -> None:
         """Return if commits are allowed; otherwise check whether the database at `url` accepts writes again.
 
         One thread checks, at most once a second; the others are refused at once.
@@ -294,7 +312,9 @@ class _CommitGuard:
         try:
             if time.monotonic() - self._failed_at < COMMIT_CHECK_INTERVAL_SECONDS:
                 raise CommitRefused("the database does not complete commits") from self._failure
-            with closing(connect(url, statement_seconds=COMMIT_CHECK_SECONDS, autocommit=True)) as connection:
+            with closing(
+                connect(url, setting=setting, statement_seconds=COMMIT_CHECK_SECONDS, autocommit=True)
+            ) as connection:
                 check_writes(connection)
             self.is_refusing, self._failure = False, None
         except CommitRefused:

@@ -207,19 +207,24 @@ CONNECTION_ERROR_HINTS = (
 
 
 # A line of psycopg about one of several attempts.
-_ATTEMPT_PATTERN = re.compile(r"^- host: '?(.*?)'?, port: '?(.*?)'?, hostaddr: .*?: (.*)$", re.M)
+_ATTEMPT_PATTERN = re.compile(r"^- host: '?(.*?)'?, port: '?(.*?)'?, hostaddr: '?(.*?)'?: (.*)$", re.M)
 
 
-def explain_connection_error(error: psycopg.Error, name: str = "DATABASE_URL") -> str:
+def explain_connection_error(error: psycopg.Error) -> str:
     """Return one line about a failed connection and its remedy; never a password.
 
-    :param name: the setting with the address.
+    It names the setting with the address, which `database_connections.connect` has stored in the error.
     """
-    attempts = {(host, port): reason for host, port, reason in _ATTEMPT_PATTERN.findall(str(error))}
+    name = error.__dict__.get("setting", "DATABASE_URL")
+    attempts = {
+        # One host name may have several addresses.
+        f"{host} port {port}" if address in (host, "None") else f"{host} ({address}) port {port}": reason
+        for host, port, address, reason in _ATTEMPT_PATTERN.findall(str(error))
+    }
     if len(attempts) > 1:
         reasons = (
-            f"{host} port {port}: {shorten(reason.rpartition('failed: ')[2], 100, placeholder=' …')}"
-            for (host, port), reason in attempts.items()
+            f"{server}: {shorten(reason.rpartition('failed: ')[2], 100, placeholder=' …')}"
+            for server, reason in attempts.items()
         )
         return f"none of the servers of {name} can be used: {'; '.join(reasons)}"
     message = " ".join(str(error).split())
