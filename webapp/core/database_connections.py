@@ -174,7 +174,11 @@ class DeadlineConnection(psycopg.Connection[Any]):
         A frozen server does not answer. Behind an address that leads to the current primary server, another server may
         answer, which does not have the session. A connection pooler hides which session it is.
         """
-        server: dict[str, Any] = {"host": self.info.host, "hostaddr": self.info.hostaddr or None, "port": self.info.port}
+        server: dict[str, Any] = {
+            "host": self.info.host,
+            "hostaddr": self.info.hostaddr or None,
+            "port": self.info.port,
+        }
         try:
             with closing(
                 connect(

@@ -18,6 +18,7 @@ from flask import Flask
 
 from webapp.core import database_connections, database_health, logs
 from webapp.core.extensions import huey
+from webapp.core.settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -70,10 +71,11 @@ def init_app(app: Flask) -> None:
         raise RuntimeError(f"no task is registered as {', '.join(sorted(missing_names))}")
     _app = app
     # Through a connection pooler that pools transactions, a worker would not receive what it listens for.
-    dsn = app.config["SETTINGS"].direct_libpq_url
-    if huey.storage.dsn != dsn:
+    settings: Settings = app.config["SETTINGS"]
+    huey.storage.setting = settings.direct_url_setting
+    if huey.storage.dsn != settings.direct_libpq_url:
         huey.storage.close()
-        huey.storage.dsn = dsn
+        huey.storage.dsn = settings.direct_libpq_url
 
 
 def task(
@@ -161,7 +163,7 @@ def longest_running_seconds() -> float | None:
 
 
 def failing_seconds() -> float:
-    """Return for how many seconds a thread of this worker has been unable to reach the queue; 0 if all can."""
+    """Return for how many seconds this worker has been unable to reach the queue; 0 if it can."""
     seconds: float = huey.storage.failing_seconds()
     return seconds
 
