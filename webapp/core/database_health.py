@@ -20,7 +20,8 @@ from sqlalchemy import event
 from sqlalchemy.engine import Engine, ExceptionContext
 from sqlalchemy.exc import DBAPIError
 
-from webapp.core.database_connections import CommitRefused
+from webapp.core import database_connections
+from webapp.core.database_connections import CommitRefused, StatementTimeout
 
 log = logging.getLogger(__name__)
 
@@ -99,13 +100,19 @@ def _replace_read_only_connection(context: ExceptionContext) -> None:
         context.is_disconnect = True
 
 
+def is_statement_timeout(error: BaseException | None) -> bool:
+    """Return whether a statement got no response in time: the database does not respond, or the statement is slow."""
+    return isinstance(error.orig if isinstance(error, DBAPIError) else error, StatementTimeout)
+
+
 def is_connection_lost(error: psycopg.Error) -> bool:
     """Return whether the server or the network ended an open connection.
 
-    A new connection may work at once.
+    A new connection may work at once, unlike after a timeout, at which Onecode closes the connection.
     """
     return (
         isinstance(error, psycopg.OperationalError)
+        and not isinstance(error, (StatementTimeout, CommitRefused))
         and (not error.sqlstate or error.sqlstate.startswith(("08", "57P01", "57P02")))
         and not _CONNECT_FAILED_PATTERN.match(str(error))
     )
