@@ -331,3 +331,8 @@ class _CommitGuard:
 
 
 _commit_guard = _CommitGuard()
+
+
+def are_commits_refused() -> bool:
+    """Return whether a commit has timed out, and the database has not accepted writes since."""
+    return _commit_guard.is_refusing

@@ -1,9 +1,10 @@
 """Detect and log database outages.
 
 One line is logged when an outage starts, and one when the database has recovered. During an outage at most one rejected
-request per second is logged. The database counts as recovered as soon as a connection of the pool works. If only a
-single connection was terminated (the queue has its own), both lines follow each other immediately. Other connections
-that were terminated in the same outage may be noticed up to a minute later; these are not logged again.
+request per second is logged. The database counts as recovered as soon as a connection of the pool works, and after a
+commit that timed out, as soon as it accepts writes. If only a single connection was terminated (the queue has its own),
+both lines follow each other immediately. Other connections that were terminated in the same outage may be noticed up to
+a minute later; these are not logged again.
 """
 
 from __future__ import annotations
@@ -57,8 +58,9 @@ def report_if_outage(error: BaseException | None) -> bool:
         return False
     if isinstance(cause, psycopg.InterfaceError) or (not cause.sqlstate and _CLOSED_PATTERN.search(str(cause))):
         return is_database_unavailable() or _is_recently_recovered()
+    is_certain = _CONNECT_FAILED_PATTERN.match(str(cause)) or database_connections.are_commits_refused()
     with _lock:
-        if _outage_started_at is None and not _CONNECT_FAILED_PATTERN.match(str(cause)) and _is_recently_recovered():
+        if _outage_started_at is None and not is_certain and _is_recently_recovered():
             return True
         is_first, _outage_started_at = _outage_started_at is None, _outage_started_at or time.monotonic()
     if is_first:
@@ -151,11 +153,11 @@ def should_log_rejected_request() -> bool:
 
 @event.listens_for(Engine, "checkout")
 def _on_connection_checkout(*connection: object) -> None:
-    """End the outage.
+    """End the outage, unless commits are refused.
 
     A connection that leaves the pool is new or has just passed its pre-ping.
     """
-    if _outage_started_at is not None:
+    if _outage_started_at is not None and not database_connections.are_commits_refused():
         mark_recovered()
 
 
