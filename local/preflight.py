@@ -29,7 +29,7 @@ VERSION_TABLE = "alembic_version"
 # Between this machine's clock and the database's. Less may be a slow connection; with more, offers would start and end
 # at the wrong time.
 MAX_CLOCK_SKEW_SECONDS = 30
-# Less than the start writes: configuration, logs and PostgreSQL's own files.
+# With less, configuration, logs or files of PostgreSQL could not be written; a new database needs more.
 MIN_FREE_BYTES = 2 * 1024 * 1024
 # All tables except those of extensions such as PostGIS.
 SELECT_TABLES = """

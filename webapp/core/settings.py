@@ -110,7 +110,7 @@ class Settings:
     @property
     def libpq_url(self) -> str:
         """The connection string for transactions, as libpq expects it; it may lead through a connection pooler."""
-        return self.database_url.replace("postgresql+psycopg://", "postgresql://", 1)
+        return self.database_url
 
     @property
     def direct_libpq_url(self) -> str:
