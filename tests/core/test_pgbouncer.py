@@ -135,8 +135,8 @@ def test_a_worker_is_woken(pooled_app: Flask) -> None:
 
 def _listening_sessions() -> int:
     db.session.rollback()
-    # The statement after LISTEN, on the same connection.
-    query = "select count(*) from pg_stat_activity where query like 'delete from huey_task%' and state = 'idle'"
+    # The end of the transaction after LISTEN, on the same connection, which found no task.
+    query = "select count(*) from pg_stat_activity where query = 'ROLLBACK' and state = 'idle'"
     return int(db.session.scalar(text(f"{query} and datname = current_database()")) or 0)
 
 

@@ -44,7 +44,9 @@ def init_app(app: Flask) -> None:
             DRIVER_URL,
             poolclass=NullPool,
             hide_parameters=True,
-            creator=functools.partial(database_connections.connect, settings.direct_libpq_url),
+            creator=functools.partial(
+                database_connections.connect, settings.direct_libpq_url, setting=settings.direct_url_setting
+            ),
         )
         database_errors.count_errors(engine)
 

@@ -16,7 +16,7 @@ from webapp.core.settings import Settings
 # Attempts to see two transactions of one connection in different sessions of the server; the first one is enough
 # unless other clients use the pool at the same time.
 ATTEMPTS = 5
-# Seconds to wait for one answer. A pool of sessions that is full does not answer the second connection.
+# Seconds to wait for one answer. A pool of sessions that is full gives the second connection none.
 ANSWER_SECONDS = 3.0
 
 
@@ -26,7 +26,7 @@ def check_pooling(settings: Settings) -> None:
     :raises SettingsError: when one leads through a pooler of transactions that it must not use.
     :raises psycopg.Error: when the database is unavailable.
     """
-    if not pools_transactions(settings.direct_libpq_url):
+    if not _pools_transactions(settings.direct_libpq_url, settings.direct_url_setting):
         return
     if settings.database_direct_url:
         raise SettingsError(
@@ -55,16 +55,17 @@ def is_pooled(connection: DeadlineConnection) -> bool:
     return row is not None and row[0] != connection.info.backend_pid
 
 
-def pools_transactions(url: str) -> bool:
+def _pools_transactions(url: str, setting: str) -> bool:
     """Return whether two transactions of a connection may have different sessions of the server.
 
     If it leads through a pooler, the session of one connection is watched while another one is in a transaction: a
     pooler of transactions gives it the session that was just used.
 
+    :param setting: the name of the setting with the connection string.
     :raises psycopg.Error: when the database is unavailable.
     """
     open_connection = functools.partial(
-        database_connections.connect, url, statement_seconds=ANSWER_SECONDS, autocommit=True
+        database_connections.connect, url, setting=setting, statement_seconds=ANSWER_SECONDS, autocommit=True
     )
     # Not the context managers of the connections: these would commit, and wait for a statement without an answer.
     with closing(open_connection()) as first:

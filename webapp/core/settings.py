@@ -118,6 +118,11 @@ class Settings:
         return self.database_direct_url or self.libpq_url
 
     @property
+    def direct_url_setting(self) -> str:
+        """The name of the setting with `direct_libpq_url`."""
+        return "DATABASE_DIRECT_URL" if self.database_direct_url else "DATABASE_URL"
+
+    @property
     def can_email_users(self) -> bool:
         """Whether emails to users arrive: a relay is set, or the users are on this machine, as the mail sink is."""
         return not self.uses_mail_sink or urlsplit(self.public_url).hostname in LOOPBACK_HOSTS
