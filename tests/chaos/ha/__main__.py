@@ -29,7 +29,7 @@ from tests.support.chaos.patroni_cluster import PatroniCluster
 from tests.support.live_server import LiveProcess
 from webapp.core.settings import ROOT
 
-CUSTOMERS = 2_000
+CUSTOMERS = 4_000
 PAGE = ROOT / "docs" / "benchmarks" / "chaos-ha.md"
 ACCESS = {"HAProxy": "haproxy_url", "multi-host URL": "multi_host_url"}
 

@@ -103,7 +103,8 @@ def populate(url: str, folder: Path, customers: int) -> PopulatedDatabase:
     )
     app = create_app(settings)
     migrations.init_app(app)
-    with app.app_context():
+    # A busy machine takes long for many customers.
+    with app.app_context(), database_connections.statement_deadline(database_connections.LONG_STATEMENT_SECONDS):
         flask_migrate.upgrade()
         key = api_key_actions.create_api_key("tests", ["redeem", "manage"], by="tests")
         db.session.execute(

@@ -23,7 +23,7 @@ ENOUGH = 25
 class RedemptionLoad:
     """Clients that redeem over HTTP until they are stopped.
 
-    :ivar pause: the seconds for which each client waits after a redemption.
+    :ivar pause: the seconds for which each client waits after a response; each request takes another customer.
     :ivar accepted_at: the times of the responses with status 201, as `time.time` returns them.
     """
 
@@ -41,7 +41,7 @@ class RedemptionLoad:
             self.responses.append((email, response))
             if response.status == 201:
                 self.accepted_at.append(time.time())
-            time.sleep(self.pause if response.status == 201 else 0.02)
+            time.sleep(self.pause or (0 if response.status == 201 else 0.02))
 
     def wait_for(self, status: int, number: int = ENOUGH) -> None:
         """Wait for `number` more responses with a status."""
