@@ -64,9 +64,9 @@ def up_command() -> None:
     """Start everything in the background and print the addresses."""
     settings = _get_settings()
     with command_errors(settings), supervisor.instance_lock(settings):
-        # Before anything is stopped: what is running could not be started again.
-        preflight.check_disk(*supervisor.data_folders(settings))
-        if supervisor.is_supervisor_running(settings) and supervisor.is_database_running(settings):
+        is_running = supervisor.is_supervisor_running(settings) and supervisor.is_database_running(settings)
+        check_disk(settings, is_running)
+        if is_running:
             preflight.check_running_port(settings)
             supervisor.wait_until_ready(settings)
             exception = "" if account_queries.has_active_admin() else " except the link below"
@@ -160,6 +160,17 @@ def running_database(settings: Settings) -> Iterator[None]:
         if started:
             supervisor.stop_database(settings)
         raise
+
+
+def check_disk(settings: Settings, is_running: bool) -> None:
+    """Check the disk of an instance that is to be started or is running, before anything is stopped.
+
+    What is running could not be started again. If its database is on another server, it needs no space.
+
+    :raises SetupError: when the disk is full.
+    """
+    if settings.uses_embedded_database or not is_running:
+        preflight.check_disk(*supervisor.data_folders(settings))
 
 
 def _upgrade_schema() -> None:

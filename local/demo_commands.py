@@ -36,7 +36,9 @@ def demo_up_command(port: int | None, public_url: str | None) -> None:
     demo_instance.create_folder(user_settings)
     settings = demo_instance.load_demo_settings(user_settings)
     with local_commands.command_errors(settings), supervisor.instance_lock(settings):
-        if _is_complete_and_running(settings):
+        is_running = _is_complete_and_running(settings)
+        local_commands.check_disk(settings, is_running)
+        if is_running:
             _check_running_port(settings, port)
             settings = demo_instance.load_demo_settings(user_settings, public_url=public_url)
             with _app_context(settings):
@@ -45,7 +47,6 @@ def demo_up_command(port: int | None, public_url: str | None) -> None:
             if source_code.has_changed(settings):
                 click.echo("The code has changed since the demo was started: run `make demo-down`, then `make demo`.")
             return
-        preflight.check_disk(*supervisor.data_folders(settings))
         # Stop what an interrupted start left running.
         supervisor.stop_services(settings)
         port = port or demo_instance.choose_port(user_settings)

@@ -29,7 +29,7 @@ VERSION_TABLE = "alembic_version"
 # Between this machine's clock and the database's. Less may be a slow connection; with more, offers would start and end
 # at the wrong time.
 MAX_CLOCK_SKEW_SECONDS = 30
-# Less than the start writes: configuration, logs and PostgreSQL's own files.
+# With less, configuration, logs or files of PostgreSQL could not be written; a new database needs more.
 MIN_FREE_BYTES = 2 * 1024 * 1024
 # All tables except those of extensions such as PostGIS.
 SELECT_TABLES = """
@@ -138,9 +138,10 @@ def check_database(settings: Settings) -> list[str]:
 
     :raises SetupError: when it can't be used.
     """
-    name = "DATABASE_DIRECT_URL" if settings.database_direct_url else "DATABASE_URL"
     try:
-        with database_connections.connect(settings.direct_libpq_url, autocommit=True) as connection:
+        with database_connections.connect(
+            settings.direct_libpq_url, setting=settings.direct_url_setting, autocommit=True
+        ) as connection:
             _check_server_version(connection.info.server_version)
             info = connection.cursor(row_factory=class_row(DatabaseInfo)).execute(SELECT_DATABASE_INFO).fetchone()
             clock_skew = (datetime.now(UTC) - info.now).total_seconds() if info else 0
@@ -151,7 +152,7 @@ def check_database(settings: Settings) -> list[str]:
                 else None
             )
     except psycopg.Error as error:
-        raise SetupError(explain_connection_error(error, name)) from error
+        raise SetupError(explain_connection_error(error)) from error
     _check_pooling(settings)
     assert info is not None  # noqa: S101
     _check_database_info(info)
@@ -171,7 +172,10 @@ def _check_pooling(settings: Settings) -> None:
         pooler_check.check_pooling(settings)
         if settings.database_direct_url is None:
             return
-        identities = [_select_identity(url) for url in (settings.libpq_url, settings.direct_libpq_url)]
+        identities = [
+            _select_identity(settings.libpq_url, "DATABASE_URL"),
+            _select_identity(settings.direct_libpq_url, "DATABASE_DIRECT_URL"),
+        ]
     except SettingsError as error:
         raise SetupError(str(error)) from error
     except psycopg.Error as error:
@@ -182,8 +186,8 @@ def _check_pooling(settings: Settings) -> None:
         )
 
 
-def _select_identity(url: str) -> TupleRow | None:
-    with database_connections.connect(url, autocommit=True) as connection:
+def _select_identity(url: str, setting: str) -> TupleRow | None:
+    with database_connections.connect(url, setting=setting, autocommit=True) as connection:
         return connection.execute("select current_database(), pg_postmaster_start_time()").fetchone()
 
 

@@ -36,7 +36,7 @@ def linked_shop(app: Flask, test_settings: Settings, tmp_path: Path, provider: O
         "OIDC_CLIENT_SECRET": oidc_provider.CLIENT_SECRET,
         "OIDC_NAME": "Example SSO",
     }
-    with live_server.web_server(test_settings, 1, "127.0.0.1", None, **settings) as web:
+    with live_server.web_server(test_settings, 1, **settings) as web:
         yield RunningShop(web.url, tmp_path, app)
 
 

@@ -72,6 +72,38 @@ def test_the_most_frequent_cause_comes_first(launch_campaign: LaunchCampaign) ->
     assert stats_queries.list_example_replies(campaign.id, causes) == ["554 reply", "None reply", "550 reply"]
 
 
+def test_an_example_is_a_reply_of_the_campaign_with_the_same_cause(launch_campaign: LaunchCampaign) -> None:
+    create_customers(1)
+    other, campaign = launch_campaign("ONE1"), launch_campaign("TWO2")
+
+    def add(*rows: tuple[str, int | None, str], to: Campaign = campaign) -> None:
+        first = 1 + (db.session.scalar(text("select max(customer_id) from mail_issue")) or 0)
+        for n, (state, code, reply) in enumerate(rows, first):
+            values = {"campaign_id": to.id, "customer_id": n, "state": state, "smtp_code": code, "text": reply}
+            db.session.add(MailIssue(**values))
+        db.session.commit()
+
+    long = "sending was interrupted " * 20
+    for state, code, reply in (("failed", 550, "5.1.1 "), ("failed", None, long), ("uncertain", 450, "4.2.2 ")):
+        add((state, code, f"{reply}of another campaign"), to=other)
+        add(("skipped", code, f"{reply}of another state"), (state, 554, f"{reply}of another code"))
+        add((state, None, f"{reply}without a code")) if code else add((state, 550, f"{reply}with a code"))
+        add((state, code, "5.9.9 of another cause"), (state, code, f"{reply}right"), (state, code, f"{reply}later"))
+    causes = {
+        (cause.state, cause.code, cause.cause): cause for cause in stats_queries.get_campaign_stats(campaign.id).causes
+    }
+    (long_cause,) = [cause for (state, code, cause) in causes if (state, code) == ("failed", None) and cause in long]
+    retried = replace(causes["uncertain", 450, "4.2.2"], state="deferred")
+    asked = [
+        causes["failed", 550, "5.1.1"],
+        causes["failed", None, long_cause],
+        retried,
+        replace(retried, state="failed"),
+    ]
+    examples = stats_queries.list_example_replies(campaign.id, asked)
+    assert examples == ["5.1.1 right", f"{long}right", "4.2.2 right", ""]
+
+
 # --- lists of campaigns -----------------------------------------------------------------------------
 
 

@@ -121,6 +121,19 @@ def test_persistent_data_is_in_named_volumes() -> None:
     )
 
 
+def test_the_web_container_may_write_where_its_processes_count_together() -> None:
+    services = container_files.services()
+    user = dict(container_files.final_stage())["USER"]
+    owner = "uid={},gid={}".format(*user.split(":"))
+    (mount,) = [mount for mount in services["web"]["tmpfs"] if "/metrics:" in mount]
+
+    # The folder of `web_metrics.share_between_processes`.
+    assert mount == f"{services['web']['environment']['INSTANCE_PATH']}/metrics:size=1m,{owner},mode=0700"
+    # The secret key and other files that must survive a restart cannot be written there.
+    assert set(services["web"]["tmpfs"]) - {mount} == set(services["worker"]["tmpfs"])
+    assert f"--tmpfs {mount} " in (ROOT / "docs" / "containers.md").read_text()
+
+
 def test_settings_for_a_program_outside_of_containers_do_not_change_them() -> None:
     environment = container_files.services()["web"]["environment"]
 

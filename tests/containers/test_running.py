@@ -64,13 +64,19 @@ class ContainerMachine:
             assert time.monotonic() < deadline, found
             time.sleep(0.2)
 
+    def find_user(self) -> int:
+        """Return the id of the user who runs the commands."""
+        if os.geteuid() != 0:
+            return os.geteuid()
+        # The embedded server of the tests accepts only the owner of its socket.
+        folder = parse_qs(urlsplit(self.database).query).get("host", ["/nonexistent"])[0]
+        return Path(folder).stat().st_uid if Path(folder).is_dir() else 10001
+
     def _unprivileged(self) -> list[str]:
         if os.geteuid() != 0:
             return []
-        # The embedded server of the tests accepts only the owner of its socket.
-        folder = parse_qs(urlsplit(self.database).query).get("host", ["/nonexistent"])[0]
-        owner = Path(folder).stat().st_uid if Path(folder).is_dir() else 10001
-        return ["setpriv", f"--reuid={owner}", f"--regid={owner}", "--clear-groups", "--no-new-privs", *READ_CAPABILITY]
+        user = self.find_user()
+        return ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups", "--no-new-privs", *READ_CAPABILITY]
 
 
 @pytest.fixture
@@ -117,6 +123,20 @@ def test_the_services_start_become_healthy_and_shut_down(machine: ContainerMachi
     assert not Path(machine.environment["INSTANCE_PATH"]).exists()
 
 
+def test_the_web_processes_count_together(machine: ContainerMachine, database_url: str, tmp_path: Path) -> None:
+    instance = _make_instance_folder(tmp_path, machine.find_user())
+    machine.environment.update(INSTANCE_PATH=str(instance), DATABASE_URL=database_url)
+
+    with _started(machine, SERVICES["web"]["command"]) as web:
+        machine.wait_until_healthy(container_files.image_health_check())
+        web.send_signal(signal.SIGTERM)
+        output = web.communicate(timeout=GRACE_SECONDS)[0]
+
+    assert "reports only its own requests" not in output
+    # One file for all processes.
+    assert len(list((instance / "metrics").iterdir())) == 1
+
+
 def test_the_image_and_the_compose_file_start_the_same_server() -> None:
     assert container_files.command(dict(container_files.final_stage())["CMD"]) == SERVICES["web"]["command"]
 
@@ -146,6 +166,19 @@ def test_concurrent_migrations_run_once(machine: ContainerMachine) -> None:
             blocker.execute("select pg_advisory_unlock(hashtext('onecode.migrate'))")
             assert [process.wait(60) for process in both] == [0, 0]
         assert blocker.execute("select count(*) from alembic_version").fetchall() == [(1,)]
+
+
+def _make_instance_folder(parent: Path, user: int) -> Path:
+    """Create a folder that is read-only for a user, except for what the compose file mounts in INSTANCE_PATH."""
+    instance = parent / "instance"
+    instance.mkdir()
+    for mount in SERVICES["web"]["tmpfs"]:
+        path = Path(mount.partition(":")[0])
+        if path.is_relative_to(SERVICES["web"]["environment"]["INSTANCE_PATH"]):
+            (instance / path.name).mkdir(mode=0o700)
+            os.chown(instance / path.name, user, user if os.geteuid() == 0 else -1)
+    instance.chmod(0o555)
+    return instance
 
 
 @contextmanager

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from datetime import UTC, datetime
+from typing import Any
 
 import psycopg
 import pytest
@@ -16,7 +20,15 @@ from sqlalchemy.exc import OperationalError
 from local import commands
 from tests.support.frozen_server import Relay, frozen_process, relay_to
 from tests.support.live_server import wait_until
-from webapp.core import csv_export, database_connections, database_urls, migrations, queue_storage
+from webapp.core import (
+    csv_export,
+    database_connections,
+    database_health,
+    database_urls,
+    migrations,
+    queue_storage,
+    task_queue,
+)
 from webapp.core.database_connections import CommitRefused, DeadlineConnection, StatementTimeout
 from webapp.core.extensions import db, huey
 from webapp.core.settings import ROOT, Settings
@@ -124,12 +136,39 @@ def test_after_a_hanging_commit_no_other_is_sent_until_writes_succeed(
         assert other.execute("delete from huey_kv").rowcount == 0
 
 
+def test_while_commits_are_refused_a_connection_without_a_transaction_can_be_used(
+    test_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLAlchemy and Huey call `commit` also with autocommit, when each statement has been committed already."""
+    monkeypatch.setattr(database_connections, "_CHECK_WRITES_SQL", "select 1 / 0")
+    database_connections._commit_guard.refuse_commits()
+    with database_connections.connect(test_settings.libpq_url, autocommit=True) as connection:
+        connection.execute("delete from huey_kv")
+        connection.commit()
+        connection.execute("begin; delete from huey_kv")
+        with pytest.raises(CommitRefused):
+            connection.commit()
+
+
 @pytest.mark.parametrize("folder", ["webapp", "local", "migrations"])
 def test_all_parts_connect_and_commit_with_a_deadline(folder: str) -> None:
     """`Connection.transaction` would commit without calling `commit`, so that the commit could be cancelled."""
     texts = {str(file): file.read_text() for file in (ROOT / folder).rglob("*.py")}
 
     assert not [file for file, source in texts.items() if "psycopg.connect(" in source or ".transaction()" in source]
+
+
+def test_what_is_written_with_autocommit_does_not_wait_for_a_standby() -> None:
+    """A statement that waits can be cancelled: then it has taken effect, but its caller gets an error."""
+    texts = {str(file.relative_to(ROOT)): file.read_text() for file in (ROOT / "webapp").rglob("*.py")}
+    modules = {name for name, source in texts.items() if '="AUTOCOMMIT"' in source}
+
+    assert {name for name in modules if "synchronous_commit" not in texts[name]} == {
+        # Begins its transactions itself.
+        "webapp/redemptions/group_commit.py",
+        # Only reads with autocommit.
+        "webapp/redemptions/guessing.py",
+    }
 
 
 def test_a_deadline_applies_in_its_block_only(test_settings: Settings) -> None:
@@ -190,6 +229,39 @@ def test_a_server_that_rejects_connections_still_runs_the_statement(relay: Relay
     with closing(connect_for_long_statements(relay)) as connection:
         connection.url = psycopg.conninfo.make_conninfo(relay.url, dbname="nowhere")
         connection.execute("select pg_sleep(%s)", [DEADLINE * 2])
+
+
+def test_rows_that_have_arrived_are_read_without_a_wait(
+    test_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A deadline of each row would double the cost of an export."""
+    waits = 0
+    watch = DeadlineConnection._watch
+
+    def count_waits(*arguments: Any) -> Any:
+        nonlocal waits
+        waits += 1
+        return watch(*arguments)
+
+    monkeypatch.setattr(DeadlineConnection, "_watch", count_waits)
+    seconds = database_connections.LONG_STATEMENT_SECONDS
+    with (
+        closing(database_connections.connect(test_settings.libpq_url, statement_seconds=seconds)) as connection,
+        connection.cursor().copy("copy (select generate_series(1, 10000)) to stdout") as copy,
+    ):
+        assert sum(1 for _row in copy) == 10_000
+
+    assert 0 < waits < 1000
+
+
+@pytest.mark.parametrize("is_timeout", [True, False])
+def test_an_error_of_a_connection_names_its_setting(test_settings: Settings, is_timeout: bool) -> None:
+    url, setting = test_settings.libpq_url, "DATABASE_DIRECT_URL"
+    connection = database_connections.connect(url, setting=setting, statement_seconds=DEADLINE * 10, autocommit=True)
+    with pytest.raises(psycopg.OperationalError) as raised:
+        connection.execute("select pg_sleep(1000)" if is_timeout else "select pg_terminate_backend(pg_backend_pid())")
+
+    assert setting in database_health.explain_connection_error(raised.value)
 
 
 def use_export() -> None:
@@ -303,6 +375,47 @@ def test_a_worker_leaves_a_frozen_connection_of_the_queue(short_queue_deadline: 
         huey.storage.blocking = True
 
 
+def test_a_worker_reaches_the_queue_while_one_of_its_threads_does(short_queue_deadline: None) -> None:
+    huey.storage.blocking = False
+    try:
+        huey.storage.dequeue()
+        with (
+            frozen_process(huey.storage._listen_conn().info.backend_pid),
+            pytest.raises(StatementTimeout),
+        ):
+            huey.storage.dequeue()
+        with ThreadPoolExecutor(1) as other:
+            other.submit(huey.storage.dequeue).result()
+            assert huey.storage.failing_seconds() == 0
+            huey.storage.queue_size()
+            with frozen_process(huey.storage.conn.info.backend_pid), pytest.raises(StatementTimeout):
+                huey.storage.read_schedule(datetime.now(UTC))
+            # Taking tasks does not make up for the schedule.
+            other.submit(huey.storage.dequeue).result()
+            assert huey.storage.failing_seconds() > 0
+            huey.storage.read_schedule(datetime.now(UTC))
+        assert huey.storage.failing_seconds() == 0
+    finally:
+        huey.storage.blocking = True
+
+
+def test_enqueueing_on_a_frozen_server_is_tried_once(
+    short_queue_deadline: None, relay: Relay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second attempt would hold the request for the timeout of a new connection to each host, too."""
+    monkeypatch.setattr(huey.storage, "dsn", relay.url)
+    assert task_queue.enqueue("campaigns.prepare", 5)
+    relay.freeze()
+    connections = len(relay._sockets)
+    try:
+        assert not task_queue.enqueue("campaigns.prepare", 6)
+    finally:
+        database_health.mark_recovered()
+
+    # Only the request to cancel the statement: a connection of the client, and of the relay.
+    assert len(relay._sockets) == connections + 2
+
+
 def test_enqueueing_over_a_frozen_connection_ends(short_queue_deadline: None) -> None:
     huey.storage.queue_size()
     with frozen_process(huey.storage.conn.info.backend_pid):
@@ -311,7 +424,10 @@ def test_enqueueing_over_a_frozen_connection_ends(short_queue_deadline: None) ->
         assert huey.storage.queue_size() == 0
 
 
-def test_threads_do_not_wait_for_the_queue_without_a_limit(short_queue_deadline: None) -> None:
+def test_threads_do_not_wait_for_the_queue_without_a_limit(
+    short_queue_deadline: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database_health, "_recovered_at", -math.inf)
     is_locked, is_done = threading.Event(), threading.Event()
 
     def hold_lock() -> None:
@@ -323,8 +439,11 @@ def test_threads_do_not_wait_for_the_queue_without_a_limit(short_queue_deadline:
     holder.start()
     is_locked.wait()
     try:
-        with pytest.raises(psycopg.OperationalError, match="connection timeout"):
+        with pytest.raises(queue_storage.QueueBusy) as raised:
             huey.storage.queue_size()
     finally:
         is_done.set()
         holder.join()
+    # The database may well respond: the thread that waits for it finds an outage.
+    assert not database_health.report_if_outage(raised.value)
+    assert not database_health.is_database_unavailable()

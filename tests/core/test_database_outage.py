@@ -321,7 +321,7 @@ def test_rejected_requests_are_logged_at_most_once_a_second(
 ) -> None:
     # On a busy machine, a request that the outage does not reject would be logged because it is slow.
     monkeypatch.setattr(logs, "SLOW_REQUEST_SECONDS", math.inf)
-    unreachable = replace(test_settings, database_url="postgresql+psycopg://nobody@127.0.0.1:1/nothing")
+    unreachable = replace(test_settings, database_url="postgresql://nobody@127.0.0.1:1/nothing")
     client = create_app(unreachable).test_client()
     task_queue.init_app(app)
     database_health.mark_recovered()

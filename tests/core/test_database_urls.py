@@ -138,6 +138,16 @@ def test_every_part_skips_a_server_that_does_not_answer(app: Flask, two_hosts: S
         task_queue.init_app(app)
 
 
+def test_every_address_of_a_host_name_is_named() -> None:
+    port = free_port()
+    with pytest.raises(psycopg.OperationalError) as raised:
+        database_connections.connect(f"host=db.shop,db.shop hostaddr=127.0.0.1,127.0.0.2 port={port} user=u dbname=x")
+
+    line = explain_connection_error(raised.value)
+    assert f"be used: db.shop (127.0.0.1) port {port}: Connection refused" in line
+    assert f"; db.shop (127.0.0.2) port {port}: Connection refused" in line
+
+
 def test_every_unusable_server_is_named(test_settings: Settings) -> None:
     first, second = free_port(), free_port()
     url = f"postgresql://u:S3cret@127.0.0.1:{first},127.0.0.1:{second}/onecode"

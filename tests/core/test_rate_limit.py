@@ -237,7 +237,7 @@ def test_without_the_table_requests_are_not_limited(client: FlaskClient, caplog:
 
 
 def test_without_the_database_the_response_is_503(test_settings: Settings) -> None:
-    settings = replace(test_settings, database_url="postgresql+psycopg://nobody@127.0.0.1:1/nothing")
+    settings = replace(test_settings, database_url="postgresql://nobody@127.0.0.1:1/nothing")
     app = create_app(settings)
     app.config["WTF_CSRF_ENABLED"] = False
     response = guess(app.test_client())

@@ -8,13 +8,13 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
 
-from tests.support.small_disk import requires_root, small_disk
+from tests.support.small_disk import fill_disk, requires_root, small_disk
 from webapp.core import shared_counters
 from webapp.core.shared_counters import SharedCounters
 
@@ -117,6 +117,32 @@ def test_files_of_servers_that_no_longer_exist_are_deleted(tmp_path: Path) -> No
     assert [round(age / 86400) for age in ages] == [0, 29]
 
 
+def test_a_scrape_keeps_the_file_of_a_running_server(tmp_path: Path) -> None:
+    running = SharedCounters(KEYS)
+    running.share(tmp_path, "running server")
+    (file,) = tmp_path.iterdir()
+    os.utime(file, (time.time() - 31 * 86400,) * 2)
+
+    running.totals()
+    SharedCounters(KEYS).share(tmp_path, SERVER)
+
+    assert file.exists()
+
+
+def test_what_cannot_be_deleted_does_not_prevent_sharing(tmp_path: Path) -> None:
+    """An old folder stands for a file that another user owns."""
+    (tmp_path / "old").mkdir()
+    os.utime(tmp_path / "old", (time.time() - 31 * 86400,) * 2)
+    own, reader = SharedCounters(KEYS), SharedCounters(KEYS)
+
+    own.share(tmp_path, SERVER)
+    reader.share(tmp_path, SERVER)
+    own.add(("requests", 1))
+
+    # Locks do not exclude each other within a process: both have the same slot.
+    assert reader.totals()["requests"] == 1
+
+
 def test_concurrent_threads_lose_no_count(tmp_path: Path) -> None:
     counters = SharedCounters(KEYS)
 
@@ -139,18 +165,12 @@ def test_an_unknown_counter_is_an_error() -> None:
         SharedCounters(KEYS).add(("errors", 1))
 
 
-def fill_disk(folder: Path) -> None:
-    with (folder / "rest").open("wb", buffering=0) as file, suppress(OSError):
-        while file.write(bytes(4096)):
-            pass
-
-
 @requires_root
 def test_counting_continues_on_a_full_disk(tmp_path: Path) -> None:
     """A page that the file lacks could not be written: the process would be killed by SIGBUS."""
     folder = tmp_path / "disk"
     with small_disk(folder, "size=64k"), counting_process(folder / "metrics", 1.0) as (_, pipe, _):
-        fill_disk(folder)
+        fill_disk(folder / "rest")
         pipe.send("count again")
         assert pipe.poll(60)
         assert pipe.recv() == {"requests": 1, "seconds": 2}

@@ -8,6 +8,8 @@ import math
 import pickle
 import subprocess
 import sys
+from collections import Counter
+from dataclasses import replace
 from typing import get_args
 
 import psycopg
@@ -16,9 +18,12 @@ from flask import Flask
 from huey.registry import Message
 from sqlalchemy import text
 
+from tests.support.logs import captured_logs
+from webapp import create_app
 from webapp.core import database_connections, database_health, task_queue
+from webapp.core.database_connections import StatementTimeout
 from webapp.core.extensions import db, huey
-from webapp.core.settings import ROOT
+from webapp.core.settings import ROOT, Settings
 from webapp.core.task_queue import TaskName
 
 # Two queue entries of release 0.1.0: `campaigns.prepare` for the campaign 5, and an import with the id 7.
@@ -117,6 +122,45 @@ def test_a_task_that_an_outage_interrupts_is_enqueued_again(
         database_health.mark_recovered()
 
     assert [(task.name, task.args) for task in huey.pending()] == [("prepare", (5,))] * is_enqueued_again
+
+
+@pytest.mark.parametrize("is_completed_between", [False, True])
+def test_a_task_that_is_too_slow_each_time_is_not_enqueued_forever(
+    app: Flask, monkeypatch: pytest.MonkeyPatch, is_completed_between: bool
+) -> None:
+    results: list[Exception | None] = [StatementTimeout("no response")] * (task_queue.MAX_STATEMENT_TIMEOUTS + 1)
+    if is_completed_between:
+        results[1:1] = [None]
+
+    def run_task(*args: int) -> None:
+        if result := results.pop(0):
+            raise result
+
+    monkeypatch.setitem(task_queue._functions, "campaigns.prepare", run_task)
+    monkeypatch.setattr(task_queue, "RESUME_INTERVAL_SECONDS", 0)
+    monkeypatch.setattr(task_queue, "_statement_timeouts", Counter())
+    try:
+        while results:
+            if huey.storage.queue_size() == 0:
+                task_queue.enqueue("campaigns.prepare", 5)
+            huey.execute(huey.dequeue())
+    finally:
+        database_health.mark_recovered()
+
+    assert huey.storage.queue_size() == is_completed_between
+
+
+def test_an_outage_of_the_queue_names_its_setting(app: Flask, test_settings: Settings) -> None:
+    unreachable = replace(test_settings, database_direct_url="postgresql://nobody@127.0.0.1:1/nothing")
+    database_health.mark_recovered()
+    try:
+        with create_app(unreachable).app_context(), captured_logs(test_settings, "text") as stream:
+            assert not task_queue.enqueue("campaigns.prepare", 5)
+    finally:
+        task_queue.init_app(app)
+        database_health.mark_recovered()
+
+    assert "nothing answers at 127.0.0.1 port 1, the address in DATABASE_DIRECT_URL" in stream.getvalue()
 
 
 def test_the_statements_of_a_task_have_its_deadline(app: Flask) -> None:

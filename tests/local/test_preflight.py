@@ -7,6 +7,8 @@ import socket
 import struct
 import threading
 from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,8 +17,8 @@ import psycopg
 import pytest
 from flask import Flask
 
+from local import commands, preflight
 from local import postgresql as embedded_postgresql
-from local import preflight
 from local.preflight import SetupError
 from tests.support.ports import free_port
 from webapp.core import setting_parsers
@@ -261,3 +263,21 @@ def test_every_setting_that_is_read_has_a_known_name() -> None:
     read = set(re.findall(r'given(?:\.get\(|\[|, )"([A-Z_]+)"', Path(app_settings.__file__).read_text()))
 
     assert read <= set(app_settings.SETTING_NAMES)
+
+
+@pytest.mark.parametrize(
+    ("is_running", "is_embedded", "is_refused"),
+    [(False, False, True), (False, True, True), (True, True, True), (True, False, False)],
+)
+def test_a_full_disk_prevents_only_what_needs_space(
+    test_settings: app_settings.Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    is_running: bool,
+    is_embedded: bool,
+    is_refused: bool,
+) -> None:
+    monkeypatch.setattr(preflight, "MIN_FREE_BYTES", 2**62)
+    settings = replace(test_settings, uses_embedded_database=is_embedded)
+
+    with pytest.raises(SetupError, match="the disk is full") if is_refused else nullcontext():
+        commands.check_disk(settings, is_running)

@@ -113,7 +113,7 @@ def test_a_worker_without_the_queue_is_not_alive(
     app: Flask, monkeypatch: pytest.MonkeyPatch, failing_seconds: int | None, is_alive: bool
 ) -> None:
     if failing_seconds is not None:
-        monkeypatch.setitem(huey.storage._failing_since, 1, time.monotonic() - failing_seconds)
+        monkeypatch.setitem(huey.storage._failing_since, "dequeue", time.monotonic() - failing_seconds)
     monkeypatch.setattr(monitoring_actions, "record_shutdown", lambda worker: None)
 
     heartbeat._heartbeat_loop(app, WorkerIdentity("1"), OneRound())
@@ -122,7 +122,7 @@ def test_a_worker_without_the_queue_is_not_alive(
 
 
 def test_the_check_fails_without_the_database(test_settings: Settings) -> None:
-    unreachable = replace(test_settings, database_url="postgresql+psycopg://nobody@127.0.0.1:1/nothing")
+    unreachable = replace(test_settings, database_url="postgresql://nobody@127.0.0.1:1/nothing")
 
     result = run_worker_alive(unreachable)
 

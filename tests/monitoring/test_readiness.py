@@ -135,7 +135,7 @@ def test_checks_need_no_connection_of_the_pool(app: Flask, client: FlaskClient) 
 
 
 def test_an_unreachable_database_is_reported(app: Flask, test_settings: Settings) -> None:
-    unreachable = replace(test_settings, database_url="postgresql+psycopg://nobody@127.0.0.1:1/nothing")
+    unreachable = replace(test_settings, database_url="postgresql://nobody@127.0.0.1:1/nothing")
     try:
         response = create_app(unreachable).test_client().get("/readyz")
     finally:

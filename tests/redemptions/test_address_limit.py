@@ -369,8 +369,7 @@ class TestConcurrency:
         with ExitStack() as stack:
             limit = {"PUBLIC_CUSTOMERS_PER_ADDRESS": "5"}
             servers = [
-                stack.enter_context(live_server.web_server(app.config["SETTINGS"], 1, "127.0.0.1", None, **limit))
-                for _ in range(2)
+                stack.enter_context(live_server.web_server(app.config["SETTINGS"], 1, **limit)) for _ in range(2)
             ]
 
             def send(n: int) -> int:

@@ -343,7 +343,7 @@ def test_while_commits_are_refused_all_requests_get_one_answer(
     monkeypatch.setattr(database_connections, "COMMIT_CHECK_INTERVAL_SECONDS", math.inf)
     with monkeypatch.context() as failing:
         failing.setattr(database_connections, "check_writes", fail)
-        guard.close()
+        guard.refuse_commits()
         messages = [redeem(), redeem()]
         with guard._lock:
             messages.append(redeem())

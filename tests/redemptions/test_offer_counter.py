@@ -20,7 +20,7 @@ from webapp.redemptions.errors import InvalidOfferCounter
 from webapp.redemptions.queries import RedemptionRecord
 from webapp.redemptions.rules import RedemptionRequest
 
-FROZEN = {"frozen_at": text("now()")}
+FROZEN: dict[str, Any] = {"frozen_at": text("now()")}
 BROKEN: dict[str, tuple[dict[str, Any], str]] = {
     "missing": ({"max_redemptions": 2}, "delete from offer_counter where offer_id = :id"),
     "missing, frozen": ({"max_redemptions": 2, **FROZEN}, "delete from offer_counter where offer_id = :id"),

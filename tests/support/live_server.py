@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,18 +52,31 @@ def environment(settings: Settings, **more: str) -> dict[str, str]:
 
 
 @contextmanager
-def web_server(
-    settings: Settings, workers: int = 1, host: str = "127.0.0.1", log: Path | None = None, **more: str
-) -> Iterator[LiveProcess]:
+def web_server(settings: Settings, workers: int = 1, host: str = "127.0.0.1", **more: str) -> Iterator[LiveProcess]:
     """Run the web server on a free port; yield when it is ready.
 
     :param host: the loopback interface in its public URL.
-    :param log: the file of its log, instead of the output of this process.
     """
+    with _web_server(settings, workers, host, more) as server:
+        yield server
+
+
+@contextmanager
+def web_server_with_log(settings: Settings, workers: int, log: Path) -> Iterator[LiveProcess]:
+    """Run the web server like `web_server`, with its log in a file."""
+    with _web_server(settings, workers, "127.0.0.1", {}, log) as server:
+        yield server
+
+
+@contextmanager
+def _web_server(
+    settings: Settings, workers: int, host: str, more: Mapping[str, str], log: Path | None = None
+) -> Iterator[LiveProcess]:
     port = free_port()
     url = f"http://{host}:{port}"
     command = [sys.executable, *serve.web_arguments(port, workers)]
-    with _running(command, environment(settings, **{"PUBLIC_URL": url, "PORT": str(port)} | more), log) as process:
+    variables = environment(settings, **{"PUBLIC_URL": url, "PORT": str(port), **more})
+    with _running(command, variables, log) as process:
         _wait_for(f"{url}/readyz", process)
         wait_for_processes(process, workers)
         yield LiveProcess(process, url)

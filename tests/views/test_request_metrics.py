@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
+import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import psycopg
 import pytest
@@ -112,28 +113,74 @@ def test_an_unusual_status_is_counted_as_other() -> None:
     assert new_requests(before) == {("none", web_metrics.OTHER_STATUS): 1}
 
 
-def test_waits_for_a_connection_and_timeouts_are_counted(test_settings: Settings, app: Flask) -> None:
-    small = create_app(test_settings)
+@pytest.fixture
+def pool(test_settings: Settings, app: Flask) -> Iterator[measured_pool.MeasuredQueuePool]:
+    """The pool of another app, whose context is pushed, with a free connection."""
+    other = create_app(test_settings)
     task_queue.init_app(app)
-    with small.app_context():
+    with other.app_context():
+        db.engine.connect().close()
         pool = db.engine.pool
         assert isinstance(pool, measured_pool.MeasuredQueuePool)
-        pool._timeout, pool._max_overflow = 0.01, 0
-        connections = [db.engine.connect() for _ in range(pool.size())]
-        before = web_metrics.collect_web_metrics()
-
-        with pytest.raises(PoolTimeoutError):
-            db.engine.connect()
-
-        after = web_metrics.collect_web_metrics()
-        assert new_errors(before) == {"pool_timeout": 1}
-        # A wait that timed out counts with its duration.
-        assert after.wait_seconds.counts[float("inf")] == before.wait_seconds.counts[float("inf")] + 1
-        assert after.wait_seconds.counts[0.005] == before.wait_seconds.counts[0.005]
-        assert after.wait_seconds.sum - before.wait_seconds.sum >= 0.01
-        for connection in connections:
-            connection.close()
+        yield pool
         db.engine.dispose()
+
+
+def test_waits_for_a_connection_and_timeouts_are_counted(pool: measured_pool.MeasuredQueuePool) -> None:
+    pool._timeout, pool._max_overflow = 0.01, 0
+    connections = [db.engine.connect() for _ in range(pool.size())]
+    before = web_metrics.collect_web_metrics()
+
+    with pytest.raises(PoolTimeoutError):
+        db.engine.connect()
+
+    after = web_metrics.collect_web_metrics()
+    assert new_errors(before) == {"pool_timeout": 1}
+    # A wait that timed out counts with its duration.
+    assert after.wait_seconds.counts[float("inf")] == before.wait_seconds.counts[float("inf")] + 1
+    assert after.wait_seconds.counts[0.005] == before.wait_seconds.counts[0.005]
+    assert after.wait_seconds.sum - before.wait_seconds.sum >= 0.01
+    for connection in connections:
+        connection.close()
+
+
+def test_a_wait_counts_once_when_another_thread_takes_the_connection(
+    pool: measured_pool.MeasuredQueuePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    increase, is_taken = pool._inc_overflow, iter([True])
+    # As if another thread had opened the last connection in between: SQLAlchemy starts over.
+    monkeypatch.setattr(pool, "_inc_overflow", lambda: not next(is_taken, False) and increase())
+    with db.engine.connect():
+        before = web_metrics.collect_web_metrics().wait_seconds.counts[float("inf")]
+
+        db.engine.connect().close()
+
+    assert next(is_taken, None) is None
+    assert web_metrics.collect_web_metrics().wait_seconds.counts[float("inf")] == before + 1
+
+
+def test_a_wait_includes_the_time_to_replace_a_lost_connection(
+    pool: measured_pool.MeasuredQueuePool, test_settings: Settings
+) -> None:
+    with db.engine.connect() as connection:
+        pid = connection.scalar(text("select pg_backend_pid()"))
+    with psycopg.connect(test_settings.libpq_url) as other:
+        other.execute("select pg_terminate_backend(%s, 5000)", [pid])
+    before = web_metrics.collect_web_metrics().wait_seconds
+    opened_in: list[float] = []
+
+    def open_connection() -> Any:
+        started_at = time.perf_counter()
+        opened = database_connections.connect(test_settings.libpq_url)
+        opened_in.append(time.perf_counter() - started_at)
+        return opened
+
+    pool._creator = open_connection
+    db.engine.connect().close()
+
+    after = web_metrics.collect_web_metrics().wait_seconds
+    assert after.counts[float("inf")] == before.counts[float("inf")] + 1
+    assert after.sum - before.sum > sum(opened_in) > 0
 
 
 @pytest.mark.parametrize(
@@ -185,7 +232,7 @@ def test_a_pooled_connection_that_was_replaced_is_no_error(app: Flask, test_sett
 
 
 def test_a_refused_connection_is_counted(app: Flask, test_settings: Settings) -> None:
-    unreachable = create_app(replace(test_settings, database_url="postgresql+psycopg://nobody@127.0.0.1:1/nothing"))
+    unreachable = create_app(replace(test_settings, database_url="postgresql://nobody@127.0.0.1:1/nothing"))
     task_queue.init_app(app)
     before = web_metrics.collect_web_metrics()
 

@@ -105,17 +105,30 @@ def authenticate_api_key(authorization: str) -> ApiClient:
 
     :raises DomainError: `unauthorized` (401), the same for a key that is unknown, revoked, expired or wrong.
     """
+    check_authorization_format(authorization)
     public_id, secret = _parse_authorization(authorization)
-    if public_id:
-        row = _load_api_key(public_id)
-        key = signing_keys.find_secret("api_key", row.key_version) if row else None
-        expected = bytes(row.secret_hash) if row else bytes(32)
-        mac = _compute_hmac(key or b"", secret)
-        if hmac.compare_digest(mac, expected) and row and row.is_valid:
-            if row.is_last_used_stale:
-                _try_to_update_last_used(public_id, row.id)
-            return ApiClient(row.id, row.name, row.scopes)
-    raise DomainError("unauthorized", _("Send a valid API key in the header: Authorization: Bearer …"), 401)
+    row = _load_api_key(public_id)
+    key = signing_keys.find_secret("api_key", row.key_version) if row else None
+    expected = bytes(row.secret_hash) if row else bytes(32)
+    mac = _compute_hmac(key or b"", secret)
+    if not (hmac.compare_digest(mac, expected) and row and row.is_valid):
+        raise _unauthorized()
+    if row.is_last_used_stale:
+        _try_to_update_last_used(public_id, row.id)
+    return ApiClient(row.id, row.name, row.scopes)
+
+
+def check_authorization_format(authorization: str) -> None:
+    """Check that an `Authorization` header has the format of an API key. Reads nothing.
+
+    :raises DomainError: the error of `authenticate_api_key` when it has another one.
+    """
+    if not parse_public_id(authorization):
+        raise _unauthorized()
+
+
+def _unauthorized() -> DomainError:
+    return DomainError("unauthorized", _("Send a valid API key in the header: Authorization: Bearer …"), 401)
 
 
 def parse_public_id(authorization: str) -> str:

@@ -26,5 +26,6 @@ def require_status(campaign: Campaign, statuses: tuple[str, ...], refusal: str) 
     :raises DomainError: `conflict`, with the current status and the refusal; the transaction is then rolled back.
     """
     if campaign.status not in statuses:
+        message = " ".join((str(STATUS_SENTENCES[campaign.status]), refusal))
         db.session.rollback()
-        raise DomainError("conflict", " ".join((str(STATUS_SENTENCES[campaign.status]), refusal)))
+        raise DomainError("conflict", message)

@@ -19,11 +19,14 @@ from typing import Any, LiteralString, TypeVar, cast
 import psycopg
 from psycopg.abc import PQGen
 from psycopg.errors import _WaitTimeout
+from psycopg.pq import TransactionStatus
+from psycopg.waiting import Wait
 from sqlalchemy import Connection
 
 from webapp.core.database_urls import build_connection_parameters
 
 Result = TypeVar("Result")
+PsycopgError = TypeVar("PsycopgError", bound=psycopg.Error)
 
 # Seconds to wait for the response to one statement, unless `statement_deadline` sets another value.
 STATEMENT_SECONDS = 20.0
@@ -85,8 +88,9 @@ class DeadlineConnection(psycopg.Connection[Any]):
 
     # A deadline for all statements of this connection; by default that of `statement_deadline` applies.
     statement_seconds: float | None = None
-    # The connection string of `connect`.
+    # The connection string of `connect`, and the name of the setting with it.
     url = ""
+    setting = "DATABASE_URL"
     _is_committing = False
 
     def wait(self, gen: PQGen[Result], interval: float = 0.1, timeout: float | None = None) -> Result:
@@ -98,23 +102,38 @@ class DeadlineConnection(psycopg.Connection[Any]):
             return super().wait(gen, interval, timeout)
         seconds = self.statement_seconds or _statement_seconds.get()
         try:
-            return super().wait(self._watch(gen) if seconds > STATEMENT_SECONDS else gen, interval, seconds)
+            if seconds > STATEMENT_SECONDS:
+                try:
+                    state = next(gen)
+                except StopIteration as end:
+                    # Nothing to wait for: most rows of a COPY have arrived with the one before.
+                    done: Result = end.value
+                    return done
+                gen = self._watch(gen, state)
+            return super().wait(gen, interval, seconds)
         except _WaitTimeout:
             self._abandon()
-            raise StatementTimeout(f"no response from the database within {seconds:g} s") from None
+            raise self._name_setting(StatementTimeout(f"no response from the database within {seconds:g} s")) from None
         except _StatementLost:
             self._abandon()
-            raise StatementTimeout("the database no longer runs the statement, or does not respond at all") from None
+            message = "the database no longer runs the statement, or does not respond at all"
+            raise self._name_setting(StatementTimeout(message)) from None
+        except psycopg.Error as error:
+            self._name_setting(error)
+            raise
 
     def commit(self) -> None:
-        """Commit the transaction.
+        """Commit the transaction. Without one, does nothing: with autocommit, each statement has been committed.
 
         :raises StatementTimeout: when the server did not respond in time; whether it has committed is unknown then.
         :raises CommitRefused: when an earlier commit has timed out and the database still does not accept writes; the
             transaction is rolled back then.
         """
+        if self.pgconn.transaction_status == TransactionStatus.IDLE:
+            super().commit()
+            return
         try:
-            _commit_guard.check(self.url)
+            _commit_guard.check(self.url, self.setting)
         except CommitRefused:
             # Otherwise the next transaction of this connection would commit this one, too.
             with suppress(psycopg.Error):
@@ -124,19 +143,19 @@ class DeadlineConnection(psycopg.Connection[Any]):
         try:
             super().commit()
         except StatementTimeout:
-            _commit_guard.close()
+            _commit_guard.refuse_commits()
             raise
         finally:
             self._is_committing = False
 
-    def _watch(self, gen: PQGen[Result]) -> PQGen[Result]:
+    def _watch(self, gen: PQGen[Result], state: Wait) -> PQGen[Result]:
         """Run an operation that may take minutes; end it when the server is no longer at work on it.
 
+        :param state: what the operation waits for first.
         :raises _StatementLost: when two checks in a row have failed.
         """
         check_at = time.monotonic() + SERVER_CHECK_INTERVAL_SECONDS
         try:
-            state = next(gen)
             while True:
                 ready = yield state
                 # Nothing is ready at the end of each `interval`.
@@ -155,7 +174,11 @@ class DeadlineConnection(psycopg.Connection[Any]):
         A frozen server does not answer. Behind an address that leads to the current primary server, another server may
         answer, which does not have the session. A connection pooler hides which session it is.
         """
-        server = {"host": self.info.host, "hostaddr": self.info.hostaddr or None, "port": self.info.port}
+        server: dict[str, Any] = {
+            "host": self.info.host,
+            "hostaddr": self.info.hostaddr or None,
+            "port": self.info.port,
+        }
         try:
             with closing(
                 connect(
@@ -177,6 +200,11 @@ class DeadlineConnection(psycopg.Connection[Any]):
         except psycopg.Error:
             # For example, the server accepts no more connections.
             return True
+
+    def _name_setting(self, error: PsycopgError) -> PsycopgError:
+        """Store in an error which setting leads to the database, for `database_health.explain_connection_error`."""
+        error.__dict__["setting"] = self.setting
+        return error
 
     def _abandon(self) -> None:
         """Close the connection; ask the server to cancel the statement, so that a slow one releases its locks.
@@ -224,18 +252,25 @@ def ping_deadline() -> Iterator[None]:
         yield
 
 
-def connect(url: str, *, statement_seconds: float | None = None, **parameters: Any) -> DeadlineConnection:
+def connect(
+    url: str, *, setting: str = "DATABASE_URL", statement_seconds: float | None = None, **parameters: Any
+) -> DeadlineConnection:
     """Connect to the database.
 
     :param url: a connection string of libpq.
+    :param setting: the name of the setting with the connection string, for `database_health.explain_connection_error`.
     :param statement_seconds: a deadline for all statements of this connection, instead of that of `statement_deadline`.
     :param parameters: of `psycopg.connect`; they take precedence over those in `url`.
     :raises psycopg.OperationalError: when no server has accepted the connection within its timeout.
     """
     arguments: dict[str, Any] = {**build_connection_parameters(url), **parameters}
-    connection = DeadlineConnection.connect(**arguments)
+    try:
+        connection = DeadlineConnection.connect(**arguments)
+    except psycopg.Error as error:
+        error.__dict__["setting"] = setting
+        raise
     connection.statement_seconds = statement_seconds
-    connection.url = url
+    connection.url, connection.setting = url, setting
     return connection
 
 
@@ -257,33 +292,35 @@ class _CommitGuard:
     """
 
     def __init__(self) -> None:
-        self._is_closed = False
+        self.is_refusing = False
         self._lock = threading.Lock()
         # The error of the last check, and when it has failed, by `time.monotonic`.
         self._failure: psycopg.Error | None = None
         self._failed_at = -math.inf
 
-    def close(self) -> None:
+    def refuse_commits(self) -> None:
         """Refuse commits from now on."""
-        self._is_closed = True
+        self.is_refusing = True
 
-    def check(self, url: str) -> None:
+    def check(self, url: str, setting: str) -> None:
         """Return if commits are allowed; otherwise check whether the database at `url` accepts writes again.
 
         One thread checks, at most once a second; the others are refused at once.
 
         :raises CommitRefused: when it does not, from the error of the last check.
         """
-        if not self._is_closed:
+        if not self.is_refusing:
             return
         if not self._lock.acquire(blocking=False):
             raise CommitRefused("the database does not complete commits") from self._failure
         try:
             if time.monotonic() - self._failed_at < COMMIT_CHECK_INTERVAL_SECONDS:
                 raise CommitRefused("the database does not complete commits") from self._failure
-            with closing(connect(url, statement_seconds=COMMIT_CHECK_SECONDS, autocommit=True)) as connection:
+            with closing(
+                connect(url, setting=setting, statement_seconds=COMMIT_CHECK_SECONDS, autocommit=True)
+            ) as connection:
                 check_writes(connection)
-            self._is_closed, self._failure = False, None
+            self.is_refusing, self._failure = False, None
         except CommitRefused:
             raise
         except psycopg.Error as error:
@@ -294,3 +331,8 @@ class _CommitGuard:
 
 
 _commit_guard = _CommitGuard()
+
+
+def are_commits_refused() -> bool:
+    """Return whether a commit has timed out, and the database has not accepted writes since."""
+    return _commit_guard.is_refusing

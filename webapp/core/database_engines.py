@@ -16,7 +16,7 @@ from flask import Flask, current_app
 from sqlalchemy import Engine, NullPool, create_engine
 from sqlalchemy.engine.interfaces import DBAPIConnection
 
-from webapp.core import database_connections
+from webapp.core import database_connections, database_errors
 from webapp.core.extensions import db
 from webapp.core.settings import Settings
 
@@ -34,17 +34,21 @@ def build_creator(settings: Settings) -> Callable[[], database_connections.Deadl
 
 
 def init_app(app: Flask) -> None:
-    """Limit the tests of pooled connections; create the engine for direct connections if they have their own URL."""
+    """Prepare the engine of the pool; create the engine for direct connections if they have their own URL."""
     with app.app_context():
         _limit_ping(db.engine)
+        database_errors.count_errors(db.engine)
     settings: Settings = app.config["SETTINGS"]
     if settings.database_direct_url:
-        app.extensions["direct_engine"] = create_engine(
+        engine = app.extensions["direct_engine"] = create_engine(
             DRIVER_URL,
             poolclass=NullPool,
             hide_parameters=True,
-            creator=functools.partial(database_connections.connect, settings.direct_libpq_url),
+            creator=functools.partial(
+                database_connections.connect, settings.direct_libpq_url, setting=settings.direct_url_setting
+            ),
         )
+        database_errors.count_errors(engine)
 
 
 def get_direct_engine() -> Engine:

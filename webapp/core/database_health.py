@@ -1,9 +1,10 @@
 """Detect and log database outages.
 
 One line is logged when an outage starts, and one when the database has recovered. During an outage at most one rejected
-request per second is logged. The database counts as recovered as soon as a connection of the pool works. If only a
-single connection was terminated (the queue has its own), both lines follow each other immediately. Other connections
-that were terminated in the same outage may be noticed up to a minute later; these are not logged again.
+request per second is logged. The database counts as recovered as soon as a connection of the pool works, and after a
+commit that timed out, as soon as it accepts writes. If only a single connection was terminated (the queue has its own),
+both lines follow each other immediately. Other connections that were terminated in the same outage may be noticed up to
+a minute later; these are not logged again.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from sqlalchemy import event
 from sqlalchemy.engine import Engine, ExceptionContext
 from sqlalchemy.exc import DBAPIError
 
-from webapp.core.database_connections import CommitRefused
+from webapp.core import database_connections
+from webapp.core.database_connections import CommitRefused, StatementTimeout
 
 log = logging.getLogger(__name__)
 
@@ -56,8 +58,9 @@ def report_if_outage(error: BaseException | None) -> bool:
         return False
     if isinstance(cause, psycopg.InterfaceError) or (not cause.sqlstate and _CLOSED_PATTERN.search(str(cause))):
         return is_database_unavailable() or _is_recently_recovered()
+    is_certain = _CONNECT_FAILED_PATTERN.match(str(cause)) or database_connections.are_commits_refused()
     with _lock:
-        if _outage_started_at is None and not _CONNECT_FAILED_PATTERN.match(str(cause)) and _is_recently_recovered():
+        if _outage_started_at is None and not is_certain and _is_recently_recovered():
             return True
         is_first, _outage_started_at = _outage_started_at is None, _outage_started_at or time.monotonic()
     if is_first:
@@ -99,13 +102,19 @@ def _replace_read_only_connection(context: ExceptionContext) -> None:
         context.is_disconnect = True
 
 
+def is_statement_timeout(error: BaseException | None) -> bool:
+    """Return whether a statement got no response in time: the database does not respond, or the statement is slow."""
+    return isinstance(error.orig if isinstance(error, DBAPIError) else error, StatementTimeout)
+
+
 def is_connection_lost(error: psycopg.Error) -> bool:
     """Return whether the server or the network ended an open connection.
 
-    A new connection may work at once.
+    A new connection may work at once, unlike after a timeout, at which Onecode closes the connection.
     """
     return (
         isinstance(error, psycopg.OperationalError)
+        and not isinstance(error, (StatementTimeout, CommitRefused))
         and (not error.sqlstate or error.sqlstate.startswith(("08", "57P01", "57P02")))
         and not _CONNECT_FAILED_PATTERN.match(str(error))
     )
@@ -144,11 +153,11 @@ def should_log_rejected_request() -> bool:
 
 @event.listens_for(Engine, "checkout")
 def _on_connection_checkout(*connection: object) -> None:
-    """End the outage.
+    """End the outage, unless commits are refused.
 
     A connection that leaves the pool is new or has just passed its pre-ping.
     """
-    if _outage_started_at is not None:
+    if _outage_started_at is not None and not database_connections.are_commits_refused():
         mark_recovered()
 
 
@@ -207,19 +216,24 @@ CONNECTION_ERROR_HINTS = (
 
 
 # A line of psycopg about one of several attempts.
-_ATTEMPT_PATTERN = re.compile(r"^- host: '?(.*?)'?, port: '?(.*?)'?, hostaddr: .*?: (.*)$", re.M)
+_ATTEMPT_PATTERN = re.compile(r"^- host: '?(.*?)'?, port: '?(.*?)'?, hostaddr: '?(.*?)'?: (.*)$", re.M)
 
 
-def explain_connection_error(error: psycopg.Error, name: str = "DATABASE_URL") -> str:
+def explain_connection_error(error: psycopg.Error) -> str:
     """Return one line about a failed connection and its remedy; never a password.
 
-    :param name: the setting with the address.
+    It names the setting with the address, which `database_connections.connect` has stored in the error.
     """
-    attempts = {(host, port): reason for host, port, reason in _ATTEMPT_PATTERN.findall(str(error))}
+    name = error.__dict__.get("setting", "DATABASE_URL")
+    attempts = {
+        # One host name may have several addresses.
+        f"{host} port {port}" if address in (host, "None") else f"{host} ({address}) port {port}": reason
+        for host, port, address, reason in _ATTEMPT_PATTERN.findall(str(error))
+    }
     if len(attempts) > 1:
         reasons = (
-            f"{host} port {port}: {shorten(reason.rpartition('failed: ')[2], 100, placeholder=' …')}"
-            for (host, port), reason in attempts.items()
+            f"{server}: {shorten(reason.rpartition('failed: ')[2], 100, placeholder=' …')}"
+            for server, reason in attempts.items()
         )
         return f"none of the servers of {name} can be used: {'; '.join(reasons)}"
     message = " ".join(str(error).split())

@@ -45,7 +45,9 @@ def parse_database_url(text: str, name: str = "DATABASE_URL") -> str:
     :raises SettingsError: when libpq rejects it, when a password with unescaped characters would be read as something
         else, or when it cannot lead to a server that accepts writes. The message has no part of the value.
     """
-    text = _normalise_prefix(text.strip())
+    text = text.strip()
+    if text.startswith(_OTHER_PREFIXES):
+        text = _URL_PREFIX + text.partition("://")[2]
     is_url = text.startswith(_URL_PREFIX)
     if not is_url and ("=" not in text or "://" in text.partition("=")[0]):
         raise SettingsError(
@@ -73,16 +75,12 @@ def build_connection_parameters(url: str) -> dict[str, str]:
 
     With several hosts, a connection goes to the first that accepts writes, unless `target_session_attrs` is given.
 
-    :param url: a valid connection string.
+    :param url: a connection string that `parse_database_url` has returned.
     """
-    parameters = DEFAULT_PARAMETERS | _expand(_normalise_prefix(url))
+    parameters = DEFAULT_PARAMETERS | _expand(url)
     if len(_hosts(parameters)) > 1:
         parameters.setdefault("target_session_attrs", "read-write")
     return parameters
-
-
-def _normalise_prefix(text: str) -> str:
-    return _URL_PREFIX + text.partition("://")[2] if text.startswith(_OTHER_PREFIXES) else text
 
 
 def _check_unescaped_characters(rest: str) -> None:

@@ -16,18 +16,17 @@ from webapp.core.settings import Settings
 # Attempts to see two transactions of one connection in different sessions of the server; the first one is enough
 # unless other clients use the pool at the same time.
 ATTEMPTS = 5
-# Seconds to wait for one answer. A pool of sessions that is full does not answer the second connection.
+# Seconds to wait for one answer. A pool of sessions that is full gives the second connection none.
 ANSWER_SECONDS = 3.0
 
 
-def check_pooling(settings: Settings, answer_seconds: float = ANSWER_SECONDS) -> None:
+def check_pooling(settings: Settings) -> None:
     """Check that the connections of the settings keep their session where Onecode needs that. Writes nothing.
 
-    :param answer_seconds: how long to wait for one answer. A pool of sessions that is full does not answer.
     :raises SettingsError: when one leads through a pooler of transactions that it must not use.
     :raises psycopg.Error: when the database is unavailable.
     """
-    if not pools_transactions(settings.direct_libpq_url, answer_seconds):
+    if not _pools_transactions(settings.direct_libpq_url, settings.direct_url_setting):
         return
     if settings.database_direct_url:
         raise SettingsError(
@@ -56,16 +55,17 @@ def is_pooled(connection: DeadlineConnection) -> bool:
     return row is not None and row[0] != connection.info.backend_pid
 
 
-def pools_transactions(url: str, answer_seconds: float = ANSWER_SECONDS) -> bool:
+def _pools_transactions(url: str, setting: str) -> bool:
     """Return whether two transactions of a connection may have different sessions of the server.
 
     If it leads through a pooler, the session of one connection is watched while another one is in a transaction: a
     pooler of transactions gives it the session that was just used.
 
+    :param setting: the name of the setting with the connection string.
     :raises psycopg.Error: when the database is unavailable.
     """
     open_connection = functools.partial(
-        database_connections.connect, url, statement_seconds=answer_seconds, autocommit=True
+        database_connections.connect, url, setting=setting, statement_seconds=ANSWER_SECONDS, autocommit=True
     )
     # Not the context managers of the connections: these would commit, and wait for a statement without an answer.
     with closing(open_connection()) as first:
@@ -81,7 +81,6 @@ def _changes_session(first: DeadlineConnection, second: DeadlineConnection) -> b
         # One request, so that the answer is of the transaction that stays open.
         other = _find_session(second, "begin; select pg_backend_pid()")
         if before is None or other is None:
-            # A pool of sessions with no session left for the second connection.
             return False
         if before == other:
             return True

@@ -48,6 +48,9 @@ LimitedView = TypeVar("LimitedView", bound=Callable[..., Any])
 
 # Number of expired rows that are deleted with each insert, so that the table does not grow beyond the rows in use.
 CLEANUP_CHUNK_SIZE = 10
+# Part of each statement that writes, for its transaction. PostgreSQL may let the commit wait for a synchronous standby
+# although the table is unlogged: when it has set hint bits in pages of other tables, with data checksums.
+_ASYNCHRONOUS_COMMIT = func.set_config("synchronous_commit", "off", True)
 
 
 class TableStorage(Storage):
@@ -74,7 +77,7 @@ class TableStorage(Storage):
             },
         )
         with _connect_autocommit() as connection:
-            count = int(connection.scalar(upsert.returning(RateLimitCounter.n)) or 0)
+            count = int(connection.scalar(upsert.returning(RateLimitCounter.n, _ASYNCHRONOUS_COMMIT)) or 0)
             if count == amount:
                 _delete_expired(connection)
         return count
@@ -106,7 +109,8 @@ class TableStorage(Storage):
 
     def clear(self, key: str) -> None:
         with _connect_autocommit() as connection:
-            connection.execute(delete(RateLimitCounter).where(RateLimitCounter.key == key))
+            is_key = RateLimitCounter.key == key
+            connection.execute(delete(RateLimitCounter).where(is_key).returning(_ASYNCHRONOUS_COMMIT))
 
 
 def client_address() -> str:
@@ -276,7 +280,9 @@ def _delete_expired(connection: Connection) -> None:
         .limit(CLEANUP_CHUNK_SIZE)
         .with_for_update(skip_locked=True)
     )
-    connection.execute(delete(RateLimitCounter).where(RateLimitCounter.key.in_(expired)))
+    connection.execute(
+        delete(RateLimitCounter).where(RateLimitCounter.key.in_(expired)).returning(_ASYNCHRONOUS_COMMIT)
+    )
 
 
 class RateLimitCounter(Model):

@@ -110,12 +110,17 @@ class Settings:
     @property
     def libpq_url(self) -> str:
         """The connection string for transactions, as libpq expects it; it may lead through a connection pooler."""
-        return self.database_url.replace("postgresql+psycopg://", "postgresql://", 1)
+        return self.database_url
 
     @property
     def direct_libpq_url(self) -> str:
         """The connection string for connections that keep their session: for LISTEN, locks and temporary tables."""
         return self.database_direct_url or self.libpq_url
+
+    @property
+    def direct_url_setting(self) -> str:
+        """The name of the setting with `direct_libpq_url`."""
+        return "DATABASE_DIRECT_URL" if self.database_direct_url else "DATABASE_URL"
 
     @property
     def can_email_users(self) -> bool:

@@ -27,7 +27,7 @@ Key = TypeVar("Key", bound=Hashable)
 # The maximum of WEB_WORKERS, and a few processes that have not ended when their successors start.
 MAX_PROCESSES = 80
 VALUE_BYTES = 8
-# Counting changes the modification time of a file.
+# Since the last start or scrape. Counting itself does not change the modification time of a file on a tmpfs.
 UNUSED_FILE_SECONDS = 30 * 86400
 
 
@@ -57,6 +57,9 @@ class SharedCounters(Generic[Key]):
 
     def totals(self) -> dict[Key, float]:
         """Return the sum of all processes for each counter."""
+        if self._file is not None:
+            with suppress(OSError):
+                os.utime(self._file)
         size = len(self._positions)
         slots = range(0, len(self._values), size)
         return {key: sum(self._values[slot + position] for slot in slots) for key, position in self._positions.items()}
@@ -97,12 +100,14 @@ def _open_file(folder: Path, server: str, layout: str) -> int:
     prefix = hashlib.sha256(f"{socket.gethostname()}\n{server}".encode()).hexdigest()[:16]
     name = f"{prefix}-{hashlib.sha256(layout.encode()).hexdigest()[:16]}"
     file = os.open(folder / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    os.utime(file)
-    for other in folder.iterdir():
-        with suppress(FileNotFoundError):
-            is_unused = time.time() - other.stat().st_mtime > UNUSED_FILE_SECONDS
-            if is_unused or (other.name.startswith(prefix) and other.name != name):
-                other.unlink()
+    # Another user's file, or a folder, cannot be deleted: counting does not depend on it.
+    with suppress(OSError):
+        os.utime(file)
+        for other in folder.iterdir():
+            with suppress(OSError):
+                is_unused = time.time() - other.stat().st_mtime > UNUSED_FILE_SECONDS
+                if is_unused or (other.name.startswith(prefix) and other.name != name):
+                    other.unlink()
     return file
 
 

@@ -1,4 +1,4 @@
-"""Signals of worker processes: run their handlers although the main thread waits, and stop with the parent process."""
+"""Signals of web processes: run their handlers although the main thread waits, and stop with the parent process."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ import functools
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, Literal, get_args
 
@@ -18,6 +19,7 @@ from flask import Flask
 
 from webapp.core import database_connections, database_health, logs
 from webapp.core.extensions import huey
+from webapp.core.settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -42,9 +44,12 @@ TaskName = Literal[
 ]
 Function = Callable[..., None]
 
-# Seconds between two attempts to enqueue a task that an outage has interrupted, and before it is left to the sweep.
+# Seconds between two attempts to enqueue a task that an outage has interrupted, and before they end. Then it is left to
+# the sweep. No sweep sends receipts and personal links: customers request them again.
 RESUME_INTERVAL_SECONDS = 2.0
 MAX_RESUME_SECONDS = 600.0
+# How often a process enqueues a task again whose statements got no response in time: they may be slow, in each attempt.
+MAX_STATEMENT_TIMEOUTS = 3
 
 # Set when this process is to stop: long-running tasks check it between two steps and return.
 stop_requested = threading.Event()
@@ -57,6 +62,8 @@ _functions: dict[TaskName, Function] = {}
 # last completed.
 _task_started_at: dict[int, float] = {}
 _periodic_task_completed_at: dict[str, float] = {}
+# By task: how often a statement got no response in time since the task was last completed or given up.
+_statement_timeouts: Counter[tuple[TaskName, tuple[int, ...]]] = Counter()
 
 
 def init_app(app: Flask) -> None:
@@ -70,10 +77,11 @@ def init_app(app: Flask) -> None:
         raise RuntimeError(f"no task is registered as {', '.join(sorted(missing_names))}")
     _app = app
     # Through a connection pooler that pools transactions, a worker would not receive what it listens for.
-    dsn = app.config["SETTINGS"].direct_libpq_url
-    if huey.storage.dsn != dsn:
+    settings: Settings = app.config["SETTINGS"]
+    huey.storage.setting = settings.direct_url_setting
+    if huey.storage.dsn != settings.direct_libpq_url:
         huey.storage.close()
-        huey.storage.dsn = dsn
+        huey.storage.dsn = settings.direct_libpq_url
 
 
 def task(
@@ -119,7 +127,8 @@ def enqueue(name: TaskName, *args: int, after: float = 0) -> bool:
     """Enqueue a task. Call it after the commit of the rows that it processes.
 
     A queue that is unavailable is only logged: the caller's rows are saved, and the next sweep finds them. A connection
-    that was lost while idle (the server restarted) is replaced: the task is enqueued over a new one.
+    that was lost while idle (the server restarted) is replaced: the task is enqueued over a new one. After a timeout
+    there is no second attempt: a database that does not respond holds the caller only once.
 
     :param after: seconds to wait before it runs.
     :returns: whether the task was enqueued, for callers that no sweep covers.
@@ -161,7 +170,7 @@ def longest_running_seconds() -> float | None:
 
 
 def failing_seconds() -> float:
-    """Return for how many seconds a thread of this worker has been unable to reach the queue; 0 if all can."""
+    """Return for how many seconds this worker has been unable to reach the queue; 0 if it can."""
     seconds: float = huey.storage.failing_seconds()
     return seconds
 
@@ -201,9 +210,10 @@ def _register_key(key: str, name: TaskName, make_task: Callable[..., Any], is_pe
         try:
             run(name, *args)
         except Exception as error:
-            if not is_periodic and database_health.report_if_outage(error):
+            if not is_periodic and database_health.report_if_outage(error) and not _is_too_slow(name, args, error):
                 _enqueue_after_outage(name, args)
             raise
+        _statement_timeouts.pop((name, args), None)
 
     run_by_key.__module__, _, function_name = key.rpartition(".")
     return make_task(name=function_name)(run_by_key)
@@ -234,6 +244,18 @@ def _wrap_in_app_context(
             _periodic_task_completed_at[name] = time.monotonic()
 
     return run_task
+
+
+def _is_too_slow(name: TaskName, args: tuple[int, ...], error: Exception) -> bool:
+    """Return whether statements of a task have timed out so often that they are slow rather than the database down."""
+    if not database_health.is_statement_timeout(error):
+        return False
+    _statement_timeouts[name, args] += 1
+    if _statement_timeouts[name, args] <= MAX_STATEMENT_TIMEOUTS:
+        return False
+    del _statement_timeouts[name, args]
+    log.error("task %s is not enqueued again: a statement got no response in time, repeatedly", name)
+    return True
 
 
 def _enqueue_after_outage(name: TaskName, args: tuple[int, ...]) -> None:

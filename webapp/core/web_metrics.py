@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from bisect import bisect_left
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 from webapp.core.settings import Settings
@@ -78,7 +78,7 @@ class WebMetrics:
     requests: dict[tuple[str, str], float]
     request_seconds: dict[str, Histogram]
     wait_seconds: Histogram
-    errors: dict[str, float] = field(default_factory=dict)
+    errors: dict[str, float]
 
 
 def count_request(group: RouteGroup, status: int, seconds: float) -> None:

@@ -54,10 +54,11 @@ class ServerMetrics:
     """Metrics of the web server that responds.
 
     :ivar version: version of Onecode.
+    :ivar web: None for a client that could not be authenticated. It then gets no duration of the check either.
     """
 
     version: str
-    web: WebMetrics
+    web: WebMetrics | None
     write: WriteCheck
 
 
@@ -102,8 +103,9 @@ class _MetricsCollector(Collector):
             "Whether the database committed a write of this server in time.",
             self.server.write.is_writable,
         )
-        yield _gauge("onecode_database_write_seconds", "Duration of that write.", self.server.write.seconds)
-        yield from _web_metrics(self.server.web)
+        if self.server.web is not None:
+            yield _gauge("onecode_database_write_seconds", "Duration of that write.", self.server.write.seconds)
+            yield from _web_metrics(self.server.web)
         if snapshot is None:
             return
         yield from _database_metrics(snapshot.database)

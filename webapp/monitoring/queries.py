@@ -20,6 +20,8 @@ from webapp.customers.models import CustomerImport
 from webapp.monitoring.models import Worker
 from webapp.redemptions import guessing
 
+# Seconds after which the server cancels a statement of `/metrics`. The default scrape timeout of Prometheus is ten.
+STATEMENT_TIMEOUT_SECONDS = 5.0
 # A worker without a heartbeat for this long does not count as alive: two heartbeats may be missed.
 HEARTBEAT_TIMEOUT = timedelta(seconds=60)
 # Maximum number of campaigns with their own time series; the newest are chosen.
@@ -120,8 +122,9 @@ def collect_metrics() -> MetricsSnapshot:
     """
     db.session.rollback()
     db.session.execute(text("set transaction read only"))
-    # The default scrape timeout of Prometheus is ten seconds.
-    db.session.execute(text("set local statement_timeout = '5s'"))
+    db.session.execute(
+        text("select set_config('statement_timeout', :timeout, true)"), {"timeout": f"{STATEMENT_TIMEOUT_SECONDS:g}s"}
+    )
     database = load_database_metrics()
     try:
         return MetricsSnapshot(

@@ -156,7 +156,7 @@ def _require_commit(connection: Connection) -> None:
 
     :raises RedemptionUnavailable: when it has not; it ends without a commit then, as the connection is closed.
     """
-    driver_connection: Any = connection.connection.driver_connection
+    driver_connection: Any = connection.connection.dbapi_connection
     if driver_connection.info.transaction_status != TransactionStatus.IDLE:
         driver_connection.close()
         connection.invalidate()

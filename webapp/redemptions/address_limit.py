@@ -48,6 +48,7 @@ class AddressLimitReached(Exception):
 
 # A personal code proves that the customer received it, and an offer that requires one refuses the shared code from
 # everyone. Neither counts.
+# Statements that write turn the synchronous commit off: see `rate_limit`.
 _COUNT_CUSTOMER = text(
     """
     with shared as (
@@ -65,7 +66,7 @@ _COUNT_CUSTOMER = text(
         end,
         expires_at = case when a.expires_at <= now() then excluded.expires_at else a.expires_at end
       where a.expires_at <= now() or (select count(*) from jsonb_object_keys(a.customers)) < :limit
-      returning expires_at
+      returning expires_at, set_config('synchronous_commit', 'off', true)
     )
     select shared.id, counted.expires_at from shared left join counted on true
     """
@@ -78,12 +79,14 @@ _UNCOUNT_CUSTOMER = text(
       else customers - cast(:customer as text)
     end
     where address = :address and expires_at = :expires_at
+    returning set_config('synchronous_commit', 'off', true)
     """
 )
 _RECORD_EXCESS = text(
     """
     insert into address_excess (offer_id, address, last_at) values (:offer_id, :address, now())
     on conflict (offer_id, address) do update set last_at = excluded.last_at
+    returning set_config('synchronous_commit', 'off', true)
     """
 )
 
@@ -177,6 +180,7 @@ _DELETE_EXPIRED_CUSTOMERS = text(
     delete from address_customers where address in (
       select address from address_customers where expires_at <= now() limit :limit for update skip locked
     )
+    returning set_config('synchronous_commit', 'off', true)
     """
 )
 _DELETE_EXPIRED_EXCESS = text(
@@ -185,6 +189,7 @@ _DELETE_EXPIRED_EXCESS = text(
       select offer_id, address from address_excess
       where last_at <= now() - cast(:window as interval) limit :limit for update skip locked
     )
+    returning set_config('synchronous_commit', 'off', true)
     """
 )
 

@@ -10,7 +10,7 @@ from flask_babel import gettext as _
 from sqlalchemy import Connection, event
 from sqlalchemy.exc import DBAPIError
 
-from webapp.core import database_connections
+from webapp.core import database_connections, database_health
 from webapp.core.coalescing import Coalescer, CoalescingTimeout
 from webapp.core.database_connections import CommitRefused
 from webapp.core.errors import DomainError
@@ -88,9 +88,11 @@ class GroupCommitter(Coalescer[RedemptionRequest, RedemptionRecord | DomainError
                     # The server may have restarted since the last group.
                     return redeem_all(requests, self._get_connection())
         except RedemptionUnavailable as error:
+            database_health.report_if_outage(error.__cause__)
             return [error] * len(requests)
         except DBAPIError as error:
-            log.warning("group commit failed (redemptions: %s): %s", len(requests), error.orig)
+            if not database_health.report_if_outage(error):
+                log.warning("group commit failed (redemptions: %s): %s", len(requests), error.orig)
             is_refused = isinstance(error.orig, CommitRefused)
             if is_refused or self._connection is None or self._connection.invalidated:
                 return [build_unavailable(error)] * len(requests)

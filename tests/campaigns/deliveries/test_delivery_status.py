@@ -415,6 +415,19 @@ def test_a_second_decision_changes_nothing(unresolved: Campaign, relay: Relay) -
     assert "campaign.left_uncertain" not in actions
 
 
+def test_a_refused_decision_leaves_no_lock_on_the_campaign(unresolved: Campaign) -> None:
+    campaign_id = unresolved.id
+    for action, selection in (
+        (delivery_actions.resend_deliveries, DeliverySelection("skipped")),
+        (delivery_actions.resend_deliveries, DeliverySelection("failed", customer_id=99)),
+        (delivery_actions.dismiss_uncertain_deliveries, DeliverySelection("failed")),
+        (delivery_actions.dismiss_uncertain_deliveries, DeliverySelection("uncertain", customer_id=99)),
+    ):
+        with pytest.raises(DomainError):
+            action(campaign_id, selection, "mia")
+        assert not db.session().in_transaction()
+
+
 def test_failed_emails_to_suppressed_addresses_are_not_retried(unresolved: Campaign, relay: Relay) -> None:
     suppression_actions.unsubscribe_customer(2, unresolved.id)
     # The other recipient has no mailbox, so the address is suppressed already.

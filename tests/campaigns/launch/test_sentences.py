@@ -139,6 +139,8 @@ def test_a_refused_step_says_in_which_status_the_campaign_is(
 ) -> None:
     set_status(draft, status)
     assert refused(lambda: action(draft.id, "mia")) == ("conflict", message)
+    if action is not launch_actions.launch_campaign:
+        assert not db.session().in_transaction()
     assert refresh(draft).status == status
 
 

@@ -109,7 +109,7 @@ def _run_faults(folder: Path, chosen: Choice) -> Iterator[faults.FaultResult]:
         used: dict[str, tuple[PopulatedDatabase, LiveProcess]] = {}
         for access in chosen.accesses:
             own = faults.connect_over(database, getattr(cluster, ACCESS[access]))
-            server = live_server.web_server(own.settings, workers=2, log=folder / f"web {access}.log")
+            server = live_server.web_server_with_log(own.settings, 2, folder / f"web {access}.log")
             used[access] = own, servers.enter_context(server)
         for fault in chosen.faults(cluster):
             for access, (own, web) in used.items():

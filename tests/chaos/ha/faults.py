@@ -149,6 +149,7 @@ FAULTS = [
 class FaultResult:
     """What was measured for a fault.
 
+    :ivar is_audited: whether the run came to the audit; otherwise nothing is known about what was lost.
     :ivar promotion_seconds: from the fault until another machine answered in the role; 0 when none had to.
     :ivar seconds: for redemptions, emails, `/readyz` and launches, the time without them from that moment.
     :ivar redemption_gap: the longest time without an accepted redemption after the fault.
@@ -159,6 +160,7 @@ class FaultResult:
     access: str
     accepted: int = 0
     emails: int = 0
+    is_audited: bool = False
     lost: int = 0
     missing: int = 0
     duplicates: int = 0
@@ -287,6 +289,7 @@ def audit_responses(
 ) -> None:
     """Compare the responses and the relay's log with the rows; add what is wrong to the result."""
     run = scenarios.audit_run(result.fault, campaign)
+    result.is_audited = True
     result.accepted, result.emails = len(load.accepted_at), run.audit.received
     result.lost = len(lost_redemptions(database, load))
     result.missing, result.duplicates = len(run.audit.missing), run.audit.duplicates

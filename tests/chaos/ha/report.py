@@ -66,6 +66,8 @@ def figures(results: Sequence[FaultResult]) -> dict[str, float]:
 
 def line(result: FaultResult) -> str:
     """Return a result in one line."""
+    if not result.is_audited:
+        return f"{result.fault}, {result.access}: not audited; {'; '.join(result.broken)}"
     seconds = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in result.seconds.items())
     return (
         f"{result.fault}, {result.access}: {'; '.join(result.broken) or 'kept'}; accepted {result.accepted}, lost "
@@ -96,6 +98,9 @@ def _table(results: Sequence[FaultResult]) -> Iterator[str]:
     yield f"| fault | new primary | {' | '.join(titles)} | guarantees |"
     yield f"|---|---|{'---:|' * len(titles)}---|"
     for each in results:
+        if not each.is_audited:
+            yield f"| {each.fault} | – | – | – | – | – | – | **not audited** |"
+            continue
         yield (
             f"| {each.fault} | {'yes' if each.is_leader_changed else 'no'} | {each.accepted:,} | {each.lost} "
             f"| {each.emails:,} | {each.missing} | {each.duplicates} | {'**broken**' if each.broken else 'kept'} |"
@@ -103,6 +108,7 @@ def _table(results: Sequence[FaultResult]) -> Iterator[str]:
 
 
 def _times(results: Sequence[FaultResult]) -> Iterator[str]:
+    results = [each for each in results if each.is_audited]
     names = "redemptions", "emails", "/readyz", "launch"
     yield f"| fault | promotion | {' | '.join(names)} | gap in redemptions | gap in emails |"
     yield f"|---|{'---:|' * (len(names) + 3)}"

@@ -41,8 +41,8 @@ _PATH = os.pathsep.join(
     [os.environ.get("PATH", ""), "/usr/sbin", *sorted(glob.glob("/usr/lib/postgresql/*/bin"), reverse=True)]
 )
 HOST_NAME = "db.shop.example"
-# Seconds; a busy machine takes long to create a standby.
-TIMEOUT = 300
+# Seconds; a busy machine takes long to create a standby, and minutes for `pg_rewind`.
+TIMEOUT = 900
 
 
 def missing_packages() -> list[str]:

@@ -26,7 +26,8 @@ _SET_WARNING = text(
 def store_disk_warning() -> None:
     """Show the warning on the pages of the campaigns in progress, in a transaction of its own.
 
-    The next sender that reaches the relay clears it. A failure is only logged.
+    The next sender that reaches the relay clears it, and so does the preparation of a campaign when it has finished. A
+    failure is only logged.
     """
     warning = _("The disk of the database is full. Sending continues automatically when there is space again.")
     try:

@@ -153,6 +153,8 @@ def claim_import(connection: staging.Connection, import_id: int) -> ImportClaim 
 
     An import fails after `MAX_IMPORT_ATTEMPTS` workers whose lease has expired.
     """
+    # `least` ignores null, so the first start is kept. Citus refuses now() in `coalesce` here: the foreign key to a
+    # reference table makes this local table one that it plans for.
     row = connection.execute(
         """
         update customer_import set status = 'running', epoch = epoch + 1, started_at = least(started_at, now()),

@@ -88,7 +88,8 @@ def deduplicate_rows(connection: Connection) -> int:
 def merge_rows(connection: Connection, import_id: int, start: int, end: int, strategy: MergeStrategy) -> MergeCounts:
     """Merge the addresses of the lines in `(start, end]`.
 
-    An import never removes an entry.
+    An import never removes an entry. The counts are approximate: an entry that is added concurrently counts as created,
+    although the import updates it.
     """
     created, updated, staged = fetch_one(connection, _MERGE, {"start": start, "end": end})
     return MergeCounts(created, updated, staged - created - updated, 0)

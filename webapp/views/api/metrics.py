@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import logging
+import math
 import time
 
 from flask import Blueprint, Response, current_app, g, request
 from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
+from webapp.accounts import api_key_actions
 from webapp.core import database_connections, web_metrics
+from webapp.core.errors import DomainError
 from webapp.core.extensions import db
 from webapp.monitoring import exposition, readiness
 from webapp.monitoring import queries as monitoring_queries
@@ -19,10 +24,40 @@ from webapp.views.api.blueprint import authenticate
 
 log = logging.getLogger(__name__)
 
-# Seconds to wait for each statement. The default scrape timeout of Prometheus is ten seconds.
-READ_SECONDS = 5.0
+# Seconds to wait for each statement: longer than the server lets it run, so that a slow one is cancelled there and the
+# connection can be used again.
+READ_SECONDS = monitoring_queries.STATEMENT_TIMEOUT_SECONDS + 1
 # While the database does not respond to writes: it may not respond at all, and a new connection takes as long again.
 READ_SECONDS_WITHOUT_WRITES = 1.5
+# Seconds after its last scrape of this process in which a key is accepted while it cannot be looked up.
+ACCEPTED_KEY_SECONDS = 86_400
+
+
+class _AcceptedKeys:
+    """The API keys that have read the metrics of this process, for scrapes while the database is unavailable."""
+
+    def __init__(self) -> None:
+        # By public id: when, by `time.monotonic`, and a hash of the header. There are only as many as valid keys.
+        self._keys: dict[str, tuple[float, bytes]] = {}
+
+    def add(self, authorization: str) -> None:
+        """Remember the key of a header, which is valid and has the scope `read`."""
+        self._keys[api_key_actions.parse_public_id(authorization)] = time.monotonic(), self._hash(authorization)
+
+    def discard(self, authorization: str) -> None:
+        """Forget the key of a header, which was refused, unless another one with its public id was accepted."""
+        if self.contains(authorization):
+            self._keys.pop(api_key_actions.parse_public_id(authorization), None)
+
+    def contains(self, authorization: str) -> bool:
+        """Return whether the key of a header was accepted within `ACCEPTED_KEY_SECONDS`."""
+        accepted_at, digest = self._keys.get(api_key_actions.parse_public_id(authorization), (-math.inf, b""))
+        is_same = hmac.compare_digest(digest, self._hash(authorization))
+        return is_same and time.monotonic() - accepted_at < ACCEPTED_KEY_SECONDS
+
+    @staticmethod
+    def _hash(authorization: str) -> bytes:
+        return hashlib.sha256(authorization.encode()).digest()
 
 
 def create_metrics_blueprint(version: str) -> Blueprint:
@@ -31,6 +66,7 @@ def create_metrics_blueprint(version: str) -> Blueprint:
     :param version: the version of Onecode, shown in the metrics.
     """
     blueprint = Blueprint("metrics", __name__)
+    accepted_keys = _AcceptedKeys()
 
     @blueprint.get("/metrics")
     def metrics() -> Response:
@@ -38,11 +74,20 @@ def create_metrics_blueprint(version: str) -> Blueprint:
 
         Most are read from the database, so every web server returns the same; a few belong to the server that responds.
         """
+        authorization = request.headers.get("Authorization", "")
+        api_key_actions.check_authorization_format(authorization)
         g.write_check = _check_writes()
+        g.is_accepted = accepted_keys.contains(authorization)
         with database_connections.statement_deadline(
             READ_SECONDS if g.write_check.is_writable else READ_SECONDS_WITHOUT_WRITES
         ):
-            authenticate("read")
+            try:
+                authenticate("read")
+            except DomainError:
+                accepted_keys.discard(authorization)
+                raise
+            accepted_keys.add(authorization)
+            g.is_accepted = True
             return _metrics_response(monitoring_queries.collect_metrics(), _server_metrics(version))
 
     @blueprint.errorhandler(OperationalError)
@@ -51,8 +96,8 @@ def create_metrics_blueprint(version: str) -> Blueprint:
     def handle_database_unavailable(error: OperationalError | InterfaceError | PoolTimeoutError) -> Response:
         """Return 200 with `onecode_database_up 0` when the database is unavailable or too slow.
 
-        With an error status Prometheus would only record `up 0`, as if the web server were down. The key is not
-        checked, because it cannot be looked up; `/readyz` reveals the same.
+        With an error status Prometheus would only record `up 0`, as if the web server were down. A key that cannot be
+        looked up, and was not accepted before, gets only what `/healthz` and `/readyz` reveal as well.
         """
         log.warning("metrics unavailable: %s", type(getattr(error, "orig", error)).__name__)
         db.session.rollback()
@@ -69,7 +114,7 @@ def _check_writes() -> WriteCheck:
 
 
 def _server_metrics(version: str) -> ServerMetrics:
-    return ServerMetrics(version, web_metrics.collect_web_metrics(), g.write_check)
+    return ServerMetrics(version, web_metrics.collect_web_metrics() if g.is_accepted else None, g.write_check)
 
 
 def _metrics_response(snapshot: MetricsSnapshot | None, server: ServerMetrics) -> Response:

@@ -1,0 +1,142 @@
+"""While the database does not complete commits, they are refused at once, and that is one outage in the logs."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from io import StringIO
+
+import psycopg
+import pytest
+from flask import Flask
+from psycopg.pq import TransactionStatus
+from sqlalchemy import text
+from sqlalchemy.exc import OperationalError
+
+from tests.support.factories import MakeCustomer, MakeOffer
+from tests.support.logs import captured_logs
+from webapp.core import database_connections, database_health, task_queue
+from webapp.core.database_connections import CommitRefused, DeadlineConnection, StatementTimeout
+from webapp.core.extensions import db, huey
+from webapp.core.settings import Settings
+from webapp.redemptions.errors import RedemptionUnavailable
+from webapp.redemptions.group_commit import GroupCommitter
+from webapp.redemptions.rules import RedemptionRequest
+
+CHECK_WRITES = database_connections._CHECK_WRITES_SQL
+
+
+@pytest.fixture
+def stream(
+    app: Flask,
+    test_settings: Settings,
+    commit_guard: database_connections._CommitGuard,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[StringIO]:
+    """Lets the database only read; returns what is logged."""
+    database_health.mark_recovered()
+    monkeypatch.setattr(database_health, "_recovered_at", -math.inf)
+    monkeypatch.setattr(database_connections, "COMMIT_CHECK_INTERVAL_SECONDS", 0)
+    monkeypatch.setattr(database_connections, "_CHECK_WRITES_SQL", "select 1 / 0")
+    commit_guard.refuse_commits()
+    with captured_logs(test_settings, "text") as stream:
+        yield stream
+    database_health.mark_recovered()
+
+
+def logged_messages(stream: StringIO) -> list[str]:
+    """Return the beginning of each line."""
+    return [line.split(" ", 3)[3][:20] for line in stream.getvalue().splitlines()]
+
+
+def read_and_commit() -> None:
+    """Read on a connection that leaves the pool, and commit; report an error as an error handler does."""
+    db.session.execute(text("select 1"))
+    try:
+        db.session.commit()
+    except OperationalError as error:
+        database_health.report_if_outage(error)
+        raise
+    finally:
+        db.session.rollback()
+
+
+@pytest.mark.parametrize("seconds_since_recovery", [0, math.inf])
+def test_the_outage_lasts_although_reads_work(
+    stream: StringIO, monkeypatch: pytest.MonkeyPatch, seconds_since_recovery: float
+) -> None:
+    monkeypatch.setattr(database_health, "_recovered_at", time.monotonic() - seconds_since_recovery)
+    for _attempt in range(3):
+        with pytest.raises(OperationalError):
+            read_and_commit()
+        assert database_health.is_database_unavailable()
+
+    monkeypatch.setattr(database_connections, "_CHECK_WRITES_SQL", CHECK_WRITES)
+    read_and_commit()
+    read_and_commit()
+
+    assert not database_health.is_database_unavailable()
+    assert logged_messages(stream) == ["database unavailable", "the database has rec"]
+
+
+@pytest.mark.parametrize("is_frozen", [False, True])
+def test_refused_redemptions_are_one_outage(
+    stream: StringIO,
+    commit_guard: database_connections._CommitGuard,
+    make_offer: MakeOffer,
+    make_customer: MakeCustomer,
+    is_frozen: bool,
+) -> None:
+    """The first redemption of an offer commits a second transaction, which freezes the offer."""
+    commit_guard.is_refusing = False
+    make_offer("SUMMER25")
+    emails = [make_customer(f"c{number}@example.com").email for number in range(4)]
+    committer = GroupCommitter()
+
+    def redeem(email: str) -> object:
+        (result,) = committer._redeem_group([RedemptionRequest(channel="form", code="SUMMER25", email=email)])
+        return result
+
+    if is_frozen:
+        redeem(emails[0])
+    commit_guard.refuse_commits()
+    for email in emails[1:]:
+        assert isinstance(redeem(email), RedemptionUnavailable)
+    committer.close()
+
+    assert database_health.is_database_unavailable()
+    assert logged_messages(stream) == ["database unavailable"]
+
+
+@pytest.mark.parametrize(
+    ("error", "is_rolled_back"),
+    [
+        (CommitRefused("no commits"), True),
+        (psycopg.errors.DiskFull("no space"), True),
+        (StatementTimeout("no response"), False),
+        (psycopg.OperationalError("server closed the connection unexpectedly"), False),
+        (psycopg.errors.ProtocolViolation("server conn crashed?"), False),
+    ],
+)
+def test_a_task_runs_unless_taking_it_was_rolled_back(
+    app: Flask, monkeypatch: pytest.MonkeyPatch, error: psycopg.Error, is_rolled_back: bool
+) -> None:
+    """Otherwise it would be lost if the commit has taken effect nevertheless."""
+    task_queue.enqueue("campaigns.prepare", 5)
+    monkeypatch.setattr(huey.storage, "blocking", False)
+
+    def fail_to_commit(connection: DeadlineConnection) -> None:
+        if connection.info.transaction_status == TransactionStatus.INTRANS:
+            raise error
+
+    monkeypatch.setattr(DeadlineConnection, "commit", fail_to_commit)
+    try:
+        if is_rolled_back:
+            with pytest.raises(type(error)):
+                huey.storage.dequeue()
+        else:
+            assert huey.storage.dequeue() is not None
+    finally:
+        huey.storage.close()
+        database_health.mark_recovered()
