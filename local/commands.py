@@ -65,7 +65,7 @@ def up_command() -> None:
     settings = _get_settings()
     with command_errors(settings), supervisor.instance_lock(settings):
         is_running = supervisor.is_supervisor_running(settings) and supervisor.is_database_running(settings)
-        check_disk(settings, is_running)
+        check_disk_if_needed(settings, is_running)
         if is_running:
             preflight.check_running_port(settings)
             supervisor.wait_until_ready(settings)
@@ -162,7 +162,7 @@ def running_database(settings: Settings) -> Iterator[None]:
         raise
 
 
-def check_disk(settings: Settings, is_running: bool) -> None:
+def check_disk_if_needed(settings: Settings, is_running: bool) -> None:
     """Check the disk of an instance that is to be started or is running, before anything is stopped.
 
     What is running could not be started again. If its database is on another server, it needs no space.

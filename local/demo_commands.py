@@ -37,7 +37,7 @@ def demo_up_command(port: int | None, public_url: str | None) -> None:
     settings = demo_instance.load_demo_settings(user_settings)
     with local_commands.command_errors(settings), supervisor.instance_lock(settings):
         is_running = _is_complete_and_running(settings)
-        local_commands.check_disk(settings, is_running)
+        local_commands.check_disk_if_needed(settings, is_running)
         if is_running:
             _check_running_port(settings, port)
             settings = demo_instance.load_demo_settings(user_settings, public_url=public_url)

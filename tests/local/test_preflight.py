@@ -280,4 +280,4 @@ def test_a_full_disk_prevents_only_what_needs_space(
     settings = replace(test_settings, uses_embedded_database=is_embedded)
 
     with pytest.raises(SetupError, match="the disk is full") if is_refused else nullcontext():
-        commands.check_disk(settings, is_running)
+        commands.check_disk_if_needed(settings, is_running)
