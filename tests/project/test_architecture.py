@@ -62,6 +62,7 @@ WRITERS = {
     "webapp.campaigns.sending.outcomes",
     "webapp.campaigns.sending.retries",
     "webapp.campaigns.sending.windows",
+    "webapp.core.queue_storage",
     "webapp.core.signing_keys",
     "webapp.customers.imports.claims",
     "webapp.customers.imports.processing",
