@@ -330,7 +330,7 @@ def test_a_rollback_between_insert_and_lookup_lets_the_next_round_redeem(
     offer = make_offer(max_redemptions=1)
     ada, bob = make_customer().email, make_customer("bob@example.com").email
     first = group_commit.redeem(PLAIN).public_id
-    # As in a process that does not know that the offer is used up.
+    # As in a process that has not seen the offer used up.
     caps.get_used_up_offer_ids().clear()
     look_up = evaluation.look_up_and_evaluate
     lookups: list[object] = []
