@@ -104,10 +104,10 @@ def test_every_interface_redeems_up_to_the_cap(
         staff.post("/redemptions/new", data=by_form | {"email": "c3@example.com"}),
     ]
     refused = client.post("/redeem", data=by_form | {"email": "c4@example.com"})
-    undone = api.post(f"/api/v1/redemptions/{first.json['id']}/rollback", json={"reason": "cancelled"})
+    undone = api.post(f"/api/v1/redemptions/{first.get_json()['id']}/rollback", json={"reason": "cancelled"})
     accepted = client.post("/redeem", data=by_form | {"email": "c4@example.com"})
 
-    assert (first.status_code, repeat.status_code, repeat.json["id"]) == (201, 200, first.json["id"])
+    assert (first.status_code, repeat.status_code, repeat.get_json()["id"]) == (201, 200, first.get_json()["id"])
     assert [response.status_code for response in responses] == [200, 200, 302]
     assert (refused.status_code, undone.status_code, accepted.status_code) == (409, 200, 200)
     assert sorted(record.row.channel for record in redemption_queries.list_redemptions(RedemptionFilter(), 50)) == [
@@ -132,7 +132,7 @@ def test_staff_and_programs_get_responses(redeemed: RedemptionRecord, staff: Fla
 def test_an_offer_is_changed_after_it_was_found_by_its_code(redeemed: RedemptionRecord, api: FlaskClient) -> None:
     response = api.patch("/api/v1/offers/SUMMER25", json={"name": "Autumn", "max_redemptions": 3})
 
-    assert (response.status_code, response.json["name"]) == (200, "Autumn")
+    assert (response.status_code, response.get_json()["name"]) == (200, "Autumn")
 
 
 def test_hourly_counts_follow_redemptions_and_rollbacks(redeemed: RedemptionRecord) -> None:

@@ -26,7 +26,7 @@ from webapp.core import database_connections, signing_keys
 from webapp.core.coalescing import CoalescingTimeout
 from webapp.core.database_connections import CommitRefused, DeadlineConnection, StatementTimeout
 from webapp.core.errors import DomainError
-from webapp.core.extensions import db
+from webapp.core.extensions import db, huey
 from webapp.redemptions import actions as redemption_actions
 from webapp.redemptions import errors, group_commit, public_ids
 from webapp.redemptions.errors import RedemptionUnavailable
@@ -521,6 +521,8 @@ def end_connections() -> None:
                 "where datname = current_database() and pid <> pg_backend_pid() and backend_type = 'client backend'"
             )
         )
+    # Otherwise the next use of the task queue in this process, perhaps in another test, would fail.
+    huey.storage.close()
 
 
 class interrupted:  # noqa: N801
