@@ -468,6 +468,28 @@ def test_a_campaign_does_not_count_for_customers_who_are_no_recipients(
     assert [is_erased(customer.id) for customer in (*recipients, late)] == [False, True, False, True]
 
 
+def test_the_newest_campaign_of_each_recipient_is_the_last_activity(
+    make_customer: MakeCustomer, make_offer: MakeOffer, set_periods: SetPeriods
+) -> None:
+    """All are recipients of a campaign, the second one only of the older campaign."""
+    both, only_older = make_customer("first@example.com"), make_customer("second@example.com")
+    launch_campaign(make_offer, UNDER)
+    only_newer = make_customer("c@example.com")
+    newer = launch_actions.launch_announcement(make_offer("AUTUMN25").id, "tests").campaign
+    preparation.prepare_campaign(newer.id)
+    execute("update batch set gaps = array[1, 2] where campaign_id = :id", id=newer.id)
+    age_customers()
+    set_periods(customers=DAYS)
+
+    run_retention()
+
+    db.session.rollback()
+    launched = select(Campaign.launched_at).order_by(Campaign.id)
+    older_at, newer_at = db.session.scalars(launched).all()
+    active = [db.session.get_one(Customer, item.id).active_at for item in (both, only_older, only_newer)]
+    assert active == [newer_at, older_at, newer_at]
+
+
 def test_nothing_is_erased_while_a_campaign_is_being_prepared(
     make_customer: MakeCustomer, make_offer: MakeOffer, set_periods: SetPeriods
 ) -> None:

@@ -202,7 +202,14 @@ def test_an_issuer_that_the_provider_promises_must_be_in_the_response(provider: 
 
 def test_an_error_of_the_provider_is_reported(provider: OidcProvider) -> None:
     provider.error = "access_denied"
-    assert key_of_failure(provider) == "oidc_refused"
+    with pytest.raises(DomainError, match="Example SSO did not sign you in") as raised:
+        sign_in(provider)
+    assert raised.value.key == "oidc_refused"
+
+
+def test_a_long_name_is_cut_off(provider: OidcProvider) -> None:
+    provider.claims = {"name": "x" * 201}
+    assert sign_in(provider).name == "x" * 200
 
 
 def test_the_client_secret_can_be_sent_in_the_form(provider: OidcProvider) -> None:
