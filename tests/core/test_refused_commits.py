@@ -140,3 +140,22 @@ def test_a_task_runs_unless_taking_it_was_rolled_back(
     finally:
         huey.storage.close()
         database_health.mark_recovered()
+
+
+def test_a_task_that_was_taken_runs_although_other_connections_are_lost(
+    app: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    monkeypatch.setitem(task_queue._functions, "campaigns.prepare", calls.append)
+    monkeypatch.setattr(huey.storage, "blocking", False)
+    task_queue.enqueue("campaigns.prepare", 5)
+    task = huey.dequeue()
+    shared = huey.storage.conn
+    db.session.execute(text("select pg_terminate_backend(:pid, 5000)"), {"pid": shared.info.backend_pid})
+
+    try:
+        huey.execute(task)
+    finally:
+        huey.storage.close()
+
+    assert calls == [5]

@@ -109,7 +109,11 @@ def test_data_expires_although_a_customer_has_redeemed_two_offers_at_one_moment(
     assert retention.count_old_redemptions(10, 100) == 0
 
 
-def test_an_undone_redemption_that_is_locked_does_not_stop_the_others(redemptions: None, customers: list[int]) -> None:
+@pytest.mark.parametrize("rows_per_step", [1, 1000])
+def test_an_undone_redemption_that_is_locked_does_not_stop_the_others(
+    redemptions: None, customers: list[int], monkeypatch: pytest.MonkeyPatch, rows_per_step: int
+) -> None:
+    monkeypatch.setattr(retention, "ROWS_PER_STEP", rows_per_step)
     execute("update rollback set rolled_back_at = rolled_back_at - interval '11 days'")
     with db.engine.connect() as other:
         other.execute(text("select from rollback where customer_id = :id for update"), {"id": customers[0]})

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from datetime import datetime
 from types import TracebackType
@@ -158,6 +158,17 @@ class QueueStorage(PostgresStorage):  # type: ignore[misc]
                 cursor.execute("select pg_notify(%s, '')", (self.channel,))
             else:
                 cursor.connection.rollback()
+
+    def peek_many(self, keys: Sequence[str]) -> dict[str, bytes]:
+        """Return no values: these keys would belong to revoked tasks, and Onecode revokes none.
+
+        Huey looks them up before it runs a task that it has taken: the task would be lost if that failed.
+        """
+        return {}
+
+    def delete_data(self, key: str) -> bool:
+        """Delete nothing, for the same reason: Huey deletes such a key after each task."""
+        return False
 
     def failing_seconds(self) -> float:
         """Return for how many seconds this process has been unable to take tasks or to read the schedule; 0 if it can.

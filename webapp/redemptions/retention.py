@@ -7,7 +7,7 @@ and they belong to the accounts of the shop. The link to a person ends when the 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 from sqlalchemy import text
 
@@ -16,6 +16,8 @@ from webapp.core.extensions import db
 from webapp.redemptions.models import EXPIRED_REASON, REDEMPTION_HAS_ERASABLE_DATA, ROLLBACK_HAS_ERASABLE_DATA
 
 ROWS_PER_STEP = 1000
+# Earlier than every row.
+_BEGINNING = datetime(1, 1, 1, tzinfo=UTC)
 
 # One index probe per offer.
 _SELECT_DUE_OFFERS = text(
@@ -72,9 +74,11 @@ _RECORD_PROGRESS = text(
 )
 _SELECT_DUE_ROLLBACKS = text(
     f"""
-    select offer_id, customer_id, redeemed_at from rollback
+    select rolled_back_at, offer_id, customer_id, redeemed_at from rollback
     where rolled_back_at < :cutoff and ({ROLLBACK_HAS_ERASABLE_DATA})
-    order by rolled_back_at limit :rows
+      and (rolled_back_at, offer_id, customer_id, redeemed_at)
+        > (:rolled_back_at, :offer_id, :customer_id, :redeemed_at)
+    order by rolled_back_at, offer_id, customer_id, redeemed_at limit :rows
     """  # noqa: S608
 )
 _CLEAR_ROLLBACKS = text(
@@ -128,23 +132,32 @@ def clear_old_redemption_data(days: int) -> Iterator[int]:
             yield len(customer_ids)
             if has_skipped:
                 break
-    cleared = ROWS_PER_STEP
-    while cleared >= ROWS_PER_STEP:
-        cleared = _clear_due_rollbacks(cutoff)
-        yield cleared
+    yield from _clear_old_rollbacks(cutoff)
 
 
-def _clear_due_rollbacks(cutoff: datetime) -> int:
-    """Clear one step of rollbacks, those of each offer in one statement; return their number."""
-    keys_by_offer: dict[int, list[tuple[int, datetime]]] = {}
-    for offer_id, *key in db.session.execute(_SELECT_DUE_ROLLBACKS, {"cutoff": cutoff, "rows": ROWS_PER_STEP}):
-        keys_by_offer.setdefault(offer_id, []).append((key[0], key[1]))
-    cleared = 0
-    for offer_id, keys in keys_by_offer.items():
-        customer_ids, times = map(list, zip(*keys, strict=True))
-        values = {"offer_id": offer_id, "customer_ids": customer_ids, "times": times, "reason": EXPIRED_REASON}
-        cleared += len(db.session.execute(_CLEAR_ROLLBACKS, values).all())
-    return cleared
+def _clear_old_rollbacks(cutoff: datetime) -> Iterator[int]:
+    """Clear rollbacks in steps, except those that another transaction has locked; yield their number.
+
+    Each step has a statement per offer: one of all offers cannot lock rows if they are distributed.
+    """
+    position: tuple[datetime, int, int, datetime] = (_BEGINNING, 0, 0, _BEGINNING)
+    found = ROWS_PER_STEP
+    while found >= ROWS_PER_STEP:
+        names = ("rolled_back_at", "offer_id", "customer_id", "redeemed_at")
+        values = dict(zip(names, position, strict=True)) | {"cutoff": cutoff, "rows": ROWS_PER_STEP}
+        rows = db.session.execute(_SELECT_DUE_ROLLBACKS, values).all()
+        found = len(rows)
+        keys_by_offer: dict[int, list[tuple[int, datetime]]] = {}
+        for rolled_back_at, offer_id, customer_id, redeemed_at in rows:
+            position = rolled_back_at, offer_id, customer_id, redeemed_at
+            keys_by_offer.setdefault(offer_id, []).append((customer_id, redeemed_at))
+        yield sum(_clear_rollbacks(offer_id, keys) for offer_id, keys in keys_by_offer.items())
+
+
+def _clear_rollbacks(offer_id: int, keys: list[tuple[int, datetime]]) -> int:
+    customer_ids, times = map(list, zip(*keys, strict=True))
+    values = {"offer_id": offer_id, "customer_ids": customer_ids, "times": times, "reason": EXPIRED_REASON}
+    return len(db.session.execute(_CLEAR_ROLLBACKS, values).all())
 
 
 def count_old_redemptions(days: int, limit: int) -> int:
