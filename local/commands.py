@@ -165,7 +165,8 @@ def running_database(settings: Settings) -> Iterator[None]:
 def check_disk_if_needed(settings: Settings, is_running: bool) -> None:
     """Check the disk of an instance that is to be started or is running, before anything is stopped.
 
-    What is running could not be started again. If its database is on another server, it needs no space.
+    Nothing is stopped on a full disk, because it could not be started again. An instance that runs with a database on
+    another server needs no space.
 
     :raises SetupError: when the disk is full.
     """

@@ -134,7 +134,8 @@ class DeadlineConnection(psycopg.Connection[Any]):
             return
         try:
             _commit_guard.check(self.url, self.setting)
-        except CommitRefused:
+        except CommitRefused as error:
+            self._name_setting(error)
             # Otherwise the next transaction of this connection would commit this one, too.
             with suppress(psycopg.Error):
                 self.rollback()

@@ -321,9 +321,7 @@ def load_current_offer_facts(customer_id: int) -> list[RedemptionFacts]:
     for offer_id, facts in zip(offer_ids, load_facts_without_redemptions(requests), strict=True):
         _, max_redemptions, redeemed, redemption = rows.get(offer_id, (offer_id, None, None, None))
         facts = _with_counter(facts, max_redemptions, redeemed)
-        try:
-            require_counter(facts)
-        except InvalidOfferCounter:
+        if facts.offer is None or facts.offer.redeemed is None:
             continue
         result.append(dataclasses.replace(facts, redemption=_row_from_json(redemption)))
     return result

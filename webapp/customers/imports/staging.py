@@ -287,7 +287,7 @@ def _reject_taken_source_ids(connection: Connection, params: dict[str, Any]) -> 
 
 
 def _record_activity(connection: Connection, params: dict[str, Any]) -> None:
-    params |= {"precision": ACTIVITY_PRECISION}
+    params = params | {"precision": ACTIVITY_PRECISION}
     ids = [customer_id for (customer_id,) in connection.execute(_SELECT_STALE_CUSTOMERS, params)]
     if ids:
         connection.execute(_RECORD_ACTIVITY, params | {"ids": ids})

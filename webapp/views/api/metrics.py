@@ -30,14 +30,14 @@ READ_SECONDS = monitoring_queries.STATEMENT_TIMEOUT_SECONDS + 1
 # While the database does not respond to writes: it may not respond at all, and a new connection takes as long again.
 READ_SECONDS_WITHOUT_WRITES = 1.5
 # Seconds after its last scrape of this process in which a key is accepted while it cannot be looked up.
-ACCEPTED_KEY_SECONDS = 86_400
+ACCEPTED_KEY_SECONDS = 3_600
 
 
 class _AcceptedKeys:
     """The API keys that have read the metrics of this process, for scrapes while the database is unavailable."""
 
     def __init__(self) -> None:
-        # By public id: when, by `time.monotonic`, and a hash of the header. There are only as many as valid keys.
+        # By public id: when, by `time.monotonic`, and a hash of the header. Only keys that were valid are here.
         self._keys: dict[str, tuple[float, bytes]] = {}
 
     def add(self, authorization: str) -> None:
