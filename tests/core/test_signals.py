@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 
+import pytest
+
+from webapp.core import signals
 from webapp.core.settings import ROOT
 
 # The kernel delivers a signal sent to one thread to that thread. It stands for a signal to the process that happens to
@@ -40,3 +45,16 @@ def test_a_signal_that_arrives_in_another_thread_is_handled() -> None:
     )
 
     assert result.stdout == "stopped\n"
+
+
+@pytest.mark.parametrize("is_parent_alive", [True, False])
+def test_a_process_stops_when_its_parent_has_ended(monkeypatch: pytest.MonkeyPatch, is_parent_alive: bool) -> None:
+    steps: list[object] = []
+    monkeypatch.setattr("webapp.core.signals.select.select", lambda descriptors, *_: steps.append(descriptors))
+    monkeypatch.setattr("webapp.core.signals.os.kill", lambda _pid, number: steps.append(number))
+    monkeypatch.setattr("webapp.core.signals.time.sleep", steps.append)
+
+    signals._stop_after(os.getppid() if is_parent_alive else 1 + os.getppid(), 7)
+
+    stop = [signal.SIGTERM, signals._STOP_SECONDS, signal.SIGKILL]
+    assert steps == ([[7]] if is_parent_alive else []) + stop
