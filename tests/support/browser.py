@@ -142,7 +142,7 @@ STANDARD = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
 COLOUR_RULES = ["color-contrast", "link-in-text-block"]
 APPEARANCES: dict[str, dict[str, Any]] = {"light": {}, "dark": {"dark": True}, "phone": {"width": 390, "height": 800}}
 # The fast tests check the light pages; the slow ones check them dark and on a phone.
-# `appearance` is one of them, for pages that are opened anew in each.
+# `appearance` is one of them, for pages that are opened again in each.
 # `appearances` are those in which `problems_by_appearance` checks an open page.
 in_each_appearance = pytest.mark.parametrize(
     "appearance", ["light", pytest.param("dark", marks=pytest.mark.slow), pytest.param("phone", marks=pytest.mark.slow)]

@@ -308,7 +308,7 @@ def build_discount(discount_type: str, percent: Any, amount: int | None, currenc
 def load_current_offer_facts(customer_id: int) -> list[RedemptionFacts]:
     """Load the facts about a customer and every offer within its validity period.
 
-    Paused offers are left out, and so are offers without a valid counter, which cannot be redeemed. The facts are
+    Paused offers are excluded, and so are offers without a valid counter, which cannot be redeemed. The facts are
     sorted by the end of the offer, earliest first.
     """
     offer_ids = list(offer_queries.list_current_offer_ids())

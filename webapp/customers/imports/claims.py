@@ -153,8 +153,8 @@ def claim_import(connection: staging.Connection, import_id: int) -> ImportClaim 
 
     An import fails after `MAX_IMPORT_ATTEMPTS` workers whose lease has expired.
     """
-    # `least` ignores null, so the first start is kept. Citus refuses now() in `coalesce` here: the foreign key to a
-    # reference table makes this local table one that it plans for.
+    # `least` ignores null, so the first start is kept. Citus refuses now() in `coalesce` as long as this table has a
+    # foreign key to a reference table (docs/operations/scaling.md drops those).
     row = connection.execute(
         """
         update customer_import set status = 'running', epoch = epoch + 1, started_at = least(started_at, now()),
