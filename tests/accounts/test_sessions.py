@@ -16,7 +16,7 @@ from webapp.accounts import actions as account_actions
 from webapp.accounts import invitation_actions, passwords, session_actions, session_queries, sign_in_actions
 from webapp.accounts.models import AccountEmail, AuditEntry, StaffDevice, StaffSession, StaffUser
 from webapp.accounts.session_actions import SessionClient
-from webapp.core import database_connections, task_queue
+from webapp.core import database_timeouts, task_queue
 from webapp.core.errors import DomainError, InvalidInput
 from webapp.core.extensions import db
 
@@ -170,7 +170,7 @@ class TestSessions:
     def test_the_last_use_does_not_wait_for_another_request_that_records_it(self, make_staff_user: MakeUser) -> None:
         started = start(make_staff_user())
         set_times(last_used_at=timedelta(seconds=61))
-        with db.engine.connect() as other, database_connections.statement_deadline(30):
+        with db.engine.connect() as other, database_timeouts.statement_deadline(30):
             other.execute(select(StaffSession.id).with_for_update())
             session_actions.update_last_use(started.id, SessionClient("198.51.100.7", "another browser"))
         assert db.session.scalars(select(StaffSession.client_address)).one() == TEST_CLIENT.address

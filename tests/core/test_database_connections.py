@@ -24,6 +24,7 @@ from webapp.core import (
     csv_export,
     database_connections,
     database_health,
+    database_timeouts,
     database_urls,
     migrations,
     queue_storage,
@@ -173,7 +174,7 @@ def test_what_is_written_with_autocommit_does_not_wait_for_a_standby() -> None:
 
 def test_a_deadline_applies_in_its_block_only(test_settings: Settings) -> None:
     connection = database_connections.connect(test_settings.libpq_url, autocommit=True)
-    with database_connections.statement_deadline(DEADLINE), pytest.raises(StatementTimeout):
+    with database_timeouts.statement_deadline(DEADLINE), pytest.raises(StatementTimeout):
         connection.execute("select pg_sleep(1000)")
     with database_connections.connect(test_settings.libpq_url, autocommit=True) as connection:
         connection.execute("select pg_sleep(%s)", [DEADLINE * 2])
@@ -187,7 +188,7 @@ def relay(test_settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[
 
 
 def connect_for_long_statements(relay: Relay) -> DeadlineConnection:
-    seconds = database_connections.LONG_STATEMENT_SECONDS
+    seconds = database_timeouts.LONG_STATEMENT_SECONDS
     return database_connections.connect(relay.url, statement_seconds=seconds, autocommit=True)
 
 
@@ -244,7 +245,7 @@ def test_rows_that_have_arrived_are_read_without_a_wait(
         return watch(*arguments)
 
     monkeypatch.setattr(DeadlineConnection, "_watch", count_waits)
-    seconds = database_connections.LONG_STATEMENT_SECONDS
+    seconds = database_timeouts.LONG_STATEMENT_SECONDS
     with (
         closing(database_connections.connect(test_settings.libpq_url, statement_seconds=seconds)) as connection,
         connection.cursor().copy("copy (select generate_series(1, 10000)) to stdout") as copy,
@@ -289,7 +290,7 @@ def use_migration_lock() -> None:
 @pytest.mark.parametrize("use", [use_export, use_import_connection, use_migration_lock])
 def test_what_may_take_long_has_another_deadline(app: Flask, use: Callable[[], None]) -> None:
     migrations.init_app(app)
-    with database_connections.statement_deadline(USUAL_DEADLINE):
+    with database_timeouts.statement_deadline(USUAL_DEADLINE):
         use()
         # The deadline of the block applies to what follows.
         with pytest.raises(OperationalError, match="no response"):
@@ -310,11 +311,11 @@ def test_connecting_to_a_server_that_does_not_respond_ends() -> None:
 
 def test_the_pool_replaces_a_frozen_connection(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
     """The pool tests a connection before it is used, with a deadline of its own."""
-    monkeypatch.setattr(database_connections, "PING_SECONDS", DEADLINE)
+    monkeypatch.setattr(database_timeouts, "PING_SECONDS", DEADLINE)
     pids: list[int] = []
 
     def read_pid() -> None:
-        with app.app_context(), database_connections.statement_deadline(database_connections.LONG_STATEMENT_SECONDS):
+        with app.app_context(), database_timeouts.statement_deadline(database_timeouts.LONG_STATEMENT_SECONDS):
             pids.append(db.session.scalar(text("select pg_backend_pid()")) or 0)
 
     db.session.remove()
@@ -332,7 +333,7 @@ def test_the_pool_replaces_a_frozen_connection(app: Flask, monkeypatch: pytest.M
 
 
 def test_a_statement_of_the_pool_on_a_frozen_server_ends(app: Flask) -> None:
-    with database_connections.statement_deadline(DEADLINE):
+    with database_timeouts.statement_deadline(DEADLINE):
         pid = db.session.scalar(text("select pg_backend_pid()"))
         with frozen_process(pid), pytest.raises(OperationalError, match="no response"):
             db.session.execute(text("select 1"))

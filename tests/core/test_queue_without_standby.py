@@ -14,7 +14,7 @@ from tests.support.chaos.replicated_database import ReplicatedDatabase
 from tests.support.live_server import wait_until
 from webapp.accounts import access_counts
 from webapp.accounts.access_counts import Access
-from webapp.core import database_connections
+from webapp.core import database_connections, database_timeouts
 from webapp.core.database_connections import CommitRefused, StatementTimeout
 from webapp.core.extensions import db
 from webapp.core.queue_storage import QueueStorage
@@ -90,7 +90,7 @@ def test_counters_do_not_wait(servers: ReplicatedDatabase) -> None:
         connection.execute("checkpoint")
     replicated_database.freeze(servers.standby)
     try:
-        with servers.database.context(), database_connections.statement_deadline(5):
+        with servers.database.context(), database_timeouts.statement_deadline(5):
             assert TableStorage().incr("key", 60) == 1
             access_counts.count_accesses([Access("api_key.refused", "203.0.113.7")])
             assert db.session.scalar(text("select sum(n) from access_count")) == 1

@@ -20,7 +20,7 @@ from sqlalchemy import text
 
 from tests.support.logs import captured_logs
 from webapp import create_app
-from webapp.core import database_connections, database_health, task_queue
+from webapp.core import database_health, database_timeouts, task_queue
 from webapp.core.database_connections import StatementTimeout
 from webapp.core.extensions import db, huey
 from webapp.core.settings import ROOT, Settings
@@ -170,11 +170,11 @@ def test_the_statements_of_a_task_have_its_deadline(app: Flask) -> None:
     )
     run()
     assert deadlines == [7]
-    assert current_deadline() == database_connections.STATEMENT_SECONDS
+    assert current_deadline() == database_timeouts.STATEMENT_SECONDS
 
 
 def current_deadline() -> float:
-    return database_connections._statement_seconds.get()
+    return database_timeouts._statement_seconds.get()
 
 
 def end_other_connections() -> None:

@@ -232,3 +232,51 @@ def test_workers_without_a_heartbeat_for_a_day_are_deleted(app: Flask) -> None:
     monitoring_actions.delete_stale_workers()
 
     assert db.session.scalars(select(Worker.id)).all() == [recent.id]
+
+
+def add_task(queue: str, age: int) -> None:
+    insert = "insert into huey_task (queue, data, enqueued_at) values (:queue, '', now() - make_interval(secs => :age))"
+    db.session.execute(text(insert), {"queue": queue, "age": age})
+    db.session.commit()
+
+
+@pytest.mark.parametrize(
+    ("heartbeat_age", "task_age", "is_missing"),
+    [
+        (None, None, False),
+        (59, None, False),
+        (61, None, True),
+        # Tasks wait also while all workers are busy.
+        (0, 61, False),
+        # No worker has ever run, or the database has crashed.
+        (None, 59, False),
+        (None, 61, True),
+    ],
+)
+def test_a_worker_is_missing_without_heartbeats_or_with_a_task_that_waits(
+    app: Flask, heartbeat_age: int | None, task_age: int | None, is_missing: bool
+) -> None:
+    if heartbeat_age is not None:
+        monitoring_actions.record_heartbeat(WorkerIdentity("1.0"))
+        age_heartbeats(heartbeat_age)
+    if task_age is not None:
+        add_task(huey.name, task_age)
+
+    assert monitoring_queries.is_worker_missing() == is_missing
+
+
+def test_tasks_of_another_queue_need_no_worker(app: Flask) -> None:
+    add_task("other", 3600)
+
+    assert not monitoring_queries.is_worker_missing()
+
+
+def test_a_worker_that_was_shut_down_is_missing_after_a_minute(app: Flask) -> None:
+    worker = WorkerIdentity("1.0")
+    monitoring_actions.record_heartbeat(worker)
+    monitoring_actions.record_shutdown(worker)
+    assert not monitoring_queries.is_worker_missing()
+
+    age_heartbeats(61)
+
+    assert monitoring_queries.is_worker_missing()

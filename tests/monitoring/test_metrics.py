@@ -25,7 +25,7 @@ from webapp import create_app
 from webapp.accounts import api_key_actions
 from webapp.accounts.models import ApiKey
 from webapp.campaigns.models import Batch, Campaign, MailIssue, encode_gaps
-from webapp.core import database_connections, database_health, task_queue, web_metrics
+from webapp.core import database_health, database_timeouts, task_queue, web_metrics
 from webapp.core.extensions import db
 from webapp.core.settings import ROOT, Settings
 from webapp.customers.models import Customer, CustomerImport
@@ -391,7 +391,7 @@ def test_a_scrape_of_a_frozen_database_ends(
     relay.freeze(accepts_new=accepts_new)
     monkeypatch.setattr(readiness, "CHECK_SECONDS", 0.5)
     # The ping of the frozen connection ends soon; over a new one, a busy machine may need longer.
-    monkeypatch.setattr(database_connections, "PING_SECONDS", 0.5)
+    monkeypatch.setattr(database_timeouts, "PING_SECONDS", 0.5)
     monkeypatch.setattr(metrics, "READ_SECONDS_WITHOUT_WRITES", 60)
 
     found = parse_samples(scrape_over_relay(key).text)

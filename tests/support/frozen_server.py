@@ -37,6 +37,8 @@ class Relay:
             self._server = connection.info.host, connection.info.port
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._sockets: list[socket.socket] = []
+        # How many connections it has accepted.
+        self.connection_count = 0
         # Cleared while connections that exist, or new ones, are frozen.
         self._forwards_old, self._forwards_new = threading.Event(), threading.Event()
         self._forwards_old.set()
@@ -67,6 +69,7 @@ class Relay:
         with suppress(OSError):
             while True:
                 client, _address = self._listener.accept()
+                self.connection_count += 1
                 server = self._connect()
                 self._sockets += [client, server]
                 forwards = self._forwards_old if self._forwards_old.is_set() else self._forwards_new

@@ -24,7 +24,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from tests.support import live_server
 from webapp import create_app
 from webapp.accounts import api_key_actions
-from webapp.core import database_connections, measured_pool, task_queue, web_metrics
+from webapp.core import database_connections, database_timeouts, measured_pool, task_queue, web_metrics
 from webapp.core.extensions import db
 from webapp.core.settings import Settings
 from webapp.core.web_metrics import RouteGroup
@@ -221,7 +221,7 @@ def test_a_database_error_is_counted_by_kind(app: Flask, statement: str, expecte
 def test_a_missing_response_is_counted(app: Flask) -> None:
     before = web_metrics.collect_web_metrics()
 
-    with database_connections.statement_deadline(0.1), pytest.raises(DBAPIError):
+    with database_timeouts.statement_deadline(0.1), pytest.raises(DBAPIError):
         db.session.execute(text("select pg_sleep(60)"))
     db.session.rollback()
 

@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
-from contextvars import ContextVar
 from typing import Any, LiteralString, TypeVar, cast
 
 import psycopg
@@ -23,24 +22,17 @@ from psycopg.pq import TransactionStatus
 from psycopg.waiting import Wait
 from sqlalchemy import Connection
 
+from webapp.core import database_hosts, database_timeouts
 from webapp.core.database_urls import build_connection_parameters
 
 Result = TypeVar("Result")
 PsycopgError = TypeVar("PsycopgError", bound=psycopg.Error)
 
-# Seconds to wait for the response to one statement, unless `statement_deadline` sets another value.
-STATEMENT_SECONDS = 20.0
-# For statements over many rows: imports, counts, retention, exports.
-LONG_STATEMENT_SECONDS = 600.0
-# For changes of the schema, which wait for locks and may rewrite or scan tables.
-MIGRATION_STATEMENT_SECONDS = 6 * 3600.0
-# Seconds to wait for the response when the pool tests a connection before it is used.
-PING_SECONDS = 5.0
 # Seconds to wait until the server has received the request to cancel an overdue statement.
 CANCEL_SECONDS = 1.0
 
-# While a statement may take longer than STATEMENT_SECONDS: seconds without data until it is checked whether the server
-# still runs it, and seconds that this may take.
+# While a statement may take longer than `database_timeouts.STATEMENT_SECONDS`: seconds without data until it is checked
+# whether the server still runs it, and seconds that this may take.
 SERVER_CHECK_INTERVAL_SECONDS = 10.0
 SERVER_CHECK_SECONDS = 5.0
 # After a commit has timed out: seconds to wait for a check whether the database accepts writes, and between two checks.
@@ -61,7 +53,7 @@ _CHECK_WRITES_SQL: LiteralString = """
     select pg_logical_emit_message(true, 'onecode.write_check', '')
 """
 
-_statement_seconds: ContextVar[float] = ContextVar("statement_seconds", default=STATEMENT_SECONDS)
+_TIMED_OUT_BEFORE = "no response from the database to an earlier use in this request"
 
 
 class StatementTimeout(psycopg.OperationalError):
@@ -86,7 +78,7 @@ class DeadlineConnection(psycopg.Connection[Any]):
     a COPY. `notifies` ends at the timeout of its caller instead.
     """
 
-    # A deadline for all statements of this connection; by default that of `statement_deadline` applies.
+    # A deadline for all statements of this connection; by default that of `database_timeouts` applies.
     statement_seconds: float | None = None
     # The connection string of `connect`, and the name of the setting with it.
     url = ""
@@ -96,13 +88,17 @@ class DeadlineConnection(psycopg.Connection[Any]):
     def wait(self, gen: PQGen[Result], interval: float = 0.1, timeout: float | None = None) -> Result:
         """Wait until an operation on the connection is complete.
 
-        :raises StatementTimeout: when the server did not respond in time; the connection is closed then.
+        :raises StatementTimeout: when the server did not respond in time, now or before in the same request; the
+            connection is closed then.
         """
         if timeout is not None:
             return super().wait(gen, interval, timeout)
-        seconds = self.statement_seconds or _statement_seconds.get()
+        if database_timeouts.has_request_timed_out():
+            self.close()
+            raise self._name_setting(StatementTimeout(_TIMED_OUT_BEFORE))
+        seconds = self.statement_seconds or database_timeouts.current_seconds()
         try:
-            if seconds > STATEMENT_SECONDS:
+            if seconds > database_timeouts.STATEMENT_SECONDS:
                 try:
                     state = next(gen)
                 except StopIteration as end:
@@ -112,9 +108,11 @@ class DeadlineConnection(psycopg.Connection[Any]):
                 gen = self._watch(gen, state)
             return super().wait(gen, interval, seconds)
         except _WaitTimeout:
+            database_timeouts.note_timeout()
             self._abandon()
             raise self._name_setting(StatementTimeout(f"no response from the database within {seconds:g} s")) from None
         except _StatementLost:
+            database_timeouts.note_timeout()
             self._abandon()
             message = "the database no longer runs the statement, or does not respond at all"
             raise self._name_setting(StatementTimeout(message)) from None
@@ -223,34 +221,17 @@ class DeadlineConnection(psycopg.Connection[Any]):
 
 
 @contextmanager
-def statement_deadline(seconds: float) -> Iterator[None]:
-    """Wait up to `seconds` for each statement in the block, in this thread."""
-    token = _statement_seconds.set(seconds)
-    try:
-        yield
-    finally:
-        _statement_seconds.reset(token)
-
-
-@contextmanager
 def long_statements(connection: Connection) -> Iterator[None]:
-    """Let the statements of one connection take up to `LONG_STATEMENT_SECONDS` in the block.
+    """Let the statements of one connection take up to `database_timeouts.LONG_STATEMENT_SECONDS` in the block.
 
     For generators, in which `statement_deadline` would also apply to the code between two items.
     """
     driver = cast("DeadlineConnection", connection.connection.driver_connection)
-    before, driver.statement_seconds = driver.statement_seconds, LONG_STATEMENT_SECONDS
+    before, driver.statement_seconds = driver.statement_seconds, database_timeouts.LONG_STATEMENT_SECONDS
     try:
         yield
     finally:
         driver.statement_seconds = before
-
-
-@contextmanager
-def ping_deadline() -> Iterator[None]:
-    """Wait up to `PING_SECONDS` for a test of a connection in the block, or less if statements may not take longer."""
-    with statement_deadline(min(PING_SECONDS, _statement_seconds.get())):
-        yield
 
 
 def connect(
@@ -260,16 +241,23 @@ def connect(
 
     :param url: a connection string of libpq.
     :param setting: the name of the setting with the connection string, for `database_health.explain_connection_error`.
-    :param statement_seconds: a deadline for all statements of this connection, instead of that of `statement_deadline`.
+    :param statement_seconds: a deadline for all statements of this connection, instead of that of `database_timeouts`.
     :param parameters: of `psycopg.connect`; they take precedence over those in `url`.
-    :raises psycopg.OperationalError: when no server has accepted the connection within its timeout.
+    :raises psycopg.OperationalError: when no server has accepted the connection within its timeout;
+        `StatementTimeout` when the database has not responded in time before in the same request.
     """
-    arguments: dict[str, Any] = {**build_connection_parameters(url), **parameters}
+    arguments = {**database_hosts.order_hosts(url, build_connection_parameters(url)), **parameters}
     try:
+        if database_timeouts.has_request_timed_out():
+            raise StatementTimeout(_TIMED_OUT_BEFORE)
         connection = DeadlineConnection.connect(**arguments)
     except psycopg.Error as error:
+        if "timeout expired" in str(error):
+            database_timeouts.note_timeout()
         error.__dict__["setting"] = setting
         raise
+    if "host" not in parameters:
+        database_hosts.note_host(url, connection)
     connection.statement_seconds = statement_seconds
     connection.url, connection.setting = url, setting
     return connection

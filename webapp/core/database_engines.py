@@ -16,7 +16,7 @@ from flask import Flask, current_app
 from sqlalchemy import Engine, NullPool, create_engine
 from sqlalchemy.engine.interfaces import DBAPIConnection
 
-from webapp.core import database_connections, database_errors
+from webapp.core import database_connections, database_errors, database_timeouts
 from webapp.core.extensions import db
 from webapp.core.settings import Settings
 
@@ -65,7 +65,7 @@ def _limit_ping(engine: Engine) -> None:
     ping = engine.dialect.do_ping
 
     def ping_with_deadline(connection: DBAPIConnection) -> bool:
-        with database_connections.ping_deadline():
+        with database_timeouts.ping_deadline():
             return ping(connection)
 
     # SQLAlchemy has no event for it.

@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args
 import psycopg
 from flask import Flask
 
-from webapp.core import database_connections, database_health, logs
+from webapp.core import database_health, database_timeouts, logs
 from webapp.core.extensions import huey
 from webapp.core.settings import Settings
 
@@ -88,7 +88,7 @@ def task(
     name: TaskName,
     *,
     former_keys: tuple[str, ...] = (),
-    statement_seconds: float = database_connections.STATEMENT_SECONDS,
+    statement_seconds: float = database_timeouts.STATEMENT_SECONDS,
 ) -> Callable[[Function], Function]:
     """Register the decorated function as a task, which runs in its own app context.
 
@@ -108,7 +108,7 @@ def periodic_task(
     schedule: Callable[..., bool],
     *,
     former_keys: tuple[str, ...] = (),
-    statement_seconds: float = database_connections.STATEMENT_SECONDS,
+    statement_seconds: float = database_timeouts.STATEMENT_SECONDS,
 ) -> Callable[[Function], Function]:
     """Register the decorated function to run on a schedule (`huey.crontab`).
 
@@ -224,7 +224,7 @@ def _wrap_in_app_context(
     function: Function,
     *,
     is_periodic: bool,
-    statement_seconds: float = database_connections.STATEMENT_SECONDS,
+    statement_seconds: float = database_timeouts.STATEMENT_SECONDS,
 ) -> Function:
     @functools.wraps(function)
     def run_task(*args: int) -> None:
@@ -235,7 +235,7 @@ def _wrap_in_app_context(
             with (
                 logs.log_context(task=name),
                 _app.app_context(),
-                database_connections.statement_deadline(statement_seconds),
+                database_timeouts.statement_deadline(statement_seconds),
             ):
                 _run_and_log(name, function, args)
         finally:

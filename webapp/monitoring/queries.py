@@ -194,6 +194,26 @@ def is_worker_alive(host: str) -> bool:
     return db.session.scalar(statement.limit(1)) is not None
 
 
+# Without any heartbeat, since no worker has ever run or a crash of the database has emptied the table, only a task that
+# waits shows that a worker is needed.
+_SELECT_WORKER_MISSING = text(
+    """
+    select coalesce(
+      (select max(seen_at) from worker),
+      (select min(enqueued_at) from huey_task where queue = :queue)
+    ) < now() - cast(:timeout as interval)
+    """
+)
+
+
+def is_worker_missing() -> bool:
+    """Return whether no worker has sent a heartbeat within `HEARTBEAT_TIMEOUT`.
+
+    One that was shut down counts until then, since another may be about to start.
+    """
+    return bool(db.session.scalar(_SELECT_WORKER_MISSING, {"queue": huey.name, "timeout": HEARTBEAT_TIMEOUT}))
+
+
 def worker_alive_condition() -> ColumnElement[bool]:
     """Return the condition that a worker is alive.
 

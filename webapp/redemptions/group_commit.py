@@ -10,7 +10,7 @@ from flask_babel import gettext as _
 from sqlalchemy import Connection, event
 from sqlalchemy.exc import DBAPIError
 
-from webapp.core import database_connections, database_health
+from webapp.core import database_health, database_timeouts
 from webapp.core.coalescing import Coalescer, CoalescingTimeout
 from webapp.core.database_connections import CommitRefused
 from webapp.core.errors import DomainError
@@ -79,7 +79,7 @@ class GroupCommitter(Coalescer[RedemptionRequest, RedemptionRecord | DomainError
         Retries once on a new connection if the connection was lost before the commit.
         """
         try:
-            with database_connections.statement_deadline(STATEMENT_SECONDS):
+            with database_timeouts.statement_deadline(STATEMENT_SECONDS):
                 try:
                     return redeem_all(requests, self._get_connection())
                 except DBAPIError as error:

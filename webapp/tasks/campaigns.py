@@ -14,13 +14,13 @@ from webapp.campaigns.launch import actions as launch_actions
 from webapp.campaigns.launch import cancellation, next_tasks, preparation
 from webapp.campaigns.sending import completion, sender
 from webapp.campaigns.sending.disk_warning import warn_if_disk_full
-from webapp.core import database_connections, logs, task_queue
+from webapp.core import database_timeouts, logs, task_queue
 
 
 @task_queue.task(
     "campaigns.prepare",
     former_keys=("webapp.campaigns.tasks._prepare",),
-    statement_seconds=database_connections.LONG_STATEMENT_SECONDS,
+    statement_seconds=database_timeouts.LONG_STATEMENT_SECONDS,
 )
 def prepare(campaign_id: int) -> None:
     """Write the audience of a launched campaign as batches, then enqueue senders."""

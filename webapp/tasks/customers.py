@@ -6,7 +6,7 @@ import threading
 
 from huey import crontab
 
-from webapp.core import database_connections, task_queue
+from webapp.core import database_timeouts, task_queue
 from webapp.customers import actions as customer_actions
 from webapp.customers.imports import actions as import_actions
 from webapp.customers.imports import processing as import_processing
@@ -19,7 +19,7 @@ _import_lock = threading.Lock()
 @task_queue.task(
     "customers.process_import",
     former_keys=("webapp.customers.tasks.read_import",),
-    statement_seconds=database_connections.LONG_STATEMENT_SECONDS,
+    statement_seconds=database_timeouts.LONG_STATEMENT_SECONDS,
 )
 def process_import(import_id: int) -> None:
     """Process an import, then enqueue the imports that are waiting.
@@ -39,7 +39,7 @@ def process_import(import_id: int) -> None:
     "customers.sweep_customers",
     crontab(minute="*"),
     former_keys=("webapp.customers.tasks.sweep_customers",),
-    statement_seconds=database_connections.LONG_STATEMENT_SECONDS,
+    statement_seconds=database_timeouts.LONG_STATEMENT_SECONDS,
 )
 def sweep() -> None:
     """Repeat recent erasures and maintain the imports.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from huey import crontab
 
-from webapp.core import database_connections, task_queue
+from webapp.core import database_timeouts, task_queue
 from webapp.mail.smtp import RelayUnavailable
 from webapp.redemptions import address_limit, customer_emails, hourly_counts, link_emails, receipts
 from webapp.redemptions.customer_emails import RETRY_DELAYS
@@ -51,7 +51,7 @@ def send_personal_link(offer_id: int, customer_id: int, attempt: int) -> None:
     "redemptions.count_hours",
     crontab(minute="*"),
     former_keys=("webapp.redemptions.actions.count_hours",),
-    statement_seconds=database_connections.LONG_STATEMENT_SECONDS,
+    statement_seconds=database_timeouts.LONG_STATEMENT_SECONDS,
 )
 def update_hourly_counts() -> None:
     """Add the hours that have ended since the last run to the hourly counts."""

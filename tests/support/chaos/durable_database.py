@@ -20,7 +20,7 @@ from local import postgresql as embedded_postgresql
 from tests.support import watchdog
 from webapp import create_app
 from webapp.accounts import api_key_actions
-from webapp.core import database_connections, migrations, task_queue
+from webapp.core import database_connections, database_timeouts, migrations, task_queue
 from webapp.core import settings as app_settings
 from webapp.core.extensions import db
 
@@ -104,7 +104,7 @@ def populate(url: str, folder: Path, customers: int) -> PopulatedDatabase:
     app = create_app(settings)
     migrations.init_app(app)
     # A busy machine takes long for many customers.
-    with app.app_context(), database_connections.statement_deadline(database_connections.LONG_STATEMENT_SECONDS):
+    with app.app_context(), database_timeouts.statement_deadline(database_timeouts.LONG_STATEMENT_SECONDS):
         flask_migrate.upgrade()
         key = api_key_actions.create_api_key("tests", ["redeem", "manage"], by="tests")
         db.session.execute(

@@ -14,7 +14,7 @@ from typing import LiteralString, Protocol, TypeVar, cast
 
 from flask_babel import gettext as _
 
-from webapp.core import database_connections, task_queue
+from webapp.core import database_connections, database_timeouts, task_queue
 from webapp.core.database_engines import get_direct_engine
 from webapp.customers.imports import staging, suppression_staging
 from webapp.customers.imports.actions import fail_import
@@ -120,7 +120,7 @@ def open_connection() -> staging.Connection:
     connection = cast("database_connections.DeadlineConnection", pooled.driver_connection)
     pooled.detach()
     # An attribute of the connection, because the threads of `run_in_parallel` do not inherit the deadline of the task.
-    connection.statement_seconds = database_connections.LONG_STATEMENT_SECONDS
+    connection.statement_seconds = database_timeouts.LONG_STATEMENT_SECONDS
     return connection
 
 

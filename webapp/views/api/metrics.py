@@ -13,7 +13,7 @@ from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from webapp.accounts import api_key_actions
-from webapp.core import database_connections, web_metrics
+from webapp.core import database_timeouts, web_metrics
 from webapp.core.errors import DomainError
 from webapp.core.extensions import db
 from webapp.monitoring import exposition, readiness
@@ -78,7 +78,7 @@ def create_metrics_blueprint(version: str) -> Blueprint:
         api_key_actions.check_authorization_format(authorization)
         g.write_check = _check_writes()
         g.is_accepted = accepted_keys.contains(authorization)
-        with database_connections.statement_deadline(
+        with database_timeouts.statement_deadline(
             READ_SECONDS if g.write_check.is_writable else READ_SECONDS_WITHOUT_WRITES
         ):
             try:

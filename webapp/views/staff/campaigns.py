@@ -29,6 +29,7 @@ from webapp.core import formatting
 from webapp.core.email_addresses import normalise_email
 from webapp.core.errors import DomainError, InvalidInput
 from webapp.customers import queries as customer_queries
+from webapp.monitoring import queries as monitoring_queries
 from webapp.offers import queries as offer_queries
 from webapp.views import rendering
 from webapp.views.access_notes import note_access
@@ -64,9 +65,7 @@ def index() -> Response:
     rows = campaign_queries.list_campaigns(request.args.get("before", type=rendering.parse_row_id), PAGE_SIZE, status)
     campaigns = rows[:PAGE_SIZE]
     url_args: dict[str, Any] = {"state": status} if status else {}
-    next_url = None
-    if len(rows) > PAGE_SIZE:
-        next_url = url_for("staff.campaigns.index", **url_args, before=campaigns[-1].id)
+    next_args = {**url_args, "before": campaigns[-1].id} if len(rows) > PAGE_SIZE else None
     return rendering.render(
         "campaigns/index.html",
         campaigns=campaigns,
@@ -75,7 +74,7 @@ def index() -> Response:
         form=form,
         is_filtered=bool(status),
         first_url=url_for("staff.campaigns.index", **url_args) if "before" in request.args else None,
-        next_url=next_url,
+        next_url=url_for("staff.campaigns.index", **next_args) if next_args else None,
     )
 
 
@@ -345,5 +344,6 @@ def _progress_values(campaign: Campaign) -> dict[str, Any]:
             for cause, example in zip(shown_causes, examples, strict=True)
         ],
         "more_causes_count": len(causes) - len(shown_causes),
+        "is_worker_missing": campaign.status in IN_PROGRESS_STATUSES and monitoring_queries.is_worker_missing(),
         "is_refreshing": campaign.status in IN_PROGRESS_STATUSES or stats.has_active_worker,
     }

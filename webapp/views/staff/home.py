@@ -11,6 +11,7 @@ from werkzeug.wrappers import Response
 
 from webapp.campaigns import queries as campaign_queries
 from webapp.core.formatting import format_date
+from webapp.monitoring import queries as monitoring_queries
 from webapp.overview import dashboard
 from webapp.views.rendering import render
 from webapp.views.staff.blueprint import refreshes_itself
@@ -47,6 +48,7 @@ def _figures_context(figures: dashboard.DashboardFigures) -> dict[str, Any]:
     return {
         "figures": figures,
         "attention": dashboard.get_attention_list(),
+        "is_worker_missing": monitoring_queries.is_worker_missing(),
         "days": dashboard.DASHBOARD_DAYS,
         "is_refreshing": campaign_queries.has_campaign_in_progress(),
     }

@@ -18,6 +18,7 @@ from webapp.customers.imports import queries as import_queries
 from webapp.customers.imports.parser import CSV, NDJSON
 from webapp.customers.imports.upload import Upload
 from webapp.customers.models import CustomerImport
+from webapp.monitoring import queries as monitoring_queries
 from webapp.views import rendering
 from webapp.views.access_notes import note_access
 from webapp.views.staff import uploads
@@ -115,6 +116,7 @@ def show_import(import_id: int) -> Response:
         block="card",
         row=row,
         audience=customer_queries.find_audience(row.audience_id) if row.audience_id else None,
+        is_worker_missing=row.is_open and row.status != "receiving" and monitoring_queries.is_worker_missing(),
         rows_per_second=row.rows_per_second(datetime.now(UTC)),
         rejected_rows=page,
         first_url=url_for(endpoint, import_id=row.id) if cursor else None,
