@@ -168,6 +168,17 @@ class TestInvitations:
         invitation_actions.withdraw_invitation(account_queries.list_unused_invitations()[0].id, by="tests")
         with pytest.raises(NotFound):
             invitation_actions.accept_invitation(token, "Ann", "ann@example.com", PASSWORD, "UTC")
+        entry = db.session.scalars(select(AuditEntry).where(AuditEntry.action == "invitation.withdrawn")).one()
+        assert (entry.actor, entry.detail) == ("tests", {"role": "viewer"})
+
+    def test_an_invitation_that_expires_at_this_moment_gets_no_other_link(self, make_invitation_token: Token) -> None:
+        make_invitation_token()
+        invitation = account_queries.list_unused_invitations()[0]
+        assert links.add_emailed_link(invitation.id) is None
+
+        db.session.execute(update(Invitation).values(email="ann@example.com", expires_at=func.now()))
+
+        assert links.add_emailed_link(invitation.id) is None
 
     def test_an_invitation_of_the_first_administrator_replaces_earlier_ones(self, app: Flask) -> None:
         kept = [

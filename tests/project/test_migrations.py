@@ -65,6 +65,23 @@ def test_migrations_and_models_define_the_same_check_constraints(app: Flask) -> 
     }
 
 
+def test_migrations_and_models_define_the_same_partial_indexes(app: Flask) -> None:
+    # Alembic compares the columns of an index only.
+    found = {
+        index["name"]
+        for table in db.metadata.sorted_tables
+        for index in inspect(db.engine).get_indexes(table.name)
+        if index.get("dialect_options", {}).get("postgresql_where")
+    }
+
+    assert found == {
+        index.name
+        for table in db.metadata.sorted_tables
+        for index in table.indexes
+        if index.dialect_options["postgresql"]["where"] is not None
+    }
+
+
 def test_a_new_database_has_no_users() -> None:
     with migrated_database() as url, psycopg.connect(url) as connection:
         assert connection.execute("select count(*) from staff_user").fetchall() == [(0,)]

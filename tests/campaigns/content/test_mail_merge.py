@@ -21,6 +21,7 @@ from sqlalchemy import text
 
 from tests.support.smtp_relay import Relay
 from webapp.campaigns import tokens as campaign_tokens
+from webapp.campaigns.content import design
 from webapp.campaigns.content.mail_merge import MailMerge
 from webapp.campaigns.content.placeholders import EmailContent
 from webapp.core import formatting
@@ -485,8 +486,14 @@ def test_the_outlook_button_has_the_same_link(render: Callable[..., EmailMessage
     assert html.count("<!--[if mso]>") == 1
 
 
-def test_a_long_code_is_rendered_smaller(render: Callable[..., EmailMessage]) -> None:
-    assert 'class="code long"' in body(render(values={"code": "ABCDEFGHIJ-1234567890-ABC"}), "html")
+@pytest.mark.parametrize("is_personal", [False, True])
+def test_a_long_code_is_rendered_smaller(render: Callable[..., EmailMessage], is_personal: bool) -> None:
+    suffix_length = 1 + personal_codes.SUFFIX_LENGTH if is_personal else 0
+    longest = "A" * (design.LONG_CODE_LENGTH - suffix_length)
+
+    for code, is_small in ((longest, False), (longest + "A", True)):
+        html = body(render(values={"code": code, "personal_code_required": is_personal}), "html")
+        assert ('class="code long"' in html) == is_small
 
 
 # --- previews -------------------------------------------------------------------------------------

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import pytest
 from flask.testing import FlaskClient
+from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 
 from tests.support.campaigns import LaunchCampaign, create_customers, refresh
 from tests.support.rejected_writes import rejected_writes
+from webapp.campaigns.sending import auto_pause, disk_warning
 from webapp.core import task_queue
+from webapp.core.extensions import db
 from webapp.core.task_queue import TaskName
 
 WARNING = "The disk of the database is full."
@@ -35,3 +38,23 @@ def test_the_page_names_a_full_disk_until_sending_continues(
     task_queue.run("campaigns.send")
     assert refresh(campaign).status == "done"
     assert WARNING not in staff.get(f"/campaigns/{campaign.id}").text
+
+
+@pytest.mark.parametrize(
+    ("status", "has_disk_warning", "has_delivery_warning"),
+    [("preparing", True, False), ("sending", True, True), ("paused", False, False), ("done", False, False)],
+)
+def test_warnings_are_for_campaigns_in_progress(
+    launch_campaign: LaunchCampaign, status: str, has_disk_warning: bool, has_delivery_warning: bool
+) -> None:
+    create_customers(1)
+    campaign = launch_campaign()
+    db.session.execute(text("update campaign set status = :status"), {"status": status})
+    db.session.commit()
+
+    disk_warning.store_disk_warning()
+    assert bool(refresh(campaign).delivery_warning) == has_disk_warning
+    db.session.execute(text("update campaign set trouble = null"))
+    db.session.commit()
+    auto_pause.set_delivery_warning("the relay is down")
+    assert bool(refresh(campaign).delivery_warning) == has_delivery_warning

@@ -154,7 +154,7 @@ STRONGER = [
 ]
 
 
-@pytest.mark.parametrize(("plain", "hashed", "kept"), STRONGER)
+@pytest.mark.parametrize(("plain", "hashed", "kept"), [*STRONGER, ("unsubscribed", "unsubscribed", "unsubscribed")])
 @pytest.mark.parametrize("interface", ["import", "staff", "api", "other address"])
 def test_of_an_address_and_its_hash_the_stronger_reason_is_kept(
     import_file: ImportFileFixture, make_customer: MakeCustomer, plain: str, hashed: str, kept: str, interface: str
