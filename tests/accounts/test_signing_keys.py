@@ -17,7 +17,7 @@ from sqlalchemy import event, text
 from sqlalchemy.exc import OperationalError
 
 from webapp.accounts import api_key_actions, signing_key_actions
-from webapp.core import signing_keys
+from webapp.core import database_clock, signing_keys
 from webapp.core.errors import DomainError, NotFound
 from webapp.core.extensions import db
 from webapp.customers.models import Customer
@@ -557,3 +557,21 @@ def test_only_admins_have_access_to_the_keys(sign_in: Callable[..., FlaskClient]
 @pytest.mark.parametrize("path", ["nonsense/renew", "unsubscribe/renew", "personal_code/9/retire"])
 def test_an_unknown_key_is_not_found(sign_in: Callable[..., FlaskClient], path: str) -> None:
     assert sign_in("admin").post(f"/settings/keys/{path}").status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("milliseconds_left", "sentence"), [(100, "in 1 second."), (999, "in 1 second."), (29_500, "in 30 seconds.")]
+)
+def test_the_refusal_says_when_the_former_version_can_be_revoked(
+    app: Flask, monkeypatch: pytest.MonkeyPatch, milliseconds_left: int, sentence: str
+) -> None:
+    signing_key_actions.rotate_signing_key("personal_code", by="ann")
+    rotated_at = db.session.execute(text("select max(created_at) from signing_key")).scalar_one()
+    now = rotated_at + signing_key_actions.REVOCATION_DELAY - timedelta(milliseconds=milliseconds_left)
+    monkeypatch.setattr(database_clock, "get_database_time", lambda: now)
+
+    with pytest.raises(DomainError, match=sentence):
+        signing_key_actions.revoke_signing_key("personal_code", 1, by="ann")
+
+    monkeypatch.setattr(database_clock, "get_database_time", lambda: now + timedelta(milliseconds=milliseconds_left))
+    signing_key_actions.revoke_signing_key("personal_code", 1, by="ann")

@@ -8,7 +8,7 @@ import psycopg
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
-from sqlalchemy import select, text
+from sqlalchemy import func, select, text, update
 from sqlalchemy.exc import DBAPIError
 
 from tests.support.accounts import PASSWORD
@@ -27,7 +27,7 @@ from webapp.accounts import actions as account_actions
 from webapp.accounts import queries as account_queries
 from webapp.accounts.factors import totp_actions
 from webapp.accounts.factors.models import TotpAuthenticator
-from webapp.accounts.models import AuditEntry, StaffUser
+from webapp.accounts.models import AuditEntry, Invitation, StaffUser
 from webapp.accounts.oidc import actions as oidc_actions
 from webapp.accounts.oidc.provider import OidcClaims
 from webapp.campaigns.deliveries import actions as delivery_actions
@@ -121,6 +121,9 @@ def test_the_work_of_an_erased_user_stays_under_the_label(eve: StaffUser, admin:
 
 
 def test_an_invitation_of_an_erased_user_is_deleted(eve: StaffUser, admin: StaffUser) -> None:
+    """A used one stays without the address."""
+    links.create_link("admin", EVE, created_by=admin.id)
+    db.session.execute(update(Invitation).where(Invitation.email == EVE).values(used_at=func.now()))
     links.create_link("admin", EVE, created_by=admin.id)
     links.create_link("viewer", "new@example.com", created_by=admin.id)
     db.session.commit()
@@ -128,6 +131,9 @@ def test_an_invitation_of_an_erased_user_is_deleted(eve: StaffUser, admin: Staff
     staff_erasure_actions.erase_staff_user(eve.id, by=admin.email)
 
     assert [found.email for found in account_queries.list_unused_invitations()] == ["new@example.com"]
+    used = db.session.scalars(select(Invitation.email).where(Invitation.used_at.is_not(None))).all()
+    assert None in used
+    assert EVE not in used
 
 
 def test_erasing_a_user_twice_changes_nothing(eve: StaffUser, admin: StaffUser) -> None:
@@ -136,6 +142,8 @@ def test_erasing_a_user_twice_changes_nothing(eve: StaffUser, admin: StaffUser) 
 
     staff_erasure_actions.erase_staff_user(eve.id, by=admin.email)
 
+    # The row is not locked any longer.
+    assert not db.session().in_transaction()
     assert dump_tables() == before
 
 
