@@ -23,6 +23,9 @@ from tests.support.ports import free_port
 from webapp.core.setting_parsers import SettingsError
 from webapp.core.settings import ROOT, Settings, load_settings
 
+# Tests of whole servers that operators run.
+pytestmark = pytest.mark.slow
+
 COMMAND = [sys.executable, "-m", "webapp.serve"]
 
 

@@ -12,7 +12,6 @@ from flask import Flask
 from flask.testing import FlaskClient
 from sqlalchemy import func, select, update
 
-from tests.support import live_server
 from tests.support.accounts import PASSWORD
 from tests.support.smtp_relay import Relay
 from webapp.account_emails import actions as account_email_actions
@@ -354,12 +353,6 @@ class TestSending:
         notify_of_device(make_staff_user("admin"))
         api_key_actions.create_api_key("Till", ["read"], by="tests")
         assert (count_emails(), huey.storage.queue_size()) == (0, 0)
-
-    def test_a_real_worker_sends_the_notice(self, app: Flask, relay: Relay, make_staff_user: MakeUser) -> None:
-        notify_of_device(make_staff_user("viewer"))
-        with live_server.worker(app.config["SETTINGS"]):
-            relay.wait_for(1)
-        assert relay.recipients == {"viewer@example.com": 1}
 
 
 def send_in_another_context(app: Flask) -> None:

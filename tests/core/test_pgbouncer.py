@@ -33,6 +33,9 @@ from webapp.monitoring.readiness import ReadinessCheck
 from webapp.redemptions import group_commit
 from webapp.redemptions.rules import RedemptionRequest
 
+# Tests with another server that operators run.
+pytestmark = pytest.mark.slow
+
 # Parameters of sessions that Onecode changes, with their values in a session that it has not changed.
 CHANGED_PARAMETERS = ("lock_timeout", "idle_in_transaction_session_timeout", "synchronous_commit", "work_mem", "jit")
 

@@ -73,11 +73,34 @@ def test_an_invalid_address_is_rejected(tmp_path: Path, name: str, value: str) -
         ("::1", "::1"),
         ("10.0.0.1", "10.0.0.1"),
         ("pöst.example", "xn--pst-sna.example"),
+        # Full-width and upper-case letters are mapped (UTS 46).
+        ("ＰÖＳＴ.example", "xn--pst-sna.example"),
         ("relay.example.com.", "relay.example.com."),
     ],
 )
 def test_the_relay_is_a_host_name_or_an_ip_address(tmp_path: Path, given: str, expected: str) -> None:
     assert _load(tmp_path, MAIL_SERVER=given).mail_server == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"MAIL_USERNAME": "shop", "MAIL_PASSWORD": "secret"}, "MAIL_USERNAME is set and MAIL_SERVER is not"),
+        ({"MAIL_PASSWORD": "secret"}, "MAIL_PASSWORD is set and MAIL_SERVER is not"),
+        ({"MAIL_SERVER": "relay", "MAIL_USERNAME": "shop"}, "set both MAIL_USERNAME and MAIL_PASSWORD"),
+        ({"MAIL_SERVER": "relay", "MAIL_PASSWORD": "secret"}, "set both MAIL_USERNAME and MAIL_PASSWORD"),
+        ({"MAIL_SERVER": "relay", "MAIL_USE_TLS": "1", "MAIL_USE_SSL": "1"}, "can't both be true"),
+    ],
+)
+def test_contradictory_settings_of_the_relay_are_rejected(tmp_path: Path, given: dict[str, str], message: str) -> None:
+    with pytest.raises(SettingsError, match=message) as error:
+        _load(tmp_path, **given)
+
+    assert "secret" not in str(error.value)
+
+
+def test_a_shop_without_a_name_is_called_onecode(tmp_path: Path) -> None:
+    assert (_load(tmp_path).shop_name, _load(tmp_path, SHOP_NAME="Florist").shop_name) == ("Onecode", "Florist")
 
 
 @pytest.mark.parametrize("given", ["offers@example.com", "Münze <offers@münze.example>", '"A, B" <o@localhost>'])

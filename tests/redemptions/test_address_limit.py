@@ -568,14 +568,6 @@ class TestLinkEmail:
 
         assert "Code:      SUMMER25\n\nIf you" in relay.message_to("ada@example.com").text.replace("\r\n", "\n")
 
-    def test_a_real_worker_sends_the_link(self, app: Flask, client: FlaskClient, relay: Relay) -> None:
-        post(client)
-
-        with live_server.worker(app.config["SETTINGS"]):
-            relay.wait_for(1)
-
-        assert relay.message_to("ada@example.com").message["Subject"] == "Your personal link: Summer"
-
     def test_a_customer_gets_one_link_an_hour_for_an_offer(
         self, client: FlaskClient, relay: Relay, make_offer: MakeOffer
     ) -> None:

@@ -13,9 +13,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 from sqlalchemy import select, text
 
-from tests.support import live_server
 from tests.support.campaigns import create_customers
-from tests.support.live_server import wait_until
 from tests.support.smtp_relay import Relay
 from tests.support.sql_statements import recorded_statements
 from webapp.accounts.models import AuditEntry, StaffUser
@@ -30,7 +28,6 @@ from webapp.campaigns.sending import batches, sender
 from webapp.core import task_queue
 from webapp.core.errors import DomainError, InvalidInput
 from webapp.core.extensions import db, huey
-from webapp.core.settings import Settings
 from webapp.customers.models import Audience
 from webapp.offers.models import Offer
 
@@ -102,19 +99,6 @@ def test_concurrent_workers_start_a_campaign_once(app: Flask, draft: Campaign) -
     for thread in threads:
         thread.join()
     assert [campaign_id for ids in started_ids for campaign_id in ids] == [draft.id]
-
-
-def test_a_real_worker_starts_a_campaign_when_it_is_due(
-    app: Flask, draft: Campaign, relay: Relay, with_settings: Callable[..., Settings]
-) -> None:
-    settings = with_settings(mail_port=relay.port)
-    at = datetime.now(UTC) + timedelta(seconds=4)
-    launch_actions.schedule_campaign(draft.id, at, "mia")
-    with live_server.worker(settings):
-        wait_until(lambda: reload(draft).status == "done")
-    assert draft.launched_at is not None
-    assert draft.launched_at >= at
-    assert len(relay.recipients) == 3
 
 
 @pytest.mark.parametrize(
