@@ -336,6 +336,7 @@ def test_a_launch_without_recipients_explains_what_to_do(staff: FlaskClient, mak
     assert "Import customers" in staff.get("/campaigns/1/launch").text
     response = staff.post(f"/offers/{offer.id}/launch")
     assert response.status_code == 409
+    assert "<strong>The campaign was not launched.</strong>" in response.text
     assert "There are no recipients" in response.text
 
 

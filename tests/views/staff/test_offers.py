@@ -258,6 +258,7 @@ def test_a_concurrent_edit_is_reported_and_input_kept(staff: FlaskClient, make_o
     db.session.refresh(offer)
 
     assert conflict.status_code == 409
+    assert "<strong>Nothing was saved.</strong>" in conflict.text
     assert "This offer was changed after you opened it" in conflict.text
     assert "From the second tab" in conflict.text
     assert (name_after_conflict, offer.name) == ("From the first tab", "From the second tab")

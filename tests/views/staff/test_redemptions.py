@@ -13,7 +13,7 @@ from sqlalchemy import select, text
 
 from tests.support.factories import MakeCustomer, MakeOffer
 from webapp.accounts.models import AuditEntry
-from webapp.core.errors import DomainError
+from webapp.core.errors import DomainError, FieldError, InvalidInput
 from webapp.core.extensions import db
 from webapp.customers.models import Customer
 from webapp.offers.models import Offer
@@ -132,7 +132,9 @@ def test_staff_see_the_full_refusal_reason_and_keep_their_input(
     [
         (RedemptionUnavailable(), "This is temporarily unavailable."),
         (DomainError("error", "Something went wrong on our side.", 500), "This did not work."),
-        (DomainError("conflict", "There are too many concurrent requests.", 409), "Please check what you entered."),
+        (DomainError("conflict", "There are too many concurrent requests.", 409), "The offer was not redeemed."),
+        (DomainError("upload_broken", "The upload timed out.", 408), "This did not work."),
+        (InvalidInput(FieldError("till", "till_missing", "Enter a till.")), "Please check what you entered."),
     ],
 )
 def test_an_error_that_the_input_did_not_cause_has_another_title(
@@ -175,6 +177,7 @@ def test_undoing_twice_is_refused(staff: FlaskClient, redemption: RedemptionReco
     response = staff.post(f"/redemptions/{redemption.public_id}/undo", data={"reason": "wrong customer"})
 
     assert response.status_code == 409
+    assert "<strong>Nothing was changed.</strong>" in response.text
     assert "has already been undone" in response.text
 
 
