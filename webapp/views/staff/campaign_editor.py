@@ -19,6 +19,7 @@ from webapp.campaigns.drafts import versions as draft_versions
 from webapp.campaigns.drafts.actions import EditConflict
 from webapp.campaigns.models import Campaign
 from webapp.campaigns.sending import test_emails
+from webapp.core import database_clock
 from webapp.core.errors import DomainError, InvalidInput
 from webapp.customers.suppressions import actions as suppression_actions
 from webapp.offers.models import Offer
@@ -195,6 +196,7 @@ def _render_editor(
         status=status,
         placeholders=PLACEHOLDERS,
         campaign=campaign,
+        is_ended=offer.state(database_clock.get_database_time()) == "ended",
         conflict=conflict and _conflict_values(conflict, form),
         **_preview_values(form, offer, kind, campaign, is_unsaved=status != 200),
     )
