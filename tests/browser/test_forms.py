@@ -1,4 +1,4 @@
-"""Forms of the staff pages: sent once, and after a confirmation where one is asked for.
+"""Forms of the pages: sent once, and those of the staff pages after a confirmation where one is asked for.
 
 The pages come from the app in this process. A form that is sent gets no page as its response (204), so that the
 browser stays on the page and the form stays as it is while it waits for a response.
@@ -15,7 +15,9 @@ from flask.testing import FlaskClient
 from playwright.sync_api import Page, Route, expect
 
 from tests.support.browser import OpenPage
+from tests.support.factories import MakeCustomer
 from webapp.offers.models import Offer
+from webapp.redemptions import personal_links
 
 pytestmark = pytest.mark.browser
 
@@ -135,6 +137,29 @@ def test_a_form_without_a_response_can_be_sent_again_after_ten_seconds(
     button.click()
     wait_for_requests(page)
     assert len(pages.posts) == 2
+
+
+@pytest.mark.parametrize("by_link", [False, True], ids=["form", "personal link"])
+def test_a_customer_who_sends_a_form_twice_sees_the_receipt(
+    make_offer: Callable[..., Offer],
+    make_customer: MakeCustomer,
+    pages: AppRoutes,
+    open_page: Callable[[str], Page],
+    by_link: bool,
+) -> None:
+    offer, customer = make_offer(), make_customer()
+    url = personal_links.build_personal_url(offer.id, customer.id) if by_link else "http://localhost/redeem"
+    page = open_page(url)
+    if not by_link:
+        page.get_by_label("Code").fill("SUMMER25")
+        page.get_by_label("Email address").fill(customer.email)
+    page.get_by_role("button", name="Redeem").dblclick()
+    wait_for_requests(page)
+    pages.release()
+    expect(page.get_by_text("Redeemed. The discount is yours.")).to_be_visible()
+    wait_for_requests(page)
+    assert pages.posts == [urlsplit(url).path]
+    expect(page.get_by_text("Redeemed. The discount is yours.")).to_be_visible()
 
 
 def test_two_forms_of_a_page_do_not_block_each_other(

@@ -105,7 +105,7 @@ class TableStorage(Storage):
 
     def reset(self) -> int | None:
         with _connect_autocommit() as connection:
-            return connection.execute(delete(RateLimitCounter)).rowcount
+            return connection.execute(delete(RateLimitCounter).returning(_ASYNCHRONOUS_COMMIT)).rowcount
 
     def clear(self, key: str) -> None:
         with _connect_autocommit() as connection:

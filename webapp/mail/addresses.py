@@ -44,4 +44,5 @@ def recipient_address(customer: Customer) -> str:
 def format_sender(shop: ShopValues) -> str:
     """Return the From header as shown to recipients: the sender name and address."""
     address = sender_address(current_app.config["SETTINGS"].mail_default_sender)
-    return f"{shop.sender_name} <{address}>" if shop.sender_name else address  # no translation
+    name = shop.sender_display_name
+    return f"{name} <{address}>" if name else address  # no translation

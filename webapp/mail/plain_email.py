@@ -25,7 +25,7 @@ def build_plain_email(shop: ShopValues, to: str, subject: str, body: str) -> Out
     settings: Settings = current_app.config["SETTINGS"]
     sender = addresses.sender_address(settings.mail_default_sender)
     headers = (
-        format_address_header("From", shop.sender_name, sender),
+        format_address_header("From", shop.sender_display_name, sender),
         format_address_header("Reply-To", "", addresses.sender_address(shop.reply_to)) if shop.reply_to else b"",
         format_address_header("To", "", to),
         format_header("Subject", to_single_line(subject)),

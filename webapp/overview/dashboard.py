@@ -45,7 +45,10 @@ class DashboardFigures:
 
 @dataclass(frozen=True)
 class OnboardingSteps:
-    """The first steps that are done."""
+    """The first steps that are done.
+
+    :param latest_offer: the latest offer that has not ended.
+    """
 
     has_customers: bool
     latest_offer: Offer | None
@@ -112,7 +115,7 @@ def get_onboarding_steps() -> OnboardingSteps | None:
         return None
     return OnboardingSteps(
         has_customers=bool(db.session.scalar(select(exists().where(Customer.id.is_not(None))))),
-        latest_offer=db.session.scalar(select(Offer).order_by(Offer.id.desc()).limit(1)),
+        latest_offer=db.session.scalar(select(Offer).where(_HAS_NOT_ENDED).order_by(Offer.id.desc()).limit(1)),
     )
 
 
@@ -142,8 +145,9 @@ def get_attention_list() -> AttentionList:
     )
 
 
+_HAS_NOT_ENDED = or_(Offer.ends_at.is_(None), Offer.ends_at > func.now())
 _CURRENT_OFFERS = offer_queries.SELECT_OFFERS.where(
-    Offer.starts_at <= func.now(), or_(Offer.ends_at.is_(None), Offer.ends_at > func.now()), Offer.paused_at.is_(None)
+    Offer.starts_at <= func.now(), _HAS_NOT_ENDED, Offer.paused_at.is_(None)
 )
 
 

@@ -48,8 +48,11 @@ from webapp.redemptions.rules import (
 from webapp.redemptions.staff_entries import record_staff_entries
 
 log = logging.getLogger(__name__)
-# A round leaves a request without a result if its offer was frozen first, if another request of the group redeemed the
-# same offer for the same customer, or because of a concurrent change. Many such changes in a row are no coincidence.
+# The number of rounds, each with one transaction, that a group of requests gets. Requests without a result after the
+# last one are refused. Three are enough without concurrent changes: one freezes the offers, the next redeems, the third
+# evaluates the other requests of the same customer for the same offer. Each offer that fails takes one more, as does a
+# concurrent change, such as a rollback. So many changes in a row are no coincidence: the limit only prevents an endless
+# loop.
 MAX_ROUNDS = 10
 
 

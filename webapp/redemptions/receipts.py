@@ -5,10 +5,12 @@ The page says only that the receipt was emailed; the receipt itself goes to the 
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 from flask import current_app
 from flask_babel import gettext as _
 
-from webapp.core import task_queue
+from webapp.core import database_clock, task_queue
 from webapp.customers import queries as customer_queries
 from webapp.mail import addresses
 from webapp.mail.outgoing_message import OutgoingMessage
@@ -17,6 +19,10 @@ from webapp.redemptions import customer_emails, personal_links
 from webapp.redemptions import queries as redemption_queries
 from webapp.redemptions.queries import RedemptionRecord
 from webapp.shop import queries as shop_queries
+
+# The email does not explain the repeated entry as that of another person so soon after the redemption, because the
+# customer has probably sent the form twice and has not seen the receipt.
+JUST_REDEEMED = timedelta(minutes=5)
 
 
 def enqueue_receipt(offer_id: int, customer_id: int) -> None:
@@ -46,6 +52,7 @@ def _build_receipt_email(record: RedemptionRecord, to: str) -> OutgoingMessage:
     shop = shop_queries.get_shop()
     link = personal_links.build_personal_url(record.offer_id, record.customer_id)
     template = current_app.jinja_env.get_template("email/receipt.txt")
-    body = template.render(done=record, link=link, shop_name=shop.name)
+    is_recent = database_clock.get_database_time() - record.row.redeemed_at < JUST_REDEEMED
+    body = template.render(done=record, link=link, shop_name=shop.name, is_recent=is_recent)
     subject = _("Your receipt: %(offer)s", offer=record.offer_name)
     return build_plain_email(shop, to, subject, body)

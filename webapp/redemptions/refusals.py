@@ -55,7 +55,7 @@ def format_public_message(reason: RefusalReason, offer: OfferFacts | None, local
         return _("This offer has reached its limit and can't be redeemed any more. Look out for our next email.")
     if reason == "already_redeemed":
         return _(
-            "This offer has already been redeemed with this email address. We will email you the receipt again "
+            "This offer has already been redeemed with this email address. We will email you the receipt "
             "(at most once an hour)."
         )
     return _(

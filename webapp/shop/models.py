@@ -41,6 +41,7 @@ def _default_link_text() -> str:
 class ShopValues:
     """The details of the shop that customers see.
 
+    :param sender_name: the name before the address of the sender; if it is empty, that is the name of the shop.
     :param reply_to: the Reply-To address; if it is empty, replies go to the sender.
     :param address: the postal address, with several lines.
     :param colour: #rrggbb, in lower case.
@@ -58,6 +59,11 @@ class ShopValues:
     unsubscribe_words: str = field(default_factory=_default_unsubscribe_text)
     button_words: str = field(default_factory=_default_button_text)
     link_words: str = field(default_factory=_default_link_text)
+
+    @property
+    def sender_display_name(self) -> str:
+        """The display name in the From header."""
+        return self.sender_name or self.name
 
 
 class Shop(Model):

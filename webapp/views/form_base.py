@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from flask import request
+from flask_babel import lazy_gettext as _l
 from flask_wtf import FlaskForm
 from werkzeug.datastructures import MultiDict
 
@@ -17,6 +18,8 @@ class PostForm(FlaskForm):
 
     # The title of the errors, if the input did not cause them.
     errors_title: str | None = None
+    # The title of an error that is about none of the fields, such as a concurrent change.
+    conflict_title = _l("Nothing was saved.")
 
     class Meta(FlaskForm.Meta):
         def wrap_formdata(self, form: FlaskForm, formdata: Any) -> Any:

@@ -73,7 +73,11 @@ STATE_LABELS = {
     "skip": _l("Not checked"),
 }
 # Titles of the errors of a form that its input did not cause, by status.
-ERRORS_TITLES = {500: _l("This did not work."), 503: _l("This is temporarily unavailable.")}
+ERRORS_TITLES = {
+    408: _l("This did not work."),
+    500: _l("This did not work."),
+    503: _l("This is temporarily unavailable."),
+}
 
 
 class RowIdConverter(IntegerConverter):
@@ -184,7 +188,11 @@ def add_form_errors(form: object, error: DomainError) -> None:
     Messages that match no field are added to `form.form_errors`. At most `MAX_LISTED_ERRORS` are added; if there
     are more, another message contains their number. If the input did not cause the error, `form.errors_title` is set.
     """
-    form.errors_title = ERRORS_TITLES.get(error.status)  # type: ignore[attr-defined]
+    title = ERRORS_TITLES.get(error.status)
+    if error.status == 409 and not error.errors:
+        # The state of the data does not allow the action, such as after a concurrent change.
+        title = getattr(form, "conflict_title", PostForm.conflict_title)
+    form.errors_title = title  # type: ignore[attr-defined]
     for item in error.errors[:MAX_LISTED_ERRORS]:
         field = getattr(form, item.field.replace(".", "_"), None)
         if field is None:

@@ -1,18 +1,23 @@
-"""Labels of the actions in the audit log."""
+"""Labels of the actions and details in the audit log."""
 
 from __future__ import annotations
 
 import ast
 import re
 from collections.abc import Callable, Iterator
+from html import unescape
 from pathlib import Path
 
+import pytest
+from flask import Flask
 from flask.testing import FlaskClient
 
 import webapp
 from webapp.accounts import audit
 from webapp.core.extensions import db
-from webapp.views.staff.audit_labels import ACTION_LABELS
+from webapp.shop import actions as shop_actions
+from webapp.shop.models import ShopValues
+from webapp.views.staff.audit_labels import ACTION_LABELS, format_detail
 
 RECORDING_FUNCTIONS = {"record_audit_entry", "_record_customer_entry", "_change_status", "insert_audit_entry"}
 ACTION = re.compile(r"[a-z_]+\.[a-z_]+")
@@ -51,6 +56,35 @@ def test_the_page_shows_the_label_and_the_action(sign_in: Callable[..., FlaskCli
     # The subject of a launch is a code, which may consist of digits.
     assert page.count('href="/campaigns/11">campaign 11</a>') == 2
     assert "<code>campaign.launched</code> 2026 " in page
+
+
+def test_changes_of_the_shop_are_shown_as_text(sign_in: Callable[..., FlaskClient]) -> None:
+    client = sign_in("admin")
+    shop_actions.save_shop(ShopValues(name="Flowers", address="Road 1\nTown"), by="ann")
+    shop_actions.save_shop(ShopValues(name="Tulips", address="Road 1\nTown", reply_to="tom@example.com"), by="ann")
+
+    page = " ".join(unescape(client.get("/settings/audit").text).split())
+
+    assert "changed: name: “Flowers” → “Tulips”; reply-to address: empty → “tom@example.com” <" in page
+    assert "postal address: empty → “Road 1 Town”" in page
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("SUMMER25", "SUMMER25"),
+        (0, "0"),
+        (["name", "ends_at"], "name, ends_at"),
+        ([], ""),
+        ({"name": ["", "Flowers"]}, "name: empty → “Flowers”"),
+        ({"name": "Flowers", "days": [1, 2, 3]}, "name: Flowers; days: 1, 2, 3"),
+        (None, "none"),
+        (True, "yes"),
+        ({"changed": {"required": [False, True]}}, "changed: required: “no” → “yes”"),
+    ],
+)
+def test_details_have_no_notation_of_a_program(app: Flask, value: object, text: str) -> None:
+    assert format_detail(value) == text
 
 
 def test_entries_of_a_customer_link_to_the_customer(sign_in: Callable[..., FlaskClient]) -> None:

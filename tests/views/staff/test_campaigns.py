@@ -225,6 +225,39 @@ def test_a_preview_for_an_unknown_customer_is_refused(staff: FlaskClient, make_o
     assert "No customer has this email address." in response.text
 
 
+@pytest.mark.parametrize(
+    ("button", "title"),
+    [
+        ("test", "The email was saved, but no test email was sent."),
+        ("save", "The email was saved, but there is no preview."),
+    ],
+)
+def test_an_unknown_preview_customer_is_the_only_message_after_saving(
+    staff: FlaskClient, make_offer: Callable[..., Offer], relay: Relay, button: str, title: str
+) -> None:
+    form = make_form(seen_as="no@example.com", **{button: "1"})
+    first = staff.post(f"/offers/{make_offer().id}/mail", data=form, follow_redirects=True)
+    version = re.findall(r'name="version"[^>]*value="([^"]*)"', first.text)[0]
+    again = staff.post("/campaigns/1/mail", data=form | {"version": version}, follow_redirects=True)
+    for response in (first, again):
+        assert response.status_code == 422
+        # The second one is in the place of the preview.
+        assert re.findall(r'class="alert alert-(\w+)', response.text) == ["danger", "danger"]
+        assert f"<strong>{title}</strong>" in response.text
+        assert response.text.count("No customer has this email address.") == 2
+    assert relay.messages == []
+    draft = campaign_queries.find_announcement(1)
+    assert draft is not None
+    assert draft.subject == "Hello"
+
+
+def test_an_unknown_preview_customer_does_not_block_the_launch_page(
+    staff: FlaskClient, make_offer: Callable[..., Offer]
+) -> None:
+    form = make_form(seen_as="no@example.com", launch="1")
+    assert staff.post(f"/offers/{make_offer().id}/mail", data=form).location == "/campaigns/1/launch"
+
+
 def test_the_preview_frame_has_its_own_content_security_policy(
     staff: FlaskClient, make_offer: Callable[..., Offer], make_customer: Callable[..., Customer]
 ) -> None:
@@ -336,6 +369,7 @@ def test_a_launch_without_recipients_explains_what_to_do(staff: FlaskClient, mak
     assert "Import customers" in staff.get("/campaigns/1/launch").text
     response = staff.post(f"/offers/{offer.id}/launch")
     assert response.status_code == 409
+    assert "<strong>The campaign was not launched.</strong>" in response.text
     assert "There are no recipients" in response.text
 
 

@@ -79,6 +79,19 @@ class TestFirstSteps:
         steps = section(staff.get("/").text, "first-steps")
         assert (steps.count("Done:"), "Write the announcement" in steps) == (2, True)
 
+    def test_an_offer_that_has_ended_is_not_the_next_step(
+        self, staff: FlaskClient, make_customer: MakeCustomer, make_offer: MakeOffer
+    ) -> None:
+        make_customer()
+        current = make_offer("LIVE")
+        make_offer("ENDED", starts_at=NOW - timedelta(9), ends_at=NOW - timedelta(1))
+        with_current = section(staff.get("/").text, "first-steps")
+        db.session.execute(update(Offer).values(ends_at=NOW - timedelta(1), starts_at=NOW - timedelta(9)))
+        db.session.commit()
+        without = section(staff.get("/").text, "first-steps")
+        assert f"/offers/{current.id}/mail" in with_current
+        assert (without.count("Done:"), "New offer" in without, "announcement</a>" in without) == (1, True, False)
+
     @pytest.mark.parametrize("start", [lambda offer: add_campaign(offer, 1), lambda offer: add_redemptions(offer, NOW)])
     def test_figures_replace_the_first_steps_after_sending_or_redeeming(
         self, staff: FlaskClient, make_offer: MakeOffer, start: Callable[[Offer], object]

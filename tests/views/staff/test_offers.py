@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -8,9 +9,13 @@ from typing import Any
 
 import pytest
 from flask.testing import FlaskClient
+from sqlalchemy import func, update
 
 from tests.support.factories import MakeOffer
 from tests.support.sessions import start_session
+from webapp.campaigns.content.placeholders import EmailContent
+from webapp.campaigns.drafts import actions as draft_actions
+from webapp.campaigns.models import Campaign
 from webapp.core.extensions import db
 from webapp.core.money import Discount
 from webapp.customers.models import Audience, Customer
@@ -258,6 +263,7 @@ def test_a_concurrent_edit_is_reported_and_input_kept(staff: FlaskClient, make_o
     db.session.refresh(offer)
 
     assert conflict.status_code == 409
+    assert "<strong>Nothing was saved.</strong>" in conflict.text
     assert "This offer was changed after you opened it" in conflict.text
     assert "From the second tab" in conflict.text
     assert (name_after_conflict, offer.name) == ("From the first tab", "From the second tab")
@@ -317,6 +323,71 @@ def test_the_page_of_an_offer_shows_code_link_and_latest_redemptions(
     assert "ada@example.com" in page
     assert 'value="1"' in page[page.index("<progress") :]
     assert f"/offers/{offer.id}/mail" in page
+
+
+@pytest.mark.parametrize("kind", ["none", "draft", "scheduled", "done"])
+def test_the_page_of_an_offer_that_has_ended_suggests_no_campaign(
+    staff: FlaskClient, make_offer: MakeOffer, kind: str
+) -> None:
+    offer = make_offer()
+    if kind != "none":
+        draft_actions.save_offer_draft(offer.id, EmailContent(), "resend", "tests")
+        db.session.execute(
+            update(Campaign).values(
+                status=kind,
+                launched_at=func.now() if kind == "done" else None,
+                scheduled_at=func.now() + timedelta(days=1) if kind == "scheduled" else None,
+            )
+        )
+    db.session.commit()
+    before = staff.get(f"/offers/{offer.id}").text
+    db.session.execute(update(Offer).values(ends_at=func.now()))
+    db.session.commit()
+
+    page = staff.get(f"/offers/{offer.id}").text
+
+    suggestions = {
+        "none": "Write the announcement",
+        "draft": "Edit the announcement",
+        "scheduled": "Its announcement will be launched on",
+        "done": "Write a reminder",
+    }
+    assert suggestions[kind] in before
+    assert suggestions[kind] not in page
+    assert "announced yet" not in page
+    assert ("This offer has ended and was not announced." in page) is (kind != "done")
+
+
+def test_the_editor_of_an_offer_that_has_ended_does_not_lead_to_the_launch(
+    staff: FlaskClient, make_offer: MakeOffer
+) -> None:
+    live, ended = make_offer(), make_offer("OVER", ends_at=datetime.now(UTC) - timedelta(hours=1))
+
+    pages = [staff.get(f"/offers/{offer.id}/mail").text for offer in (live, ended)]
+
+    assert ["Save and continue to launch" in page for page in pages] == [True, False]
+    assert ["This offer has ended" in page for page in pages] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("ends_at", "last_day"),
+    [
+        ("2020-05-31T22:00Z", "2020-05-31"),
+        ("2020-05-31T22:00:01Z", "2020-06-01"),
+        ("2020-05-31T21:59Z", "2020-05-31"),
+    ],
+    ids=["midnight", "after midnight", "before midnight"],
+)
+def test_the_chart_ends_on_the_last_day_of_the_offer(
+    staff: FlaskClient, make_offer: MakeOffer, ends_at: str, last_day: str
+) -> None:
+    start, end = datetime(2020, 5, 1, tzinfo=UTC), datetime.fromisoformat(ends_at)
+    offer = make_offer(starts_at=start, ends_at=end, time_zone="Europe/Berlin")
+
+    page = staff.get(f"/offers/{offer.id}").text
+
+    days = json.loads(re.findall(r'id="offer-chart".*?<script[^>]*>(.*?)</script>', page, re.S)[0])["x"]
+    assert (len(days), days[-1]) == (30, last_day)
 
 
 def test_the_live_figures_stop_polling_when_the_offer_has_ended(staff: FlaskClient, make_offer: MakeOffer) -> None:

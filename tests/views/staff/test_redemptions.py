@@ -13,13 +13,14 @@ from sqlalchemy import select, text
 
 from tests.support.factories import MakeCustomer, MakeOffer
 from webapp.accounts.models import AuditEntry
-from webapp.core.errors import DomainError
+from webapp.core.errors import DomainError, FieldError, InvalidInput
 from webapp.core.extensions import db
 from webapp.customers.models import Customer
 from webapp.offers.models import Offer
 from webapp.redemptions import actions as redemption_actions
 from webapp.redemptions import group_commit, hourly_counts
 from webapp.redemptions import queries as redemption_queries
+from webapp.redemptions import rollback as redemption_rollback
 from webapp.redemptions.errors import RedemptionUnavailable
 from webapp.redemptions.queries import RedemptionRecord
 from webapp.redemptions.rules import Order, RedemptionRequest
@@ -73,10 +74,32 @@ def test_the_list_can_be_filtered(
     assert (redemption.public_id in page.text) is is_listed
 
 
-def test_a_reference_from_a_receipt_finds_the_customers_redemptions(
+@pytest.mark.parametrize("path", ["/redemptions", "/redemptions.csv"])
+def test_a_reference_from_a_receipt_finds_this_redemption_only(
+    staff: FlaskClient, redemption: RedemptionRecord, make_offer: MakeOffer, make_customer: MakeCustomer, path: str
+) -> None:
+    make_offer("WINTER"), make_customer("bob@example.com")
+    winter = group_commit.redeem(RedemptionRequest(channel="form", code="WINTER", email="ada@example.com"))
+    bob = group_commit.redeem(RedemptionRequest(channel="form", code="SUMMER25", email="bob@example.com"))
+    search = f"{path}?who={redemption.public_id[:4].lower()}+{redemption.public_id[4:]}"
+
+    found = staff.get(search).text
+
+    assert redemption.public_id in found
+    assert winter.public_id not in found
+    assert bob.public_id not in found
+    assert redemption.public_id in staff.get(f"{search}&code=SUMMER25").text
+    assert redemption.public_id not in staff.get(f"{search}&code=WINTER").text
+
+
+def test_the_export_for_the_reference_of_an_undone_redemption_has_no_rows(
     staff: FlaskClient, redemption: RedemptionRecord
 ) -> None:
-    assert redemption.public_id in staff.get(f"/redemptions?who={redemption.public_id.lower()}").text
+    redemption_rollback.roll_back_redemption(redemption.public_id, "wrong customer", "staff")
+    again = group_commit.redeem(ADA)
+
+    assert again.public_id not in staff.get(f"/redemptions.csv?who={redemption.public_id}").text
+    assert again.public_id in staff.get(f"/redemptions.csv?who={again.public_id}").text
 
 
 def test_only_the_first_page_polls(staff: FlaskClient, make_offer: MakeOffer, make_customer: MakeCustomer) -> None:
@@ -132,7 +155,9 @@ def test_staff_see_the_full_refusal_reason_and_keep_their_input(
     [
         (RedemptionUnavailable(), "This is temporarily unavailable."),
         (DomainError("error", "Something went wrong on our side.", 500), "This did not work."),
-        (DomainError("conflict", "There are too many concurrent requests.", 409), "Please check what you entered."),
+        (DomainError("conflict", "There are too many concurrent requests.", 409), "The offer was not redeemed."),
+        (DomainError("upload_broken", "The upload timed out.", 408), "This did not work."),
+        (InvalidInput(FieldError("till", "till_missing", "Enter a till.")), "Please check what you entered."),
     ],
 )
 def test_an_error_that_the_input_did_not_cause_has_another_title(
@@ -175,6 +200,7 @@ def test_undoing_twice_is_refused(staff: FlaskClient, redemption: RedemptionReco
     response = staff.post(f"/redemptions/{redemption.public_id}/undo", data={"reason": "wrong customer"})
 
     assert response.status_code == 409
+    assert "<strong>Nothing was changed.</strong>" in response.text
     assert "has already been undone" in response.text
 
 

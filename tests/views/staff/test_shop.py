@@ -5,6 +5,8 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Callable
+from email import message_from_bytes
+from pathlib import Path
 
 import pytest
 from flask import Flask
@@ -12,8 +14,16 @@ from flask.testing import FlaskClient
 from sqlalchemy import select, text
 
 from webapp.accounts.models import AuditEntry
+from webapp.campaigns.content.mail_merge import MailMerge
+from webapp.campaigns.content.placeholders import EmailContent
+from webapp.core import settings as app_settings
 from webapp.core.errors import InvalidInput
 from webapp.core.extensions import db
+from webapp.core.settings import Settings
+from webapp.customers.models import Customer
+from webapp.mail import addresses
+from webapp.mail.plain_email import build_plain_email
+from webapp.offers.models import Offer
 from webapp.shop import actions as shop_actions
 from webapp.shop import queries as shop_queries
 from webapp.shop.models import ShopValues
@@ -46,6 +56,46 @@ def test_the_defaults_come_from_the_environment(staff: FlaskClient) -> None:
     page = staff.get(URL).text
     assert 'value="Test shop"' in page
     assert shop_queries.get_shop() == shop_queries.default_shop()
+
+
+@pytest.mark.parametrize(
+    ("setting", "sender_name", "expected"),
+    [
+        ("offers@example.com", None, "Test shop <offers@example.com>"),
+        ("Offers <offers@example.com>", None, "Offers <offers@example.com>"),
+        ("offers@example.com", "", "Flowers <offers@example.com>"),
+        ("Offers <offers@example.com>", "", "Flowers <offers@example.com>"),
+        ("offers@example.com", "Tom at Flowers", "Tom at Flowers <offers@example.com>"),
+    ],
+    ids=["nothing saved", "setting with a name", "shop named", "name of the setting removed", "sender named"],
+)
+def test_emails_come_from_the_shop_unless_the_sender_has_a_name(
+    with_settings: Callable[..., Settings],
+    make_offer: Callable[..., Offer],
+    make_customer: Callable[..., Customer],
+    setting: str,
+    sender_name: str | None,
+    expected: str,
+) -> None:
+    with_settings(mail_default_sender=setting)
+    if sender_name is not None:
+        shop_actions.save_shop(ShopValues("Flowers", sender_name=sender_name), "tests")
+    shop = shop_queries.get_shop()
+    merge = MailMerge(EmailContent("Hello", "{{ link }}"), make_offer(), 0, shop=shop)
+
+    emails = build_plain_email(shop, "ada@example.com", "Hello", "Text"), merge.build_message(make_customer())
+
+    assert [message_from_bytes(email.as_bytes())["From"] for email in emails] == [expected] * 2
+    assert addresses.format_sender(shop) == expected
+
+
+def test_the_form_does_not_fill_in_the_sender_name(
+    staff: FlaskClient, with_settings: Callable[..., Settings], tmp_path: Path
+) -> None:
+    """Otherwise renaming the shop would leave the former name in the inbox."""
+    with_settings(mail_default_sender=app_settings.load_settings({"INSTANCE_PATH": str(tmp_path)}).mail_default_sender)
+    fields = re.findall(r'<input[^>]* name="sender_name"[^>]*>', staff.get(URL).text)
+    assert [re.findall(r'value="(.*?)"', tag) for tag in fields] == [[""]]
 
 
 def test_the_language_does_not_promise_translated_texts(staff: FlaskClient) -> None:

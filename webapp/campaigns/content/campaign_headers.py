@@ -38,7 +38,7 @@ class CampaignHeaders:
         )
         self._common_headers = b"".join(
             (
-                format_address_header("From", to_single_line(shop.sender_name), self._sender),
+                format_address_header("From", to_single_line(shop.sender_display_name), self._sender),
                 format_address_header("Reply-To", "", sender_address(shop.reply_to)) if shop.reply_to else b"",
                 format_address_header("List-Id", to_single_line(shop.name), f"offers.{domain}"),
                 format_header("Feedback-ID", f"{campaign_id}:{offer_id}:mailing:onecode"),

@@ -15,7 +15,7 @@ from webapp.core import pagination
 from webapp.core.log_pages import LogPage, LogPosition
 from webapp.views.rendering import render
 from webapp.views.staff.accounts import blueprint
-from webapp.views.staff.audit_labels import action_label, detail_label, group_labels
+from webapp.views.staff.audit_labels import action_label, detail_label, format_detail, group_labels
 from webapp.views.staff.blueprint import require_role
 from webapp.views.staff.forms.audit import AccessSearchForm, AuditSearchForm
 
@@ -35,6 +35,7 @@ def audit_log() -> Response:
         is_exact=bool(audit_filter and audit_filter.q and audit_queries.has_subject(audit_filter.q)),
         action_label=action_label,
         detail_label=detail_label,
+        format_detail=format_detail,
         **_urls("staff.accounts.audit", form, page),
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from flask_babel import gettext as _
 from flask_babel import lazy_gettext as _l
 
 ACTION_LABELS = {
@@ -107,6 +108,16 @@ _DETAIL_LABELS = {
     "mails": _l("emails"),
     "was": _l("previously"),
 }
+# The fields of the shop, where the form has another label than their names.
+_FIELD_LABELS = {
+    "address": _l("postal address"),
+    "button_words": _l("text of the button"),
+    "link_words": _l("text before the link address"),
+    "locale": _l("language"),
+    "reason": _l("reason for the email"),
+    "reply_to": _l("reply-to address"),
+    "unsubscribe_words": _l("text of the unsubscribe link"),
+}
 
 
 def action_label(action: str) -> str:
@@ -123,3 +134,27 @@ def group_labels() -> dict[str, str]:
 def detail_label(name: str) -> str:
     """Return the label of a detail, derived from its name if there is no other."""
     return str(_DETAIL_LABELS.get(name) or name.replace("_", " "))
+
+
+def format_detail(value: object) -> str:
+    """Format the value of a detail, which is any JSON value, as plain text.
+
+    In an object, as of `shop.saved`, a list of two values is the value before and after the change.
+    """
+    if isinstance(value, dict):
+        return "; ".join(_format_field(name, item) for name, item in value.items())
+    if isinstance(value, list):
+        return ", ".join(format_detail(item) for item in value)
+    if value is None:
+        return str(_("none"))
+    if isinstance(value, bool):
+        return str(_("yes") if value else _("no"))
+    return str(value)
+
+
+def _format_field(name: str, value: object) -> str:
+    label = str(_FIELD_LABELS.get(name) or detail_label(name))
+    if isinstance(value, list) and len(value) == 2:
+        before, now = (_("“%(text)s”", text=text) if (text := format_detail(item)) else _("empty") for item in value)
+        return str(_("%(field)s: %(before)s → %(now)s", field=label, before=before, now=now))
+    return f"{label}: {format_detail(value)}"

@@ -19,6 +19,7 @@ from webapp.campaigns.drafts import versions as draft_versions
 from webapp.campaigns.drafts.actions import EditConflict
 from webapp.campaigns.models import Campaign
 from webapp.campaigns.sending import test_emails
+from webapp.core import database_clock
 from webapp.core.errors import DomainError, InvalidInput
 from webapp.customers.suppressions import actions as suppression_actions
 from webapp.offers.models import Offer
@@ -27,6 +28,7 @@ from webapp.views.staff.blueprint import allow_form_size, preserve_form_data, re
 from webapp.views.staff.campaign_pages import (
     campaign_content,
     campaign_url,
+    check_preview_customer,
     get_campaign_or_404,
     get_offer_or_404,
     preview_email,
@@ -151,22 +153,21 @@ def _save_form(offer: Offer, kind: str, campaign: Campaign | None) -> BaseRespon
         else:
             campaign = draft_actions.update_draft(campaign.id, *values, version)
         is_saved = True
-        if "test" in request.form:
+        if "launch" not in request.form:
             form.version.data = draft_versions.draft_version(campaign)
-            suppression_actions.check_not_suppressed(current_user.email)
-            content = with_default_content(form.to_content(), kind)
-            test_emails.send_test_email(
-                content, offer, current_user.email, current_user.name, shop=rendering.load_shop()
-            )
-            flash(_("A test email was sent to %(email)s.", email=current_user.email), "success")
+            check_preview_customer(form.seen_as.data or "")
+        if "test" in request.form:
+            _send_test_email(with_default_content(form.to_content(), kind), offer)
     except EditConflict as error:
         return _render_editor(form, offer, kind, error.campaign, error.status, error)
     except DomainError as error:
         if campaign is not None:
             campaign = get_campaign_or_404(campaign.id)
         rendering.add_form_errors(form, error)
-        if is_saved:
+        if is_saved and "test" in request.form:
             form.errors_title = _("The email was saved, but no test email was sent.")
+        elif is_saved:
+            form.errors_title = _("The email was saved, but there is no preview.")
         return _render_editor(form, offer, kind, campaign, error.status)
     if "launch" in request.form:
         return redirect(url_for("staff.campaign_editor.review", campaign_id=campaign.id))
@@ -174,6 +175,12 @@ def _save_form(offer: Offer, kind: str, campaign: Campaign | None) -> BaseRespon
         flash(_("The email was saved."), "success")
     preview_args = {name: form[name].data for name in ("seen_as", "view") if form[name].data}
     return redirect(url_for("staff.campaign_editor.edit", campaign_id=campaign.id, **preview_args))
+
+
+def _send_test_email(content: EmailContent, offer: Offer) -> None:
+    suppression_actions.check_not_suppressed(current_user.email)
+    test_emails.send_test_email(content, offer, current_user.email, current_user.name, shop=rendering.load_shop())
+    flash(_("A test email was sent to %(email)s.", email=current_user.email), "success")
 
 
 def _render_editor(
@@ -189,6 +196,7 @@ def _render_editor(
         status=status,
         placeholders=PLACEHOLDERS,
         campaign=campaign,
+        is_ended=offer.state(database_clock.get_database_time()) == "ended",
         conflict=conflict and _conflict_values(conflict, form),
         **_preview_values(form, offer, kind, campaign, is_unsaved=status != 200),
     )

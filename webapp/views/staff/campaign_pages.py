@@ -32,20 +32,23 @@ def preview_email(content: EmailContent, offer: Offer, customer_email: str) -> P
     return MailMerge(content, offer, 0, shop=rendering.load_shop()).preview(customer)
 
 
+def check_preview_customer(customer_email: str) -> None:
+    """Check that an email can be previewed as this customer.
+
+    :param customer_email: address of the customer; empty for the first customer of the audience.
+    :raises InvalidInput: when there is no customer with this address.
+    """
+    if customer_email.strip():
+        _find_requested_customer(customer_email)
+
+
 def _find_preview_customer(offer: Offer, customer_email: str) -> Customer:
     """Return the requested customer, the first of the audience, or a sample.
 
     :raises InvalidInput: when there is no customer with this address.
     """
     if customer_email.strip():
-        try:
-            customer = customer_queries.find_customer_by_email(normalise_email(customer_email))
-        except InvalidInput:
-            customer = None
-        if customer is None or customer.erased_at is not None:
-            message = _("No customer has this email address.")
-            raise InvalidInput(FieldError("seen_as", "customer_unknown", message))
-        return customer
+        return _find_requested_customer(customer_email)
     first_ids = customer_queries.list_customer_ids_after(offer.audience_id, 0, 1)
     customer = customer_queries.find_customer(first_ids[0]) if first_ids else None
     return customer or Customer(
@@ -54,6 +57,17 @@ def _find_preview_customer(offer: Offer, customer_email: str) -> Customer:
         email_as_given="ada@example.com",
         name="Ada Lovelace",  # no translation
     )
+
+
+def _find_requested_customer(customer_email: str) -> Customer:
+    try:
+        customer = customer_queries.find_customer_by_email(normalise_email(customer_email))
+    except InvalidInput:
+        customer = None
+    if customer is None or customer.erased_at is not None:
+        message = _("No customer has this email address.")
+        raise InvalidInput(FieldError("seen_as", "customer_unknown", message))
+    return customer
 
 
 def campaign_url(campaign: Campaign, to_launch: bool = False) -> str:

@@ -280,7 +280,8 @@ def _redemption_chart(offer: Offer) -> dict[str, Any]:
     """
     time_zone = ZoneInfo(offer.time_zone)
     now = database_clock.get_database_time()
-    last = min(now, offer.ends_at or now).astimezone(time_zone).date()
+    # The offer ends before `ends_at`, which usually is the midnight after its last day.
+    last = min(now, offer.ends_at - timedelta(microseconds=1) if offer.ends_at else now).astimezone(time_zone).date()
     first = last - timedelta(days=CHART_DAYS - 1)
     since = datetime.combine(first, datetime.min.time(), time_zone)
     counted = dict(count_queries.count_redemptions_per_day(offer.id, since, offer.time_zone))

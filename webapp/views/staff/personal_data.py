@@ -20,7 +20,7 @@ from webapp.overview import personal_data
 from webapp.views.access_notes import note_access
 from webapp.views.api.schemas.personal_data import join_chunks, stream_personal_data_json
 from webapp.views.rendering import load_shop, render
-from webapp.views.staff.audit_labels import action_label, detail_label
+from webapp.views.staff.audit_labels import action_label, detail_label, format_detail
 from webapp.views.staff.blueprint import require_role
 from webapp.views.staff.customers import blueprint
 
@@ -46,6 +46,7 @@ def print_personal_data(customer_id: int) -> Response:
         classify_actor=personal_data.classify_actor,
         action_label=action_label,
         detail_label=detail_label,
+        format_detail=format_detail,
     )
     return Response(stream_with_context(_close_after(join_chunks(part.encode() for part in page))))
 

@@ -185,7 +185,10 @@ def _get_redemption_or_404(public_id: str) -> RedemptionRecord:
 
 
 def _build_filter(form: RedemptionSearchForm) -> RedemptionFilter | None:
-    """Return the filter of the list; None if a date is invalid, or the code or the customer does not exist."""
+    """Return the filter of the list; None if a date is invalid, or the code, customer or reference does not exist.
+
+    A reference matches one redemption, the only current one of its customer and its offer.
+    """
     if not form.validate():
         return None
     offer_id = customer_id = None
@@ -196,10 +199,17 @@ def _build_filter(form: RedemptionSearchForm) -> RedemptionFilter | None:
             if offer is None:
                 return None
             offer_id = offer.id
-        if (form.customer.data or "").strip():
-            customer_id = _find_customer_id((form.customer.data or "").strip())
-            if customer_id is None:
+        search = (form.customer.data or "").strip()
+        if "@" in search:
+            customer = customer_queries.find_customer_by_email(normalise_email(search))
+            if customer is None:
                 return None
+            customer_id = customer.id
+        elif search:
+            record = _find_by_reference(form)
+            if record is None or record.row.rolled_back_at is not None or offer_id not in (None, record.offer_id):
+                return None
+            offer_id, customer_id = record.offer_id, record.customer_id
     except InvalidInput:
         return None
     return RedemptionFilter(
@@ -212,15 +222,11 @@ def _find_rolled_back_redemption(form: RedemptionSearchForm) -> RedemptionRecord
 
     The list contains no rolled-back redemptions.
     """
-    reference = (form.customer.data or "").replace(" ", "")
-    record = redemption_queries.find_redemption(reference) if reference and "@" not in reference else None
+    record = _find_by_reference(form)
     return record if record is not None and record.row.rolled_back_at is not None else None
 
 
-def _find_customer_id(search: str) -> int | None:
-    """Return the id of the customer with this email address or redemption reference."""
-    if "@" not in search:
-        record = redemption_queries.find_redemption(search.replace(" ", ""))
-        return record.customer_id if record else None
-    customer = customer_queries.find_customer_by_email(normalise_email(search))
-    return customer.id if customer else None
+def _find_by_reference(form: RedemptionSearchForm) -> RedemptionRecord | None:
+    """Return the redemption, current or rolled back, with the reference in the form, if any."""
+    reference = (form.customer.data or "").replace(" ", "")
+    return redemption_queries.find_redemption(reference) if reference and "@" not in reference else None

@@ -38,6 +38,7 @@ _STATUS_LABELS: dict[str, str] = {
 class EmailContentForm(PostForm):
     """The content of a campaign's email, and the options of its preview."""
 
+    conflict_title = _l("The email was not saved.")
     # The version of the draft that was edited, to detect conflicts.
     version = HiddenField()
     subject = StringField(_l("Subject"))
@@ -90,6 +91,7 @@ class LaunchForm(PostForm):
     Times are in the time zone of the offer.
     """
 
+    conflict_title = _l("The campaign was not launched.")
     launch_time_choice = RadioField(
         _l("Launch time"),
         name="when",

@@ -31,6 +31,7 @@ _CHANNEL_CHOICES = [SelectChoice(value, label) for value, label in {"": _l("All 
 class StaffRedeemForm(PostForm):
     """A code and an email address, for a customer at the counter or on the phone."""
 
+    conflict_title = _l("The offer was not redeemed.")
     code = StringField(_l("Code"))
     email = StringField(_l("Customer's email address"))
 
@@ -81,6 +82,7 @@ class EligibilityForm(Form):
 class UndoForm(PostForm):
     """The reason for undoing a redemption."""
 
+    conflict_title = _l("Nothing was changed.")
     reason = StringField(_l("Reason"))
 
 
