@@ -257,7 +257,7 @@ def connect(
         error.__dict__["setting"] = setting
         raise
     if "host" not in parameters:
-        database_hosts.note_host(url, connection)
+        database_hosts.note_host(url, connection.info.host, connection.info.port)
     connection.statement_seconds = statement_seconds
     connection.url, connection.setting = url, setting
     return connection

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from psycopg import Connection
-
 # The keywords of libpq with one value for each host, or, for the port, one for all.
 _HOST_KEYWORDS = ("host", "hostaddr", "port")
 _DEFAULT_PORT = "5432"
@@ -40,6 +38,6 @@ def order_hosts(url: str, parameters: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def note_host(url: str, connection: Connection[object]) -> None:
+def note_host(url: str, host: str, port: int) -> None:
     """Note which host a new connection with a connection string leads to."""
-    _last_servers[url] = connection.info.host, str(connection.info.port)
+    _last_servers[url] = host, str(port)
