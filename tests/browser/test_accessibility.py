@@ -14,7 +14,6 @@ from tests.support.browser import (
     RunningShop,
     accept_invitation,
     call_api,
-    in_all_appearances,
     in_each_appearance,
     page_problems,
     problems_by_appearance,
@@ -70,10 +69,8 @@ STAFF = [
 ]
 
 
-@in_all_appearances
-def test_staff_pages(
-    shop: RunningShop, window: OpenPage, tmp_path: Path, make_offer: Callable[..., Offer], appearances: list[str]
-) -> None:
+@pytest.mark.slow
+def test_staff_pages(shop: RunningShop, window: OpenPage, tmp_path: Path, make_offer: Callable[..., Offer]) -> None:
     # A customer with a long address, which must not widen any table.
     long_email = "nadezhda.shcherbakova+offers@letters.example.com"
     rows = write_csv(tmp_path, 40).read_text() + f"{long_email},Nadezhda Shcherbakova\n"
@@ -95,15 +92,15 @@ def test_staff_pages(
     found: list[dict[str, list[str]]] = []
     for path in ("/sign-in", "/forgot-password", "/forgot-password/sent"):
         page.goto(shop.url + path)
-        found.append(problems_by_appearance(page, appearances))
+        found.append(problems_by_appearance(page))
     accept_invitation(page, shop)
     paths = [*STAFF, f"/customers/{erased.id}", f"/campaigns/{scheduled['id']}/launch", "/offers/1/reminder"]
     for path in paths:
         page.goto(shop.url + path)
-        found.append(problems_by_appearance(page, appearances))
+        found.append(problems_by_appearance(page))
 
-    problems = {name: [problem for of_page in found for problem in of_page[name]] for name in appearances}
-    assert problems == {name: [] for name in appearances}
+    problems = {name: [problem for of_page in found for problem in of_page[name]] for name in APPEARANCES}
+    assert problems == {name: [] for name in APPEARANCES}
 
 
 def test_a_name_without_spaces_does_not_widen_tables(

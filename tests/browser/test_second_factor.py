@@ -8,7 +8,7 @@ import pytest
 from playwright.sync_api import CDPSession, Page, expect
 from sqlalchemy import text
 
-from tests.support.browser import OpenPage, RunningShop, accept_invitation, in_all_appearances, problems_by_appearance
+from tests.support.browser import APPEARANCES, OpenPage, RunningShop, accept_invitation, problems_by_appearance
 from tests.support.factors import code_now
 from webapp.core.extensions import db
 
@@ -157,33 +157,33 @@ def test_a_passkey_confirms_a_change_of_the_factors(shop: RunningShop, window: O
     expect(page.locator(".recovery-codes code")).to_have_count(10)
 
 
-@in_all_appearances
-def test_pages_are_accessible(shop: RunningShop, window: OpenPage, appearances: list[str]) -> None:
+@pytest.mark.slow
+def test_pages_are_accessible(shop: RunningShop, window: OpenPage) -> None:
     page = window()
     add_authenticator(page)
     accept_invitation(page, shop)
     two_step = f"{shop.url}/settings/profile/two-step"
     page.goto(two_step)
-    found = [problems_by_appearance(page, appearances)]
+    found = [problems_by_appearance(page)]
     page.goto(f"{two_step}/app")
-    found.append(problems_by_appearance(page, appearances))
+    found.append(problems_by_appearance(page))
     page.goto(two_step)
     page.get_by_label("Name of the new passkey").fill("Work laptop")
     page.get_by_role("button", name="Add passkey").click()
-    found.append(problems_by_appearance(page, appearances))
+    found.append(problems_by_appearance(page))
     page.get_by_role("button", name="Create passkey").click()
     expect(page.get_by_text("was added")).to_be_visible(timeout=20_000)
-    found.append(problems_by_appearance(page, appearances))
+    found.append(problems_by_appearance(page))
     page.goto(two_step)
-    found.append(problems_by_appearance(page, appearances))
+    found.append(problems_by_appearance(page))
     page.goto(f"{shop.url}/settings/people/1")
-    found.append(problems_by_appearance(page, appearances))
+    found.append(problems_by_appearance(page))
     sign_out(page)
-    found.append(problems_by_appearance(page, appearances))
+    found.append(problems_by_appearance(page))
     enter_password(page)
     expect(page.get_by_role("button", name="Use a passkey")).to_be_visible()
-    found.append(problems_by_appearance(page, appearances))
+    found.append(problems_by_appearance(page))
     page.get_by_role("link", name="Use a recovery code").click()
-    found.append(problems_by_appearance(page, appearances))
-    problems = {name: [problem for of_page in found for problem in of_page[name]] for name in appearances}
-    assert problems == {name: [] for name in appearances}
+    found.append(problems_by_appearance(page))
+    problems = {name: [problem for of_page in found for problem in of_page[name]] for name in APPEARANCES}
+    assert problems == {name: [] for name in APPEARANCES}

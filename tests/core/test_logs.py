@@ -335,6 +335,7 @@ def handles_signal(pid: int, number: int) -> bool:
     return mask is not None and bool(int(mask[1], 16) >> number - 1 & 1)
 
 
+@pytest.mark.slow
 def test_a_worker_logs_its_start_and_stop(app: Flask, test_settings: Settings) -> None:
     worker = subprocess.Popen(
         [sys.executable, "-m", "webapp.worker"],
@@ -356,6 +357,7 @@ def test_a_worker_logs_its_start_and_stop(app: Flask, test_settings: Settings) -
     assert {line["logger"] for line in [first, *rest]} == {"webapp.worker"}
 
 
+@pytest.mark.slow
 def test_a_web_process_logs_its_start_and_a_command_does_not(app: Flask, test_settings: Settings) -> None:
     def stderr_of(*command: str) -> str:
         # As in processes that `make setup` starts.

@@ -46,7 +46,6 @@ SERVER_METRICS = {
     "onecode_database_wait_seconds_bucket",
     "onecode_database_wait_seconds_count",
     "onecode_database_wait_seconds_sum",
-    "onecode_database_write_seconds",
     "onecode_request_seconds_bucket",
     "onecode_request_seconds_count",
     "onecode_request_seconds_sum",
@@ -397,7 +396,8 @@ def test_a_scrape_of_a_frozen_database_ends(
     found = parse_samples(scrape_over_relay(key).text)
 
     assert (found["onecode_database_up", ()], found["onecode_database_writable", ()]) == (expected, 0)
-    assert found["onecode_database_write_seconds", ()] >= readiness.CHECK_SECONDS
+    # A duration of a write that failed would say nothing about the disk.
+    assert ("onecode_database_write_seconds", ()) not in found
 
 
 @contextmanager

@@ -345,11 +345,12 @@ def _outcome(action: Any, *arguments: Any) -> Any:
 
 
 @pytest.mark.usefixtures("app")
-def test_the_database_matches_the_model_after_any_sequence_of_actions() -> None:
+@pytest.mark.parametrize("examples", [10, pytest.param(25, marks=pytest.mark.slow)])
+def test_the_database_matches_the_model_after_any_sequence_of_actions(examples: int) -> None:
     run_state_machine_as_test(
         RedemptionMachine,
         settings=settings(
-            max_examples=int(LONG or 25),
+            max_examples=int(LONG or examples),
             stateful_step_count=40,
             derandomize=LONG is None,
             database=None,

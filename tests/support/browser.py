@@ -10,7 +10,7 @@ import re
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from email.message import EmailMessage
 from functools import cached_property
@@ -141,14 +141,9 @@ AXE = (ROOT / "tests" / "vendor" / "axe.min.js").read_text()
 STANDARD = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
 COLOUR_RULES = ["color-contrast", "link-in-text-block"]
 APPEARANCES: dict[str, dict[str, Any]] = {"light": {}, "dark": {"dark": True}, "phone": {"width": 390, "height": 800}}
-# The fast tests check the light pages; the slow ones check them dark and on a phone.
-# `appearance` is one of them, for pages that are opened again in each.
-# `appearances` are those in which `problems_by_appearance` checks an open page.
+# `appearance` is one of them, for pages that are opened again in each; the fast tests check the light ones.
 in_each_appearance = pytest.mark.parametrize(
     "appearance", ["light", pytest.param("dark", marks=pytest.mark.slow), pytest.param("phone", marks=pytest.mark.slow)]
-)
-in_all_appearances = pytest.mark.parametrize(
-    "appearances", [["light"], pytest.param(["dark", "phone"], marks=pytest.mark.slow)], ids=" and ".join
 )
 
 
@@ -158,11 +153,10 @@ FIND_CLIPPED_TABLES = """() => [...document.querySelectorAll(".table-responsive"
     .map(box => `the table ${box.ariaLabel} is cut off: ${box.scrollWidth} of ${box.clientWidth} pixels`)"""
 
 
-def problems_by_appearance(page: Page, names: Iterable[str] = APPEARANCES) -> dict[str, list[str]]:
+def problems_by_appearance(page: Page) -> dict[str, list[str]]:
     """Return the problems of an open page in each of the appearances; leave it light and wide."""
     problems = {}
-    for name in names:
-        look = APPEARANCES[name]
+    for name, look in APPEARANCES.items():
         page.emulate_media(color_scheme="dark" if look.get("dark") else "light")
         page.set_viewport_size({"width": look.get("width", 1280), "height": look.get("height", 900)})
         # The dark pages are the light ones in other colours.

@@ -536,6 +536,7 @@ def page_urls(app: Flask, method: str, value: str) -> Iterator[str]:
             yield app.url_map.bind("localhost").build(rule.endpoint, values)
 
 
+@pytest.mark.slow
 @cases(HOSTILE)
 def test_no_page_fails_on_hostile_urls(app: Flask, sign_in: Callable[..., FlaskClient], value: str) -> None:
     client = sign_in("admin")
@@ -570,6 +571,7 @@ def test_a_nul_in_the_position_of_a_list_is_no_failure(
     assert not [record for record in caplog.records if record.exc_info]
 
 
+@pytest.mark.slow
 @cases(HOSTILE)
 def test_no_form_fails_on_hostile_input(app: Flask, sign_in: Callable[..., FlaskClient], value: str) -> None:
     client = sign_in("admin")

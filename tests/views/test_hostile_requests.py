@@ -98,6 +98,7 @@ def field_names(kind: type[Form] = Form) -> set[str]:
     return names.union(*(field_names(subclass) for subclass in kind.__subclasses__()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", VALUES.values(), ids=VALUES.keys())
 def test_no_route_fails_on_a_hostile_url_or_form(app: Flask, visitor: Visitor, value: str) -> None:
     names = EXTRA_PARAMETERS | field_names()
@@ -167,6 +168,7 @@ def with_value(body: Any, path: tuple[str | int, ...], value: object) -> Any:
     return body
 
 
+@pytest.mark.slow
 def test_no_call_fails_on_a_hostile_value_in_json(app: Flask, api: FlaskClient, visitor: Visitor) -> None:
     document = api.get("/api/v1/openapi.json").get_json()
     for rule, method in rules(app):
@@ -185,6 +187,7 @@ def test_no_call_fails_on_a_hostile_value_in_json(app: Flask, api: FlaskClient, 
     assert visitor.count > 300
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", HEADER_VALUES)
 def test_no_interface_fails_on_a_hostile_header(visitor: Visitor, value: str) -> None:
     requests = [

@@ -104,7 +104,8 @@ class _MetricsCollector(Collector):
             self.server.write.is_writable,
         )
         if self.server.web is not None:
-            yield _gauge("onecode_database_write_seconds", "Duration of that write.", self.server.write.seconds)
+            if self.server.write.is_writable:
+                yield _gauge("onecode_database_write_seconds", "Duration of that write.", self.server.write.seconds)
             yield from _web_metrics(self.server.web)
         if snapshot is None:
             return
