@@ -154,6 +154,8 @@ class FaultResult:
     :ivar seconds: for redemptions, emails, `/readyz` and launches, the time without them from that moment.
     :ivar redemption_gap: the longest time without an accepted redemption after the fault.
     :ivar email_gap: the longest time without an email after the fault.
+    :ivar load: the load average of the machine over the five minutes before the end.
+    :ivar nice: the nice value of the processes.
     """
 
     fault: str
@@ -170,6 +172,8 @@ class FaultResult:
     redemption_gap: float = 0
     email_gap: float = 0
     broken: list[str] = field(default_factory=list)
+    load: float = 0
+    nice: int = 0
 
 
 def connect_over(database: PopulatedDatabase, url: str) -> PopulatedDatabase:
