@@ -226,8 +226,9 @@ def explain_connection_error(error: psycopg.Error) -> str:
     """
     name = error.__dict__.get("setting", "DATABASE_URL")
     attempts = {
-        # One host name may have several addresses.
-        f"{host} port {port}" if address in (host, "None") else f"{host} ({address}) port {port}": reason
+        # One host name may have several addresses. A connection string may contain no port.
+        (host if address in (host, "None") else f"{host} ({address})")
+        + (f" port {port}" if port not in ("", "None") else ""): reason
         for host, port, address, reason in _ATTEMPT_PATTERN.findall(str(error))
     }
     if len(attempts) > 1:
