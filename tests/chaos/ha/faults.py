@@ -117,6 +117,14 @@ def _replace(cluster: PatroniCluster, machine: Machine) -> None:
     cluster.replace(machine)
 
 
+def _lose_data(_cluster: PatroniCluster, machine: Machine) -> None:
+    machine.lose_data()
+
+
+def _copy_again(cluster: PatroniCluster, machine: Machine) -> None:
+    cluster.copy_again(machine)
+
+
 def _switch_over(cluster: PatroniCluster, _machine: Machine) -> None:
     cluster.switch_over()
 
@@ -140,6 +148,7 @@ FAULTS = [
     Fault(f"{STANDBY} cut off", _disconnect, _reconnect, role="sync_standby", needs_namespaces=True),
     Fault("etcd frozen on two machines for 30 s", _freeze_etcd, _resume_all, is_replaced=False, pause=30),
     Fault(f"{STANDBY} killed, boots again", _kill, _boot, role="sync_standby"),
+    Fault("synchronous standby's database lost, copied again", _lose_data, _copy_again, role="sync_standby"),
     # Without HAProxy, connections stay on a primary that is not demoted and whose commits wait for ever.
     Fault("primary's Patroni frozen, no watchdog", _freeze_patroni, _resume, needs_haproxy=True),
 ]
