@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import re
 import shutil
@@ -213,6 +214,22 @@ def test_a_closed_connection_belongs_to_the_outage_that_is_known() -> None:
     assert not database_health.is_database_unavailable()
     assert database_health.report_if_outage(psycopg.OperationalError("connection failed: Connection refused"))
     assert database_health.is_database_unavailable()
+
+
+@pytest.mark.usefixtures("no_outage")
+def test_a_worker_does_not_log_each_rejected_write_of_an_outage(test_settings: app_settings.Settings) -> None:
+    error = psycopg.errors.ReadOnlySqlTransaction("cannot execute LISTEN during recovery")
+    logger = logging.getLogger("huey.consumer.Worker")
+    with captured_logs(test_settings, "text") as stream:
+        logger.error("before", exc_info=error)
+        database_health.report_if_outage(psycopg.errors.AdminShutdown("terminating connection"))
+        logger.error("during", exc_info=error)
+        database_health.mark_recovered()
+        logger.error("afterwards", exc_info=error)
+        logger.error("another", exc_info=psycopg.errors.UndefinedTable("no such table"))
+
+    logged = [line.split(maxsplit=3)[3] for line in stream.getvalue().splitlines() if "huey.consumer.Worker" in line]
+    assert logged == ["before", "another"]
 
 
 WORKER = [sys.executable, "-m", "webapp.worker"]

@@ -148,6 +148,16 @@ def test_every_address_of_a_host_name_is_named() -> None:
     assert f"; db.shop (127.0.0.2) port {port}: Connection refused" in line
 
 
+@pytest.mark.parametrize("start", ["host=db.shop,db.shop user=u dbname=x ", "postgresql://u@db.shop,db.shop/x?"])
+def test_a_missing_port_is_not_named(start: str) -> None:
+    with pytest.raises(psycopg.OperationalError) as raised:
+        database_connections.connect(f"{start}hostaddr=127.0.0.1,127.0.0.2")
+
+    line = explain_connection_error(raised.value)
+    assert "be used: db.shop (127.0.0.1): " in line
+    assert "; db.shop (127.0.0.2): " in line
+
+
 def test_every_unusable_server_is_named(test_settings: Settings) -> None:
     first, second = free_port(), free_port()
     url = f"postgresql://u:S3cret@127.0.0.1:{first},127.0.0.1:{second}/onecode"

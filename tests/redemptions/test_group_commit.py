@@ -22,7 +22,7 @@ import webapp
 from tests.support.factories import MakeCustomer, MakeOffer
 from tests.support.frozen_server import frozen_process
 from tests.support.rejected_writes import rejected_writes
-from webapp.core import database_connections, signing_keys
+from webapp.core import database_connections, database_timeouts, signing_keys
 from webapp.core.coalescing import CoalescingTimeout
 from webapp.core.database_connections import CommitRefused, DeadlineConnection, StatementTimeout
 from webapp.core.errors import DomainError
@@ -265,6 +265,39 @@ def test_a_group_on_a_frozen_server_is_retried_over_a_new_connection(
 
     with frozen_process(pid):
         assert outcomes(committer._redeem_group(make_requests("SUMMER25", emails))) == ["redeemed"] * 2
+
+
+def test_a_request_is_retried_over_a_new_connection_as_well(
+    committer: GroupCommitter,
+    api: FlaskClient,
+    make_offer: MakeOffer,
+    make_customer: MakeCustomer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A request waits only once for a frozen server, except for the connection that the groups of a process share."""
+    make_offer(frozen_at=text("now()"))
+    body = {"code": "SUMMER25", "customer": {"email": make_customer().email}}
+    monkeypatch.setattr(group_commit, "STATEMENT_SECONDS", 60)
+    pid = server_process(committer)
+    driver: Any = committer._get_connection().connection.dbapi_connection
+    driver.statement_seconds = 1
+
+    with frozen_process(pid):
+        assert api.post("/api/v1/redemptions", json=body).status_code == 201
+
+
+def test_a_group_is_not_retried_in_a_request_that_has_waited_before(
+    committer: GroupCommitter, make_offer: MakeOffer, make_customer: MakeCustomer
+) -> None:
+    make_offer(frozen_at=text("now()"))
+    requests = make_requests("SUMMER25", make_emails(make_customer, 2))
+    committer._get_connection()
+    token = database_timeouts._has_timed_out.set(True)
+    try:
+        assert outcomes(committer._redeem_group(requests)) == ["unavailable"] * 2
+        assert database_timeouts.has_request_timed_out()
+    finally:
+        database_timeouts._has_timed_out.reset(token)
 
 
 def test_a_commit_on_a_frozen_server_has_an_unknown_outcome(

@@ -57,7 +57,7 @@ def report_if_outage(error: BaseException | None) -> bool:
     if cause.sqlstate and not cause.sqlstate.startswith(DISCONNECT_SQLSTATES):
         return False
     if isinstance(cause, psycopg.InterfaceError) or (not cause.sqlstate and _CLOSED_PATTERN.search(str(cause))):
-        return is_database_unavailable() or _is_recently_recovered()
+        return has_recent_outage()
     is_certain = _CONNECT_FAILED_PATTERN.match(str(cause)) or database_connections.are_commits_refused()
     with _lock:
         if _outage_started_at is None and not is_certain and _is_recently_recovered():
@@ -138,6 +138,11 @@ def mark_recovered() -> None:
 def is_database_unavailable() -> bool:
     """Return whether there is an outage."""
     return _outage_started_at is not None
+
+
+def has_recent_outage() -> bool:
+    """Return whether there is an outage, or the last one ended less than a minute ago."""
+    return is_database_unavailable() or _is_recently_recovered()
 
 
 def should_log_rejected_request() -> bool:
@@ -226,8 +231,9 @@ def explain_connection_error(error: psycopg.Error) -> str:
     """
     name = error.__dict__.get("setting", "DATABASE_URL")
     attempts = {
-        # One host name may have several addresses.
-        f"{host} port {port}" if address in (host, "None") else f"{host} ({address}) port {port}": reason
+        # One host name may have several addresses. A connection string may contain no port.
+        (host if address in (host, "None") else f"{host} ({address})")
+        + (f" port {port}" if port not in ("", "None") else ""): reason
         for host, port, address, reason in _ATTEMPT_PATTERN.findall(str(error))
     }
     if len(attempts) > 1:

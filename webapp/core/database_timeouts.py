@@ -78,6 +78,15 @@ def note_timeout() -> None:
         _has_timed_out.set(True)
 
 
+def allow_new_connection() -> None:
+    """Let the current request wait again, for a new connection, which may lead to another server.
+
+    For code that has lost a connection of its own: a pool would have tested that one before it was used.
+    """
+    if _has_timed_out.get() is not None:
+        _has_timed_out.set(False)
+
+
 def has_request_timed_out() -> bool:
     """Return whether the database has not responded in time to the current request."""
     return bool(_has_timed_out.get())

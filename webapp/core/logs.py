@@ -125,11 +125,15 @@ def _add_context(record: logging.LogRecord) -> bool:
 def _filter_huey_noise(record: logging.LogRecord) -> bool:
     if not record.name.startswith("huey"):
         return True
+    error = record.exc_info[1] if record.exc_info else None
     # Each thread of the worker keeps polling a database that is unavailable.
-    if record.exc_info and database_health.report_if_outage(record.exc_info[1]):
+    if database_health.report_if_outage(error):
+        return False
+    # So it does while a server is not promoted yet.
+    if database_health.is_read_only(error) and database_health.has_recent_outage():
         return False
     # `task_queue` has logged the failed task already, with its context.
-    return not (record.exc_info and getattr(record.exc_info[1], "is_logged", False))
+    return not getattr(error, "is_logged", False)
 
 
 def _format_time(record: logging.LogRecord) -> str:

@@ -78,6 +78,7 @@ class GroupCommitter(Coalescer[RedemptionRequest, RedemptionRecord | DomainError
 
         Retries once on a new connection if the connection was lost before the commit.
         """
+        may_connect_again = self._connection is not None and not database_timeouts.has_request_timed_out()
         try:
             with database_timeouts.statement_deadline(STATEMENT_SECONDS):
                 try:
@@ -85,7 +86,9 @@ class GroupCommitter(Coalescer[RedemptionRequest, RedemptionRecord | DomainError
                 except DBAPIError as error:
                     if not error.connection_invalidated:
                         raise
-                    # The server may have restarted since the last group.
+                    # The server may have restarted or been replaced since the last group.
+                    if may_connect_again:
+                        database_timeouts.allow_new_connection()
                     return redeem_all(requests, self._get_connection())
         except RedemptionUnavailable as error:
             database_health.report_if_outage(error.__cause__)

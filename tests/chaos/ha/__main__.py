@@ -7,6 +7,7 @@ namespaces of its own for processes, mounts and networks, so that nothing of it 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import logging
 import os
@@ -22,6 +23,7 @@ import psycopg
 from sqlalchemy.exc import SQLAlchemyError
 
 from tests.chaos.ha import faults, report
+from tests.chaos.ha.report import ACCESS
 from tests.support import live_server
 from tests.support.chaos import durable_database, patroni_cluster
 from tests.support.chaos.durable_database import PopulatedDatabase
@@ -31,7 +33,6 @@ from webapp.core.settings import ROOT
 
 CUSTOMERS = 4_000
 PAGE = ROOT / "docs" / "benchmarks" / "chaos-ha.md"
-ACCESS = {"HAProxy": "haproxy_url", "multi-host URL": "multi_host_url"}
 
 
 def main() -> int:
@@ -40,6 +41,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="only the first two faults; only print")
     parser.add_argument("--access", choices=ACCESS, action="append", help="only over this one; only print")
     parser.add_argument("--fault", action="append", help="only faults with this text in their names; only print")
+    parser.add_argument("--results", type=Path, help="add the results to this file, and write the page from all in it")
     parser.add_argument("--keep", action="store_true", help="keep the folder with the logs")
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -54,8 +56,11 @@ def main() -> int:
     for result in _run_faults(arguments.folder, chosen):
         results.append(result)
         print(report.line(result), file=sys.stderr)
-        if not (arguments.quick or arguments.access or arguments.fault):
-            # After each fault, so that an interrupted run leaves what it found.
+        # After each fault, so that an interrupted run leaves what it found.
+        if arguments.results:
+            report.append_result(arguments.results, result)
+            PAGE.write_text(report.page(report.read_results(arguments.results), CUSTOMERS))
+        elif not (arguments.quick or arguments.access or arguments.fault):
             PAGE.write_text(report.page(results, CUSTOMERS))
     print(f"\n{report.page(results, CUSTOMERS)}")
     print(json.dumps(report.figures(results)))
@@ -123,10 +128,11 @@ def _run_fault(
 ) -> faults.FaultResult:
     """Run a fault; a step that does not succeed in time is a broken guarantee."""
     try:
-        return faults.run_fault(cluster, database, web, access, fault)
+        result = faults.run_fault(cluster, database, web, access, fault)
     except (AssertionError, OSError, psycopg.Error, SQLAlchemyError) as error:
         message = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        return faults.FaultResult(fault.name, access, broken=[message])
+        result = faults.FaultResult(fault.name, access, broken=[message])
+    return dataclasses.replace(result, load=os.getloadavg()[1], nice=os.nice(0))
 
 
 if __name__ == "__main__":

@@ -117,6 +117,14 @@ def _replace(cluster: PatroniCluster, machine: Machine) -> None:
     cluster.replace(machine)
 
 
+def _lose_data(_cluster: PatroniCluster, machine: Machine) -> None:
+    machine.lose_data()
+
+
+def _copy_again(cluster: PatroniCluster, machine: Machine) -> None:
+    cluster.copy_again(machine)
+
+
 def _switch_over(cluster: PatroniCluster, _machine: Machine) -> None:
     cluster.switch_over()
 
@@ -140,6 +148,7 @@ FAULTS = [
     Fault(f"{STANDBY} cut off", _disconnect, _reconnect, role="sync_standby", needs_namespaces=True),
     Fault("etcd frozen on two machines for 30 s", _freeze_etcd, _resume_all, is_replaced=False, pause=30),
     Fault(f"{STANDBY} killed, boots again", _kill, _boot, role="sync_standby"),
+    Fault("synchronous standby's database lost, copied again", _lose_data, _copy_again, role="sync_standby"),
     # Without HAProxy, connections stay on a primary that is not demoted and whose commits wait for ever.
     Fault("primary's Patroni frozen, no watchdog", _freeze_patroni, _resume, needs_haproxy=True),
 ]
@@ -154,6 +163,8 @@ class FaultResult:
     :ivar seconds: for redemptions, emails, `/readyz` and launches, the time without them from that moment.
     :ivar redemption_gap: the longest time without an accepted redemption after the fault.
     :ivar email_gap: the longest time without an email after the fault.
+    :ivar load: the load average of the machine over the five minutes before the end.
+    :ivar nice: the nice value of the processes.
     """
 
     fault: str
@@ -170,6 +181,8 @@ class FaultResult:
     redemption_gap: float = 0
     email_gap: float = 0
     broken: list[str] = field(default_factory=list)
+    load: float = 0
+    nice: int = 0
 
 
 def connect_over(database: PopulatedDatabase, url: str) -> PopulatedDatabase:

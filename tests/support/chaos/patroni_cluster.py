@@ -115,6 +115,11 @@ class Machine:
         for name in ("etcd", "main"):
             shutil.rmtree(self.folder / name)
 
+    def lose_data(self) -> None:
+        """Lose the data of PostgreSQL alone; Patroni cannot start it again."""
+        self.kill_server()
+        shutil.rmtree(self.folder / "main" / "base")
+
     def stop_all(self) -> list[psutil.Process]:
         """Suspend all processes by SIGSTOP; the kernel still accepts connections. Return them."""
         stopped: list[psutil.Process] = []
@@ -235,9 +240,12 @@ class PatroniCluster:
 
     def switch_over(self) -> None:
         """Let the synchronous standby become the primary by the command of the page."""
-        configuration = str(self.leader().folder / "patroni.yml")
-        changed = {"sudo -u postgres ": "", "/etc/patroni/config.yml": configuration}
-        self._run_block("planned switchover", changed)
+        self._run_block("planned switchover", self._local_commands())
+
+    def copy_again(self, machine: Machine) -> None:
+        """Copy the database to a machine by the command of the page."""
+        # The name first: the path of the configuration may contain it.
+        self._run_block("copy the database of db3 again", {"db3": machine.name} | self._local_commands())
 
     def replace(self, machine: Machine) -> None:
         """Replace a lost machine by a new one by the commands of the page."""
@@ -252,6 +260,10 @@ class PatroniCluster:
             user = server_user()
             os.chown(machine.folder / "etcd", user.pw_uid, user.pw_gid)
         machine.start()
+
+    def _local_commands(self) -> dict[str, str]:
+        """Return what commands of the page have to contain instead to work on the leader."""
+        return {"sudo -u postgres ": "", "/etc/patroni/config.yml": str(self.leader().folder / "patroni.yml")}
 
     def _run_block(self, title: str, changed: Mapping[str, str]) -> None:
         """Run commands of the page on the leader."""
