@@ -14,8 +14,8 @@ from psycopg import Connection
 _HOST_KEYWORDS = ("host", "hostaddr", "port")
 _DEFAULT_PORT = "5432"
 
-# The host and port that the last connection led to, by connection string.
-_last_servers: dict[str, tuple[str, str]] = {}
+# The host, its address and the port that the last connection led to, by connection string.
+_last_servers: dict[str, tuple[str, str, str]] = {}
 
 
 def order_hosts(url: str, parameters: Mapping[str, str]) -> dict[str, str]:
@@ -30,11 +30,13 @@ def order_hosts(url: str, parameters: Mapping[str, str]) -> dict[str, str]:
     if count == 1 or url not in _last_servers:
         return dict(parameters)
     lists = {keyword: values if len(values) == count else values * count for keyword, values in lists.items()}
-    names, ports = lists.get("host", lists.get("hostaddr", [])), lists.get("port", [""] * count)
-    servers = [(name, port or _DEFAULT_PORT) for name, port in zip(names, ports, strict=True)]
-    if _last_servers[url] not in servers:
+    last = _last_servers[url]
+    values_by_host = zip(*(lists.get(keyword, [""] * count) for keyword in _HOST_KEYWORDS), strict=True)
+    # Several addresses may have one name, that of their certificate. What the connection string lacks is not compared.
+    servers = [(host or last[0], address or last[1], port or _DEFAULT_PORT) for host, address, port in values_by_host]
+    if last not in servers:
         return dict(parameters)
-    index = servers.index(_last_servers[url])
+    index = servers.index(last)
     return dict(parameters) | {
         keyword: ",".join([values[index], *values[:index], *values[index + 1 :]]) for keyword, values in lists.items()
     }
@@ -42,4 +44,4 @@ def order_hosts(url: str, parameters: Mapping[str, str]) -> dict[str, str]:
 
 def note_host(url: str, connection: Connection[object]) -> None:
     """Note which host a new connection with a connection string leads to."""
-    _last_servers[url] = connection.info.host, str(connection.info.port)
+    _last_servers[url] = connection.info.host, connection.info.hostaddr, str(connection.info.port)
