@@ -72,28 +72,44 @@ def test_a_connection_to_a_given_host_does_not_change_the_order(relays: tuple[Re
     assert first.connection_count == before + 1
 
 
+def test_addresses_with_one_name_are_distinguished(relays: tuple[Relay, Relay]) -> None:
+    parameters = {**conninfo_to_dict(relays[0].url), "host": "db.shop,db.shop", "hostaddr": "127.0.0.2,127.0.0.1"}
+    url = make_conninfo(**parameters)
+
+    database_connections.connect(url).close()
+
+    assert database_hosts.order_hosts(url, conninfo_to_dict(url))["hostaddr"] == "127.0.0.1,127.0.0.2"
+
+
 @pytest.mark.parametrize(
     ("parameters", "last", "expected"),
     [
-        ({"host": "a,b,c"}, ("b", "5432"), {"host": "b,a,c"}),
-        ({"host": "a,b", "port": ","}, ("b", "5432"), {"host": "b,a", "port": ","}),
-        ({"host": "a,b", "port": "6432,"}, ("b", "5432"), {"host": "b,a", "port": ",6432"}),
-        ({"host": "a,b", "port": "6432"}, ("b", "6432"), {"host": "b,a", "port": "6432,6432"}),
-        ({"host": "a,a", "port": "1,2"}, ("a", "2"), {"host": "a,a", "port": "2,1"}),
-        ({"hostaddr": "10.0.0.1,10.0.0.2"}, ("10.0.0.2", "5432"), {"hostaddr": "10.0.0.2,10.0.0.1"}),
+        ({"host": "a,b,c"}, ("b", "10.9.9.9", "5432"), {"host": "b,a,c"}),
+        ({"host": "a,b", "port": ","}, ("b", "10.9.9.9", "5432"), {"host": "b,a", "port": ","}),
+        ({"host": "a,b", "port": "6432,"}, ("b", "10.9.9.9", "5432"), {"host": "b,a", "port": ",6432"}),
+        ({"host": "a,b", "port": "6432"}, ("b", "10.9.9.9", "6432"), {"host": "b,a", "port": "6432,6432"}),
+        ({"host": "a,a", "port": "1,2"}, ("a", "10.9.9.9", "2"), {"host": "a,a", "port": "2,1"}),
+        ({"hostaddr": "10.0.0.1,10.0.0.2"}, ("10.0.0.2", "10.0.0.2", "5432"), {"hostaddr": "10.0.0.2,10.0.0.1"}),
         (
             {"host": "a,b", "hostaddr": "10.0.0.1,10.0.0.2", "port": "1,2"},
-            ("b", "2"),
+            ("b", "10.0.0.2", "2"),
             {"host": "b,a", "hostaddr": "10.0.0.2,10.0.0.1", "port": "2,1"},
         ),
+        # Servers that share a certificate.
+        (
+            {"host": "a,a,a", "hostaddr": "10.0.0.1,10.0.0.2,10.0.0.3"},
+            ("a", "10.0.0.3", "5432"),
+            {"host": "a,a,a", "hostaddr": "10.0.0.3,10.0.0.1,10.0.0.2"},
+        ),
+        ({"host": "a,b", "hostaddr": "10.0.0.1,"}, ("b", "10.0.0.2", "5432"), {"host": "b,a", "hostaddr": ",10.0.0.1"}),
         # A file with the service may have changed since.
-        ({"host": "a,b"}, ("c", "5432"), {"host": "a,b"}),
-        ({"host": "a"}, ("a", "5432"), {"host": "a"}),
-        ({}, ("", "5432"), {}),
+        ({"host": "a,b"}, ("c", "10.9.9.9", "5432"), {"host": "a,b"}),
+        ({"host": "a"}, ("a", "10.9.9.9", "5432"), {"host": "a"}),
+        ({}, ("", "", "5432"), {}),
     ],
 )
 def test_the_values_of_a_host_move_together(
-    monkeypatch: pytest.MonkeyPatch, parameters: dict[str, str], last: tuple[str, str], expected: dict[str, str]
+    monkeypatch: pytest.MonkeyPatch, parameters: dict[str, str], last: tuple[str, str, str], expected: dict[str, str]
 ) -> None:
     monkeypatch.setitem(database_hosts._last_servers, "url", last)
 
@@ -101,6 +117,6 @@ def test_the_values_of_a_host_move_together(
 
 
 def test_each_connection_string_has_its_own_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(database_hosts._last_servers, "one", ("b", "5432"))
+    monkeypatch.setitem(database_hosts._last_servers, "one", ("b", "", "5432"))
 
     assert database_hosts.order_hosts("two", {"host": "a,b"}) == {"host": "a,b"}

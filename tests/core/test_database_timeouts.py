@@ -1,7 +1,8 @@
-"""On a frozen server a request waits for one timeout, not for one at each use of the database."""
+"""While the database does not respond, a request waits once to connect, not at each use."""
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -79,6 +80,7 @@ def test_a_request_connects_once_to_a_frozen_server(
     before = relay.connection_count
 
     response = in_thread(requests[path])
+    response.close()
 
     assert response.status_code == 503
     assert int(response.headers["Retry-After"]) > 0
@@ -86,14 +88,11 @@ def test_a_request_connects_once_to_a_frozen_server(
     assert relay.connection_count - before == (2 if has_connection else 1)
 
 
-def wait_for_frozen_server(settings: Settings) -> None:
-    """Execute a statement on a server process that is frozen, until its deadline."""
-    with (
-        closing(database_connections.connect(settings.libpq_url, statement_seconds=DEADLINE)) as connection,
-        frozen_process(connection.info.backend_pid),
-        pytest.raises(StatementTimeout),
-    ):
-        connection.execute("select 1")
+@pytest.fixture
+def silent_url() -> Iterator[str]:
+    """The address of a server that accepts connections and never responds."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"host=127.0.0.1 port={server.getsockname()[1]} connect_timeout=2"
 
 
 @pytest.fixture
@@ -103,63 +102,100 @@ def small_app() -> Flask:
     return app
 
 
-def test_after_a_statement_without_a_response_all_others_of_the_request_fail_at_once(
-    small_app: Flask, test_settings: Settings
-) -> None:
+def connect(url: str, **parameters: Any) -> str:
+    """Connect and execute a statement; return the error if that fails."""
+    try:
+        with closing(database_connections.connect(url, **parameters)) as connection:
+            return str(connection.execute("select 'connected'").fetchone())
+    except psycopg.OperationalError as error:
+        return f"{type(error).__name__}: {error}"
+
+
+IN_VAIN = "StatementTimeout: an earlier connection attempt in this request has timed out"
+
+
+def test_a_request_does_not_try_again_to_connect(small_app: Flask, test_settings: Settings, silent_url: str) -> None:
     @small_app.get("/")
     def use_database() -> list[str]:
-        with closing(database_connections.connect(test_settings.libpq_url)) as other:
-            wait_for_frozen_server(test_settings)
-            with pytest.raises(StatementTimeout, match="earlier use") as statement:
-                other.execute("select 1")
-            assert other.closed
-        with pytest.raises(StatementTimeout, match="earlier use") as connecting:
-            database_connections.connect(test_settings.libpq_url)
-        return [str(statement.value), str(connecting.value)]
-
-    @small_app.get("/next")
-    def use_database_again() -> str:
-        with database_connections.connect(test_settings.libpq_url) as connection:
-            return str(connection.execute("select 1").fetchone())
+        return [
+            connect(silent_url),
+            connect(silent_url),
+            # Only the check of a long statement, or of commits, asks again.
+            connect(silent_url, waits_again=True),
+            # The queue may have another server than the pool.
+            connect(test_settings.libpq_url),
+        ]
 
     def send_requests() -> None:
         client = small_app.test_client()
-        assert len(client.get("/").json or []) == 2
-        assert client.get("/next").text == "(1,)"
+        for _ in range(2):
+            first, second, check, other_server = client.get("/").json or []
+            assert "timeout expired" in first
+            assert second == IN_VAIN
+            assert "timeout expired" in check
+            assert other_server == "('connected',)"
 
     in_thread(send_requests)
 
 
-def test_after_a_request_the_thread_may_wait_again(small_app: Flask) -> None:
-    @small_app.get("/")
-    def fail() -> str:
-        database_timeouts.note_timeout()
-        return str(database_timeouts.has_request_timed_out())
-
-    def send_request() -> bool:
-        assert small_app.test_client().get("/").text == "True"
-        return database_timeouts.has_request_timed_out()
-
-    assert in_thread(send_request) is False
-
-
-def test_outside_of_requests_each_use_waits(test_settings: Settings) -> None:
-    def use_database() -> Any:
-        wait_for_frozen_server(test_settings)
-        with database_connections.connect(test_settings.libpq_url) as other:
-            return other.execute("select 1").fetchone()
-
-    assert in_thread(use_database) == (1,)
-
-
-def test_the_test_of_a_pooled_connection_does_not_end_the_request(small_app: Flask, test_settings: Settings) -> None:
-    """The pool connects anew then, which may lead to another server."""
+def test_open_connections_can_be_used_after_a_timeout(
+    small_app: Flask, test_settings: Settings, silent_url: str
+) -> None:
+    """Also those to the same server: a rollback at the end of the request must not fail."""
 
     @small_app.get("/")
     def use_database() -> str:
-        with database_timeouts.ping_deadline():
-            wait_for_frozen_server(test_settings)
-        with database_connections.connect(test_settings.libpq_url) as other:
-            return str(other.execute("select 1").fetchone())
+        with database_connections.connect(test_settings.libpq_url) as connection:
+            connection.execute("select 1")
+            database_timeouts.note_connect_timeout(test_settings.libpq_url)
+            assert connect(test_settings.libpq_url) == IN_VAIN
+            connection.rollback()
+            return str(connection.execute("select 'still open'").fetchone())
 
-    assert in_thread(lambda: small_app.test_client().get("/").text) == "(1,)"
+    assert in_thread(lambda: small_app.test_client().get("/").text) == "('still open',)"
+
+
+def test_a_timeout_of_the_queue_does_not_fail_the_request(
+    app: Flask,
+    client: FlaskClient,
+    make_offer: MakeOffer,
+    make_customer: MakeCustomer,
+    monkeypatch: pytest.MonkeyPatch,
+    silent_url: str,
+) -> None:
+    """A customer who redeems again is told so, although the receipt cannot be emailed."""
+    make_offer(), make_customer()
+    values = {"code": "SUMMER25", "email": "ada@example.com"}
+    assert client.post("/redeem", data=values).status_code == 200
+    db.session.remove()
+    huey.storage.close()
+    monkeypatch.setattr(huey.storage, "dsn", silent_url)
+
+    response = in_thread(lambda: client.post("/redeem", data=values))
+
+    assert response.status_code == 409
+
+
+def test_a_statement_that_gets_no_response_does_not_prevent_a_new_connection(
+    small_app: Flask, test_settings: Settings
+) -> None:
+    """The statement may be slow, and the new connection may lead to another server."""
+
+    @small_app.get("/")
+    def use_database() -> str:
+        with (
+            closing(database_connections.connect(test_settings.libpq_url, statement_seconds=DEADLINE)) as connection,
+            frozen_process(connection.info.backend_pid),
+            pytest.raises(StatementTimeout),
+        ):
+            connection.execute("select 1")
+        return connect(test_settings.libpq_url)
+
+    assert in_thread(lambda: small_app.test_client().get("/").text) == "('connected',)"
+
+
+def test_outside_of_requests_each_attempt_waits(silent_url: str) -> None:
+    first, second = in_thread(lambda: [connect(silent_url), connect(silent_url)])
+
+    assert "timeout expired" in first
+    assert "timeout expired" in second

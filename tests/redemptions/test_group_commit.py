@@ -286,18 +286,23 @@ def test_a_request_is_retried_over_a_new_connection_as_well(
         assert api.post("/api/v1/redemptions", json=body).status_code == 201
 
 
-def test_a_group_is_not_retried_in_a_request_that_has_waited_before(
-    committer: GroupCommitter, make_offer: MakeOffer, make_customer: MakeCustomer
+def test_a_request_that_cannot_connect_leads_no_group(
+    app: Flask, make_offer: MakeOffer, make_customer: MakeCustomer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make_offer(frozen_at=text("now()"))
-    requests = make_requests("SUMMER25", make_emails(make_customer, 2))
-    committer._get_connection()
-    token = database_timeouts._has_timed_out.set(True)
+    """It would open no connection, so that the redemptions of other requests would fail, too."""
+    make_offer()
+    request = RedemptionRequest(channel="form", code="SUMMER25", email=make_customer().email)
+    submitted: list[object] = []
+    monkeypatch.setattr(GroupCommitter, "submit", lambda _self, item: submitted.append(item))
+    url = app.config["SETTINGS"].libpq_url
+    token = database_timeouts._timed_out_urls.set(frozenset([url]))
     try:
-        assert outcomes(committer._redeem_group(requests)) == ["unavailable"] * 2
-        assert database_timeouts.has_request_timed_out()
+        with pytest.raises(RedemptionUnavailable):
+            group_commit.redeem(request)
     finally:
-        database_timeouts._has_timed_out.reset(token)
+        database_timeouts._timed_out_urls.reset(token)
+
+    assert submitted == []
 
 
 def test_a_commit_on_a_frozen_server_has_an_unknown_outcome(

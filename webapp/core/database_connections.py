@@ -53,8 +53,6 @@ _CHECK_WRITES_SQL: LiteralString = """
     select pg_logical_emit_message(true, 'onecode.write_check', '')
 """
 
-_TIMED_OUT_BEFORE = "no response from the database to an earlier use in this request"
-
 
 class StatementTimeout(psycopg.OperationalError):
     """The server did not respond to a statement in time.
@@ -88,14 +86,10 @@ class DeadlineConnection(psycopg.Connection[Any]):
     def wait(self, gen: PQGen[Result], interval: float = 0.1, timeout: float | None = None) -> Result:
         """Wait until an operation on the connection is complete.
 
-        :raises StatementTimeout: when the server did not respond in time, now or before in the same request; the
-            connection is closed then.
+        :raises StatementTimeout: when the server did not respond in time; the connection is closed then.
         """
         if timeout is not None:
             return super().wait(gen, interval, timeout)
-        if database_timeouts.has_request_timed_out():
-            self.close()
-            raise self._name_setting(StatementTimeout(_TIMED_OUT_BEFORE))
         seconds = self.statement_seconds or database_timeouts.current_seconds()
         try:
             if seconds > database_timeouts.STATEMENT_SECONDS:
@@ -108,11 +102,9 @@ class DeadlineConnection(psycopg.Connection[Any]):
                 gen = self._watch(gen, state)
             return super().wait(gen, interval, seconds)
         except _WaitTimeout:
-            database_timeouts.note_timeout()
             self._abandon()
             raise self._name_setting(StatementTimeout(f"no response from the database within {seconds:g} s")) from None
         except _StatementLost:
-            database_timeouts.note_timeout()
             self._abandon()
             message = "the database no longer runs the statement, or does not respond at all"
             raise self._name_setting(StatementTimeout(message)) from None
@@ -187,6 +179,7 @@ class DeadlineConnection(psycopg.Connection[Any]):
                     **server,
                     connect_timeout=math.ceil(SERVER_CHECK_SECONDS),
                     target_session_attrs="any",
+                    waits_again=True,
                 )
             ) as other:
                 row = other.execute(
@@ -235,29 +228,35 @@ def long_statements(connection: Connection) -> Iterator[None]:
 
 
 def connect(
-    url: str, *, setting: str = "DATABASE_URL", statement_seconds: float | None = None, **parameters: Any
+    url: str,
+    *,
+    setting: str = "DATABASE_URL",
+    statement_seconds: float | None = None,
+    waits_again: bool = False,
+    **parameters: Any,
 ) -> DeadlineConnection:
     """Connect to the database.
 
     :param url: a connection string of libpq.
     :param setting: the name of the setting with the connection string, for `database_health.explain_connection_error`.
     :param statement_seconds: a deadline for all statements of this connection, instead of that of `database_timeouts`.
+    :param waits_again: whether to try although an earlier attempt in this request has timed out.
     :param parameters: of `psycopg.connect`; they take precedence over those in `url`.
-    :raises psycopg.OperationalError: when no server has accepted the connection within its timeout;
-        `StatementTimeout` when the database has not responded in time before in the same request.
+    :raises psycopg.OperationalError: when no server has accepted the connection within its timeout, now or before in
+        this request (`StatementTimeout`).
     """
     arguments = {**database_hosts.order_hosts(url, build_connection_parameters(url)), **parameters}
     try:
-        if database_timeouts.has_request_timed_out():
-            raise StatementTimeout(_TIMED_OUT_BEFORE)
+        if not waits_again and database_timeouts.has_connecting_timed_out(url):
+            raise StatementTimeout("an earlier connection attempt in this request has timed out")
         connection = DeadlineConnection.connect(**arguments)
     except psycopg.Error as error:
-        if "timeout expired" in str(error):
-            database_timeouts.note_timeout()
+        if not waits_again and "timeout expired" in str(error):
+            database_timeouts.note_connect_timeout(url)
         error.__dict__["setting"] = setting
         raise
     if "host" not in parameters:
-        database_hosts.note_host(url, connection.info.host, connection.info.port)
+        database_hosts.note_host(url, connection.info.host, connection.info.hostaddr, connection.info.port)
     connection.statement_seconds = statement_seconds
     connection.url, connection.setting = url, setting
     return connection
@@ -306,7 +305,13 @@ class _CommitGuard:
             if time.monotonic() - self._failed_at < COMMIT_CHECK_INTERVAL_SECONDS:
                 raise CommitRefused("the database does not complete commits") from self._failure
             with closing(
-                connect(url, setting=setting, statement_seconds=COMMIT_CHECK_SECONDS, autocommit=True)
+                connect(
+                    url,
+                    setting=setting,
+                    statement_seconds=COMMIT_CHECK_SECONDS,
+                    waits_again=True,
+                    autocommit=True,
+                )
             ) as connection:
                 check_writes(connection)
             self.is_refusing, self._failure = False, None

@@ -1,7 +1,8 @@
-"""How long the program waits for the database, and that a request does not wait twice.
+"""How long the program waits for the database, and that a request does not connect in vain twice.
 
-A request uses the database several times: limits, session, view. On a frozen server each use would wait for its own
-timeout, and a customer for all of them. So the first timeout ends them all.
+A request uses the database several times: limits, session, view. While the database does not respond, each use would
+wait until connecting times out, and a customer for all of them. So after the first timeout a request opens no other
+connection. Those that are open can be used.
 """
 
 from __future__ import annotations
@@ -22,25 +23,23 @@ MIGRATION_STATEMENT_SECONDS = 6 * 3600.0
 PING_SECONDS = 5.0
 
 _statement_seconds: ContextVar[float] = ContextVar("statement_seconds", default=STATEMENT_SECONDS)
-# While the pool tests a connection: it connects anew if that fails, which may lead to another server.
-_is_ping: ContextVar[bool] = ContextVar("is_ping", default=False)
-# None outside of requests: a task or a command may wait again.
-_has_timed_out: ContextVar[bool | None] = ContextVar("has_timed_out", default=None)
+# The connection strings with which connecting has timed out; None outside of requests: a task or a command tries again.
+_timed_out_urls: ContextVar[frozenset[str] | None] = ContextVar("timed_out_urls", default=None)
 
 
 def init_app(app: Flask) -> None:
-    """Let each request of an app fail at once after its first timeout.
+    """Let each request of an app open no connection after connecting has timed out.
 
     Called before any hook that uses the database is registered: so this is prepared first and ended last.
     """
 
     @app.before_request
     def start_request() -> None:
-        _has_timed_out.set(False)
+        _timed_out_urls.set(frozenset())
 
     @app.teardown_appcontext
     def end_request(_error: BaseException | None) -> None:
-        _has_timed_out.set(None)
+        _timed_out_urls.set(None)
 
 
 def current_seconds() -> float:
@@ -61,32 +60,17 @@ def statement_deadline(seconds: float) -> Iterator[None]:
 @contextmanager
 def ping_deadline() -> Iterator[None]:
     """Wait up to `PING_SECONDS` for a test of a connection in the block, or less if statements may not take longer."""
-    token = _is_ping.set(True)
-    try:
-        with statement_deadline(min(PING_SECONDS, _statement_seconds.get())):
-            yield
-    finally:
-        _is_ping.reset(token)
+    with statement_deadline(min(PING_SECONDS, _statement_seconds.get())):
+        yield
 
 
-def note_timeout() -> None:
-    """Note that the database has not responded in time to the current request.
-
-    Without effect outside of requests, and for the test of a pooled connection.
-    """
-    if _has_timed_out.get() is not None and not _is_ping.get():
-        _has_timed_out.set(True)
+def note_connect_timeout(url: str) -> None:
+    """Note that connecting with a connection string has timed out; without effect outside of requests."""
+    urls = _timed_out_urls.get()
+    if urls is not None:
+        _timed_out_urls.set(urls | {url})
 
 
-def allow_new_connection() -> None:
-    """Let the current request wait again, for a new connection, which may lead to another server.
-
-    For code that has lost a connection of its own: a pool would have tested that one before it was used.
-    """
-    if _has_timed_out.get() is not None:
-        _has_timed_out.set(False)
-
-
-def has_request_timed_out() -> bool:
-    """Return whether the database has not responded in time to the current request."""
-    return bool(_has_timed_out.get())
+def has_connecting_timed_out(url: str) -> bool:
+    """Return whether connecting with a connection string has timed out in the current request."""
+    return url in (_timed_out_urls.get() or ())

@@ -48,6 +48,9 @@ def redeem(request: RedemptionRequest) -> RedemptionRecord:
     :raises RedemptionUnavailable: when the database is unavailable or does not respond in time.
     :raises DomainError: `conflict` after too many concurrent requests; `error` when the database rejects the write.
     """
+    # As the leader of a group, this request would open no connection, so that those of other threads would fail, too.
+    if database_timeouts.has_connecting_timed_out(current_app.config["SETTINGS"].libpq_url):
+        raise RedemptionUnavailable(DATABASE_UNAVAILABLE)
     # A waiting thread must not hold a connection: the thread it waits for might find the pool empty.
     if db.session.registry.has():
         db.session.rollback()
@@ -78,7 +81,6 @@ class GroupCommitter(Coalescer[RedemptionRequest, RedemptionRecord | DomainError
 
         Retries once on a new connection if the connection was lost before the commit.
         """
-        may_connect_again = self._connection is not None and not database_timeouts.has_request_timed_out()
         try:
             with database_timeouts.statement_deadline(STATEMENT_SECONDS):
                 try:
@@ -87,8 +89,6 @@ class GroupCommitter(Coalescer[RedemptionRequest, RedemptionRecord | DomainError
                     if not error.connection_invalidated:
                         raise
                     # The server may have restarted or been replaced since the last group.
-                    if may_connect_again:
-                        database_timeouts.allow_new_connection()
                     return redeem_all(requests, self._get_connection())
         except RedemptionUnavailable as error:
             database_health.report_if_outage(error.__cause__)
