@@ -102,6 +102,12 @@ def test_addresses_with_one_name_are_distinguished(relays: tuple[Relay, Relay]) 
             {"host": "a,a,a", "hostaddr": "10.0.0.3,10.0.0.1,10.0.0.2"},
         ),
         ({"host": "a,b", "hostaddr": "10.0.0.1,"}, ("b", "10.0.0.2", "5432"), {"host": "b,a", "hostaddr": ",10.0.0.1"}),
+        # The last connection may have led to a standby.
+        (
+            {"host": "a,b", "target_session_attrs": "any"},
+            ("b", "10.9.9.9", "5432"),
+            {"host": "a,b", "target_session_attrs": "any"},
+        ),
         # A file with the service may have changed since.
         ({"host": "a,b"}, ("c", "10.9.9.9", "5432"), {"host": "a,b"}),
         ({"host": "a"}, ("a", "10.9.9.9", "5432"), {"host": "a"}),
