@@ -8,7 +8,7 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from tests.support.frozen_server import Relay, relay_to
-from webapp.core import database_connections, database_hosts
+from webapp.core import database_connections, database_hosts, database_urls
 from webapp.core.settings import Settings
 
 
@@ -73,12 +73,12 @@ def test_a_connection_to_a_given_host_does_not_change_the_order(relays: tuple[Re
 
 
 def test_addresses_with_one_name_are_distinguished(relays: tuple[Relay, Relay]) -> None:
-    parameters = {**conninfo_to_dict(relays[0].url), "host": "db.shop,db.shop", "hostaddr": "127.0.0.2,127.0.0.1"}
-    url = make_conninfo(**parameters)
+    url = make_conninfo(relays[0].url, host="db.shop,db.shop", hostaddr="127.0.0.2,127.0.0.1")
 
     database_connections.connect(url).close()
 
-    assert database_hosts.order_hosts(url, conninfo_to_dict(url))["hostaddr"] == "127.0.0.1,127.0.0.2"
+    parameters = database_urls.build_connection_parameters(url)
+    assert database_hosts.order_hosts(url, parameters)["hostaddr"] == "127.0.0.1,127.0.0.2"
 
 
 @pytest.mark.parametrize(
