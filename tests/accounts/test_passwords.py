@@ -6,6 +6,7 @@ import subprocess
 import sys
 import unicodedata
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Literal
 
 import pytest
@@ -61,6 +62,11 @@ def test_passwords_that_are_too_short_or_too_long_are_refused(app: Flask, passwo
     error = find_error(password)
     assert error
     assert (error.key, error.message) == ("password_length", "Use 10 to 200 characters.")
+
+
+def test_the_recent_years_end_with_the_next_one() -> None:
+    this_year = datetime.now(UTC).year
+    assert [passwords._list_recent_years()[n] for n in (0, -1)] == ["2020", str(this_year + 1)]
 
 
 def test_the_list_of_common_passwords_has_more_than_3000_of_the_required_length() -> None:

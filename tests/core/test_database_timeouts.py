@@ -111,7 +111,7 @@ def connect(url: str, **parameters: Any) -> str:
         return f"{type(error).__name__}: {error}"
 
 
-IN_VAIN = "StatementTimeout: an earlier connection attempt in this request has timed out"
+EARLIER_TIMEOUT = "StatementTimeout: an earlier connection attempt in this request has timed out"
 
 
 def test_a_request_does_not_try_again_to_connect(small_app: Flask, test_settings: Settings, silent_url: str) -> None:
@@ -131,7 +131,7 @@ def test_a_request_does_not_try_again_to_connect(small_app: Flask, test_settings
         for _ in range(2):
             first, second, check, other_server = client.get("/").json or []
             assert "timeout expired" in first
-            assert second == IN_VAIN
+            assert second == EARLIER_TIMEOUT
             assert "timeout expired" in check
             assert other_server == "('connected',)"
 
@@ -148,7 +148,7 @@ def test_open_connections_can_be_used_after_a_timeout(
         with database_connections.connect(test_settings.libpq_url) as connection:
             connection.execute("select 1")
             database_timeouts.note_connect_timeout(test_settings.libpq_url)
-            assert connect(test_settings.libpq_url) == IN_VAIN
+            assert connect(test_settings.libpq_url) == EARLIER_TIMEOUT
             connection.rollback()
             return str(connection.execute("select 'still open'").fetchone())
 

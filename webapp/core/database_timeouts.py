@@ -1,4 +1,4 @@
-"""How long the program waits for the database, and that a request does not connect in vain twice.
+"""Timeouts of the database: deadlines of statements, and one timeout of connecting per request.
 
 A request uses the database several times: limits, session, view. While the database does not respond, each use would
 wait until connecting times out, and a customer for all of them. So after the first timeout a request opens no other
