@@ -36,6 +36,7 @@ from webapp.redemptions import count_queries, group_commit, personal_links
 from webapp.redemptions import queries as redemption_queries
 from webapp.redemptions import rollback as redemption_rollback
 from webapp.redemptions.errors import RedemptionRefused
+from webapp.redemptions.models import ERASED_REASON
 from webapp.redemptions.rules import Order, RedemptionRequest
 
 SECRETS = ("ada@", "Ada Lovelace", "C-1815", "en-GB", "poems", "key-of-ada")
@@ -371,6 +372,19 @@ def test_erasing_keeps_nothing_of_the_request_of_a_redemption(ada: Customer, tab
     customer_actions.erase_customer(ada.id, by="tests")
 
     assert db.session.execute(text(stored)).one() == (None, None, None)
+
+
+def test_erasing_deletes_the_reason_of_an_undone_redemption_without_other_data(
+    make_customer: MakeCustomer, make_offer: MakeOffer
+) -> None:
+    make_offer()
+    ada = make_customer()
+    redemption = group_commit.redeem(RedemptionRequest(channel="form", code="SUMMER25", email="ada@example.com"))
+    redemption_rollback.roll_back_redemption(redemption.public_id, "Ada Lovelace called", by="tests")
+
+    customer_actions.erase_customer(ada.id, by="tests")
+
+    assert db.session.scalars(text("select reason from rollback")).one() == ERASED_REASON
 
 
 def test_the_sweep_deletes_data_written_during_an_erasure(ada: Customer) -> None:

@@ -736,8 +736,11 @@ def test_viewers_do_not_see_the_page(sign_in: Callable[..., FlaskClient]) -> Non
 def test_the_status_counts_what_the_next_run_reads(
     make_customer: MakeCustomer, make_offer: MakeOffer, set_periods: SetPeriods, ended_campaign: Campaign
 ) -> None:
+    make_customer("bob@example.com")
+    redemption_rollback.roll_back_redemption(redeem(email="bob@example.com").public_id, "Bob called", by="tests")
     redeem()
     make_older(OVER)
+    make_older(OVER, "rollback", "rolled_back_at")
     set_periods(redemptions=DAYS, deliveries=DAYS)
 
     before = {status.kind: status.due for status in retention_queries.list_retention_statuses()}
@@ -745,5 +748,5 @@ def test_the_status_counts_what_the_next_run_reads(
     run_retention()
     after = {status.kind: status.due for status in retention_queries.list_retention_statuses()}
 
-    assert before == {"customers": 0, "redemptions": 1, "deliveries": 1, "audit": 0}
+    assert before == {"customers": 0, "redemptions": 2, "deliveries": 1, "audit": 0}
     assert after == dict.fromkeys(before, 0)

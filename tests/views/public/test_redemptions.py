@@ -8,6 +8,7 @@ from flask.testing import FlaskClient
 from sqlalchemy import text
 
 from tests.support.factories import MakeCustomer, MakeOffer
+from tests.support.rejected_writes import rejected_writes
 from tests.support.sql_statements import recorded_statements
 from webapp.core.extensions import db
 from webapp.customers.models import Audience, Customer
@@ -69,6 +70,30 @@ def test_the_receipt_shows_the_time_in_the_offers_time_zone(
     db.session.commit()
 
     assert "1 June 2026, 02:00 +14" in client.get(f"/r/{personal_token(offer, ada)}").text
+
+
+def test_the_receipt_is_in_the_customers_locale(
+    client: FlaskClient, make_offer: MakeOffer, make_customer: MakeCustomer
+) -> None:
+    offer, ada = make_offer(), make_customer(locale="de")
+
+    responses = [post(client), client.get(f"/r/{personal_token(offer, ada)}")]
+
+    # German puts a no-break space before the percent sign.
+    assert ["25\N{NO-BREAK SPACE}%" in response.text for response in responses] == [True, True]
+
+
+def test_customers_do_not_read_about_the_disk(
+    client: FlaskClient, make_offer: MakeOffer, make_customer: MakeCustomer
+) -> None:
+    make_offer(frozen_at=text("now()")), make_customer()
+
+    with rejected_writes("redemption", "disk_full"):
+        response = post(client)
+
+    assert response.status_code == 503
+    assert "for some time. Nothing was redeemed. Please try again later." in response.text
+    assert "disk" not in response.text
 
 
 def test_redeeming_again_is_refused_without_showing_the_receipt(
