@@ -18,9 +18,11 @@ from sqlalchemy import event, text
 from sqlalchemy.exc import OperationalError
 
 from webapp.accounts import api_key_actions, signing_key_actions
+from webapp.campaigns import tokens as campaign_tokens
 from webapp.core import database_clock, signing_keys
 from webapp.core.errors import DomainError, NotFound
 from webapp.core.extensions import db
+from webapp.core.settings import Settings
 from webapp.customers.models import Customer
 from webapp.offers.models import Offer
 from webapp.redemptions import group_commit, personal_codes, personal_links, public_ids
@@ -171,6 +173,41 @@ def test_a_link_signed_with_an_uncached_key_is_accepted(app: Flask) -> None:
         return personal_token(1, 2)
 
     assert personal_links.parse_personal_token(in_other_process(rotate_and_sign)) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("purpose", "build", "parse"),
+    [
+        ("message_id", lambda: campaign_tokens.build_message_id(1, 2, "example.com"), campaign_tokens.parse_message_id),
+        ("return_path", lambda: campaign_tokens.build_return_path(1, 2, ""), campaign_tokens.parse_return_path),
+        (
+            "unsubscribe",
+            lambda: campaign_tokens.build_unsubscribe_url(2, 1).rpartition("/")[2],
+            campaign_tokens.parse_unsubscribe_token,
+        ),
+    ],
+    ids=["message_id", "return_path", "unsubscribe"],
+)
+def test_what_emails_sign_with_an_uncached_key_is_accepted(
+    with_settings: Callable[..., Settings],
+    purpose: str,
+    build: Callable[[], str],
+    parse: Callable[[str], campaign_tokens.DeliveryIds | None],
+) -> None:
+    with_settings(mail_bounce_address="bounces@example.com")
+    before = build()
+
+    def rotate_and_build() -> str:
+        signing_keys.lock_signing_keys()
+        signing_keys.add_key_version(purpose)
+        db.session.commit()
+        signing_keys.clear_key_cache()
+        return build()
+
+    signed = in_other_process(rotate_and_build)
+
+    assert signed != before
+    assert [parse(signed), parse(before)] == [(1, 2)] * 2
 
 
 def test_a_reference_encoded_with_an_uncached_key_is_found(

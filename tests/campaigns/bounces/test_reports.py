@@ -61,6 +61,15 @@ def test_an_email_by_a_person_can_unsubscribe(header: str) -> None:
     assert (report.kind, report.tokens) == ("unsubscribe", (TO,))
 
 
+def test_an_email_that_is_quoted_does_not_tell_who_unsubscribes() -> None:
+    quoted = "> List-Unsubscribe: <https://example.com/u/1.3.abcdefghijklmnopqrstuv>\n> Return-Path: <{}>\n"
+    message = bounce_messages.UNSUBSCRIBE_REQUEST.format_map(VALUES) + quoted.format(TO.replace("abc", "xyz"))
+
+    report = reports.parse_report(message.encode())
+
+    assert (report.kind, report.tokens) == ("unsubscribe", (TO,))
+
+
 @pytest.mark.parametrize(
     ("status", "diagnostic", "is_hard"),
     [

@@ -181,6 +181,24 @@ def test_an_offer_has_one_open_reminder_at_a_time(announced_offer: Offer, relay:
     assert launch_reminder(announced_offer).status == "sending"
 
 
+def test_staff_write_another_reminder_when_one_is_finished(
+    staff: FlaskClient, announced_offer: Offer, relay: Relay
+) -> None:
+    create_customers(2)
+    first = launch_reminder(announced_offer)
+    assert "Write a reminder" not in staff.get(f"/offers/{announced_offer.id}").text
+    sender.send_pending_emails()
+    assert "Write a reminder" in staff.get(f"/offers/{announced_offer.id}").text
+
+    form = {"subject": "Last chance", "text": "", "html": "", "uncertain_policy": "resend"}
+    response = staff.post(f"/offers/{announced_offer.id}/reminder", data=form)
+
+    draft = campaign_queries.find_current_campaign(announced_offer.id, "reminder")
+    assert response.status_code == 302
+    assert draft is not None
+    assert (draft.id != first.id, draft.status, draft.subject) == (True, "draft", "Last chance")
+
+
 def test_concurrent_reminders_create_one(app: Flask, announced_offer: Offer) -> None:
     create_customers(2)
     offer_id = announced_offer.id

@@ -118,6 +118,7 @@ def test_an_email_that_is_resent_by_staff_has_two_days_again(deferred: Campaign)
     backdate_first_deferral("3 days")
     retries.record_retry_outcome(claim(), LATER)
     assert row()["state"] == "failed"
+    db.session.execute(text("update mail_issue set at = at - interval '3 days'"))
     delivery_actions.resend_deliveries(deferred.id, DeliverySelection("failed"), "staff")
     retry = claim()
     assert (retry.is_last_attempt, retry.attempts) == (False, 1)

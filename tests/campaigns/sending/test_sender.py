@@ -656,3 +656,23 @@ def test_a_refused_second_copy_stays_uncertain(launch_campaign: LaunchCampaign, 
     assert delivery_counts(campaign) == {"total": 3, "sent": 2, "uncertain": 1}
     reason = db.session.execute(text("select text from mail_issue")).scalar_one()
     assert reason == "an earlier copy may have arrived; the second copy was rejected: no"
+
+
+def test_a_second_copy_that_is_deferred_and_then_refused_stays_uncertain(
+    launch_campaign: LaunchCampaign, relay: Relay
+) -> None:
+    create_customers(1)
+    campaign = launch_campaign()
+    claim = batches.claim_batch("killed")
+    assert claim is not None
+    assert send_windows.open_send_window(claim) is not None
+    expire_leases()
+    relay.behaviour.rcpt["c0@example.com"] = "450 later"
+    sender.send_pending_emails()
+    db.session.execute(text("update mail_issue set next_at = now()"))
+    db.session.commit()
+
+    relay.behaviour.rcpt["c0@example.com"] = "550 no"
+    sender.send_pending_emails()
+
+    assert delivery_counts(campaign) == {"total": 1, "uncertain": 1}
