@@ -70,3 +70,17 @@ def test_recipients_of_the_cancelled_campaign_of_another_offer_are_included(make
 
     assert launch_audience.filter_recipients(draft, ids) == ids
     assert launch_audience.count_campaign_recipients(draft, offer) == AudienceCount(3, 0, 0, 0)
+
+
+def test_recipients_of_the_cancelled_announcement_are_reminded(make_offer: Callable[..., Offer]) -> None:
+    ids = create_customers(3)
+    offer = make_offer()
+    draft_after_cancelled_campaign(offer, sent=2)
+    launch_actions.launch_announcement(offer.id, "tests")
+    done = "update campaign set status = 'done', prepared_at = now(), finished_at = now(), sent_in_batches = 1, total = 1"
+    db.session.execute(text(f"{done} where status = 'preparing'"))
+    db.session.commit()
+    reminder = draft_actions.save_offer_draft(offer.id, EmailContent(), "resend", "tests", "reminder")
+
+    assert launch_audience.filter_recipients(reminder, ids) == ids
+    assert launch_audience.count_campaign_recipients(reminder, offer) == AudienceCount(3, 0, 0, 0)
