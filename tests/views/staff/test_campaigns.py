@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
-from sqlalchemy import event, text, update
+from sqlalchemy import event, select, text, update
 
 from tests.support.campaigns import create_customers
 from tests.support.smtp_relay import Relay
@@ -52,6 +52,19 @@ def test_a_new_email_starts_with_the_default_text(staff: FlaskClient, make_offer
     page = staff.get(f"/offers/{make_offer().id}/mail").text
     assert "{{ offer.discount }} off for you: {{ offer.name }}" in page
     assert "25% off for you: Summer" in page
+
+
+def test_the_first_save_keeps_the_choice_to_hold_uncertain_deliveries(
+    staff: FlaskClient, make_offer: Callable[..., Offer]
+) -> None:
+    path = f"/offers/{make_offer().id}/mail"
+    form = make_form(subject="Mine", uncertain_policy="hold", version=form_version(staff, path))
+
+    response = staff.post(path, data=form)
+
+    assert response.status_code == 302
+    saved = db.session.scalars(select(Campaign)).one()
+    assert (saved.subject, saved.uncertain_policy) == ("Mine", "hold")
 
 
 def test_an_email_is_saved_and_shown_again(staff: FlaskClient, make_offer: Callable[..., Offer]) -> None:
