@@ -95,6 +95,18 @@ def test_redeeming_works_and_changes_no_session(
     assert pooled_app.test_client().get("/readyz").status_code == 200
 
 
+def test_a_frequent_statement_runs_in_any_session(pooled_app: Flask) -> None:
+    frequent = text("select 'frequent'")
+    with db.engine.connect() as connection, db.engine.connect() as other:
+        # More than the five executions after which psycopg prepares a statement.
+        for _ in range(8):
+            connection.execute(frequent)
+            connection.commit()
+        # The pooler gives this transaction the session that was used last.
+        other.execute(text("select 1"))
+        assert connection.execute(frequent).scalar_one() == "frequent"
+
+
 def test_an_import_keeps_its_session(
     pooled_app: Flask, pooled_settings: Settings, import_file: ImportFileFixture
 ) -> None:
