@@ -77,7 +77,9 @@ def test_recipients_of_the_cancelled_announcement_are_reminded(make_offer: Calla
     offer = make_offer()
     draft_after_cancelled_campaign(offer, sent=2)
     launch_actions.launch_announcement(offer.id, "tests")
-    done = "update campaign set status = 'done', prepared_at = now(), finished_at = now(), sent_in_batches = 1, total = 1"
+    done = (
+        "update campaign set status = 'done', prepared_at = now(), finished_at = now(), sent_in_batches = 1, total = 1"
+    )
     db.session.execute(text(f"{done} where status = 'preparing'"))
     db.session.commit()
     reminder = draft_actions.save_offer_draft(offer.id, EmailContent(), "resend", "tests", "reminder")

@@ -127,9 +127,10 @@ def test_an_empty_cell_or_a_missing_column_keeps_the_value(
     make_customer("ada@example.com", name="Ada", locale="en", source_id="C1")
 
     row = import_file("email,name\nada@example.com,\n")
+    import_file("email,name\nada@example.com,Ada Lovelace\n")
 
     ada = customers_by_email()["ada@example.com"]
-    assert (ada.name, ada.locale, ada.source_id) == ("Ada", "en", "C1")
+    assert (ada.name, ada.locale, ada.source_id) == ("Ada Lovelace", "en", "C1")
     assert import_counts(row) == {"rows": 1, "unchanged": 1}
 
 

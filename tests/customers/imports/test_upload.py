@@ -14,6 +14,24 @@ from webapp.customers.imports import upload
 LIMIT = 3 * upload.CHUNK_SIZE
 
 
+class OneByteReads(io.BytesIO):
+    """A body of which each read returns one byte."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        return super().read(1)
+
+
+class SplitBody(io.BytesIO):
+    """A body whose first read ends at a given byte."""
+
+    def __init__(self, body: bytes, end: int) -> None:
+        super().__init__(body)
+        self.end = end
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        return super().read(self.end - self.tell() if self.tell() < self.end else size)
+
+
 def parse_form(file: bytes, end: bytes = b"\r\n--x--\r\n") -> upload.Upload:
     head = (
         b'--x\r\nContent-Disposition: form-data; name="audience"\r\n\r\nVIP\r\n'
@@ -28,6 +46,20 @@ def test_the_fields_before_the_file_are_parsed_first() -> None:
     assert (parsed.fields, parsed.filename) == ({"audience": "VIP"}, "a.csv")
 
 
+@pytest.mark.parametrize("body_type", [io.BytesIO, OneByteReads])
+def test_fields_are_decoded_as_utf_8(body_type: type[io.BytesIO]) -> None:
+    body = (
+        '--x\r\nContent-Disposition: form-data; name="audience"\r\n\r\nMüller & Söhne 🎁\r\n'
+        '--x\r\nContent-Disposition: form-data; name="note"\r\n\r\n\r\n'
+        '--x\r\nContent-Disposition: form-data; name="file"; filename="a.csv"\r\n\r\nemail\r\n--x--\r\n'
+    )
+
+    parsed = upload.parse_multipart_form(body_type(body.encode()), "multipart/form-data; boundary=x", LIMIT)
+
+    assert parsed.fields == {"audience": "Müller & Söhne 🎁", "note": ""}
+    assert b"".join(parsed.chunks) == b"email"
+
+
 @pytest.mark.parametrize("size", [0, 1, upload.CHUNK_SIZE - 1, upload.CHUNK_SIZE, upload.CHUNK_SIZE + 1, LIMIT])
 def test_a_file_is_read_completely_in_equal_chunks(size: int) -> None:
     file = (b"ada@example.com\r\n--x-\r\n" * (size // 20 + 1))[:size]
@@ -37,6 +69,17 @@ def test_a_file_is_read_completely_in_equal_chunks(size: int) -> None:
     assert b"".join(chunks) == file
     assert all(len(chunk) == upload.CHUNK_SIZE for chunk in chunks[:-1])
     assert all(len(chunk) <= upload.CHUNK_SIZE for chunk in chunks)
+
+
+@pytest.mark.parametrize("file", [b"email\n", b"email\r\n", b"email\r", b"email", b"--x-", b"email\r\n--x-\r\n--"])
+def test_a_file_is_the_same_wherever_reads_end(file: bytes) -> None:
+    head = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.csv"\r\n\r\n'
+    body = head + file + b"\r\n--x--\r\n"
+
+    for end in range(1, len(body)):
+        stream = SplitBody(body, end)
+        parsed = upload.parse_multipart_form(stream, "multipart/form-data; boundary=x", LIMIT)
+        assert b"".join(parsed.chunks) == file
 
 
 def test_a_file_above_the_limit_is_rejected() -> None:

@@ -64,6 +64,7 @@ def parse_multipart_form(stream: IO[bytes], content_type: str, limit: int) -> Up
     events = _parse_events(stream, decoder)
     upload = Upload()
     field_name: str | None = None
+    value = bytearray()
     size = 0
     for event in events:
         if isinstance(event, File):
@@ -72,12 +73,15 @@ def parse_multipart_form(stream: IO[bytes], content_type: str, limit: int) -> Up
             break
         if isinstance(event, Field):
             field_name = event.name
-            upload.fields[field_name] = ""
+            value.clear()
         elif isinstance(event, Data) and field_name is not None:
             size += len(event.data)
             if size > MAX_FIELDS_SIZE:
                 raise broken_form_error()
-            upload.fields[field_name] += event.data.decode("utf-8", "replace")
+            value += event.data
+            if not event.more_data:
+                # Not before: a character may be split between two reads.
+                upload.fields[field_name] = value.decode("utf-8", "replace")
     return upload
 
 
@@ -110,12 +114,19 @@ def length_required_error() -> DomainError:
 
 
 def _parse_events(stream: IO[bytes], decoder: MultipartDecoder) -> Iterator[Field | File | Data]:
+    half_boundary, received = b"--" + decoder.boundary + b"-", b""
     while True:
         try:
             event = _next_event(decoder)
             if event is NEED_DATA:
+                chunk = _read_chunk(stream)
+                received = (received + chunk)[-len(half_boundary) :]
+                if received == half_boundary:
+                    # Between the last two dashes, the decoder takes the CR before the boundary for a part of the file
+                    # (https://github.com/pallets/werkzeug/issues/3285).
+                    chunk += _read_chunk(stream, 1)
                 # An empty read ends the form after the last boundary; before it, the decoder raises ValueError.
-                _receive_chunk(decoder, _read_chunk(stream) or None)
+                _receive_chunk(decoder, chunk or None)
                 continue
         except ValueError as error:
             raise _broken_upload_error() from error
@@ -160,9 +171,9 @@ def _read_file_part(events: Iterator[Field | File | Data], limit: int) -> Iterat
         continue
 
 
-def _read_chunk(stream: IO[bytes]) -> bytes:
+def _read_chunk(stream: IO[bytes], size: int = CHUNK_SIZE) -> bytes:
     try:
-        return stream.read(CHUNK_SIZE)
+        return stream.read(size)
     except HTTPException as error:
         if error.code == 413:
             raise
