@@ -191,6 +191,22 @@ def test_erasing_keeps_the_rejected_rows_of_other_customers(
     assert remaining == ["", "bada", "ada", "+ADA", ""]
 
 
+def test_erasing_deletes_rejected_rows_with_either_form_of_an_international_domain(
+    import_file: ImportFileFixture,
+) -> None:
+    long = "x" * 201
+    row = import_file(
+        f"email,name\nada@müller.example,Ada\nada@müller.example,{long}\nada@xn--mller-kva.example,{long}\nbo@example.com,{long}\n"
+    )
+    ada = customer_queries.find_customer_by_email("ada@xn--mller-kva.example")
+    assert ada is not None
+
+    customer_actions.erase_customer(ada.id, by="tests")
+
+    remaining = [rejected.row.partition(",")[0] for rejected in import_queries.list_rejected_rows(row.id)]
+    assert remaining == ["", "", "bo@example.com"]
+
+
 def test_erasing_deletes_what_a_warning_quotes_from_the_row(
     import_file: ImportFileFixture, make_customer: MakeCustomer
 ) -> None:

@@ -241,6 +241,7 @@ def test_a_sign_count_that_has_not_grown_is_refused_and_recorded(
         passkey_actions.verify_passkey(authenticator.get(options), challenge)
     options, challenge = passkeys.build_authentication_options()
     assert key_of_refusal(copied.get(options), challenge) == "passkey_invalid"
+    db.session.rollback()
     refused = audit_queries.find_last_audit_entry("passkey.refused", user.email)
     assert refused is not None
     assert (refused.actor, refused.detail) == (user.email, {"name": "Laptop"})

@@ -340,11 +340,12 @@ def test_the_page_of_an_unfinished_import_polls(staff: FlaskClient, receive_file
 
 
 def test_the_page_of_a_finished_import_lists_rejected_rows(staff: FlaskClient, import_file: ImportFileFixture) -> None:
-    row = import_file("email,name\nada@example.com,Ada\nbad,<script>\n")
+    row = import_file("email,name\nada@example.com,Ada\nbad,<script>\nADA@example.com,Ada\n")
 
     fragment = staff.get(f"/customers/imports/{row.id}", headers=HTMX).text
 
     assert "hx-trigger" not in fragment
+    assert 'max="1" value="1"' in fragment
     assert "bad,&lt;script&gt;" in fragment
     assert "Check it for typing errors" in fragment
     assert "arnings" not in fragment
