@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 
 import pytest
 from flask import Flask
-from sqlalchemy import ColumnElement, func, insert, select, update
+from sqlalchemy import ColumnElement, delete, func, insert, select, update
 
 from tests.support.accounts import PASSWORD
 from tests.support.sessions import TEST_CLIENT
@@ -330,6 +330,19 @@ class TestDevices:
         again = start(user, "of another user", first.device_token)
         assert again.device_token == first.device_token
         assert db.session.scalars(select(StaffDevice.last_used_at > func.now() - timedelta(days=1))).all() == [True]
+
+    def test_the_second_user_of_a_browser_has_a_device_of_their_own(self, make_staff_user: MakeUser) -> None:
+        first, second = make_staff_user("viewer"), make_staff_user("admin")
+        token = start(first).device_token
+        db.session.execute(delete(AccountEmail))
+
+        other_token = start(second, token).device_token
+
+        assert other_token != token
+        assert session_queries.find_device_id(second.email, [token, other_token])
+        assert [(notice.kind, notice.staff_user_id) for notice in db.session.scalars(select(AccountEmail))] == [
+            ("new_device", second.id)
+        ]
 
     def test_a_sign_in_with_a_new_browser_is_reported_unless_it_is_expected(self, make_staff_user: MakeUser) -> None:
         user, client = make_staff_user(), session_actions.SessionClient("192.0.2.7", "Mozilla/5.0 (X11) Firefox/140.0")
