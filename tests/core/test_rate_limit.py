@@ -101,6 +101,19 @@ def test_the_counter_restarts_after_its_window(client: FlaskClient) -> None:
     assert guess(client).status_code == 422
 
 
+def test_a_further_attempt_does_not_extend_the_window(client: FlaskClient) -> None:
+    guess(client)
+    db.session.execute(update(RateLimitCounter).values(expires_at=func.now() + timedelta(minutes=1)))
+    db.session.commit()
+    before = db.session.scalars(select(RateLimitCounter.expires_at).order_by(RateLimitCounter.key)).all()
+    db.session.rollback()
+
+    guess(client)
+
+    after = db.session.scalars(select(RateLimitCounter.expires_at).order_by(RateLimitCounter.key)).all()
+    assert after == before
+
+
 def test_each_request_deletes_some_expired_counters(app: Flask) -> None:
     storage = TableStorage()
     for n in range(25):
