@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import pytest
 
+from tests.support.live_server import wait_until
 from webapp.core.coalescing import Coalescer, CoalescingTimeout, _Waiter
 
 
@@ -43,14 +44,6 @@ def in_threads(
     for thread in threads:
         thread.start()
     return threads, results
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    for _ in range(2000):
-        if condition():
-            return
-        threading.Event().wait(0.01)
-    raise AssertionError("timed out")
 
 
 def count_waiters(coalescer: Coalescer[int, int]) -> int:
