@@ -137,7 +137,7 @@ def test_a_request_that_times_out_during_work_is_reported_as_started() -> None:
     own_lock, timed_out.wake_lock = timed_out.wake_lock, threading.Lock()
     timed_out.wake_lock.acquire()
     with pytest.raises(CoalescingTimeout) as timeout:
-        coalescer._abandon(timed_out)
+        coalescer._stop_waiting(timed_out)
     assert timeout.value.has_started
     work.allowed.release()
     # The requests behind it still get their results.
@@ -160,7 +160,7 @@ def test_a_waiter_that_is_woken_as_it_times_out_does_not_leave(woken: str) -> No
     else:
         waiter.wake_lock.release()
 
-    Coalescer(WorkItem(), max_group_size=4, timeout=1)._abandon(waiter)
+    Coalescer(WorkItem(), max_group_size=4, timeout=1)._stop_waiting(waiter)
 
     assert not waiter.has_left
 
