@@ -6,10 +6,9 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 
 import psutil
@@ -18,7 +17,7 @@ import pytest
 from flask import Flask
 
 from local.supervisor import GRACE_SECONDS
-from tests.support.live_server import environment, wait_for_processes
+from tests.support.live_server import environment, wait_for_processes, wait_until
 from tests.support.ports import free_port
 from webapp.core.setting_parsers import SettingsError
 from webapp.core.settings import ROOT, Settings, load_settings
@@ -37,7 +36,7 @@ def live_server(app: Flask, test_settings: Settings) -> Iterator[tuple[subproces
     process = subprocess.Popen(COMMAND, cwd="/", env=env | {"PYTHONPATH": str(ROOT)}, stdin=subprocess.DEVNULL)
     try:
         url = f"http://127.0.0.1:{port}"
-        _wait_for(lambda: _status(f"{url}/readyz") == 200)
+        wait_until(lambda: _status(f"{url}/readyz") == 200)
         wait_for_processes(process, 3)
         yield process, url
     finally:
@@ -64,10 +63,10 @@ def test_the_server_finishes_running_requests_before_it_stops(
         blocker.execute("lock table shop in access exclusive mode")
         request = threading.Thread(target=lambda: statuses.append(_status(f"{url}/redeem", seconds=30)))
         request.start()
-        _wait_for(lambda: _has_lock_waiter(test_settings))
+        wait_until(lambda: _has_lock_waiter(test_settings))
 
         process.send_signal(signal.SIGTERM)
-        _wait_for(lambda: _status(f"{url}/healthz") == 0)
+        wait_until(lambda: _status(f"{url}/healthz") == 0)
         assert statuses == []
         blocker.rollback()
 
@@ -151,10 +150,3 @@ def _children(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
         return psutil.Process(process.pid).children(recursive=True)
     except psutil.NoSuchProcess:
         return []
-
-
-def _wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)

@@ -51,6 +51,25 @@ def test_a_run_that_was_not_audited_has_no_figures() -> None:
     assert f"| {CUT_OFF} | no | **1 of 2** | 5 | 0 | 0 | 0 | 0 | 0 |" in both
 
 
+def test_a_run_that_ended_before_its_fault_is_no_broken_guarantee() -> None:
+    early = FaultResult(CUT_OFF, "HAProxy", ended_early="timed out: 200 emails", load=46)
+
+    page = report.page([early], 4000)
+    both = report.page([early, run(CUT_OFF, accepted=5, load=8)], 4000)
+
+    assert f"| {CUT_OFF} | – | ended before the fault | – | – | – | – | – | 46 |" in page
+    assert f"\n## Runs that ended before their fault\n\n- {CUT_OFF}, HAProxy: timed out: 200 emails\n" in page
+    assert "Broken guarantees" not in page
+    assert f"| {CUT_OFF} | no | 1 of 1 | 5 | 0 | 0 | 0 | 0 | 8 to 46 |" in both
+
+
+def test_the_longest_interruptions_are_beside_the_guarantee() -> None:
+    page = report.page([run(KILLED, launch=4.2, gap=24.6), run(CUT_OFF, launch=33, gap=9)], 4000)
+
+    assert "24.6 seconds without a redemption" in page
+    assert "33.0 seconds after the promotion" in page
+
+
 def test_faults_without_an_audited_run_are_listed() -> None:
     every = {(f.name, a) for f in faults.FAULTS for a in report.ACCESS if a == "HAProxy" or not f.needs_haproxy}
 

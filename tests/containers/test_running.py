@@ -9,8 +9,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from local import system_user
 from local.supervisor import GRACE_SECONDS
 from tests.support import container_files
 from tests.support.databases import fresh_database
+from tests.support.live_server import wait_until
 from tests.support.ports import free_port
 from webapp.core.settings import ROOT
 
@@ -59,10 +59,7 @@ class ContainerMachine:
 
     def wait_until_healthy(self, check: list[str]) -> None:
         """Run a health check until it succeeds, as a container engine does."""
-        deadline = time.monotonic() + 60
-        while (found := self.run(check))[0] != 0:
-            assert time.monotonic() < deadline, found
-            time.sleep(0.2)
+        wait_until(lambda: self.run(check)[0] == 0, what=lambda: self.run(check))
 
     def find_user(self) -> int:
         """Return the id of the user who runs the commands."""
@@ -162,7 +159,7 @@ def test_concurrent_migrations_run_once(machine: ContainerMachine) -> None:
         blocker.execute("select pg_advisory_lock(hashtext('onecode.migrate'))")
         with ExitStack() as stack:
             both = [stack.enter_context(_started(machine, command)) for _ in range(2)]
-            _wait_for(lambda: _count_waiters(blocker) == 2)
+            wait_until(lambda: _count_waiters(blocker) == 2)
             blocker.execute("select pg_advisory_unlock(hashtext('onecode.migrate'))")
             assert [process.wait(60) for process in both] == [0, 0]
         assert blocker.execute("select count(*) from alembic_version").fetchall() == [(1,)]
@@ -204,10 +201,3 @@ def _count_waiters(connection: psycopg.Connection[tuple[int, ...]]) -> int:
         "(select oid from pg_database where datname = current_database())"
     ).fetchone()
     return found[0] if found else 0
-
-
-def _wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import pytest
 
+from tests.support.live_server import wait_until
 from webapp.core.coalescing import Coalescer, CoalescingTimeout, _Waiter
 
 
@@ -43,14 +44,6 @@ def in_threads(
     for thread in threads:
         thread.start()
     return threads, results
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    for _ in range(2000):
-        if condition():
-            return
-        threading.Event().wait(0.01)
-    raise AssertionError("timed out")
 
 
 def count_waiters(coalescer: Coalescer[int, int]) -> int:
@@ -144,7 +137,7 @@ def test_a_request_that_times_out_during_work_is_reported_as_started() -> None:
     own_lock, timed_out.wake_lock = timed_out.wake_lock, threading.Lock()
     timed_out.wake_lock.acquire()
     with pytest.raises(CoalescingTimeout) as timeout:
-        coalescer._abandon(timed_out)
+        coalescer._stop_waiting(timed_out)
     assert timeout.value.has_started
     work.allowed.release()
     # The requests behind it still get their results.
@@ -167,7 +160,7 @@ def test_a_waiter_that_is_woken_as_it_times_out_does_not_leave(woken: str) -> No
     else:
         waiter.wake_lock.release()
 
-    Coalescer(WorkItem(), max_group_size=4, timeout=1)._abandon(waiter)
+    Coalescer(WorkItem(), max_group_size=4, timeout=1)._stop_waiting(waiter)
 
     assert not waiter.has_left
 

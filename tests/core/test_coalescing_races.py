@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
+from tests.support.live_server import wait_until
 from webapp.core import coalescing
 from webapp.core.coalescing import Coalescer, CoalescingTimeout
 
@@ -72,14 +73,6 @@ class LateWaiter(coalescing._Waiter[int, int]):
             self.wake_lock.acquire()
         elif item == GONE:
             self.wake_lock = GoneLock()  # type: ignore[assignment]
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    for _ in range(SECONDS * 100):
-        if condition():
-            return
-        threading.Event().wait(0.01)
-    raise AssertionError("timed out")
 
 
 class Group:

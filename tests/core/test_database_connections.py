@@ -19,7 +19,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 
 from local import commands
-from tests.support.frozen_server import Relay, frozen_process, relay_to
+from tests.support.frozen_server import Relay, frozen_connection, frozen_process, relay_to
 from tests.support.live_server import wait_until
 from webapp.core import (
     csv_export,
@@ -33,17 +33,20 @@ from webapp.core import (
 )
 from webapp.core.database_connections import CommitRefused, DeadlineConnection, StatementTimeout
 from webapp.core.extensions import db, huey
+from webapp.core.queue_storage import QueueStorage
 from webapp.core.settings import ROOT, Settings
 from webapp.customers.imports import claims
 
+# Seconds for statements that cannot succeed. All others may take long on a busy machine.
 DEADLINE = 0.3
-# Long enough for the test of a pooled connection on a busy machine.
+LONG = 120.0
+# Seconds that a statement usually may take, and that one takes which may take longer.
 USUAL_DEADLINE, EXCEEDED = 1.0, 1.5
 
 
 @pytest.fixture
 def connection(test_settings: Settings) -> Iterator[DeadlineConnection]:
-    with database_connections.connect(test_settings.libpq_url, statement_seconds=DEADLINE) as connection:
+    with database_connections.connect(test_settings.libpq_url, statement_seconds=LONG) as connection:
         yield connection
 
 
@@ -75,7 +78,7 @@ def use_pipeline(connection: DeadlineConnection) -> None:
 def test_a_statement_on_a_frozen_server_ends(
     connection: DeadlineConnection, use: Callable[[DeadlineConnection], None]
 ) -> None:
-    with frozen_process(connection.info.backend_pid), pytest.raises(psycopg.OperationalError, match="no response"):
+    with frozen_connection(connection), pytest.raises(psycopg.OperationalError, match="no response"):
         use(connection)
 
     assert connection.closed
@@ -83,7 +86,7 @@ def test_a_statement_on_a_frozen_server_ends(
 
 def test_a_copy_on_a_frozen_server_ends(connection: DeadlineConnection) -> None:
     def write_until_buffers_are_full() -> None:
-        with connection.cursor().copy("copy huey_kv from stdin") as copy, frozen_process(connection.info.backend_pid):
+        with connection.cursor().copy("copy huey_kv from stdin") as copy, frozen_connection(connection):
             for _block in range(1000):
                 copy.write(b"q\tk\t\\\\x00\n" * 10_000)
 
@@ -95,7 +98,7 @@ def test_a_copy_on_a_frozen_server_ends(connection: DeadlineConnection) -> None:
 
 def test_a_commit_on_a_frozen_server_ends(connection: DeadlineConnection) -> None:
     connection.execute("delete from huey_kv")
-    with frozen_process(connection.info.backend_pid), pytest.raises(StatementTimeout):
+    with frozen_connection(connection), pytest.raises(StatementTimeout):
         connection.commit()
 
     assert connection.closed
@@ -103,6 +106,7 @@ def test_a_commit_on_a_frozen_server_ends(connection: DeadlineConnection) -> Non
 
 def test_an_overdue_statement_is_cancelled(connection: DeadlineConnection, test_settings: Settings) -> None:
     pid = connection.info.backend_pid
+    connection.statement_seconds = DEADLINE
     with pytest.raises(StatementTimeout):
         connection.execute("select pg_sleep(1000)")
 
@@ -115,7 +119,7 @@ def test_a_commit_is_not_cancelled(connection: DeadlineConnection, monkeypatch: 
     """A cancelled commit would make rows visible that a synchronous standby does not have."""
     monkeypatch.setattr(DeadlineConnection, "cancel_safe", lambda self, **options: pytest.fail("cancelled"))
     connection.execute("delete from huey_kv")
-    with frozen_process(connection.info.backend_pid), pytest.raises(StatementTimeout):
+    with frozen_connection(connection), pytest.raises(StatementTimeout):
         connection.commit()
 
 
@@ -124,9 +128,10 @@ def test_after_a_hanging_commit_no_other_is_sent_until_writes_succeed(
 ) -> None:
     """Each would leave a server process that waits."""
     connection.execute("delete from huey_kv")
-    with frozen_process(connection.info.backend_pid), pytest.raises(StatementTimeout):
+    with frozen_connection(connection), pytest.raises(StatementTimeout):
         connection.commit()
     monkeypatch.setattr(database_connections, "COMMIT_CHECK_INTERVAL_SECONDS", 0)
+    monkeypatch.setattr(database_connections, "COMMIT_CHECK_SECONDS", LONG)
     with database_connections.connect(test_settings.libpq_url) as other, monkeypatch.context() as read_only:
         other.execute("insert into huey_kv values ('q', 'k', '')")
         read_only.setattr(database_connections, "_CHECK_WRITES_SQL", "select 1 / 0")
@@ -201,6 +206,7 @@ def test_a_deadline_applies_in_its_block_only(test_settings: Settings) -> None:
 @pytest.fixture
 def relay(test_settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Relay]:
     monkeypatch.setattr(database_connections, "SERVER_CHECK_INTERVAL_SECONDS", DEADLINE / 3)
+    monkeypatch.setattr(database_connections, "SERVER_CHECK_SECONDS", LONG)
     with relay_to(test_settings.libpq_url) as relay:
         yield relay
 
@@ -230,24 +236,39 @@ def test_a_long_statement_ends_when_another_server_has_taken_over(relay: Relay, 
             connection.execute("select 1")
 
 
-def test_a_long_statement_continues_while_the_server_runs_it(relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
+def run_until_checked(
+    connection: DeadlineConnection, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> list[bool]:
+    """Run a statement that ends once the server has been checked three times; return the results of the checks."""
     checks: list[bool] = []
     is_running = DeadlineConnection._is_running
+    with psycopg.connect(settings.libpq_url, autocommit=True) as other:
+        other.execute("select pg_advisory_lock(1)")
 
-    def record_check(connection: DeadlineConnection) -> bool:
-        checks.append(is_running(connection))
-        return checks[-1]
+        def record_check(connection: DeadlineConnection) -> bool:
+            checks.append(is_running(connection))
+            if len(checks) == 3:
+                other.execute("select pg_advisory_unlock(1)")
+            return checks[-1]
 
-    monkeypatch.setattr(DeadlineConnection, "_is_running", record_check)
+        monkeypatch.setattr(DeadlineConnection, "_is_running", record_check)
+        connection.execute("select pg_advisory_lock(1)")
+    return checks
+
+
+def test_a_long_statement_continues_while_the_server_runs_it(
+    relay: Relay, test_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with closing(connect_for_long_statements(relay)) as connection:
-        connection.execute("select pg_sleep(%s)", [DEADLINE * 4])
-    assert set(checks) == {True}
+        assert set(run_until_checked(connection, test_settings, monkeypatch)) == {True}
 
 
-def test_a_server_that_rejects_connections_still_runs_the_statement(relay: Relay) -> None:
+def test_a_server_that_rejects_connections_still_runs_the_statement(
+    relay: Relay, test_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with closing(connect_for_long_statements(relay)) as connection:
         connection.url = psycopg.conninfo.make_conninfo(relay.url, dbname="nowhere")
-        connection.execute("select pg_sleep(%s)", [DEADLINE * 2])
+        assert set(run_until_checked(connection, test_settings, monkeypatch)) == {True}
 
 
 def test_rows_that_have_arrived_are_read_without_a_wait(
@@ -308,6 +329,9 @@ def use_migration_lock() -> None:
 @pytest.mark.parametrize("use", [use_export, use_import_connection, use_migration_lock])
 def test_what_may_take_long_has_another_deadline(app: Flask, use: Callable[[], None]) -> None:
     migrations.init_app(app)
+    # A new connection is not tested.
+    db.session.remove()
+    db.engine.dispose()
     with database_timeouts.statement_deadline(USUAL_DEADLINE):
         use()
         # The deadline of the block applies to what follows.
@@ -343,7 +367,7 @@ def test_the_pool_replaces_a_frozen_connection(app: Flask, monkeypatch: pytest.M
         thread = threading.Thread(target=read_pid)
         thread.start()
         # Much longer than the test of the connection takes.
-        thread.join(20)
+        thread.join(LONG)
         is_done = not thread.is_alive()
     thread.join()
     assert is_done
@@ -351,10 +375,13 @@ def test_the_pool_replaces_a_frozen_connection(app: Flask, monkeypatch: pytest.M
 
 
 def test_a_statement_of_the_pool_on_a_frozen_server_ends(app: Flask) -> None:
-    with database_timeouts.statement_deadline(DEADLINE):
-        pid = db.session.scalar(text("select pg_backend_pid()"))
-        with frozen_process(pid), pytest.raises(OperationalError, match="no response"):
-            db.session.execute(text("select 1"))
+    pid = db.session.scalar(text("select pg_backend_pid()")) or 0
+    with (
+        frozen_process(pid),
+        database_timeouts.statement_deadline(DEADLINE),
+        pytest.raises(OperationalError, match="no response"),
+    ):
+        db.session.execute(text("select 1"))
 
 
 @pytest.mark.parametrize("name", ["connect_timeout", "keepalives", "keepalives_idle", "tcp_user_timeout"])
@@ -371,86 +398,77 @@ def _parameters(connection: psycopg.Connection) -> dict[str, str]:
 
 
 @pytest.fixture
-def short_queue_deadline(app: Flask, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def queue(app: Flask, monkeypatch: pytest.MonkeyPatch) -> Iterator[QueueStorage]:
+    """The storage of the queue, which does not wait for tasks."""
     huey.storage.close()
-    monkeypatch.setattr(queue_storage, "QUEUE_STATEMENT_SECONDS", DEADLINE)
-    monkeypatch.setattr(queue_storage, "QUEUE_LOCK_SECONDS", DEADLINE)
-    yield
+    monkeypatch.setattr(queue_storage, "QUEUE_STATEMENT_SECONDS", LONG)
+    monkeypatch.setattr(huey.storage, "blocking", False)
+    yield huey.storage
     huey.storage.close()
 
 
-def test_a_worker_leaves_a_frozen_connection_of_the_queue(short_queue_deadline: None) -> None:
-    huey.storage.blocking = False
-    try:
-        huey.storage.dequeue()
-        pid = huey.storage._listen_conn().info.backend_pid
-        with frozen_process(pid):
-            with pytest.raises(StatementTimeout):
-                huey.storage.dequeue()
-            assert huey.storage.failing_seconds() > 0
-            assert huey.storage.dequeue() is None
-        assert huey.storage.failing_seconds() == 0
-    finally:
-        huey.storage.blocking = True
+def test_a_worker_leaves_a_frozen_connection_of_the_queue(queue: QueueStorage) -> None:
+    queue.dequeue()
+    with frozen_connection(queue._listen_conn()):
+        with pytest.raises(StatementTimeout):
+            queue.dequeue()
+        assert queue.failing_seconds() > 0
+        assert queue.dequeue() is None
+    assert queue.failing_seconds() == 0
 
 
-def test_a_worker_reaches_the_queue_while_one_of_its_threads_does(short_queue_deadline: None) -> None:
-    huey.storage.blocking = False
-    try:
-        huey.storage.dequeue()
-        with (
-            frozen_process(huey.storage._listen_conn().info.backend_pid),
-            pytest.raises(StatementTimeout),
-        ):
-            huey.storage.dequeue()
-        with ThreadPoolExecutor(1) as other:
-            other.submit(huey.storage.dequeue).result()
-            assert huey.storage.failing_seconds() == 0
-            huey.storage.queue_size()
-            with frozen_process(huey.storage.conn.info.backend_pid), pytest.raises(StatementTimeout):
-                huey.storage.read_schedule(datetime.now(UTC))
-            # Taking tasks does not make up for the schedule.
-            other.submit(huey.storage.dequeue).result()
-            assert huey.storage.failing_seconds() > 0
-            huey.storage.read_schedule(datetime.now(UTC))
-        assert huey.storage.failing_seconds() == 0
-    finally:
-        huey.storage.blocking = True
+def test_a_worker_reaches_the_queue_while_one_of_its_threads_does(queue: QueueStorage) -> None:
+    queue.dequeue()
+    with frozen_connection(queue._listen_conn()), pytest.raises(StatementTimeout):
+        queue.dequeue()
+    with ThreadPoolExecutor(1) as other:
+        other.submit(queue.dequeue).result()
+        assert queue.failing_seconds() == 0
+        queue.queue_size()
+        with frozen_connection(queue.conn), pytest.raises(StatementTimeout):
+            queue.read_schedule(datetime.now(UTC))
+        # Taking tasks does not make up for the schedule.
+        other.submit(queue.dequeue).result()
+        assert queue.failing_seconds() > 0
+        queue.read_schedule(datetime.now(UTC))
+    assert queue.failing_seconds() == 0
 
 
 def test_enqueueing_on_a_frozen_server_is_tried_once(
-    short_queue_deadline: None, relay: Relay, monkeypatch: pytest.MonkeyPatch
+    queue: QueueStorage, relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A second attempt would hold the request for the timeout of a new connection to each host, too."""
-    monkeypatch.setattr(huey.storage, "dsn", relay.url)
+    monkeypatch.setattr(queue, "dsn", relay.url)
     assert task_queue.enqueue("campaigns.prepare", 5)
+    before = relay.count_connections()
     relay.freeze()
-    connections = len(relay._sockets)
+    queue.conn.statement_seconds = DEADLINE
     try:
         assert not task_queue.enqueue("campaigns.prepare", 6)
     finally:
         database_health.mark_recovered()
 
-    # Only the request to cancel the statement: a connection of the client, and of the relay.
-    assert len(relay._sockets) == connections + 2
+    # Only the request to cancel the statement.
+    assert relay.count_connections() == before + 1
 
 
-def test_enqueueing_over_a_frozen_connection_ends(short_queue_deadline: None) -> None:
-    huey.storage.queue_size()
-    with frozen_process(huey.storage.conn.info.backend_pid):
+def test_enqueueing_over_a_frozen_connection_ends(queue: QueueStorage) -> None:
+    queue.queue_size()
+    with frozen_connection(queue.conn):
         with pytest.raises(StatementTimeout):
-            huey.storage.queue_size()
-        assert huey.storage.queue_size() == 0
+            queue.queue_size()
+        assert queue.queue_size() == 0
 
 
 def test_threads_do_not_wait_for_the_queue_without_a_limit(
-    short_queue_deadline: None, monkeypatch: pytest.MonkeyPatch
+    queue: QueueStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(queue_storage, "QUEUE_LOCK_SECONDS", DEADLINE)
     monkeypatch.setattr(database_health, "_recovered_at", -math.inf)
     is_locked, is_done = threading.Event(), threading.Event()
 
     def hold_lock() -> None:
-        with huey.storage.lock:
+        with queue.lock:
             is_locked.set()
             is_done.wait()
 
@@ -459,7 +477,7 @@ def test_threads_do_not_wait_for_the_queue_without_a_limit(
     is_locked.wait()
     try:
         with pytest.raises(queue_storage.QueueBusy) as raised:
-            huey.storage.queue_size()
+            queue.queue_size()
     finally:
         is_done.set()
         holder.join()

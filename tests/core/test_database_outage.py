@@ -7,6 +7,7 @@ import logging
 import math
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -26,6 +27,7 @@ from flask import Flask
 
 from local import postgresql as embedded_postgresql
 from tests.support import live_server, watchdog
+from tests.support.live_server import wait_until
 from tests.support.logs import captured_logs
 from webapp import create_app
 from webapp.accounts import api_key_actions
@@ -235,35 +237,71 @@ def test_a_worker_does_not_log_each_rejected_write_of_an_outage(test_settings: a
 WORKER = [sys.executable, "-m", "webapp.worker"]
 
 
-def _wait_for(text: str, log: Path) -> None:
-    deadline = time.monotonic() + 30
-    while text not in log.read_text():
-        assert time.monotonic() < deadline, log.read_text()
-        time.sleep(0.1)
+@contextmanager
+def running_worker(settings: app_settings.Settings, log: Path, **variables: str) -> Iterator[None]:
+    """Run a worker that logs to a file."""
+    environment = live_server.environment(settings, **variables)
+    with log.open("w") as file:
+        worker = subprocess.Popen(WORKER, cwd=ROOT, env=environment, stderr=file)
+    try:
+        yield
+    finally:
+        worker.terminate()
+        worker.wait()
+
+
+def wait_for_log(log: Path, text: str) -> None:
+    """Wait until the last line of a log contains a text."""
+    wait_until(lambda: text in "".join(logged_lines(log)[-1:]), what=log.read_text)
+
+
+def wait_for_attempts(listener: socket.socket, number: int = 10) -> None:
+    """Accept connections and end each at once: the threads of a worker retry."""
+    listener.listen()
+    for _ in range(number):
+        listener.accept()[0].close()
+
+
+def logged_lines(log: Path) -> list[str]:
+    """Return the lines of a worker's log, except those about its start and, after 15 seconds, its heartbeat."""
+    others = " webapp.worker ", " webapp.monitoring.heartbeat "
+    return [line for line in log.read_text().splitlines() if not any(name in line for name in others)]
+
+
+def count_idle_sessions(url: str) -> int:
+    """Return how many sessions of the worker have found nothing to do, such as those that look for a task."""
+    with psycopg.connect(url) as connection:
+        query = "select count(*) from pg_stat_activity where application_name = 'worker' and query = 'ROLLBACK'"
+        return int((connection.execute(query).fetchone() or [0])[0])
 
 
 @pytest.mark.slow
 def test_a_worker_logs_the_outage_and_the_recovery_once(program: StoppableProgram, tmp_path: Path) -> None:
-    log = tmp_path / "worker.log"
-    with log.open("w") as file:
-        worker = subprocess.Popen(WORKER, cwd=ROOT, env=live_server.environment(program.settings), stderr=file)
-    try:
-        _wait_for("worker started", log)
+    log, url = tmp_path / "worker.log", program.settings.libpq_url
+    threads = program.settings.mail_connections + 2
+    with running_worker(program.settings, log, PGAPPNAME="worker"):
+        wait_until(lambda: count_idle_sessions(url) >= threads, what=log.read_text)
         program.server.stop()
-        _wait_for("database unavailable", log)
-        # Its threads retry several times a second.
-        time.sleep(3)
+        wait_for_log(log, "database unavailable")
+        with socket.socket(socket.AF_UNIX) as listener:
+            address = program.server.socket_folder / ".s.PGSQL.5432"
+            address.parent.mkdir()
+            listener.bind(str(address))
+            listener.settimeout(180)
+            wait_for_attempts(listener)
+            during = logged_lines(log)
+            wait_for_attempts(listener)
+            assert logged_lines(log) == during
+        address.unlink()
+        address.parent.rmdir()
         program.server.start()
-        _wait_for("the database has recovered", log)
-        # Each thread finds its own broken connection.
-        time.sleep(3)
-    finally:
-        worker.terminate()
-        worker.wait(60)
+        # Each thread has its own connection.
+        wait_until(lambda: count_idle_sessions(url) >= threads, what=log.read_text)
+        wait_for_log(log, "the database has recovered")
 
-    lines = [line for line in log.read_text().splitlines() if "webapp.worker" not in line]
+    lines = logged_lines(log)
+    assert lines[:-1] == during
     # A server that is stopping may accept one more connection, which looks like a recovery.
-    assert len(lines) in (2, 4), lines
     assert all(
         "ERROR webapp.core.database_health database unavailable or connection closed" in line for line in lines[::2]
     )
@@ -272,20 +310,18 @@ def test_a_worker_logs_the_outage_and_the_recovery_once(program: StoppableProgra
 
 def test_a_worker_without_a_database_logs_one_line(test_settings: app_settings.Settings, tmp_path: Path) -> None:
     log = tmp_path / "worker.log"
-    environment = live_server.environment(test_settings) | {
-        "DATABASE_URL": "postgresql://onecode:secret@127.0.0.1:1/onecode"
-    }
-    with log.open("w") as file:
-        worker = subprocess.Popen(WORKER, cwd=ROOT, env=environment, stderr=file)
-    try:
-        _wait_for("database unavailable", log)
-        time.sleep(2)
-    finally:
-        worker.terminate()
-        worker.wait(60)
+    # Connections are refused until it listens.
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.settimeout(180)
+        port = listener.getsockname()[1]
+        url = f"postgresql://onecode:secret@127.0.0.1:{port}/onecode"
+        with running_worker(test_settings, log, DATABASE_URL=url):
+            wait_until(lambda: "database unavailable" in log.read_text(), what=log.read_text)
+            wait_for_attempts(listener)
 
-    (line,) = [line for line in log.read_text().splitlines() if "webapp.worker" not in line]
-    assert "retrying: nothing answers at 127.0.0.1 port 1, the address in DATABASE_URL; " in line
+    (line,) = logged_lines(log)
+    assert f"retrying: nothing answers at 127.0.0.1 port {port}, the address in DATABASE_URL; " in line
     assert "secret" not in line
 
 

@@ -15,6 +15,7 @@ from local import preflight
 from tests.support.ports import free_port
 from webapp import create_app
 from webapp.core import database_connections, database_urls, task_queue
+from webapp.core import settings as app_settings
 from webapp.core.database_health import explain_connection_error
 from webapp.core.extensions import db, huey
 from webapp.core.setting_parsers import SettingsError
@@ -39,6 +40,7 @@ from webapp.core.settings import Settings
         ("postgres://u:a#b+c@[::1]/onecode", {"host": "::1", "password": "a#b+c"}),
         ("host=db1,db2 port=5433,5434 user=u dbname=onecode", {"host": "db1,db2", "port": "5433,5434"}),
         (r"host=/run/postgresql password='a b\'c@/' dbname=onecode", {"password": "a b'c@/"}),
+        ("postgresql:///onecode?host=/run/pg@15", {"host": "/run/pg@15"}),
         ("postgresql://u@db1/onecode?connect_timeout=9&options=-c%20role%3Dr", {"connect_timeout": "9"}),
         ("postgresql://u@db1/onecode?options=-c%20role%3Dr", {"options": "-c role=r", "tcp_user_timeout": "10000"}),
     ],
@@ -53,6 +55,28 @@ def test_every_form_of_libpq_is_accepted(url: str, expected: dict[str, str]) -> 
 
 def test_one_server_needs_no_property() -> None:
     assert "target_session_attrs" not in database_urls.build_connection_parameters("postgresql://u@db1/onecode")
+
+
+@pytest.mark.parametrize(
+    ("value", "password"),
+    [
+        # Written as docs/operations/database.md advises.
+        (r"host=db user=u password='a b' dbname=x", "a b"),
+        (r"host=db password='a\'b\\c$d'", r"a'b\c$d"),
+        ("postgresql://u:a%24{HOME}%23b@db/x", "a${HOME}#b"),
+        # With quotes around the list, the backslash is removed before libpq reads the list.
+        (r""" "host=db password='a\\bc'" """, "abc"),
+    ],
+)
+def test_what_is_written_in_the_env_file_is_the_password(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, value: str, password: str
+) -> None:
+    monkeypatch.setattr(app_settings, "ROOT", tmp_path)
+    (tmp_path / ".env").write_text(f"DATABASE_URL={value}\n")
+
+    url = database_urls.parse_database_url(app_settings.read_env_file()["DATABASE_URL"])
+
+    assert database_urls.build_connection_parameters(url)["password"] == password
 
 
 @pytest.mark.parametrize("variable", ["PGSERVICE", ""])

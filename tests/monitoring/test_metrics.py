@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import socket
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,6 +22,7 @@ from werkzeug.test import TestResponse
 
 from benchmarks import growth_tables
 from tests.support.frozen_server import Relay, relay_to
+from tests.support.live_server import wait_until
 from tests.support.query_plans import explain_statements, plan_nodes
 from webapp import create_app
 from webapp.accounts import api_key_actions
@@ -309,12 +312,16 @@ def relay(app: Flask, test_settings: Settings) -> Iterator[Relay]:
 
 
 @pytest.fixture
-def scrape_over_relay(
-    relay: Relay, test_settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> Callable[[str], TestResponse]:
-    """Scrapes another app, which is connected to the database over the relay, with a key; it caches no keys."""
+def app_over_relay(relay: Relay, test_settings: Settings) -> Flask:
+    """Another app, which is connected to the database over the relay."""
+    return create_app(replace(test_settings, database_url=relay.url))
+
+
+@pytest.fixture
+def scrape_over_relay(app_over_relay: Flask, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], TestResponse]:
+    """Scrapes the app over the relay with a key; it caches no keys."""
     monkeypatch.setattr(api_key_actions, "API_KEY_CACHE_SECONDS", 0)
-    client = create_app(replace(test_settings, database_url=relay.url)).test_client()
+    client = app_over_relay.test_client()
     return lambda key: client.get("/metrics", headers={"Authorization": f"Bearer {key}"})
 
 
@@ -376,28 +383,81 @@ def test_a_read_only_database_is_reported_as_up_and_not_writable(app: Flask, tes
     assert (found["onecode_database_up", ()], found["onecode_database_writable", ()]) == (1, 0)
 
 
-@pytest.mark.parametrize(("accepts_new", "expected"), [(True, 1), (False, 0)])
 @pytest.mark.usefixtures("patient_readiness")
-def test_a_scrape_of_a_frozen_database_ends(
+def test_a_scrape_of_a_frozen_database_opens_no_connection_and_the_next_does(
     relay: Relay,
+    app_over_relay: Flask,
     scrape_over_relay: Callable[[str], TestResponse],
     monkeypatch: pytest.MonkeyPatch,
-    accepts_new: bool,
-    expected: float,
 ) -> None:
     key = api_key_actions.create_api_key("prometheus", ["read"], by="tests")
     assert parse_samples(scrape_over_relay(key).text)["onecode_database_writable", ()] == 1
-    relay.freeze(accepts_new=accepts_new)
-    monkeypatch.setattr(readiness, "CHECK_SECONDS", 0.5)
+    check: readiness.ReadinessCheck = app_over_relay.extensions["readiness"]
+    relay.freeze(accepts_new=True)
     # The ping of the frozen connection ends soon; over a new one, a busy machine may need longer.
     monkeypatch.setattr(database_timeouts, "PING_SECONDS", 0.5)
-    monkeypatch.setattr(metrics, "READ_SECONDS_WITHOUT_WRITES", 60)
+    (connection,) = check._connections.values()
+    connection.statement_seconds = 0.5
+    with monkeypatch.context() as impatient:
+        impatient.setattr(readiness, "CHECK_SECONDS", 0.5)
+        found = parse_samples(scrape_over_relay(key).text)
 
-    found = parse_samples(scrape_over_relay(key).text)
-
-    assert (found["onecode_database_up", ()], found["onecode_database_writable", ()]) == (expected, 0)
+    assert (found["onecode_database_up", ()], found["onecode_database_writable", ()]) == (0, 0)
     # A duration of a write that failed would say nothing about the disk.
     assert ("onecode_database_write_seconds", ()) not in found
+    assert check._current is not None
+    check._current.is_finished.wait()
+    found = parse_samples(scrape_over_relay(key).text)
+    assert (found["onecode_database_up", ()], found["onecode_database_writable", ()]) == (1, 1)
+
+
+def test_a_scrape_does_not_wait_for_silent_hosts(
+    app: Flask, test_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prometheus waits ten seconds; connecting takes five at each host."""
+    monkeypatch.setattr(readiness, "CHECK_SECONDS", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as first, socket.create_server(("127.0.0.1", 0)) as second:
+        ports = f"{first.getsockname()[1]},{second.getsockname()[1]}"
+        url = f"host=127.0.0.1,127.0.0.1 port={ports} user=nobody dbname=nowhere connect_timeout=2"
+        silent = create_app(replace(test_settings, database_url=url))
+        task_queue.init_app(app)
+
+        response = silent.test_client().get("/metrics", headers={"Authorization": "Bearer onecode_live_abc_secret"})
+
+        assert parse_samples(response.text)["onecode_database_up", ()] == 0
+        # Only the check has connected.
+        first.accept()[0].close()
+        first.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            first.accept()
+        silent.extensions["readiness"]._current.is_finished.wait()
+    database_health.mark_recovered()
+
+
+@pytest.mark.usefixtures("patient_readiness")
+def test_a_scrape_may_connect_while_only_writes_get_no_response(
+    relay: Relay,
+    app_over_relay: Flask,
+    scrape_over_relay: Callable[[str], TestResponse],
+    test_settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As without a synchronous standby. This process has no connection yet."""
+    key = api_key_actions.create_api_key("prometheus", ["read"], by="tests")
+    check: readiness.ReadinessCheck = app_over_relay.extensions["readiness"]
+    monkeypatch.setattr(metrics, "READ_SECONDS_WITHOUT_WRITES", 60)
+    running = threading.Thread(target=check.run)
+    with psycopg.connect(test_settings.libpq_url) as other:
+        # The check waits for this lock.
+        other.execute("lock table huey_task in exclusive mode")
+        running.start()
+        wait_until(lambda: check._current is not None and check._current.has_response)
+        monkeypatch.setattr(readiness, "CHECK_SECONDS", 0.5)
+
+        found = parse_samples(scrape_over_relay(key).text)
+
+    running.join()
+    assert (found["onecode_database_up", ()], found["onecode_database_writable", ()]) == (1, 0)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import subprocess
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from tests.support.accounts import PASSWORD
 from tests.support.bounce_messages import POSTFIX
 from tests.support.deployment import Site
 from tests.support.http_browser import HttpBrowser
+from tests.support.live_server import wait_until
 from tests.support.operations_docs import block
 from tests.support.smtp_relay import Relay
 
@@ -98,13 +99,6 @@ def call(site: Site, key: str, path: str, **more: Any) -> requests.Response:
     return requests.request(
         method, f"{site.url}/api/v1{path}", headers=headers, verify=str(site.certificate), timeout=30, **more
     )
-
-
-def wait_until(condition: Callable[[], object], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not become true"
-        time.sleep(0.1)
 
 
 def import_customers(site: Site, key: str, *emails: str, audience: str) -> None:
@@ -364,7 +358,7 @@ def test_the_emails_of_a_killed_worker_are_sent_by_the_other(site: Site, relay: 
         f"update batch set lease_until = now() where owner = any('{{{','.join(dead_owners)}}}') and status = 'sending'"
     )
     try:
-        wait_until(lambda: site.query(f"select status from campaign where id = {campaign}") == [("done",)], 80)
+        wait_until(lambda: site.query(f"select status from campaign where id = {campaign}") == [("done",)])
     finally:
         relay.behaviour.seconds_per_mail = 0
         site.start(workers[killed_pid])

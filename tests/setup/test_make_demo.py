@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import requests
 from psycopg import sql
 
 from local import demo_instance
+from tests.support.live_server import wait_until
 from tests.support.local_copy import LocalCopy, local_copies
 from webapp.core import settings as app_settings
 from webapp.core.extensions import db
@@ -95,10 +95,7 @@ def test_the_managers_link_leads_to_a_shop_with_campaigns(both_instances: BothIn
 
 
 def test_demo_emails_arrive_in_the_demo_mail_sink(both_instances: BothInstances) -> None:
-    deadline = time.monotonic() + 60
-    while "No emails yet" in both_instances.copy.get("/", both_instances.port + 2):
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
+    wait_until(lambda: "No emails yet" not in both_instances.copy.get("/", both_instances.port + 2))
 
     assert "No emails yet" in both_instances.copy.get("/", both_instances.copy.port + 2)
 
@@ -176,10 +173,7 @@ def kill_while_filling(copy: LocalCopy, folder: Path) -> None:
     with copy.start("demo") as process:
         assert process.stdout is not None
         assert any("Filling" in line for line in process.stdout)
-        deadline = time.monotonic() + 60
-        while not has_customers(folder):
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        wait_until(lambda: has_customers(folder), interval=0.02)
         os.killpg(process.pid, signal.SIGKILL)
 
 

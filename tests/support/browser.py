@@ -7,7 +7,6 @@ import email
 import email.policy
 import json
 import re
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
@@ -22,6 +21,7 @@ from flask import Flask, current_app
 from playwright.sync_api import Page, expect
 from sqlalchemy import text
 
+from tests.support import live_server
 from webapp.accounts import api_key_actions, invitation_actions
 from webapp.core.extensions import db
 from webapp.core.settings import ROOT
@@ -39,15 +39,16 @@ class RunningShop:
         files = sorted(self.mails.glob("*.eml"))
         return [email.message_from_bytes(file.read_bytes(), policy=email.policy.default) for file in files]
 
-    def mail_to(self, address: str, seconds: float = 60) -> EmailMessage:
+    def mail_to(self, address: str) -> EmailMessage:
         """Wait for an email to an address; return the newest."""
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            found = [message for message in self.messages() if address in str(message["To"])]
-            if found:
-                return found[-1]
-            time.sleep(0.1)
-        raise AssertionError(f"no mail to {address}")
+        found: list[EmailMessage] = []
+
+        def is_there() -> bool:
+            found[:] = [message for message in self.messages() if address in str(message["To"])]
+            return bool(found)
+
+        live_server.wait_until(is_there, what=f"an email to {address}", interval=0.1)
+        return found[-1]
 
     def link_to(self, address: str) -> str:
         """The personal link in the newest email to an address."""
@@ -126,14 +127,15 @@ def call_api(
         return error.code, json.loads(error.read())
 
 
-def wait_for_status(fetch: Callable[[], dict[str, Any]], status: str, seconds: float = 90) -> dict[str, Any]:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        resource = fetch()
-        if resource["status"] == status:
-            return resource
-        time.sleep(0.2)
-    raise AssertionError(f"still {resource}")
+def wait_for_status(fetch: Callable[[], dict[str, Any]], status: str) -> dict[str, Any]:
+    resource: dict[str, Any] = {}
+
+    def has_status() -> bool:
+        resource.update(fetch())
+        return bool(resource["status"] == status)
+
+    live_server.wait_until(has_status, what=lambda: f"still {resource}", interval=0.2)
+    return resource
 
 
 AXE = (ROOT / "tests" / "vendor" / "axe.min.js").read_text()

@@ -11,7 +11,6 @@ import shlex
 import shutil
 import signal
 import subprocess
-import time
 import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -24,6 +23,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from tests.support.live_server import wait_until
 from tests.support.operations_docs import block, setting
 from tests.support.ports import free_port
 from webapp.core.settings import ROOT
@@ -207,13 +207,13 @@ def running_site(folder: Path, relay_port: int) -> Iterator[Site]:
                 site.stop(name)
 
 
-def wait_for_url(url: str, seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
+def wait_for_url(url: str) -> None:
+    def responds() -> bool:
         with suppress(OSError), urllib.request.urlopen(url, timeout=2):
-            return
-        time.sleep(0.05)
-    raise AssertionError(f"{url} did not respond")
+            return True
+        return False
+
+    wait_until(responds, what=f"{url} responds")
 
 
 def _certificate(site: Site) -> None:

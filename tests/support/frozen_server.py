@@ -12,6 +12,12 @@ from contextlib import contextmanager, suppress
 import psycopg
 from psycopg.conninfo import make_conninfo
 
+from tests.support.live_server import wait_until
+from webapp.core.database_connections import DeadlineConnection
+
+# Seconds that a statement on a frozen connection waits, unless a test says otherwise.
+FROZEN_SECONDS = 0.3
+
 
 @contextmanager
 def frozen_process(pid: int) -> Iterator[None]:
@@ -26,6 +32,21 @@ def frozen_process(pid: int) -> Iterator[None]:
         os.kill(pid, signal.SIGCONT)
 
 
+@contextmanager
+def frozen_connection(connection: DeadlineConnection, seconds: float = FROZEN_SECONDS) -> Iterator[None]:
+    """Freeze the server process of a connection while the block runs.
+
+    :param seconds: the deadline of its statements in the block. Before and after it, they are real ones, which may take
+        long on a busy machine.
+    """
+    before, connection.statement_seconds = connection.statement_seconds, seconds
+    try:
+        with frozen_process(connection.info.backend_pid):
+            yield
+    finally:
+        connection.statement_seconds = before
+
+
 class Relay:
     """A relay to the server that can stop to forward, so that a test does not stop the server of all tests.
 
@@ -37,8 +58,9 @@ class Relay:
             self._server = connection.info.host, connection.info.port
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._sockets: list[socket.socket] = []
-        # How many connections it has accepted.
-        self.connection_count = 0
+        # The addresses of the connections that it has accepted, and of those that only mark a moment.
+        self._accepted: list[object] = []
+        self._markers: set[object] = set()
         # Cleared while connections that exist, or new ones, are frozen.
         self._forwards_old, self._forwards_new = threading.Event(), threading.Event()
         self._forwards_old.set()
@@ -56,6 +78,19 @@ class Relay:
         if not accepts_new:
             self._forwards_new.clear()
 
+    @property
+    def connection_count(self) -> int:
+        """How many connections it has accepted."""
+        return sum(address not in self._markers for address in list(self._accepted))
+
+    def count_connections(self) -> int:
+        """Accept all connections that were opened so far; return how many there were."""
+        with socket.create_connection(self._listener.getsockname()) as last:
+            address = last.getsockname()
+            self._markers.add(address)
+            wait_until(lambda: address in self._accepted)
+            return self.connection_count
+
     def close(self) -> None:
         """End all connections."""
         for opened in (self._listener, *self._sockets):
@@ -68,8 +103,8 @@ class Relay:
     def _accept(self) -> None:
         with suppress(OSError):
             while True:
-                client, _address = self._listener.accept()
-                self.connection_count += 1
+                client, address = self._listener.accept()
+                self._accepted.append(address)
                 server = self._connect()
                 self._sockets += [client, server]
                 forwards = self._forwards_old if self._forwards_old.is_set() else self._forwards_new

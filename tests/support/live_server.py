@@ -139,8 +139,19 @@ def _serving_processes(server: subprocess.Popen[bytes]) -> int:
         return 0
 
 
-def wait_until(done: Callable[[], object], seconds: float = 60) -> None:
+def wait_until(
+    done: Callable[[], object],
+    seconds: float = 180,
+    what: str | Callable[[], object] = "the condition",
+    interval: float = 0.05,
+) -> None:
+    """Wait for a condition that is checked every `interval` seconds.
+
+    :param seconds: longer than anything takes on a busy machine, such as the start of a worker.
+    :param what: what is waited for, or a function that returns what was found instead.
+    :raises AssertionError: when it is not met within `seconds`.
+    """
     deadline = time.monotonic() + seconds
     while not done():
-        assert time.monotonic() < deadline, "timed out"
-        time.sleep(0.05)
+        assert time.monotonic() < deadline, f"timed out: {what() if callable(what) else what}"
+        time.sleep(interval)

@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from email.message import EmailMessage
 
+from tests.support.live_server import wait_until
+
 
 @dataclass(frozen=True)
 class ReceivedMessage:
@@ -120,13 +122,13 @@ class Relay(socketserver.ThreadingTCPServer):
         (received,) = [received for received in self.messages if received.to == address]
         return received
 
-    def wait_for(self, n: int, seconds: float = 60) -> None:
+    def wait_for(self, n: int) -> None:
         """Wait until at least `n` messages were accepted."""
-        deadline = time.monotonic() + seconds
-        while len(self.messages) < n:
-            if time.monotonic() > deadline:
-                raise AssertionError(f"only {len(self.messages)} of {n} messages arrived")
-            time.sleep(0.02)
+        wait_until(
+            lambda: len(self.messages) >= n,
+            what=lambda: f"only {len(self.messages)} of {n} messages arrived",
+            interval=0.02,
+        )
 
     def handle_error(self, request: object, client_address: object) -> None:
         """Ignore errors: a client that is killed closes its connection at any point."""

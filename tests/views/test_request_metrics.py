@@ -24,7 +24,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from tests.support import live_server
 from webapp import create_app
 from webapp.accounts import api_key_actions
-from webapp.core import database_connections, database_timeouts, measured_pool, task_queue, web_metrics
+from webapp.core import database_connections, database_health, database_timeouts, measured_pool, task_queue, web_metrics
 from webapp.core.extensions import db
 from webapp.core.settings import Settings
 from webapp.core.web_metrics import RouteGroup
@@ -219,13 +219,35 @@ def test_a_database_error_is_counted_by_kind(app: Flask, statement: str, expecte
 
 
 def test_a_missing_response_is_counted(app: Flask) -> None:
+    # The test of a pooled connection takes long on a busy machine.
+    db.session.connection()
     before = web_metrics.collect_web_metrics()
 
     with database_timeouts.statement_deadline(0.1), pytest.raises(DBAPIError):
-        db.session.execute(text("select pg_sleep(60)"))
+        db.session.execute(text("select pg_sleep(1000)"))
     db.session.rollback()
 
     assert new_errors(before) == {"no_response": 1}
+
+
+def test_a_refused_commit_is_counted_by_its_cause(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+    guard = database_connections._CommitGuard()
+    monkeypatch.setattr(database_connections, "_commit_guard", guard)
+    full_disk = "do $$ begin raise sqlstate '53100'; end $$"
+    monkeypatch.setattr(database_connections, "_CHECK_WRITES_SQL", full_disk)
+    monkeypatch.setattr(database_connections, "COMMIT_CHECK_SECONDS", 60)
+    guard.refuse_commits()
+    before = web_metrics.collect_web_metrics()
+
+    for _attempt in range(2):
+        db.session.execute(text("select 1"))
+        with pytest.raises(DBAPIError):
+            db.session.commit()
+        db.session.rollback()
+    database_health.mark_recovered()
+
+    # Commits are not even checked a second time within a second.
+    assert new_errors(before) == {"disk_full": 2}
 
 
 def test_a_pooled_connection_that_was_replaced_is_no_error(app: Flask, test_settings: Settings) -> None:

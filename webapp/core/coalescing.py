@@ -78,7 +78,7 @@ class Coalescer(Generic[Item, Result]):
             self._waiters.append(waiter)
             is_leader, self._has_leader = not self._has_leader, True
         if not is_leader and not waiter.wake_lock.acquire(timeout=self._timeout):
-            self._abandon(waiter)
+            self._stop_waiting(waiter)
         if not waiter.results and waiter.error is None:
             self._run_group()
         if waiter.next_waiter is not None:
@@ -125,7 +125,7 @@ class Coalescer(Generic[Item, Result]):
             else:
                 self._has_leader = False
 
-    def _abandon(self, waiter: _Waiter[Item, Result]) -> None:
+    def _stop_waiting(self, waiter: _Waiter[Item, Result]) -> None:
         """Stop waiting, unless the waiter has been woken concurrently.
 
         :raises CoalescingTimeout: unless it was.

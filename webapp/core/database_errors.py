@@ -31,10 +31,15 @@ EXPECTED_SQLSTATES = ("22", "23")
 
 
 def get_error_kind(error: BaseException | None) -> DatabaseErrorKind | None:
-    """Return the kind of a database error; None for errors that the program provokes and handles."""
+    """Return the kind of a database error; None for errors that the program provokes and handles.
+
+    A commit that was refused has the kind of the error that prevents commits.
+    """
     if not isinstance(error, psycopg.Error):
         return None
-    if isinstance(error, (StatementTimeout, CommitRefused)):
+    if isinstance(error, CommitRefused):
+        return get_error_kind(error.__cause__) or "no_response"
+    if isinstance(error, StatementTimeout):
         return "no_response"
     if not error.sqlstate:
         # Raised by libpq or psycopg: no server, a lost connection, or a connection that was closed before.

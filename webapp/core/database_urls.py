@@ -63,7 +63,7 @@ def parse_database_url(text: str, name: str = "DATABASE_URL") -> str:
         advice = (
             "in a password, write / as %2F, @ as %40, : as %3A, # as %23, ? as %3F and % as %25"
             if is_url
-            else "write a value with spaces in single quotes, and \\ before ' and \\"
+            else "write a value with spaces in single quotes, \\ before ' and \\, and no quotes around the whole list"
         )
         raise SettingsError(f"{name} cannot be parsed; {advice}") from error
     _check_values(parameters, name)
@@ -146,8 +146,8 @@ def _check_ports(parameters: Mapping[str, str]) -> None:
     for port in filter(None, parameters.get("port", "").split(",")):
         if not port.isascii() or not port.isdigit() or not 1 <= int(port) <= 65535:
             raise ValueError("port")
-    # A name with a leading @ is a Unix socket in the abstract namespace.
-    if any("@" in host.removeprefix("@") for host in _hosts(parameters)):
+    # A host with a leading / is the folder of a Unix socket, one with a leading @ a socket in the abstract namespace.
+    if any("@" in host.removeprefix("@") for host in _hosts(parameters) if not host.startswith("/")):
         raise ValueError("host")
 
 

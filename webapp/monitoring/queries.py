@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import Literal
 
+import psycopg
+from flask import current_app
 from sqlalchemy import ColumnElement, func, select, text
 from sqlalchemy.exc import ProgrammingError
 
@@ -17,6 +20,7 @@ from webapp.campaigns.models import STAFF_PAUSE_PREFIX, Campaign
 from webapp.campaigns.stats_queries import CampaignStats
 from webapp.core.extensions import db, huey
 from webapp.customers.models import CustomerImport
+from webapp.monitoring import readiness
 from webapp.monitoring.models import Worker
 from webapp.redemptions import guessing
 
@@ -30,6 +34,8 @@ MAX_CAMPAIGN_SERIES = 20
 MAX_GUESSING_ALERTS = 20
 # Statuses of a campaign that was launched and is not finished.
 UNFINISHED_STATUSES = ("preparing", "sending", "paused")
+# Why no worker has sent a heartbeat: none is running, or the database saves nothing.
+WorkerProblem = Literal["worker_missing", "nothing_saved"]
 
 
 @dataclass(frozen=True)
@@ -212,6 +218,17 @@ def is_worker_missing() -> bool:
     One that was shut down counts until then, since another may be about to start.
     """
     return bool(db.session.scalar(_SELECT_WORKER_MISSING, {"queue": huey.name, "timeout": HEARTBEAT_TIMEOUT}))
+
+
+def find_worker_problem() -> WorkerProblem | None:
+    """Return why work that waits for a worker does not continue; None if a worker is alive.
+
+    While the database saves nothing, workers cannot send heartbeats, so it is not known whether one is running. To find
+    out takes up to `readiness.CHECK_SECONDS`, but only while no worker is alive.
+    """
+    if not is_worker_missing():
+        return None
+    return "nothing_saved" if isinstance(readiness.check_readiness(current_app), psycopg.Error) else "worker_missing"
 
 
 def worker_alive_condition() -> ColumnElement[bool]:

@@ -33,12 +33,17 @@ DISK_FULL = "the disk of the database is full"
 WRONG_POOLING = "the connection pooler pools transactions, but the queue needs sessions"
 
 
+class ServerSilent(database_connections.StatementTimeout):
+    """The server has not responded at all; otherwise it may only be unable to complete writes."""
+
+
 @dataclass
 class _Check:
-    """One run of the check. `error` is set before `is_finished`."""
+    """One run of the check. `error` is set before `is_finished`, `has_response` after the first response."""
 
     started_at: float = field(default_factory=time.monotonic)
     is_finished: threading.Event = field(default_factory=threading.Event)
+    has_response: bool = False
     error: BaseException | None = None
 
 
@@ -61,7 +66,8 @@ class ReadinessCheck:
 
         Takes at most `CHECK_SECONDS`. A request that arrives during a check gets the result of that check.
 
-        :returns: `StatementTimeout` without a result in time, `RuntimeError` when the check could not be started.
+        :returns: `StatementTimeout` without a result in time (`ServerSilent` without any response), `RuntimeError` when
+            the check could not be started.
         """
         with self._lock:
             if self._current is None or self._current.is_finished.is_set():
@@ -74,21 +80,22 @@ class ReadinessCheck:
                 self._current = check
             check = self._current
         if not check.is_finished.wait(max(0.0, check.started_at + CHECK_SECONDS - time.monotonic())):
-            return database_connections.StatementTimeout(f"no response from the database within {CHECK_SECONDS:g} s")
+            timeout = database_connections.StatementTimeout if check.has_response else ServerSilent
+            return timeout(f"no response from the database within {CHECK_SECONDS:g} s")
         return check.error
 
     def _run(self, check: _Check) -> None:
         try:
-            self._execute()
+            self._execute(check)
         except BaseException as error:
             check.error = error
         finally:
             check.is_finished.set()
 
-    def _execute(self) -> None:
+    def _execute(self, check: _Check) -> None:
         try:
             for url in dict.fromkeys((self._settings.libpq_url, self._settings.direct_libpq_url)):
-                self._check_writes(url)
+                self._check_writes(url, check)
             self._start_pooling_check()
         except BaseException:
             self._close()
@@ -96,15 +103,19 @@ class ReadinessCheck:
         if self._pooling_error is not None:
             raise self._pooling_error
 
-    def _check_writes(self, url: str) -> None:
+    def _check_writes(self, url: str, check: _Check) -> None:
         connection = self._connections.get(url) or self._connect(url)
         try:
+            connection.execute("select 1")
+            check.has_response = True
             database_connections.check_writes(connection)
         except psycopg.OperationalError as error:
             # The server may have restarted since the last check. After a timeout, the next check connects again.
             if not connection.closed or isinstance(error, database_connections.StatementTimeout):
                 raise
-            database_connections.check_writes(self._connect(url))
+            connection = self._connect(url)
+            check.has_response = True
+            database_connections.check_writes(connection)
 
     def _start_pooling_check(self) -> None:
         """Start to check whether the connections of the queue keep their session, if that is due.

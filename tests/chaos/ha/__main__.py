@@ -1,7 +1,8 @@
 """`make chaos-ha`: break machines of a Patroni cluster under redemptions and campaigns.
 
-Prints the results, writes docs/benchmarks/chaos-ha.md, and fails if a guarantee was violated. As root, it runs in
-namespaces of its own for processes, mounts and networks, so that nothing of it is left on the machine.
+Prints the results, writes docs/benchmarks/chaos-ha.md, and fails if a guarantee was violated or a run ended before its
+fault. As root, it runs in namespaces of its own for processes, mounts and networks, so that nothing of it is left on
+the machine.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ PAGE = ROOT / "docs" / "benchmarks" / "chaos-ha.md"
 
 
 def main() -> int:
-    """Run all faults; return 0 if every guarantee was kept."""
+    """Run all faults; return 0 if each was caused and every guarantee was kept."""
     parser = argparse.ArgumentParser(prog="python -m tests.chaos.ha")
     parser.add_argument("--quick", action="store_true", help="only the first two faults; only print")
     parser.add_argument("--access", choices=ACCESS, action="append", help="only over this one; only print")
@@ -64,7 +65,7 @@ def main() -> int:
             PAGE.write_text(report.page(results, CUSTOMERS))
     print(f"\n{report.page(results, CUSTOMERS)}")
     print(json.dumps(report.figures(results)))
-    return 1 if any(result.broken for result in results) else 0
+    return 1 if any(result.broken or result.ended_early for result in results) else 0
 
 
 @dataclass(frozen=True)
@@ -126,9 +127,11 @@ def _run_faults(folder: Path, chosen: Choice) -> Iterator[faults.FaultResult]:
 def _run_fault(
     cluster: PatroniCluster, database: PopulatedDatabase, web: LiveProcess, access: str, fault: faults.Fault
 ) -> faults.FaultResult:
-    """Run a fault; a step that does not succeed in time is a broken guarantee."""
+    """Run a fault; a step after it that does not succeed in time is a broken guarantee."""
     try:
         result = faults.run_fault(cluster, database, web, access, fault)
+    except faults.EndedEarly as error:
+        result = faults.FaultResult(fault.name, access, ended_early=str(error)[:300])
     except (AssertionError, OSError, psycopg.Error, SQLAlchemyError) as error:
         message = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         result = faults.FaultResult(fault.name, access, broken=[message])

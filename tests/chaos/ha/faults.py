@@ -15,10 +15,10 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from tests.support.chaos import running_campaign, scenarios
 from tests.support.chaos.durable_database import PopulatedDatabase
-from tests.support.chaos.patroni_cluster import Machine, PatroniCluster, wait_until
+from tests.support.chaos.patroni_cluster import Machine, PatroniCluster
 from tests.support.chaos.redemption_load import RedemptionLoad, check_redemptions, lost_redemptions, redemption_load
 from tests.support.chaos.running_campaign import RunningCampaign, start_campaign
-from tests.support.live_server import LiveProcess
+from tests.support.live_server import LiveProcess, wait_until
 from webapp import create_app
 from webapp.campaigns.launch import transitions
 from webapp.monitoring import queries as monitoring_queries
@@ -154,10 +154,16 @@ FAULTS = [
 ]
 
 
+class EndedEarly(Exception):
+    """A run has ended before its fault; the message says why."""
+
+
 @dataclass
 class FaultResult:
     """What was measured for a fault.
 
+    :ivar ended_early: why the run ended before the fault, so that it says nothing about the guarantees; empty if the
+        fault was caused.
     :ivar is_audited: whether the run came to the audit; otherwise nothing is known about what was lost.
     :ivar promotion_seconds: from the fault until another machine answered in the role; 0 when none had to.
     :ivar seconds: for redemptions, emails, `/readyz` and launches, the time without them from that moment.
@@ -181,6 +187,7 @@ class FaultResult:
     redemption_gap: float = 0
     email_gap: float = 0
     broken: list[str] = field(default_factory=list)
+    ended_early: str = ""
     load: float = 0
     nice: int = 0
 
@@ -194,7 +201,10 @@ def connect_over(database: PopulatedDatabase, url: str) -> PopulatedDatabase:
 def run_fault(
     cluster: PatroniCluster, database: PopulatedDatabase, web: LiveProcess, access: str, fault: Fault
 ) -> FaultResult:
-    """Break a machine under redemptions and a campaign, repair it later, and audit what was acknowledged."""
+    """Break a machine under redemptions and a campaign, repair it later, and audit what was acknowledged.
+
+    :raises EndedEarly: when redemptions or the campaign did not work before the fault.
+    """
     cluster.wait_until_complete()
     leader = cluster.leader()
     machine = leader if fault.role == "leader" else cluster.synchronous_standby()
@@ -205,8 +215,11 @@ def run_fault(
         start_campaign(database, "hold", 1, rate=0, seconds=0.08, module="webapp.worker") as campaign,
         redemption_load(database, web, code, PAUSE) as load,
     ):
-        campaign.wait_for(200)
-        load.wait_for(201)
+        try:
+            campaign.wait_for(200)
+            load.wait_for(201)
+        except AssertionError as error:
+            raise EndedEarly(str(error)) from error
         broken_at = time.time()
         try:
             fault.break_machine(cluster, machine)
@@ -221,7 +234,7 @@ def run_fault(
         load.stopping.set()
         campaign.wait(lambda: campaign.status() == "done", "the campaign is done", 600)
         with database.context():
-            wait_until(lambda: monitoring_queries.is_worker_alive(socket.gethostname()), "the worker is alive", 60)
+            wait_until(lambda: monitoring_queries.is_worker_alive(socket.gethostname()), what="the worker is alive")
         audit_responses(result, database, campaign, load)
         emails = [float(line["at"]) for line in campaign.relay.emails(campaign.id)]
     result.seconds["redemptions"] = longest_gap(load.accepted_at, answered_at)
@@ -245,7 +258,7 @@ def _wait_for_role(cluster: PatroniCluster, machine: Machine, fault: Fault, brok
     """Wait until another machine has the role of the broken one; return the time."""
     if not fault.is_replaced:
         return broken_at
-    wait_until(lambda: cluster.is_replaced(machine, fault.role), "another machine has the role", 120, interval=0.1)
+    wait_until(lambda: cluster.is_replaced(machine, fault.role), what="another machine has the role", interval=0.1)
     return time.time()
 
 
@@ -259,10 +272,10 @@ def _wait_for_service(
 ) -> None:
     """Wait until all parts of the service work again; measure those that are tried only now."""
     # Two web processes accept connections in turn.
-    wait_until(lambda: all(_is_ready(web) for _ in range(10)), "/readyz is 200", 120, interval=0.1)
+    wait_until(lambda: all(_is_ready(web) for _ in range(10)), what="/readyz is 200", interval=0.1)
     result.seconds["/readyz"] = time.time() - since
     launched: list[int] = []
-    wait_until(lambda: _can_launch(database, launched), "a campaign can be launched", 120)
+    wait_until(lambda: _can_launch(database, launched), what="a campaign can be launched", interval=0.5)
     result.seconds["launch"] = time.time() - since
     with database.context():
         transitions.cancel_campaign(launched[0], "chaos")

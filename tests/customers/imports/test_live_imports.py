@@ -6,7 +6,6 @@ import http.client
 import json
 import os
 import signal
-import time
 from collections.abc import Callable, Iterator
 from urllib.parse import urlsplit
 
@@ -49,12 +48,14 @@ def process_tree(pid: int) -> list[int]:
     return [pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))]
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "timed out"
-        time.sleep(0.05)
+def wait_for(condition: Callable[[], bool]) -> None:
+    """Wait for a condition of the database, which each check reads in a new transaction."""
+
+    def check() -> bool:
         db.session.rollback()
+        return condition()
+
+    live_server.wait_until(check)
 
 
 def import_size(import_id: int) -> int:

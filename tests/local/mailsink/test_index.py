@@ -6,13 +6,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from local.mailsink.index import MailIndex
 from tests.support.factories import WriteEmail
+from tests.support.live_server import wait_until
 from webapp.core.settings import ROOT
 
 
@@ -139,10 +139,8 @@ def test_a_killed_refresh_leaves_a_complete_index(folder: Path, write_email: Wri
     )
     process = subprocess.Popen([sys.executable, "-c", script, str(folder)], cwd=ROOT)
     index = MailIndex(folder)
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline and process.poll() is None:
-        if index.path.exists() and index.path.with_name(index.path.name + "-wal").exists():
-            break
+    write_ahead_log = index.path.with_name(index.path.name + "-wal")
+    wait_until(lambda: process.poll() is not None or write_ahead_log.exists(), interval=0)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert [row.file_name for row in index.list_messages("", "", 5000)] == names[::-1]
@@ -151,7 +149,4 @@ def test_a_killed_refresh_leaves_a_complete_index(folder: Path, write_email: Wri
 def test_emails_are_indexed_in_the_background(index: MailIndex, write_email: WriteEmail) -> None:
     write_email("x")
     index.start_background_refresh()
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline and not index.path.exists():
-        time.sleep(0.05)
-    assert index.path.exists()
+    wait_until(index.path.exists)

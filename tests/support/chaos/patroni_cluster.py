@@ -14,10 +14,9 @@ import pwd
 import shutil
 import signal
 import subprocess
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +26,7 @@ import psutil
 import psycopg
 
 from tests.support import operations_docs
+from tests.support.live_server import wait_until
 
 # Programs and the Debian packages that contain them.
 PACKAGES = {
@@ -67,17 +67,6 @@ def read_versions() -> dict[str, str]:
     }
 
 
-def wait_until(done: Callable[[], object], what: str, seconds: float = TIMEOUT, interval: float = 0.5) -> None:
-    """Wait for a condition that is checked every `interval` seconds.
-
-    :raises AssertionError: when it is not met within `seconds`.
-    """
-    deadline = time.monotonic() + seconds
-    while not done():
-        assert time.monotonic() < deadline, f"timed out: {what}"
-        time.sleep(interval)
-
-
 @dataclass
 class Machine:
     """One database machine. All its processes work in its folder, which is how they are found."""
@@ -104,7 +93,7 @@ class Machine:
         for child in self.started:
             child.wait()
         self.started.clear()
-        wait_until(lambda: not self.processes(), f"{self.name} has no processes")
+        wait_until(lambda: not self.processes(), TIMEOUT, what=f"{self.name} has no processes")
         # Sockets are in the folder; after a boot, Debian's folder for them is empty.
         for file in self.folder.glob(".s.PGSQL*"):
             file.unlink()
@@ -273,7 +262,7 @@ class PatroniCluster:
 
     def wait_until_complete(self) -> None:
         """Wait for a leader, a synchronous standby and another standby, all of which replicate."""
-        wait_until(self._is_complete, "the cluster is complete")
+        wait_until(self._is_complete, TIMEOUT, what="the cluster is complete")
 
     def _is_complete(self) -> bool:
         for machine in self.machines:
@@ -421,7 +410,7 @@ def _create_database(cluster: PatroniCluster) -> None:
         psql = [f"{_server_folder()}/psql", "-h", str(leader.folder), "-U", "postgres", "-c", statement]
         process = leader.spawn("psql", psql, {})
         assert process.wait() == 0, (leader.folder / "psql.log").read_text()
-    wait_until(lambda: _accepts(cluster.haproxy_url), "HAProxy leads to the database")
+    wait_until(lambda: _accepts(cluster.haproxy_url), TIMEOUT, what="HAProxy leads to the database")
 
 
 def _accepts(url: str) -> bool:

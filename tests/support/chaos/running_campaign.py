@@ -24,6 +24,7 @@ import psycopg
 from tests.support import live_server, ports
 from tests.support.chaos.accelerated_worker import FACTOR
 from tests.support.chaos.durable_database import PopulatedDatabase
+from tests.support.live_server import wait_until
 from webapp.campaigns import timing
 from webapp.campaigns.content.placeholders import EmailContent
 from webapp.campaigns.drafts import actions as draft_actions
@@ -38,14 +39,6 @@ LEASE = timing.LEASE_DURATION / FACTOR
 SWEEP = 60 / FACTOR
 # Seconds; longer than any step takes on a busy machine.
 TIMEOUT = 180
-
-
-def wait_until(done: Callable[[], object], what: str, seconds: float = TIMEOUT) -> None:
-    deadline = time.monotonic() + seconds
-    while not done():
-        if time.monotonic() > deadline:
-            raise AssertionError(f"timed out: {what}")
-        time.sleep(0.1)
 
 
 @dataclass
@@ -199,7 +192,7 @@ class WorkerPool:
     def suspend(self, worker: subprocess.Popen[bytes]) -> None:
         """Suspend a worker; the caller must call `kill_suspended` or send SIGCONT."""
         worker.send_signal(signal.SIGSTOP)
-        wait_until(lambda: psutil.Process(worker.pid).status() == psutil.STATUS_STOPPED, "a worker stops")
+        wait_until(lambda: psutil.Process(worker.pid).status() == psutil.STATUS_STOPPED, what="a worker stops")
 
     def _count_connections(self, worker: subprocess.Popen[bytes]) -> None:
         connections = psutil.Process(worker.pid).net_connections("tcp")
@@ -250,7 +243,7 @@ class RunningCampaign:
             self.workers.supervise()
             return done()
 
-        wait_until(supervise_and_check, what, seconds)
+        wait_until(supervise_and_check, seconds, what, interval=0.1)
 
     def wait_for(self, number: int) -> None:
         """Wait until the relay has accepted `number` emails or the campaign is done."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
+import psycopg
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
@@ -14,12 +15,17 @@ from webapp.campaigns.launch import actions as launch_actions
 from webapp.campaigns.launch import preparation
 from webapp.campaigns.models import Campaign
 from webapp.core.extensions import db
+from webapp.core.settings import Settings
 from webapp.customers.models import CustomerImport
 from webapp.monitoring import actions as monitoring_actions
+from webapp.monitoring import readiness
 from webapp.monitoring.actions import WorkerIdentity
 from webapp.offers.models import Offer
 
+pytestmark = pytest.mark.usefixtures("patient_readiness")
+
 HINT = "No worker is running, so no emails are sent and no files are imported."
+NOTHING_SAVED = "The database saves nothing at the moment, so no emails are sent and no files are imported."
 
 
 @pytest.fixture
@@ -30,6 +36,16 @@ def missing_worker(app: Flask) -> WorkerIdentity:
     db.session.execute(text("update worker set seen_at = now() - interval '61 seconds'"))
     db.session.commit()
     return worker
+
+
+@pytest.fixture
+def waiting_writes(test_settings: Settings, patient_readiness: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Lets the check whether the database accepts writes get no response, while reads work."""
+    with psycopg.connect(test_settings.libpq_url) as other:
+        other.execute("lock table huey_task in exclusive mode")
+        with monkeypatch.context() as impatient:
+            impatient.setattr(readiness, "CHECK_SECONDS", 0.5)
+            yield
 
 
 @pytest.fixture
@@ -84,6 +100,17 @@ def test_an_import_says_so_once_its_file_is_complete(
 
     assert (HINT in page) == is_said
     assert "The import starts in a moment." not in page
+
+
+@pytest.mark.usefixtures("missing_worker", "waiting_writes")
+def test_while_nothing_is_saved_no_worker_is_called_missing(staff: FlaskClient) -> None:
+    """Workers cannot send heartbeats then."""
+    home, waiting_import = staff.get("/").text, staff.get(f"/customers/imports/{add_import('queued').id}").text
+
+    assert NOTHING_SAVED in home
+    assert NOTHING_SAVED in waiting_import
+    assert "The import starts when the database saves changes again." in waiting_import
+    assert "worker is running" not in home + waiting_import
 
 
 def test_a_queued_import_starts_in_a_moment_with_a_worker(staff: FlaskClient, missing_worker: WorkerIdentity) -> None:

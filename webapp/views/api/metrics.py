@@ -16,6 +16,7 @@ from webapp.accounts import api_key_actions
 from webapp.core import database_timeouts, web_metrics
 from webapp.core.errors import DomainError
 from webapp.core.extensions import db
+from webapp.core.settings import Settings
 from webapp.monitoring import exposition, readiness
 from webapp.monitoring import queries as monitoring_queries
 from webapp.monitoring.exposition import ServerMetrics, WriteCheck
@@ -27,7 +28,7 @@ log = logging.getLogger(__name__)
 # Seconds to wait for each statement: longer than the server lets it run, so that a slow one is cancelled there and the
 # connection can be used again.
 READ_SECONDS = monitoring_queries.STATEMENT_TIMEOUT_SECONDS + 1
-# While the database does not respond to writes: it may not respond at all, and a new connection takes as long again.
+# While the database does not respond to writes: it may not respond to reads either.
 READ_SECONDS_WITHOUT_WRITES = 1.5
 # Seconds after its last scrape of this process in which a key is accepted while it cannot be looked up.
 ACCEPTED_KEY_SECONDS = 3_600
@@ -107,9 +108,16 @@ def create_metrics_blueprint(version: str) -> Blueprint:
 
 
 def _check_writes() -> WriteCheck:
-    """Run the check of `/readyz`, which takes at most `readiness.CHECK_SECONDS`."""
+    """Run the check of `/readyz`, which takes at most `readiness.CHECK_SECONDS`.
+
+    Without any response, the request opens no connection: it would wait for several seconds at each host, longer than
+    Prometheus waits.
+    """
     started_at = time.monotonic()
     error = readiness.check_readiness(current_app)
+    if isinstance(error, readiness.ServerSilent):
+        settings: Settings = current_app.config["SETTINGS"]
+        database_timeouts.note_connect_timeout(settings.libpq_url)
     return WriteCheck(error is None, time.monotonic() - started_at)
 
 

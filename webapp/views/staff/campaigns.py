@@ -344,6 +344,6 @@ def _progress_values(campaign: Campaign) -> dict[str, Any]:
             for cause, example in zip(shown_causes, examples, strict=True)
         ],
         "more_causes_count": len(causes) - len(shown_causes),
-        "is_worker_missing": campaign.status in IN_PROGRESS_STATUSES and monitoring_queries.is_worker_missing(),
+        "worker_problem": monitoring_queries.find_worker_problem() if campaign.status in IN_PROGRESS_STATUSES else None,
         "is_refreshing": campaign.status in IN_PROGRESS_STATUSES or stats.has_active_worker,
     }

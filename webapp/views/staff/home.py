@@ -48,7 +48,7 @@ def _figures_context(figures: dashboard.DashboardFigures) -> dict[str, Any]:
     return {
         "figures": figures,
         "attention": dashboard.get_attention_list(),
-        "is_worker_missing": monitoring_queries.is_worker_missing(),
+        "worker_problem": monitoring_queries.find_worker_problem(),
         "days": dashboard.DASHBOARD_DAYS,
         "is_refreshing": campaign_queries.has_campaign_in_progress(),
     }

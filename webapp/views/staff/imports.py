@@ -116,7 +116,9 @@ def show_import(import_id: int) -> Response:
         block="card",
         row=row,
         audience=customer_queries.find_audience(row.audience_id) if row.audience_id else None,
-        is_worker_missing=row.is_open and row.status != "receiving" and monitoring_queries.is_worker_missing(),
+        worker_problem=(
+            monitoring_queries.find_worker_problem() if row.is_open and row.status != "receiving" else None
+        ),
         rows_per_second=row.rows_per_second(datetime.now(UTC)),
         rejected_rows=page,
         first_url=url_for(endpoint, import_id=row.id) if cursor else None,
