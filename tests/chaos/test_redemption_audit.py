@@ -14,7 +14,7 @@ from tests.support.chaos.durable_database import PopulatedDatabase
 from tests.support.chaos.redemption_load import RedemptionLoad, check_redemptions, lost_redemptions, redemption_load
 from tests.support.chaos.running_campaign import start_campaign
 
-UNSAVED = "The database is unavailable. Nothing was redeemed."
+UNSAVED = "The database is unavailable. This attempt redeemed nothing."
 
 
 class Rows(PopulatedDatabase):

@@ -25,7 +25,7 @@ def test_what_is_written_with_autocommit_does_not_wait_for_a_standby() -> None:
 
     assert found == {
         # Waits on purpose: it checks whether writes wait.
-        "webapp/core/database_connections.py": {"_CommitGuard.check"},
+        "webapp/core/database_connections.py": {"_CommitGuard._check_writes"},
         "webapp/monitoring/readiness.py": {"ReadinessCheck._connect"},
         # Only reads.
         "webapp/core/pooler_check.py": {"_pools_transactions"},

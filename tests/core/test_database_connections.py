@@ -30,6 +30,7 @@ from webapp.core import (
     migrations,
     queue_storage,
     task_queue,
+    write_check,
 )
 from webapp.core.database_connections import CommitRefused, DeadlineConnection, StatementTimeout
 from webapp.core.extensions import db, huey
@@ -134,7 +135,7 @@ def test_after_a_hanging_commit_no_other_is_sent_until_writes_succeed(
     monkeypatch.setattr(database_connections, "COMMIT_CHECK_SECONDS", LONG)
     with database_connections.connect(test_settings.libpq_url) as other, monkeypatch.context() as read_only:
         other.execute("insert into huey_kv values ('q', 'k', '')")
-        read_only.setattr(database_connections, "_CHECK_WRITES_SQL", "select 1 / 0")
+        read_only.setattr(write_check, "_CHECK_WRITES_SQL", "select 1 / 0")
         with pytest.raises(CommitRefused):
             other.commit()
         read_only.undo()
@@ -147,7 +148,7 @@ def test_while_commits_are_refused_a_connection_without_a_transaction_can_be_use
     test_settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """SQLAlchemy and Huey call `commit` also with autocommit, when each statement has been committed already."""
-    monkeypatch.setattr(database_connections, "_CHECK_WRITES_SQL", "select 1 / 0")
+    monkeypatch.setattr(write_check, "_CHECK_WRITES_SQL", "select 1 / 0")
     database_connections._commit_guard.refuse_commits()
     with database_connections.connect(test_settings.libpq_url, autocommit=True) as connection:
         connection.execute("delete from huey_kv")

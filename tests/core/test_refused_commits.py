@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from io import StringIO
 
 import psycopg
@@ -15,8 +16,9 @@ from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 
 from tests.support.factories import MakeCustomer, MakeOffer
+from tests.support.frozen_server import frozen_process
 from tests.support.logs import captured_logs
-from webapp.core import database_connections, database_health, task_queue
+from webapp.core import database_connections, database_health, database_timeouts, task_queue, write_check
 from webapp.core.database_connections import CommitRefused, DeadlineConnection, StatementTimeout
 from webapp.core.extensions import db, huey
 from webapp.core.settings import Settings
@@ -24,7 +26,7 @@ from webapp.redemptions.errors import RedemptionUnavailable
 from webapp.redemptions.group_commit import GroupCommitter
 from webapp.redemptions.rules import RedemptionRequest
 
-CHECK_WRITES = database_connections._CHECK_WRITES_SQL
+CHECK_WRITES = write_check._CHECK_WRITES_SQL
 
 
 @pytest.fixture
@@ -38,7 +40,7 @@ def stream(
     database_health.mark_recovered()
     monkeypatch.setattr(database_health, "_recovered_at", -math.inf)
     monkeypatch.setattr(database_connections, "COMMIT_CHECK_INTERVAL_SECONDS", 0)
-    monkeypatch.setattr(database_connections, "_CHECK_WRITES_SQL", "select 1 / 0")
+    monkeypatch.setattr(write_check, "_CHECK_WRITES_SQL", "select 1 / 0")
     commit_guard.refuse_commits()
     with captured_logs(test_settings, "text") as stream:
         yield stream
@@ -62,6 +64,55 @@ def read_and_commit() -> None:
         db.session.rollback()
 
 
+@pytest.fixture
+def last_connection(
+    commit_guard: database_connections._CommitGuard, test_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[DeadlineConnection]:
+    """A connection while commits are refused and no other connection can be opened."""
+    monkeypatch.setattr(database_connections, "COMMIT_CHECK_INTERVAL_SECONDS", 0)
+    monkeypatch.setattr(database_connections, "COMMIT_CHECK_SECONDS", 120)
+    with closing(database_connections.connect(test_settings.libpq_url)) as connection:
+        connection.url = psycopg.conninfo.make_conninfo(test_settings.libpq_url, dbname="nowhere")
+        commit_guard.refuse_commits()
+        yield connection
+
+
+def test_without_another_connection_the_last_one_is_checked(last_connection: DeadlineConnection) -> None:
+    """The check needs a transaction of its own; the next one is committed."""
+    last_connection.execute("insert into huey_kv values ('q', 'refused', '')")
+    with pytest.raises(CommitRefused, match="was rolled back"):
+        last_connection.commit()
+
+    last_connection.execute("insert into huey_kv values ('q', 'saved', '')")
+    last_connection.commit()
+    assert last_connection.execute("delete from huey_kv returning key").fetchall() == [("saved",)]
+    last_connection.commit()
+
+
+def test_a_connection_without_a_transaction_is_checked_as_it_is(
+    last_connection: DeadlineConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(write_check, "_CHECK_WRITES_SQL", "select 1 / 0")
+    with pytest.raises(CommitRefused):
+        last_connection.check_commits()
+    monkeypatch.setattr(write_check, "_CHECK_WRITES_SQL", CHECK_WRITES)
+
+    last_connection.check_commits()
+
+    assert (last_connection.autocommit, last_connection.statement_seconds) == (False, None)
+
+
+def test_a_commit_after_long_statements_has_a_deadline_of_its_own(
+    test_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database_timeouts, "COMMIT_SECONDS", 0.5)
+    with closing(database_connections.connect(test_settings.libpq_url)) as connection:
+        connection.execute("delete from huey_kv")
+        connection.statement_seconds = 15
+        with frozen_process(connection.info.backend_pid), pytest.raises(StatementTimeout, match=r"within 0\.5 s"):
+            connection.commit()
+
+
 @pytest.mark.parametrize("seconds_since_recovery", [0, math.inf])
 def test_the_outage_lasts_although_reads_work(
     stream: StringIO, monkeypatch: pytest.MonkeyPatch, seconds_since_recovery: float
@@ -72,7 +123,7 @@ def test_the_outage_lasts_although_reads_work(
             read_and_commit()
         assert database_health.is_database_unavailable()
 
-    monkeypatch.setattr(database_connections, "_CHECK_WRITES_SQL", CHECK_WRITES)
+    monkeypatch.setattr(write_check, "_CHECK_WRITES_SQL", CHECK_WRITES)
     read_and_commit()
     read_and_commit()
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 
 import psycopg
 import pytest
@@ -17,20 +15,6 @@ from tests.support.live_server import wait_until
 from webapp.accounts import api_key_actions
 
 pytestmark = pytest.mark.slow
-
-
-@contextmanager
-def missing_standby(database: DurableDatabase) -> Iterator[None]:
-    """Let commits wait for a standby that does not exist; afterwards, they complete."""
-    with database.connect() as connection:
-        connection.execute("alter system set synchronous_standby_names = 'missing'")
-        connection.execute("select pg_reload_conf()")
-        wait_until(lambda: connection.execute("show synchronous_standby_names").fetchone() == ("missing",))
-        try:
-            yield
-        finally:
-            connection.execute("alter system reset synchronous_standby_names")
-            connection.execute("select pg_reload_conf()")
 
 
 def count_standby_waits(database: DurableDatabase, key: str) -> float:
@@ -51,7 +35,7 @@ def test_a_scrape_counts_commits_that_wait_for_a_standby_and_does_not_wait() -> 
             key = api_key_actions.create_api_key("prometheus", ["read"], by="tests")
         with psycopg.connect(database.server.conninfo("onecode")) as writer:
             writer.execute("update customer set name = 'Ada'")
-            with missing_standby(database):
+            with database.missing_standby():
                 writer.pgconn.send_query(b"commit")
                 scrape = pool.submit(wait_until, lambda: count_standby_waits(database, key) == 1)
                 scrape.result(60)

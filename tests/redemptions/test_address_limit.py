@@ -634,7 +634,7 @@ class TestLinkEmail:
             patch.setattr(task_queue, "enqueue", lambda *_, **__: False)
             response = post(client, email)
         assert response.status_code == 503
-        assert "Nothing was redeemed. Please try again in a moment." in response.text
+        assert "This attempt redeemed nothing. Please try again in a moment." in response.text
 
         assert post(client, email).status_code == 202
         run_queued_tasks()

@@ -151,6 +151,45 @@ def test_a_locked_offer_without_redemptions_fails_only_its_own_requests(
     ] * 3
 
 
+def test_a_row_that_is_not_committed_may_be_that_of_an_earlier_attempt(
+    committer: GroupCommitter, make_offer: MakeOffer, make_customer: MakeCustomer
+) -> None:
+    """So nothing is denied: the row may be confirmed, for example when a missing standby is back."""
+    offer, customer = make_offer(frozen_at=text("now()")), make_customer()
+    values = {"offer_id": offer.id, "customer_id": customer.id}
+    requests = make_requests("SUMMER25", [customer.email])
+    with db.engine.connect() as other:
+        other.execute(
+            text("insert into redemption (offer_id, customer_id, channel) values (:offer_id, :customer_id, 'form')"),
+            values,
+        )
+        (result,) = committer._redeem_group(requests)
+
+    assert isinstance(result, RedemptionUnavailable)
+    assert result.message == errors.OUTCOME_UNKNOWN
+
+
+def test_while_commits_are_refused_no_group_waits_for_locks(
+    committer: GroupCommitter, make_offer: MakeOffer, make_customer: MakeCustomer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They may be those of a commit that waits for a missing standby."""
+    offer = make_offer(max_redemptions=5, frozen_at=text("now()"))
+    requests = make_requests("SUMMER25", make_emails(make_customer, 1))
+    guard = database_connections._CommitGuard()
+    monkeypatch.setattr(database_connections, "_commit_guard", guard)
+    monkeypatch.setattr(database_connections, "COMMIT_CHECK_INTERVAL_SECONDS", 0)
+    monkeypatch.setattr(database_connections, "check_writes", raise_disk_full)
+    with db.engine.connect() as other:
+        other.execute(text("select from offer_counter where offer_id = :id for update"), {"id": offer.id})
+        guard.refuse_commits()
+        (result,) = committer._redeem_group(requests)
+
+    assert isinstance(result, RedemptionUnavailable)
+    assert result.message == errors.DISK_FULL
+    monkeypatch.undo()
+    assert outcomes(committer._redeem_group(requests)) == ["redeemed"]
+
+
 def test_committed_rounds_stay_redeemed_when_a_later_round_is_lost(
     committer: GroupCommitter, make_offer: MakeOffer, make_customer: MakeCustomer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -351,7 +390,7 @@ def raise_disk_full(connection: DeadlineConnection) -> None:
     ("failure", "message"),
     [
         (psycopg.errors.DiskFull("could not write to file: No space left on device"), errors.DISK_FULL),
-        (StatementTimeout("no response from the database within 2 s"), errors.DATABASE_UNAVAILABLE),
+        (StatementTimeout("no response from the database within 2 s"), errors.COMMITS_REFUSED),
     ],
 )
 def test_while_commits_are_refused_all_requests_get_one_answer(
@@ -362,7 +401,7 @@ def test_while_commits_are_refused_all_requests_get_one_answer(
     failure: psycopg.Error,
     message: str,
 ) -> None:
-    """Nothing was redeemed: whether the request has checked the database itself, or another one has or does."""
+    """It redeemed nothing: whether the request has checked the database itself, or another one has or does."""
     make_offer(frozen_at=text("now()"))
     requests = make_requests("SUMMER25", make_emails(make_customer, 1))
     checks: list[str] = []

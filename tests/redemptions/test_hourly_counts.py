@@ -114,6 +114,29 @@ def stop_clock(app: Flask) -> Iterator[Callable[[str], None]]:
     db.session.commit()
 
 
+def test_an_hour_waits_for_the_transactions_that_began_before_its_end(
+    make_offer: MakeOffer, make_customer: MakeCustomer, stop_clock: Callable[[str], None]
+) -> None:
+    """A commit that waits for a missing standby may take hours."""
+    values = {"offer_id": make_offer().id, "customer_id": make_customer().id}
+    db.session.commit()
+    with db.engine.connect() as other:
+        redeemed_at = other.scalar(
+            text(
+                "insert into redemption (offer_id, customer_id, redeemed_at, channel) "
+                "values (:offer_id, :customer_id, now(), 'api') returning redeemed_at"
+            ),
+            values,
+        )
+        assert redeemed_at is not None
+        for commit in (other.commit, db.session.commit):
+            stop_clock((redeemed_at + timedelta(hours=3)).isoformat())
+            hourly_counts.update_hourly_counts()
+            commit()
+
+    assert total_count() == 1
+
+
 @pytest.mark.parametrize(
     ("redeemed_at", "clock", "is_counted"),
     [

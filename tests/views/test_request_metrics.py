@@ -24,7 +24,15 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from tests.support import live_server
 from webapp import create_app
 from webapp.accounts import api_key_actions
-from webapp.core import database_connections, database_health, database_timeouts, measured_pool, task_queue, web_metrics
+from webapp.core import (
+    database_connections,
+    database_health,
+    database_timeouts,
+    measured_pool,
+    task_queue,
+    web_metrics,
+    write_check,
+)
 from webapp.core.extensions import db
 from webapp.core.settings import Settings
 from webapp.core.web_metrics import RouteGroup
@@ -234,7 +242,7 @@ def test_a_refused_commit_is_counted_by_its_cause(app: Flask, monkeypatch: pytes
     guard = database_connections._CommitGuard()
     monkeypatch.setattr(database_connections, "_commit_guard", guard)
     full_disk = "do $$ begin raise sqlstate '53100'; end $$"
-    monkeypatch.setattr(database_connections, "_CHECK_WRITES_SQL", full_disk)
+    monkeypatch.setattr(write_check, "_CHECK_WRITES_SQL", full_disk)
     monkeypatch.setattr(database_connections, "COMMIT_CHECK_SECONDS", 60)
     guard.refuse_commits()
     before = web_metrics.collect_web_metrics()

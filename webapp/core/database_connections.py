@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
-from typing import Any, LiteralString, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import psycopg
 from psycopg.abc import PQGen
@@ -24,6 +24,7 @@ from sqlalchemy import Connection
 
 from webapp.core import database_hosts, database_timeouts
 from webapp.core.database_urls import build_connection_parameters
+from webapp.core.write_check import check_writes
 
 Result = TypeVar("Result")
 PsycopgError = TypeVar("PsycopgError", bound=psycopg.Error)
@@ -38,20 +39,6 @@ SERVER_CHECK_SECONDS = 5.0
 # After a commit has timed out: seconds to wait for a check whether the database accepts writes, and between two checks.
 COMMIT_CHECK_SECONDS = 2.0
 COMMIT_CHECK_INTERVAL_SECONDS = 1.0
-
-# One request to the server, and so one transaction, which changes no row:
-# - `alembic_version` exists once the schema is installed.
-# - The DELETE is rejected by a standby, and by a server or role that only reads.
-# - The series does not fit in 64 kB, so the server writes a temporary file, which fails when its disk is full.
-# - The message is a record in the write-ahead log, so that the commit has to wait for the disk and, with synchronous
-#   replication, for the standby. Without any record, PostgreSQL does not wait.
-_CHECK_WRITES_SQL: LiteralString = """
-    select from alembic_version;
-    delete from huey_task where false;
-    set local work_mem = '64kB';
-    select count(*) from generate_series(1, 20000);
-    select pg_logical_emit_message(true, 'onecode.write_check', '')
-"""
 
 
 class StatementTimeout(psycopg.OperationalError):
@@ -91,6 +78,8 @@ class DeadlineConnection(psycopg.Connection[Any]):
         if timeout is not None:
             return super().wait(gen, interval, timeout)
         seconds = self.statement_seconds or database_timeouts.current_seconds()
+        if self._is_committing:
+            seconds = min(seconds, database_timeouts.COMMIT_SECONDS)
         try:
             if seconds > database_timeouts.STATEMENT_SECONDS:
                 try:
@@ -116,28 +105,38 @@ class DeadlineConnection(psycopg.Connection[Any]):
         """Commit the transaction. Without one, does nothing: with autocommit, each statement has been committed.
 
         :raises StatementTimeout: when the server did not respond in time; whether it has committed is unknown then.
-        :raises CommitRefused: when an earlier commit has timed out and the database still does not accept writes; the
-            transaction is rolled back then.
+        :raises CommitRefused: see `check_commits`.
         """
         if self.pgconn.transaction_status == TransactionStatus.IDLE:
             super().commit()
             return
+        self.check_commits()
+        self._is_committing = True
         try:
-            _commit_guard.check(self.url, self.setting)
+            super().commit()
+        except psycopg.Error as error:
+            if isinstance(error, StatementTimeout):
+                _commit_guard.refuse_commits()
+            # For `database_health.is_commit_unconfirmed`.
+            error.__dict__["is_of_commit"] = True
+            raise
+        finally:
+            self._is_committing = False
+
+    def check_commits(self) -> None:
+        """Check that commits are allowed; asks the server only after a commit has timed out.
+
+        :raises CommitRefused: when an earlier commit has timed out and the database still does not accept writes; the
+            transaction is rolled back then.
+        """
+        try:
+            _commit_guard.check(self)
         except CommitRefused as error:
             self._name_setting(error)
             # Otherwise the next transaction of this connection would commit this one, too.
             with suppress(psycopg.Error):
                 self.rollback()
             raise
-        self._is_committing = True
-        try:
-            super().commit()
-        except StatementTimeout:
-            _commit_guard.refuse_commits()
-            raise
-        finally:
-            self._is_committing = False
 
     def _watch(self, gen: PQGen[Result], state: Wait) -> PQGen[Result]:
         """Run an operation that may take minutes; end it when the server is no longer at work on it.
@@ -213,6 +212,11 @@ class DeadlineConnection(psycopg.Connection[Any]):
             self.close()
 
 
+def check_commits(connection: Connection) -> None:
+    """Check that commits of a connection are allowed, as `DeadlineConnection.check_commits` does."""
+    cast("DeadlineConnection", connection.connection.dbapi_connection).check_commits()
+
+
 @contextmanager
 def long_statements(connection: Connection) -> Iterator[None]:
     """Let the statements of one connection take up to `database_timeouts.LONG_STATEMENT_SECONDS` in the block.
@@ -262,16 +266,6 @@ def connect(
     return connection
 
 
-def check_writes(connection: DeadlineConnection) -> None:
-    """Check that the database accepts and commits writes. Changes no row.
-
-    :param connection: one with autocommit: after a timeout, the server is asked to cancel the check also while it waits
-        for a standby. Otherwise each check would leave a server process that waits.
-    :raises psycopg.Error: `StatementTimeout`, `DiskFull`, `ReadOnlySqlTransaction` or another error when it does not.
-    """
-    connection.execute(_CHECK_WRITES_SQL)
-
-
 class _CommitGuard:
     """Refuses commits after one has timed out, until the database accepts writes.
 
@@ -290,12 +284,13 @@ class _CommitGuard:
         """Refuse commits from now on."""
         self.is_refusing = True
 
-    def check(self, url: str, setting: str) -> None:
-        """Return if commits are allowed; otherwise check whether the database at `url` accepts writes again.
+    def check(self, connection: DeadlineConnection) -> None:
+        """Return if commits are allowed; otherwise check whether the database of a connection accepts writes again.
 
         One thread checks, at most once a second; the others are refused at once.
 
-        :raises CommitRefused: when it does not, from the error of the last check.
+        :raises CommitRefused: when it does not, from the error of the last check; or when it does, but no connection
+            was left for the check, so that the transaction of this one was rolled back.
         """
         if not self.is_refusing:
             return
@@ -304,16 +299,7 @@ class _CommitGuard:
         try:
             if time.monotonic() - self._failed_at < COMMIT_CHECK_INTERVAL_SECONDS:
                 raise CommitRefused("the database does not complete commits") from self._failure
-            with closing(
-                connect(
-                    url,
-                    setting=setting,
-                    statement_seconds=COMMIT_CHECK_SECONDS,
-                    waits_again=True,
-                    autocommit=True,
-                )
-            ) as connection:
-                check_writes(connection)
+            is_rolled_back = self._check_writes(connection)
             self.is_refusing, self._failure = False, None
         except CommitRefused:
             raise
@@ -322,6 +308,36 @@ class _CommitGuard:
             raise CommitRefused(f"the database does not complete commits: {error}") from error
         finally:
             self._lock.release()
+        if is_rolled_back:
+            raise CommitRefused("the transaction was rolled back to check whether the database accepts writes")
+
+    @staticmethod
+    def _check_writes(connection: DeadlineConnection) -> bool:
+        """Check writes on a new connection, or if none can be opened, on the given one without its transaction.
+
+        :returns: whether a transaction was rolled back.
+        """
+        seconds = COMMIT_CHECK_SECONDS
+        try:
+            other = connect(
+                connection.url, setting=connection.setting, statement_seconds=seconds, waits_again=True, autocommit=True
+            )
+        except psycopg.Error:
+            # For example, the server accepts no more connections: a commit on this one may succeed.
+            is_rolled_back = connection.pgconn.transaction_status != TransactionStatus.IDLE
+            connection.rollback()
+            before = connection.autocommit, connection.statement_seconds
+            connection.autocommit, connection.statement_seconds = True, seconds
+            try:
+                check_writes(connection)
+            finally:
+                # After a timeout, the connection is closed.
+                if not connection.closed:
+                    connection.autocommit, connection.statement_seconds = before
+            return is_rolled_back
+        with closing(other):
+            check_writes(other)
+        return False
 
 
 _commit_guard = _CommitGuard()

@@ -107,6 +107,23 @@ def is_statement_timeout(error: BaseException | None) -> bool:
     return isinstance(error.orig if isinstance(error, DBAPIError) else error, StatementTimeout)
 
 
+def is_commit_refused(error: BaseException | None) -> bool:
+    """Return whether a commit was not sent, because the database has not completed an earlier one."""
+    return isinstance(error.orig if isinstance(error, DBAPIError) else error, CommitRefused)
+
+
+def is_commit_rejected(error: psycopg.Error) -> bool:
+    """Return whether a commit that has failed has saved nothing; otherwise that is not known."""
+    # Class 08 is a lost connection, as reported by a connection pooler.
+    return isinstance(error, CommitRefused) or (error.sqlstate is not None and not error.sqlstate.startswith("08"))
+
+
+def is_commit_unconfirmed(error: BaseException | None) -> bool:
+    """Return whether a commit has failed, and whether it has saved anything is not known."""
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    return isinstance(cause, psycopg.Error) and "is_of_commit" in cause.__dict__ and not is_commit_rejected(cause)
+
+
 def is_connection_lost(error: psycopg.Error) -> bool:
     """Return whether the server or the network ended an open connection.
 

@@ -19,6 +19,9 @@ STATEMENT_SECONDS = 20.0
 LONG_STATEMENT_SECONDS = 600.0
 # For changes of the schema, which wait for locks and may rewrite or scan tables.
 MIGRATION_STATEMENT_SECONDS = 6 * 3600.0
+# Seconds to wait for a commit, unless the deadline of statements is shorter. After statements over many rows, a
+# synchronous standby may need more than `STATEMENT_SECONDS` to receive the rest of their log.
+COMMIT_SECONDS = 60.0
 # Seconds to wait for the response when the pool tests a connection before it is used.
 PING_SECONDS = 5.0
 

@@ -20,7 +20,7 @@ import psycopg
 from huey.storage import PostgresStorage
 
 from webapp.core import database_connections, database_health
-from webapp.core.database_connections import CommitRefused, DeadlineConnection
+from webapp.core.database_connections import DeadlineConnection
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -126,7 +126,7 @@ class QueueStorage(PostgresStorage):  # type: ignore[misc]
                 if row is None:
                     connection.rollback()
         except psycopg.Error as error:
-            if row is None or _is_rolled_back(error):
+            if row is None or database_health.is_commit_rejected(error):
                 raise
             database_health.report_if_outage(error)
             log.warning("a task runs, perhaps twice: the database has not confirmed that it was taken from the queue")
@@ -186,9 +186,3 @@ class QueueStorage(PostgresStorage):  # type: ignore[misc]
             raise
         self._failing_since.pop(name, None)
         return result
-
-
-def _is_rolled_back(error: psycopg.Error) -> bool:
-    """Return whether a commit that has failed has saved nothing; otherwise that is not known."""
-    # Class 08 is a lost connection, as reported by a connection pooler.
-    return isinstance(error, CommitRefused) or (error.sqlstate is not None and not error.sqlstate.startswith("08"))

@@ -4,21 +4,28 @@ from __future__ import annotations
 
 from flask import g, has_request_context
 from sqlalchemy import event
+from sqlalchemy.orm import Session
 
 from webapp.core.extensions import db
 
 
 def start_view() -> None:
-    """Forget the commits of hooks that run before the view: the last use of a session or an API key."""
-    g.pop("has_committed", None)
+    """Note that the view begins: commits of earlier hooks, such as the last use of a session, do not count."""
+    g.has_view_committed = False
+
+
+def has_view_started() -> bool:
+    """Return whether the view of this request has begun."""
+    return "has_view_committed" in g
 
 
 def has_view_committed() -> bool:
     """Return whether the view of this request has committed a transaction of the session."""
-    return bool(g.get("has_committed"))
+    return bool(g.get("has_view_committed"))
 
 
 @event.listens_for(db.session, "after_commit")
-def _note_commit(_session: object) -> None:
-    if has_request_context():
-        g.has_committed = True
+def _note_commit(session: Session) -> None:
+    # The event occurs at the end of a savepoint, too.
+    if has_request_context() and has_view_started() and not session.in_nested_transaction():
+        g.has_view_committed = True

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import psycopg
 from flask import Flask
 
-from webapp.core import database_connections, database_health, pooler_check
+from webapp.core import database_connections, database_health, pooler_check, write_check
 from webapp.core.database_connections import DeadlineConnection
 from webapp.core.setting_parsers import SettingsError
 from webapp.core.settings import Settings
@@ -108,14 +108,14 @@ class ReadinessCheck:
         try:
             connection.execute("select 1")
             check.has_response = True
-            database_connections.check_writes(connection)
+            write_check.check_writes(connection)
         except psycopg.OperationalError as error:
             # The server may have restarted since the last check. After a timeout, the next check connects again.
             if not connection.closed or isinstance(error, database_connections.StatementTimeout):
                 raise
             connection = self._connect(url)
             check.has_response = True
-            database_connections.check_writes(connection)
+            write_check.check_writes(connection)
 
     def _start_pooling_check(self) -> None:
         """Start to check whether the connections of the queue keep their session, if that is due.

@@ -16,6 +16,7 @@ from psycopg.pq import TransactionStatus
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError, OperationalError
 
+from webapp.core import database_connections
 from webapp.core.database_connections import CommitRefused
 from webapp.core.errors import DomainError
 from webapp.core.extensions import db
@@ -97,7 +98,7 @@ def redeem_all(
     :returns: one result per request, in order. Every result "redeemed", "already redeemed" or "limit reached" describes
         committed data.
     :raises DBAPIError: when the database reports an error or is unavailable; nothing is saved then.
-    :raises RedemptionUnavailable: when the database is unavailable during the commit.
+    :raises RedemptionUnavailable: when the database is unavailable during the commit, or commits are refused.
     """
     if connection is None:
         with db.engine.connect() as connection:
@@ -133,7 +134,13 @@ def _redeem_in_transaction(
     requests while an offer is not frozen yet.
 
     :param secret: the secret of public ids.
+    :raises RedemptionUnavailable: when the commit fails, or commits are refused: then nothing waits for the locks of
+        transactions that cannot complete.
     """
+    try:
+        database_connections.check_commits(connection)
+    except CommitRefused as error:
+        raise build_unavailable(error) from error
     transaction = connection.begin()
     with transaction:
         results, accepted_by_offer, unfrozen_indexes = _group_requests(connection, requests, secret)
@@ -146,8 +153,7 @@ def _redeem_in_transaction(
             transaction.commit()
         except DBAPIError as error:
             transaction.rollback()  # Otherwise SQLAlchemy would reject the next one of this connection.
-            is_refused = isinstance(error.orig, CommitRefused)
-            raise (build_unavailable(error) if is_refused else build_unavailable(error, OUTCOME_UNKNOWN)) from error
+            raise build_unavailable(error, OUTCOME_UNKNOWN) from error
         _require_commit(connection)
     if unfrozen_indexes:
         _freeze_offers(connection, unfrozen_indexes)
@@ -202,14 +208,17 @@ def _freeze_offers(connection: Connection, indexes_by_offer: Mapping[int, Iterab
 
 
 @contextmanager
-def _isolate_failure(indexes: Iterable[int]) -> Iterator[None]:
-    """Turn a lock timeout of the block, or an invalid counter, into `_OfferFailed`."""
+def _isolate_failure(indexes: Iterable[int], busy_message: str = OFFER_BUSY) -> Iterator[None]:
+    """Turn a lock timeout of the block, or an invalid counter, into `_OfferFailed`.
+
+    :param busy_message: the message after a lock timeout.
+    """
     try:
         yield
     except OperationalError as error:
         if not isinstance(error.orig, LockNotAvailable):
             raise
-        raise _OfferFailed(indexes, RedemptionUnavailable(OFFER_BUSY)) from error
+        raise _OfferFailed(indexes, RedemptionUnavailable(busy_message)) from error
     except InvalidOfferCounter as error:
         raise _OfferFailed(indexes, error) from error
 
@@ -262,7 +271,9 @@ def _redeem_for_offer(
         "rows": rows,
         "is_capped": offer.max_redemptions is not None,
     }
-    customer_ids = set(connection.exec_driver_sql(_INSERT_REDEMPTIONS, values).scalars())
+    # It waits for a row of the same customer that is not committed, perhaps because a standby is missing.
+    with _isolate_failure([request.index for request in accepted], OUTCOME_UNKNOWN):
+        customer_ids = set(connection.exec_driver_sql(_INSERT_REDEMPTIONS, values).scalars())
     results = _look_up(connection, [item for item in accepted if item.customer_id not in customer_ids], secret)
     inserted = [
         item for item in accepted if item.customer_id in customer_ids and item is first_of_customer[item.customer_id]

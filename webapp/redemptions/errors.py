@@ -8,7 +8,8 @@ from flask_babel import gettext as _
 from flask_babel import lazy_gettext as _l
 from sqlalchemy.exc import DBAPIError
 
-from webapp.core.database_health import is_disk_full
+from webapp.core.database_connections import CommitRefused
+from webapp.core.database_health import is_commit_refused, is_disk_full
 from webapp.core.errors import DomainError
 from webapp.redemptions import refusals
 from webapp.redemptions.rules import Evaluation, RedemptionFacts, RefusalReason
@@ -33,24 +34,35 @@ class RedemptionRefused(DomainError):
         self.facts = facts
 
 
-DATABASE_UNAVAILABLE = _l("Codes can't be redeemed right now. Nothing was redeemed. Please try again in a moment.")
+# An earlier attempt of the same customer may have been saved without a confirmation, so these texts are about this one.
+DATABASE_UNAVAILABLE = _l(
+    "Codes can't be redeemed right now. This attempt redeemed nothing. Please try again in a moment."
+)
+COMMITS_REFUSED = _l(
+    "Codes can't be redeemed right now. This attempt redeemed nothing, but an earlier one may have. Please try again "
+    "in a moment: the code can't be redeemed twice."
+)
 OUTCOME_UNKNOWN = _l(
     "We could not confirm whether the code was redeemed. Please try again: it can't be redeemed twice."
 )
 DISK_FULL = _l(
-    "Codes can't be redeemed right now, because the disk of the database is full. Nothing was redeemed. Please try "
-    "again later."
+    "Codes can't be redeemed right now, because the disk of the database is full. This attempt redeemed nothing. "
+    "Please try again later."
 )
-DISK_FULL_FOR_CUSTOMERS = _l("Codes can't be redeemed for some time. Nothing was redeemed. Please try again later.")
+DISK_FULL_FOR_CUSTOMERS = _l(
+    "Codes can't be redeemed for some time. This attempt redeemed nothing. Please try again later."
+)
+# The others may be redemptions, a change of the offer, or a transaction that waits for a standby.
 OFFER_BUSY = _l(
-    "Too many customers are redeeming this offer right now. Nothing was redeemed. Please try again in a moment."
+    "This offer can't be redeemed right now, because other requests for it are not complete yet. This attempt redeemed "
+    "nothing. Please try again in a moment."
 )
 
 
 class RedemptionUnavailable(DomainError):
     """No result came in time (503).
 
-    Nothing was saved, unless the message is `OUTCOME_UNKNOWN`.
+    This request has saved nothing, unless the message is `OUTCOME_UNKNOWN`.
     """
 
     def __init__(self, message: str = DATABASE_UNAVAILABLE) -> None:
@@ -78,9 +90,11 @@ class InvalidOfferCounter(DomainError):
         log.error("offer %s cannot be redeemed: its row in offer_counter is missing or has another cap", offer_id)
 
 
-def build_unavailable(error: DBAPIError, message: str = DATABASE_UNAVAILABLE) -> RedemptionUnavailable:
+def build_unavailable(error: DBAPIError | CommitRefused, message: str = DATABASE_UNAVAILABLE) -> RedemptionUnavailable:
     """Return the error for requests that a database error prevents.
 
-    :param message: the message unless the disk is full.
+    :param message: the message unless the disk is full or commits are refused.
     """
-    return RedemptionDiskFull() if is_disk_full(error) else RedemptionUnavailable(message)
+    if is_disk_full(error):
+        return RedemptionDiskFull()
+    return RedemptionUnavailable(COMMITS_REFUSED if is_commit_refused(error) else message)

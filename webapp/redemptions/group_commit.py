@@ -12,7 +12,6 @@ from sqlalchemy.exc import DBAPIError
 
 from webapp.core import database_health, database_timeouts
 from webapp.core.coalescing import Coalescer, CoalescingTimeout
-from webapp.core.database_connections import CommitRefused
 from webapp.core.errors import DomainError
 from webapp.core.extensions import db
 from webapp.redemptions.actions import redeem_all
@@ -96,8 +95,7 @@ class GroupCommitter(Coalescer[RedemptionRequest, RedemptionRecord | DomainError
         except DBAPIError as error:
             if not database_health.report_if_outage(error):
                 log.warning("group commit failed (redemptions: %s): %s", len(requests), error.orig)
-            is_refused = isinstance(error.orig, CommitRefused)
-            if is_refused or self._connection is None or self._connection.invalidated:
+            if database_health.is_commit_refused(error) or self._connection is None or self._connection.invalidated:
                 return [build_unavailable(error)] * len(requests)
             return self._redeem_individually(requests, error)
 

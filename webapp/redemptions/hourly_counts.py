@@ -39,14 +39,22 @@ _ADD_TO_TOTALS = (
     ),
     text(f"insert into hour_total (hour, n) select counted.hour, sum(counted.n) from {_NEW_HOURS} group by 1"),  # noqa: S608
 )
-_SELECT_COUNT_UNTIL = text("select date_trunc('hour', now() - interval '5 minutes', 'UTC')")
+# A transaction that waits for a missing standby may commit at any later time. It is visible, because all web and worker
+# processes have the same role.
+_SELECT_COUNT_UNTIL = text(
+    """
+    select date_trunc('hour', least(now() - interval '5 minutes', min(xact_start)), 'UTC') from pg_stat_activity
+    where datname = current_database() and backend_xid is not null and pid <> pg_backend_pid()
+    """
+)
 _ADVANCE_COUNTED_UNTIL = text("update redemption_tally set counted_until = :until where id = 1")
 
 
 def update_hourly_counts() -> None:
     """Add every hour that ended more than five minutes ago to the counts. Commits.
 
-    Idempotent. The five minutes are for transactions that were about to commit when the hour ended.
+    An hour also waits for every transaction that has written and began before its end; the five minutes are for those
+    that had not written yet. Idempotent.
     """
     until = db.session.execute(_SELECT_COUNT_UNTIL).scalar_one()
     db.session.execute(_LOCK_HOURLY_COUNTS)

@@ -134,19 +134,31 @@ def _handle_database_error(error: DBAPIError | PoolTimeoutError) -> Response:
     if not database_health.report_if_outage(error):
         log.error("database error in %s %s: %s", request.method, request.url_rule, getattr(error, "orig", error))
     db.session.rollback()
-    if database_health.is_disk_full(error):
-        message = _disk_full_message()
-    elif request_commits.has_view_committed() and request.method != "GET":
+    is_change = request_commits.has_view_started() and request.method != "GET"
+    is_unconfirmed = is_change and database_health.is_commit_unconfirmed(error)
+    if is_change and request_commits.has_view_committed():
         message = _(
             "Part or all of this was saved, but the result can't be shown right now. Check it before you retry."
         )
+    elif is_unconfirmed:
+        message = _unconfirmed_message()
+    elif database_health.is_disk_full(error):
+        message = _disk_full_message()
     elif database_health.is_read_only(error) and not _is_customer_page():
         message = _("The database accepts no changes at the moment. Please try again in a moment.")
     else:
         message = _get_message(503)
     if _is_api_request():
         return problem_response(503, "unavailable", message)
-    return _render_error_page(503, message)
+    return _render_error_page(503, message, can_resubmit=not is_unconfirmed or _is_customer_page())
+
+
+def _unconfirmed_message() -> str:
+    """Return the message for the client of a request whose commit the database did not confirm."""
+    if _is_customer_page():
+        # Customers cannot check it. What they change, such as a subscription, can be repeated.
+        return _("We could not confirm whether this was saved. Please try again in a moment.")
+    return _("We could not confirm whether this was saved. Check it before you retry.")
 
 
 def _disk_full_message() -> str:
@@ -238,15 +250,15 @@ def _is_customer_page() -> bool:
     return _is_public_request() and not _is_api_request()
 
 
-def _render_error_page(status: int, detail: str, **values: object) -> Response:
+def _render_error_page(status: int, detail: str, *, can_resubmit: bool = True, **values: object) -> Response:
     """Render an error page that needs neither database nor session.
 
-    After an outage the form can be sent again.
+    :param can_resubmit: whether the form can be sent again after an outage, unless some of it was saved.
     """
     resubmit_fields = []
     is_form = request.method == "POST" and request.mimetype == "application/x-www-form-urlencoded"
     is_saved = request_commits.has_view_committed()
-    if status == 503 and is_form and not is_saved and not request.path.startswith(NO_RESUBMIT_PATHS):
+    if status == 503 and can_resubmit and is_form and not is_saved and not request.path.startswith(NO_RESUBMIT_PATHS):
         fields = get_form_or_empty().items(multi=True)
         resubmit_fields = [(name, value) for name, value in fields if name not in NO_RESUBMIT_FIELDS]
     if "_login_user" not in g:

@@ -17,7 +17,7 @@ from flask import Flask
 from sqlalchemy import text
 
 from local import postgresql as embedded_postgresql
-from tests.support import watchdog
+from tests.support import live_server, watchdog
 from webapp import create_app
 from webapp.accounts import api_key_actions
 from webapp.core import database_connections, database_timeouts, migrations, task_queue
@@ -81,6 +81,21 @@ class DurableDatabase(PopulatedDatabase):
         process = psutil.Process(pid)
         process.send_signal(signal.SIGQUIT)
         psutil.wait_procs([process], timeout=30)
+
+    @contextmanager
+    def missing_standby(self) -> Iterator[None]:
+        """Let commits wait for a standby that does not exist; afterwards, they complete."""
+        with self.connect() as connection:
+            connection.execute("alter system set synchronous_standby_names = 'missing'")
+            connection.execute("select pg_reload_conf()")
+            live_server.wait_until(
+                lambda: connection.execute("show synchronous_standby_names").fetchone() == ("missing",)
+            )
+            try:
+                yield
+            finally:
+                connection.execute("alter system reset synchronous_standby_names")
+                connection.execute("select pg_reload_conf()")
 
     def connect(self) -> psycopg.Connection:
         return psycopg.connect(self.server.conninfo("onecode"), autocommit=True)

@@ -99,7 +99,7 @@ def check_redemptions(database: PopulatedDatabase, load: RedemptionLoad) -> None
     unsaved = {
         email
         for email, response in load.responses
-        if response.status == 503 and "Nothing was redeemed" in response.body["detail"]
+        if response.status == 503 and "This attempt redeemed nothing" in response.body["detail"]
     }
     assert not unsaved & stored, f"{len(unsaved & stored)} redemptions are saved, though the response denies it"
     counter = database.redemption_count(load.code)
