@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from flask_babel import gettext as _
@@ -46,7 +46,8 @@ class ShopValues:
     :param address: the postal address, with several lines.
     :param colour: #rrggbb, in lower case.
     :param locale: the locale of recipients without a known one, and the language of the emails.
-    :param reason: the sentence in the footer that says why the recipient gets the email; may be empty.
+    :param reason: the sentence in the footer that says why the recipient gets the email; if it is empty, that is the
+        default sentence with the name of the shop.
     """
 
     name: str
@@ -64,6 +65,19 @@ class ShopValues:
     def sender_display_name(self) -> str:
         """The display name in the From header."""
         return self.sender_name or self.name
+
+    @property
+    def footer_reason(self) -> str:
+        """The sentence in the footer of emails that says why the recipient gets them."""
+        return self.reason or default_reason(self.name)
+
+    def without_default_reason(self, *names: str) -> ShopValues:
+        """Return the details without a reason that is the default sentence of the shop or of one of the names.
+
+        A default sentence that was stored would keep a former name of the shop.
+        """
+        defaults = {default_reason(name) for name in (self.name, *names)}
+        return replace(self, reason="") if self.reason in defaults else self
 
 
 class Shop(Model):
