@@ -20,10 +20,10 @@ from flask import current_app
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
-from local import demo_instance, preflight, source_code, supervisor
+from local import demo_instance, preflight, readiness, source_code, supervisor
 from local.postgresql import EmbeddedError
 from local.preflight import SetupError
-from local.supervisor import ServiceError
+from local.readiness import ServiceError
 from webapp.accounts import invitation_actions
 from webapp.accounts import queries as account_queries
 from webapp.core import atomic_files, database_timeouts
@@ -68,7 +68,7 @@ def up_command() -> None:
         check_disk_if_needed(settings, is_running)
         if is_running:
             preflight.check_running_port(settings)
-            supervisor.wait_until_ready(settings)
+            readiness.wait_until_ready(settings)
             exception = "" if account_queries.has_active_admin() else " except the link below"
             _print_addresses(settings, f"Onecode is already running; nothing was changed{exception}.")
             if source_code.has_changed(settings):
