@@ -38,6 +38,8 @@ from webapp.core.setting_parsers import (
     require_external_services,
 )
 
+# The name of the shop until SHOP_NAME or staff name it.
+DEFAULT_SHOP_NAME = "Onecode"
 # Folder of the embedded server when it cannot be in the instance folder (see local/postgresql.py).
 SHARED_HOME = Path("/var/lib/onecode")
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
@@ -175,7 +177,7 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         mail_connections=parse_integer(variables, "MAIL_CONNECTIONS", 2, 1, 32),
         mail_per_second=parse_mail_rate(variables),
         mail_bounce_address=parse_bounce_address(variables),
-        shop_name=variables.get("SHOP_NAME") or "Onecode",
+        shop_name=variables.get("SHOP_NAME") or DEFAULT_SHOP_NAME,
         trusted_proxies=parse_integer(variables, "TRUSTED_PROXIES", 0, 0, 10),
         public_customers_per_address=parse_integer(variables, "PUBLIC_CUSTOMERS_PER_ADDRESS", 10, 0, 1000),
         log_format=parse_choice(variables, "LOG_FORMAT", "text", "json") or "text",

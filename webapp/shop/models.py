@@ -10,6 +10,7 @@ from sqlalchemy import CheckConstraint, SmallInteger, func
 from sqlalchemy.orm import Mapped, mapped_column
 
 from webapp.core.extensions import Model
+from webapp.core.settings import DEFAULT_SHOP_NAME
 
 MAX_NAME_LENGTH = 100
 MAX_ADDRESS_LENGTH = 500
@@ -65,6 +66,11 @@ class ShopValues:
     def sender_display_name(self) -> str:
         """The display name in the From header."""
         return self.sender_name or self.name
+
+    @property
+    def is_named(self) -> bool:
+        """Whether the shop has a name of its own."""
+        return self.name != DEFAULT_SHOP_NAME
 
     @property
     def footer_reason(self) -> str:

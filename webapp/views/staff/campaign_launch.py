@@ -164,6 +164,7 @@ def _render_review(offer: Offer, campaign: Campaign, form: LaunchForm, status: i
             for part in parse_template(campaign.subject)
         ),
         uses_mail_sink=current_app.config["SETTINGS"].uses_mail_sink,
+        shop=rendering.load_shop(),
         sender=addresses.format_sender(rendering.load_shop()),
         audience_count=launch_audience.count_campaign_recipients(campaign, offer),
         audience=audience_name(offer.audience_id),
