@@ -246,6 +246,19 @@ def test_a_request_of_a_second_is_slow(
     assert [line["ms"] for line in parse_lines(stream)] == ([1000] if is_logged else [])
 
 
+@pytest.mark.parametrize(("status", "kind"), [(200, "slow"), (499, "slow"), (500, "failed"), (503, "failed")])
+def test_a_request_is_logged_as_failed_or_as_slow(
+    app: Flask, test_settings: Settings, monkeypatch: pytest.MonkeyPatch, status: int, kind: str
+) -> None:
+    monkeypatch.setattr(logs, "SLOW_REQUEST_SECONDS", 0.0)
+    monkeypatch.setattr("webapp.core.logs.time.perf_counter", lambda: 12.5)
+    with app.test_request_context("/healthz"), captured_logs(test_settings) as stream:
+        logs.log_slow_or_failed_request(Response(status=status), 10.0)
+
+    (line,) = parse_lines(stream)
+    assert line["message"] == f"{kind} request: GET /healthz: {status} after 2500 ms"
+
+
 def test_only_slow_requests_that_succeed_are_logged(
     failing: FlaskClient, test_settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -99,7 +99,8 @@ def log_slow_or_failed_request(response: Response, started_at: float | None) -> 
         return
     route = request.url_rule.rule if request.url_rule else "no route"
     fields = {"method": request.method, "route": route, "status": response.status_code, "ms": round(seconds * 1000)}
-    log.warning("request failed or slow: %(method)s %(route)s: %(status)d after %(ms)d ms", fields, extra=fields)
+    kind = "failed" if response.status_code >= 500 else "slow"
+    log.warning(f"{kind} request: %(method)s %(route)s: %(status)d after %(ms)d ms", fields, extra=fields)
 
 
 def redact_personal_data(line: str) -> str:
