@@ -23,6 +23,7 @@ from sqlalchemy.exc import DBAPIError
 
 from webapp.core import database_connections
 from webapp.core.database_connections import CommitRefused, StatementTimeout
+from webapp.core.settings import EMBEDDED_SERVER
 
 log = logging.getLogger(__name__)
 
@@ -227,7 +228,8 @@ _ATTEMPT_PATTERN = re.compile(r"^- host: '?(.*?)'?, port: '?(.*?)'?, hostaddr: '
 def explain_connection_error(error: psycopg.Error) -> str:
     """Return one line about a failed connection and its remedy; never a password.
 
-    It names the setting with the address, which `database_connections.connect` has stored in the error.
+    It names the setting with the address, which `database_connections.connect` has stored in the error, or the folder
+    of the embedded server.
     """
     name = error.__dict__.get("setting", "DATABASE_URL")
     attempts = {
@@ -243,6 +245,8 @@ def explain_connection_error(error: psycopg.Error) -> str:
         )
         return f"none of the servers of {name} can be used: {'; '.join(reasons)}"
     message = " ".join(str(error).split())
+    if name.startswith(EMBEDDED_SERVER):
+        return f"{name} cannot be used ({shorten(message, 200, placeholder=' …')}); see its log, postgresql.log"
     for pattern, hint in CONNECTION_ERROR_HINTS:
         if match := re.search(pattern, message):
             groups = " port ".join(group for group in match.groups() if group)
