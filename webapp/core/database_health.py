@@ -2,9 +2,9 @@
 
 One line is logged when an outage starts, and one when the database has recovered. During an outage at most one rejected
 request per second is logged. The database counts as recovered as soon as a connection of the pool works, and after a
-commit that timed out, as soon as it accepts writes. If only a single connection was terminated (the queue has its own),
-both lines follow each other immediately. Other connections that were terminated in the same outage may be noticed up to
-a minute later; these are not logged again.
+commit that timed out, as soon as it accepts writes. Each process notices that when it next uses the database. If only a
+single connection was terminated (the queue has its own), both lines follow each other immediately. Other connections
+that were terminated in the same outage may be noticed up to a minute later; these are not logged again.
 """
 
 from __future__ import annotations
@@ -132,8 +132,13 @@ def mark_recovered() -> None:
         started_at, unlogged, _outage_started_at, _unlogged_requests = _outage_started_at, _unlogged_requests, None, 0
         _recovered_at = time.monotonic() if started_at is not None else _recovered_at
     if started_at is not None:
-        suffix = f"; {unlogged} rejected requests were not logged" if unlogged else ""
-        log.warning("the database has recovered after %.0f s%s", time.monotonic() - started_at, suffix)
+        requests = "1 rejected request was" if unlogged == 1 else f"{unlogged} rejected requests were"
+        log.warning(
+            # A process notices the recovery when it next uses the database.
+            "the database has recovered after at most %.0f s%s",
+            time.monotonic() - started_at,
+            f"; {requests} not logged" if unlogged else "",
+        )
 
 
 def is_database_unavailable() -> bool:
