@@ -78,6 +78,8 @@ def configure_logging(settings: Settings, level: str | None = None) -> None:
     server.propagate = True
     # At level INFO Huey logs several lines a minute while idle, and every completed task.
     logging.getLogger("huey").setLevel(logging.WARNING)
+    # At level INFO Alembic logs its six plugins when it is imported, by a web process at the first request of /metrics.
+    logging.getLogger("alembic.runtime.plugins").setLevel(logging.WARNING)
 
 
 def log_slow_or_failed_request(response: Response, started_at: float | None) -> None:
