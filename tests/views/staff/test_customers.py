@@ -330,6 +330,46 @@ def test_the_sample_file_can_be_imported(staff: FlaskClient, import_file: Import
 # --- import pages --------------------------------------------------------------------------------
 
 
+def test_the_numbers_of_the_list_of_imports_add_up(staff: FlaskClient, import_file: ImportFileFixture) -> None:
+    import_file("email,name\nada@example.com,Ada\nbob@example.com,Bob\n")
+    row = import_file(
+        "email,name\nada@example.com,Ada\nbob@example.com,Bo\ncid@example.com,\ncid@example.com,Cid\nno address,\n"
+    )
+    page = staff.get("/customers/imports").text
+
+    table_row = page.partition(f'href="/customers/imports/{row.id}"')[2].partition("</tr>")[0]
+    rows, *parts = map(int, re.findall(r'<td class="num[^"]*">(\d+)</td>', table_row))
+    assert (rows, parts) == (5, [1, 1, 1, 1, 1])
+    headings = re.findall(r"<th[^>]*>(\w+)</th>", page)
+    assert headings[-6:] == ["Rows", "Created", "Updated", "Unchanged", "Duplicates", "Rejected"]
+
+
+def test_an_import_whose_rows_were_all_rejected_is_no_success(
+    staff: FlaskClient, import_file: ImportFileFixture
+) -> None:
+    row = import_file("email\nno address\nnor this\n")
+    page, listed = staff.get(f"/customers/imports/{row.id}").text, staff.get("/customers/imports").text
+
+    assert "No row was imported: all rows were rejected." in page
+    table_row = listed.partition(f'href="/customers/imports/{row.id}"')[2].partition("</tr>")[0]
+    assert "Rejected" in table_row
+    assert "Done" not in table_row
+    assert "Done" not in page
+    assert "Customers imported" not in page
+    assert "Show customers" not in page
+    assert "Import another file" in page
+
+
+def test_an_import_with_some_rejected_rows_is_done(staff: FlaskClient, import_file: ImportFileFixture) -> None:
+    row = import_file("email\nno address\nada@example.com\n")
+    page = staff.get(f"/customers/imports/{row.id}").text
+
+    assert "all rows were rejected" not in page
+    assert "Done" in page
+    assert "Show customers" in page
+    assert "Import another file" not in page
+
+
 def test_the_page_of_an_unfinished_import_polls(staff: FlaskClient, receive_file: Callable[..., int]) -> None:
     import_id = receive_file("email\nada@example.com\n")
 
