@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import html
 import io
 import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from itertools import chain
 
 import pytest
 from flask.testing import FlaskClient
@@ -23,6 +25,8 @@ from webapp.customers import actions as customer_actions
 from webapp.customers import audience_actions
 from webapp.customers import queries as customer_queries
 from webapp.customers.imports import queries as import_queries
+from webapp.customers.imports.csv_rows import CUSTOMER_COLUMN_ALIASES, parse_header
+from webapp.customers.imports.line_reader import LineReader
 from webapp.customers.models import ImportChunk, RejectedRow
 from webapp.customers.validation import CustomerValues
 from webapp.offers.models import Offer
@@ -319,6 +323,20 @@ def test_an_upload_needs_the_csrf_token(csrf_client: FlaskClient, make_staff_use
     # The last one had the right token, but after the file.
     assert [response.status_code for response in refused] == [400, 400, 400]
     assert accepted.status_code == 302
+
+
+def test_every_column_name_on_the_import_page_is_accepted(staff: FlaskClient) -> None:
+    page = html.unescape(staff.get("/customers/import").text)
+    columns = re.findall(r"<code>(\w+)</code>\s*</td>\s*<td>\s*[^<]*Also accepted: ([^<]*)\.\s*</td>", page)
+    accepted = {column: [column, *names.split(", ")] for column, names in columns}
+
+    assert list(accepted) == ["email", "name", "first_name", "last_name", "source_id", "locale", "audience"]
+    assert {"E-Mail-Adresse", "Vorname", "Nachname", "Kundennummer", "Sprache"} <= set(chain(*accepted.values()))
+    for column, names in accepted.items():
+        for name in names:
+            header = name if column == "email" else f"email,{name}"
+            layout = parse_header(LineReader([f"{header}\n".encode()]), CUSTOMER_COLUMN_ALIASES)
+            assert set(layout.columns) == {"email", column}
 
 
 def test_the_sample_file_can_be_imported(staff: FlaskClient, import_file: ImportFileFixture) -> None:
