@@ -358,12 +358,28 @@ def test_a_launch_leads_to_the_progress_page(staff: FlaskClient, make_offer: Cal
     assert "Launched." in response.text
 
 
-def test_a_second_launch_sends_nothing_twice(staff: FlaskClient, make_offer: Callable[..., Offer]) -> None:
+@pytest.mark.parametrize(
+    ("change", "is_repeated_click"),
+    [
+        ("launched_at = launched_at", True),
+        ("launched_at = now() - interval '31 seconds'", False),
+        ("launched_by = 'another@example.com'", False),
+    ],
+    ids=["double click", "later", "another user"],
+)
+def test_a_second_launch_sends_nothing_twice(
+    staff: FlaskClient, make_offer: Callable[..., Offer], change: str, is_repeated_click: bool
+) -> None:
     create_customers(3)
     offer = make_offer()
     staff.post(f"/offers/{offer.id}/launch")
-    response = staff.post(f"/offers/{offer.id}/launch", follow_redirects=True)
-    assert "nothing was sent twice" in response.text
+    db.session.execute(text(f"update campaign set {change}"))
+    db.session.commit()
+    with staff.session_transaction() as session:
+        session.pop("_flashes")
+    page = staff.post(f"/offers/{offer.id}/launch", follow_redirects=True).text
+    assert ("Launched. You can leave this page" in page) is is_repeated_click
+    assert ("This campaign is already launched. Nothing is sent twice." in page) is not is_repeated_click
 
 
 def test_a_launch_without_recipients_explains_what_to_do(staff: FlaskClient, make_offer: Callable[..., Offer]) -> None:
