@@ -8,7 +8,7 @@ from flask import Flask, current_app
 from local import commands as local_commands
 from local import mailsink
 from local.demo_commands import demo_group
-from local.supervisor import ServiceError
+from local.readiness import ServiceError
 from webapp import cli
 from webapp.core import migrations
 from webapp.core.settings import Settings

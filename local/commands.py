@@ -20,14 +20,15 @@ from flask import current_app
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
-from local import demo_instance, preflight, source_code, supervisor
+from local import demo_instance, preflight, readiness, source_code, supervisor
 from local.postgresql import EmbeddedError
 from local.preflight import SetupError
-from local.supervisor import ServiceError
+from local.readiness import ServiceError
 from webapp.accounts import invitation_actions
 from webapp.accounts import queries as account_queries
 from webapp.core import atomic_files, database_timeouts
 from webapp.core.database_engines import get_direct_engine
+from webapp.core.extensions import db
 from webapp.core.logs import redact_personal_data
 from webapp.core.setting_parsers import SettingsError
 from webapp.core.settings import Settings
@@ -68,7 +69,7 @@ def up_command() -> None:
         check_disk_if_needed(settings, is_running)
         if is_running:
             preflight.check_running_port(settings)
-            supervisor.wait_until_ready(settings)
+            readiness.wait_until_ready(settings)
             exception = "" if account_queries.has_active_admin() else " except the link below"
             _print_addresses(settings, f"Onecode is already running; nothing was changed{exception}.")
             if source_code.has_changed(settings):
@@ -113,12 +114,17 @@ def run_here_command() -> None:
             preflight.check_ports(settings)
             started = not supervisor.is_database_running(settings)
             with running_database(settings):
-                _print_addresses(settings, "\nOnecode is starting; Ctrl-C stops it.")
+                _print_addresses(settings, "\nOnecode is starting.", in_foreground=True)
+                # This process lives as long as the services: no transaction and no connection may stay open.
+                db.session.remove()
+                db.engine.dispose()
         try:
             supervisor.run_in_foreground(settings)
         finally:
-            if started:
-                supervisor.stop_database(settings)
+            # `make down` in another terminal may be stopping the database as well, or `make setup` may follow it.
+            with supervisor.instance_lock(settings):
+                if started and not supervisor.is_supervisor_running(settings):
+                    supervisor.stop_database(settings)
 
 
 @click.command("migrate")
@@ -188,7 +194,7 @@ def _upgrade_schema() -> None:
             lock.execute(text("select pg_advisory_unlock(hashtext('onecode.migrate'))"))
 
 
-def _print_addresses(settings: Settings, first: str) -> None:
+def _print_addresses(settings: Settings, first: str, in_foreground: bool = False) -> None:
     # Query first: when the database is unavailable, no address is printed.
     needs_admin = not account_queries.has_active_admin()
     click.echo(f"{first}\n")
@@ -202,8 +208,9 @@ def _print_addresses(settings: Settings, first: str) -> None:
         click.echo("\nNext: open this one-time link and choose your name and password:\n")
         click.echo(f"  {link}\n")
         click.echo("Then import customers. To explore a shop with sample data first: `make demo`.")
-        click.echo("Lost the link? `make setup` prints a new one.")
-    click.echo("\nStop with `make down`; all commands: `make help`.")
+        where = ", in another terminal," if in_foreground else ""
+        click.echo(f"Lost the link? `make setup`{where} prints a new one.")
+    click.echo(f"\nStop with {'Ctrl-C' if in_foreground else '`make down`'}; all commands: `make help`.")
 
 
 @contextmanager

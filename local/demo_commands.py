@@ -11,9 +11,9 @@ from flask import current_app
 from sqlalchemy.exc import DBAPIError
 
 from local import commands as local_commands
-from local import demo_instance, preflight, source_code, supervisor
+from local import demo_instance, preflight, readiness, source_code, supervisor
 from local.demo import scenario, seed
-from local.supervisor import ServiceError
+from local.readiness import ServiceError
 from webapp import create_app
 from webapp.accounts import invitation_actions
 from webapp.accounts import queries as account_queries
@@ -42,7 +42,7 @@ def demo_up_command(port: int | None, public_url: str | None) -> None:
             _check_running_port(settings, port)
             settings = demo_instance.load_demo_settings(user_settings, public_url=public_url)
             with _app_context(settings):
-                supervisor.wait_until_ready(settings)
+                readiness.wait_until_ready(settings)
                 _print_addresses(settings, "The demo is already running.")
             if source_code.has_changed(settings):
                 click.echo("The code has changed since the demo was started: run `make demo-down`, then `make demo`.")

@@ -11,7 +11,7 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 
 from local import preflight, supervisor
-from local.supervisor import ServiceError
+from local.readiness import ServiceError
 from webapp.core import atomic_files
 from webapp.core import settings as app_settings
 from webapp.core.settings import SETTING_NAMES, Settings

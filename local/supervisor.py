@@ -9,12 +9,8 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
-import socket
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +19,8 @@ from typing import IO
 import psutil
 
 from local import postgresql as embedded_postgresql
-from local import source_code
+from local import readiness, source_code
+from local.readiness import ServiceError
 from webapp.campaigns import timing
 from webapp.core import atomic_files
 from webapp.core.settings import ROOT, Settings, socket_folder
@@ -32,12 +29,6 @@ from webapp.serve import web_arguments
 # docker-compose.yml and the systemd units in docs/operations use the same value.
 GRACE_SECONDS = int(timing.SHUTDOWN_TIMEOUT)
 INSTANCE_VARIABLE = "ONECODE_INSTANCE"
-# The first line of the web server's log: a hint at 32 threads, which mostly wait for the database.
-_HARMLESS_WARNING = "[WARNING] Configuration allows spawning up to"
-
-
-class ServiceError(Exception):
-    """The services can't be started or stopped; the message says what to do."""
 
 
 @contextmanager
@@ -128,7 +119,8 @@ def start_services(settings: Settings, environment: Mapping[str, str] | None = N
     source_code.record_started_code(settings)
     configuration = _write_configuration(settings)
     with (settings.instance_path / "log" / "start.log").open("wb") as log:
-        subprocess.Popen(
+        positions = readiness.LogPositions(settings.instance_path / "log")
+        supervisor = subprocess.Popen(
             [sys.executable, "-m", "supervisor.supervisord", "-n", "-c", str(configuration)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -138,7 +130,7 @@ def start_services(settings: Settings, environment: Mapping[str, str] | None = N
             env=_process_environment(settings) | dict(environment or {}),
         )
     try:
-        wait_until_ready(settings)
+        readiness.wait_until_ready(settings, positions, supervisor)
     except BaseException:
         stop_services(settings)
         raise
@@ -250,48 +242,6 @@ def _process_environment(settings: Settings) -> dict[str, str]:
         "TZ": "UTC",
         "PYTHONUNBUFFERED": "1",
     }
-
-
-def wait_until_ready(settings: Settings, seconds: float = 60) -> None:
-    """Wait until `/readyz` succeeds and the mail sink, if there is one, accepts connections.
-
-    :raises ServiceError: when one of them is not ready within `seconds`, with the last line of its log,
-        other than a harmless warning.
-    """
-    deadline = time.monotonic() + seconds
-    while (unready := _find_unready_service(settings)) is not None:
-        if time.monotonic() >= deadline:
-            service, log_name, response = unready
-            log = settings.instance_path / "log" / log_name
-            lines = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
-            reasons = [line for line in lines if not line.startswith(_HARMLESS_WARNING)]
-            reason = reasons[-1] if reasons else response
-            raise ServiceError(
-                f"the {service} did not become ready ({reason}); see its log, {log}. "
-                "If the machine is busy, run the same command again."
-            )
-        time.sleep(0.1)
-
-
-def _find_unready_service(settings: Settings) -> tuple[str, str, str] | None:
-    """Return a service that is not ready, its log file and its response; None if all services are ready."""
-    try:
-        urllib.request.urlopen(f"http://127.0.0.1:{settings.port}/readyz", timeout=2).close()
-    except urllib.error.HTTPError as error:
-        return "web server", "web.log", error.read().decode(errors="replace")
-    except OSError:
-        return "web server", "web.log", "no response"
-    if settings.uses_mail_sink and not _accepts(settings.sink_page_port):
-        return "mail sink", "mail.log", "no response"
-    return None
-
-
-def _accepts(port: int) -> bool:
-    try:
-        with socket.create_connection(("127.0.0.1", port), timeout=2):
-            return True
-    except OSError:
-        return False
 
 
 def _find_supervisor(settings: Settings) -> psutil.Process | None:

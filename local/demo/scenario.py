@@ -38,7 +38,6 @@ SHOP = ShopValues(
     sender_name="Marigold Tea House",
     address="Marigold Tea House\nHarbour Lane 12\n20459 Hamburg\nGermany",
     colour="#b45309",
-    reason="You receive this email because you are a customer of Marigold Tea House.",
 )
 
 # The days of the first import and of the newsletter sign-ups.

@@ -11,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from aiosmtpd.controller import Controller
-from werkzeug.serving import make_server
+from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
 
 from local.mailsink.index import MailIndex
 from local.mailsink.smtp_handler import SinkHandler
@@ -38,6 +38,18 @@ def serve_mail_sink(settings: Settings) -> None:
     controller.start()
     try:
         index.start_background_refresh()
-        make_server("127.0.0.1", settings.sink_page_port, create_sink_app(index), threaded=True).serve_forever()
+        create_page_server(settings.sink_page_port, index).serve_forever()
     finally:
         controller.stop()
+
+
+class _QuietRequestHandler(WSGIRequestHandler):
+    """Handles requests without an access log; errors are still logged."""
+
+    def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
+        """Log nothing."""
+
+
+def create_page_server(port: int, index: MailIndex) -> BaseWSGIServer:
+    """Create the server of the page with the emails of an index; 0 chooses a free port."""
+    return make_server("127.0.0.1", port, create_sink_app(index), threaded=True, request_handler=_QuietRequestHandler)

@@ -179,10 +179,10 @@ def _format_datetime(at_ns: int) -> str:
     """Format a time for display, in the time zone of this machine."""
     time, today = datetime.fromtimestamp(at_ns / 1e9).astimezone(), datetime.now().astimezone().date()
     if time.date() == today:
-        return f"Today {time:%H:%M:%S}"
+        return f"Today {time:%H:%M:%S %Z}"
     if time.date() == today - timedelta(days=1):
-        return f"Yesterday {time:%H:%M}"
-    return f"{time.day} {time:%b %Y, %H:%M}"
+        return f"Yesterday {time:%H:%M %Z}"
+    return f"{time.day} {time:%b %Y, %H:%M %Z}"
 
 
 def _format_iso(at_ns: int) -> str:

@@ -305,7 +305,9 @@ def test_a_worker_logs_the_outage_and_the_recovery_once(program: StoppableProgra
     assert all(
         "ERROR webapp.core.database_health database unavailable or connection closed" in line for line in lines[::2]
     )
-    assert all("WARNING webapp.core.database_health the database has recovered after " in line for line in lines[1::2])
+    assert all(
+        "WARNING webapp.core.database_health the database has recovered after at most " in line for line in lines[1::2]
+    )
 
 
 def test_a_worker_without_a_database_logs_one_line(test_settings: app_settings.Settings, tmp_path: Path) -> None:
@@ -389,8 +391,8 @@ def test_rejected_requests_are_logged_at_most_once_a_second(
 
     first, *logged, last = stream.getvalue().splitlines()
     recovery = re.search(
-        r"WARNING webapp.core.database_health the database has recovered after \d+ s"
-        r"(?:; (\d+) rejected requests were not logged)?",
+        r"WARNING webapp.core.database_health the database has recovered after at most \d+ s"
+        r"(?:; (\d+) rejected requests? (?:was|were) not logged)?",
         last,
     )
     assert "ERROR webapp.core.database_health database unavailable" in first
@@ -398,3 +400,20 @@ def test_rejected_requests_are_logged_at_most_once_a_second(
     assert all(": 503 after" in line for line in logged)
     assert 1 <= len(logged) <= 1 + seconds
     assert len(logged) + int(recovery[1] or 0) == statuses.count(503) == 20
+
+
+@pytest.mark.parametrize(
+    ("unlogged", "end"),
+    [(0, ""), (1, "; 1 rejected request was not logged"), (2, "; 2 rejected requests were not logged")],
+)
+def test_the_rejected_requests_of_an_outage_are_counted(
+    test_settings: app_settings.Settings, monkeypatch: pytest.MonkeyPatch, unlogged: int, end: str
+) -> None:
+    monkeypatch.setattr(database_health, "_outage_started_at", time.monotonic())
+    monkeypatch.setattr(database_health, "_recovered_at", -math.inf)
+    monkeypatch.setattr(database_health, "_last_logged_at", math.inf)
+    assert not any(database_health.should_log_rejected_request() for _ in range(unlogged))
+    with captured_logs(test_settings, "text") as stream:
+        database_health.mark_recovered()
+
+    assert re.search(rf"the database has recovered after at most \d+ s{end}$", stream.getvalue().rstrip("\n"))

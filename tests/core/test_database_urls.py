@@ -14,12 +14,12 @@ from sqlalchemy import text
 from local import preflight
 from tests.support.ports import free_port
 from webapp import create_app
-from webapp.core import database_connections, database_urls, task_queue
+from webapp.core import database_connections, database_engines, database_urls, task_queue
 from webapp.core import settings as app_settings
 from webapp.core.database_health import explain_connection_error
 from webapp.core.extensions import db, huey
 from webapp.core.setting_parsers import SettingsError
-from webapp.core.settings import Settings
+from webapp.core.settings import Settings, load_settings
 
 
 @pytest.mark.parametrize(
@@ -180,6 +180,20 @@ def test_a_missing_port_is_not_named(start: str) -> None:
     line = explain_connection_error(raised.value)
     assert "be used: db.shop (127.0.0.1): " in line
     assert "; db.shop (127.0.0.2): " in line
+
+
+def test_the_embedded_server_is_named_by_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "postgresql").mkdir()
+    settings = load_settings({"INSTANCE_PATH": str(tmp_path)})
+    connect = database_engines.build_creator(settings)
+    with pytest.raises(psycopg.OperationalError) as raised:
+        connect()
+
+    line = explain_connection_error(raised.value)
+    assert line.startswith(f"PostgreSQL in {tmp_path / 'postgresql'} cannot be used (")
+    assert line.endswith("); see its log, postgresql.log")
+    assert "DATABASE_URL" not in line
+    assert settings.direct_url_setting == settings.url_setting
 
 
 def test_every_unusable_server_is_named(test_settings: Settings) -> None:

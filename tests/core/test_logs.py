@@ -246,6 +246,30 @@ def test_a_request_of_a_second_is_slow(
     assert [line["ms"] for line in parse_lines(stream)] == ([1000] if is_logged else [])
 
 
+def test_the_plugins_of_alembic_are_not_logged(test_settings: Settings) -> None:
+    import_alembic = "import logging; import webapp.core.logs as logs; from webapp.core.settings import load_settings; "
+    import_alembic += "logs.configure_logging(load_settings()); import alembic.script"
+    environment = live_server.environment(test_settings)
+    result = subprocess.run(
+        [sys.executable, "-c", import_alembic], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    )
+
+    assert result.stderr == ""
+
+
+@pytest.mark.parametrize(("status", "kind"), [(200, "slow"), (499, "slow"), (500, "failed"), (503, "failed")])
+def test_a_request_is_logged_as_failed_or_as_slow(
+    app: Flask, test_settings: Settings, monkeypatch: pytest.MonkeyPatch, status: int, kind: str
+) -> None:
+    monkeypatch.setattr(logs, "SLOW_REQUEST_SECONDS", 0.0)
+    monkeypatch.setattr("webapp.core.logs.time.perf_counter", lambda: 12.5)
+    with app.test_request_context("/healthz"), captured_logs(test_settings) as stream:
+        logs.log_slow_or_failed_request(Response(status=status), 10.0)
+
+    (line,) = parse_lines(stream)
+    assert line["message"] == f"{kind} request: GET /healthz: {status} after 2500 ms"
+
+
 def test_only_slow_requests_that_succeed_are_logged(
     failing: FlaskClient, test_settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -138,13 +139,30 @@ def test_a_killed_installation_is_repeated_from_scratch(tree: SourceTree) -> Non
     assert not (tree.folder / ".venv" / "installing").exists()
 
 
+def test_a_long_installation_says_that_it_continues(tree: SourceTree) -> None:
+    script = tree.folder / "scripts" / "install"
+    source = script.read_text()
+    assert "\nREPORT_SECONDS = 60\n" in source
+    script.write_text(source.replace("\nREPORT_SECONDS = 60\n", "\nREPORT_SECONDS = 0.05\n"))
+    code, out, errors = tree.install()
+
+    first, *others = out.splitlines()
+    assert (code, errors) == (0, [])
+    assert first.startswith("Installing into .venv")
+    assert others
+    assert all(
+        re.fullmatch(r"Still installing after \d+ s; a slow network .* several minutes …", line) for line in others
+    )
+    assert tree.works()
+
+
 def test_the_second_of_two_concurrent_installations_waits(tree: SourceTree) -> None:
     processes = [tree.start(), tree.start()]
     outputs = [process.communicate(timeout=120) for process in processes]
 
     assert [process.returncode for process in processes] == [0, 0]
     assert [err for _, err in outputs] == ["", ""]
-    assert sorted(out for out, _ in outputs) == [
+    assert sorted(re.sub(r"Still installing .*\n", "", out) for out, _ in outputs) == [
         "Installing into .venv (about half a minute the first time) …\n",
         "Waiting for another installation into .venv …\n",
     ]

@@ -12,8 +12,10 @@ import psycopg
 import pytest
 from psycopg import sql
 
+from local import postgresql as embedded_postgresql
 from tests.support.live_server import wait_until
 from tests.support.local_copy import LocalCopy
+from webapp.core.settings import socket_folder
 
 pytestmark = pytest.mark.lifecycle
 
@@ -56,6 +58,24 @@ def test_setup_is_repeatable_and_down_stops_everything(make_copy: Callable[[str]
     restarted = instance.make("setup")
     assert "/invitations/" in restarted.stdout
     assert "The code has changed" not in restarted.stdout
+
+
+def test_what_runs_in_the_foreground_is_stopped_from_another_terminal(make_copy: Callable[[str], LocalCopy]) -> None:
+    instance = make_copy("one")
+    with instance.start("run") as run:
+        wait_until(lambda: _is_ready(instance), seconds=180)
+        wait_until(lambda: _count_idle_transactions(instance) == 0)
+        repeated = instance.make("setup")
+        stopped = instance.make("down")
+        output, errors = run.communicate(timeout=180)
+
+    assert repeated.stdout.startswith("Onecode is already running; nothing was changed except the link below.")
+    assert stopped.stdout == "Onecode is stopped; its data is kept.\n"
+    assert (run.returncode, "Traceback" in output + errors) == (0, False), output + errors
+    assert "Lost the link? `make setup`, in another terminal, prints a new one." in output
+    assert "Stop with Ctrl-C; all commands" in output
+    assert "make down" not in output
+    assert instance.processes() == []
 
 
 def test_two_copies_run_side_by_side(make_copy: Callable[[str], LocalCopy]) -> None:
@@ -142,6 +162,23 @@ def test_an_invalid_setting_prints_one_line(
     lines = [line for line in result.stderr.splitlines() if not line.startswith("make")]
     assert len(lines) == 1
     assert message in lines[0]
+
+
+def _is_ready(instance: LocalCopy) -> bool:
+    with contextlib.suppress(OSError):
+        return "ready" in instance.get("/readyz")
+    return False
+
+
+def _count_idle_transactions(instance: LocalCopy) -> int:
+    folder = instance.folder / "instance"
+    url = embedded_postgresql.locate_server(folder, socket_folder(folder)).conninfo("onecode")
+    with psycopg.connect(url) as connection:
+        row = connection.execute(
+            "select count(*) from pg_stat_activity where state like 'idle in transaction%'"
+        ).fetchone()
+    assert row is not None
+    return int(row[0])
 
 
 def _workers(instance: LocalCopy) -> list[psutil.Process]:

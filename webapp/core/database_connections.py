@@ -242,7 +242,8 @@ def connect(
     """Connect to the database.
 
     :param url: a connection string of libpq.
-    :param setting: the name of the setting with the connection string, for `database_health.explain_connection_error`.
+    :param setting: the name of the setting with the connection string, for `database_health.explain_connection_error`;
+        for the embedded server `Settings.url_setting`.
     :param statement_seconds: a deadline for all statements of this connection, instead of that of `database_timeouts`.
     :param waits_again: whether to try although an earlier attempt in this request has timed out.
     :param parameters: of `psycopg.connect`; they take precedence over those in `url`.

@@ -30,7 +30,9 @@ def build_creator(settings: Settings) -> Callable[[], database_connections.Deadl
     With DATABASE_DIRECT_URL, statements are not prepared: the next transaction may have a session that lacks them.
     """
     arguments: dict[str, Any] = {"prepare_threshold": None} if settings.database_direct_url else {}
-    return functools.partial(database_connections.connect, settings.libpq_url, **arguments)
+    return functools.partial(
+        database_connections.connect, settings.libpq_url, setting=settings.url_setting, **arguments
+    )
 
 
 def init_app(app: Flask) -> None:

@@ -2,9 +2,9 @@
 
 One line is logged when an outage starts, and one when the database has recovered. During an outage at most one rejected
 request per second is logged. The database counts as recovered as soon as a connection of the pool works, and after a
-commit that timed out, as soon as it accepts writes. If only a single connection was terminated (the queue has its own),
-both lines follow each other immediately. Other connections that were terminated in the same outage may be noticed up to
-a minute later; these are not logged again.
+commit that timed out, as soon as it accepts writes. Each process notices that when it next uses the database. If only a
+single connection was terminated (the queue has its own), both lines follow each other immediately. Other connections
+that were terminated in the same outage may be noticed up to a minute later; these are not logged again.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from sqlalchemy.exc import DBAPIError
 
 from webapp.core import database_connections
 from webapp.core.database_connections import CommitRefused, StatementTimeout
+from webapp.core.settings import EMBEDDED_SERVER
 
 log = logging.getLogger(__name__)
 
@@ -148,8 +149,13 @@ def mark_recovered() -> None:
         started_at, unlogged, _outage_started_at, _unlogged_requests = _outage_started_at, _unlogged_requests, None, 0
         _recovered_at = time.monotonic() if started_at is not None else _recovered_at
     if started_at is not None:
-        suffix = f"; {unlogged} rejected requests were not logged" if unlogged else ""
-        log.warning("the database has recovered after %.0f s%s", time.monotonic() - started_at, suffix)
+        requests = "1 rejected request was" if unlogged == 1 else f"{unlogged} rejected requests were"
+        log.warning(
+            # A process notices the recovery when it next uses the database.
+            "the database has recovered after at most %.0f s%s",
+            time.monotonic() - started_at,
+            f"; {requests} not logged" if unlogged else "",
+        )
 
 
 def is_database_unavailable() -> bool:
@@ -244,7 +250,8 @@ _ATTEMPT_PATTERN = re.compile(r"^- host: '?(.*?)'?, port: '?(.*?)'?, hostaddr: '
 def explain_connection_error(error: psycopg.Error) -> str:
     """Return one line about a failed connection and its remedy; never a password.
 
-    It names the setting with the address, which `database_connections.connect` has stored in the error.
+    It names the setting with the address, which `database_connections.connect` has stored in the error, or the folder
+    of the embedded server.
     """
     name = error.__dict__.get("setting", "DATABASE_URL")
     attempts = {
@@ -260,6 +267,8 @@ def explain_connection_error(error: psycopg.Error) -> str:
         )
         return f"none of the servers of {name} can be used: {'; '.join(reasons)}"
     message = " ".join(str(error).split())
+    if name.startswith(EMBEDDED_SERVER):
+        return f"{name} cannot be used ({shorten(message, 200, placeholder=' …')}); see its log, postgresql.log"
     for pattern, hint in CONNECTION_ERROR_HINTS:
         if match := re.search(pattern, message):
             groups = " port ".join(group for group in match.groups() if group)

@@ -19,11 +19,13 @@ class FieldError:
 
     :param field: name of the field in the form or JSON body (dotted when nested).
     :param key: stable error code for programs, from the list in docs/api.md.
+    :param is_header: whether `field` is the name of a header of the request.
     """
 
     field: str
     key: str
     message: str
+    is_header: bool = False
 
 
 class DomainError(Exception):

@@ -78,6 +78,8 @@ def configure_logging(settings: Settings, level: str | None = None) -> None:
     server.propagate = True
     # At level INFO Huey logs several lines a minute while idle, and every completed task.
     logging.getLogger("huey").setLevel(logging.WARNING)
+    # At level INFO Alembic logs its six plugins when it is imported, by a web process at the first request of /metrics.
+    logging.getLogger("alembic.runtime.plugins").setLevel(logging.WARNING)
 
 
 def log_slow_or_failed_request(response: Response, started_at: float | None) -> None:
@@ -99,7 +101,8 @@ def log_slow_or_failed_request(response: Response, started_at: float | None) -> 
         return
     route = request.url_rule.rule if request.url_rule else "no route"
     fields = {"method": request.method, "route": route, "status": response.status_code, "ms": round(seconds * 1000)}
-    log.warning("request failed or slow: %(method)s %(route)s: %(status)d after %(ms)d ms", fields, extra=fields)
+    kind = "failed" if response.status_code >= 500 else "slow"
+    log.warning(f"{kind} request: %(method)s %(route)s: %(status)d after %(ms)d ms", fields, extra=fields)
 
 
 def redact_personal_data(line: str) -> str:

@@ -10,6 +10,10 @@ from flask_babel import gettext as _
 
 from webapp.core.errors import FieldError, InvalidInput
 
+# A currency (ISO 4217) and a percentage in JSON, as regular expressions of Python and of JSON Schema.
+CURRENCY_PATTERN = r"^[A-Z]{3}$"
+PERCENT_PATTERN = r"^[0-9]{1,3}(\.[0-9]{1,2})?$"
+
 
 @dataclass(frozen=True)
 class Discount:

@@ -38,8 +38,12 @@ from webapp.core.setting_parsers import (
     require_external_services,
 )
 
+# The name of the shop until SHOP_NAME or staff name it.
+DEFAULT_SHOP_NAME = "Onecode"
 # Folder of the embedded server when it cannot be in the instance folder (see local/postgresql.py).
 SHARED_HOME = Path("/var/lib/onecode")
+# How errors name the embedded server.
+EMBEDDED_SERVER = "PostgreSQL"
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
 ROOT = Path(__file__).resolve().parent.parent.parent
 # All settings; docs/settings.md describes them.
@@ -113,6 +117,14 @@ class Settings:
         return self.database_url
 
     @property
+    def url_setting(self) -> str:
+        """The name of the setting with `libpq_url`; with the embedded server, which has none, where that is."""
+        if not self.uses_embedded_database:
+            return "DATABASE_URL"
+        inside = self.instance_path / "postgresql"
+        return f"{EMBEDDED_SERVER} in {inside if inside.exists() else SHARED_HOME}"
+
+    @property
     def direct_libpq_url(self) -> str:
         """The connection string for connections that keep their session: for LISTEN, locks and temporary tables."""
         return self.database_direct_url or self.libpq_url
@@ -120,7 +132,7 @@ class Settings:
     @property
     def direct_url_setting(self) -> str:
         """The name of the setting with `direct_libpq_url`."""
-        return "DATABASE_DIRECT_URL" if self.database_direct_url else "DATABASE_URL"
+        return "DATABASE_DIRECT_URL" if self.database_direct_url else self.url_setting
 
     @property
     def can_email_users(self) -> bool:
@@ -175,7 +187,7 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         mail_connections=parse_integer(variables, "MAIL_CONNECTIONS", 2, 1, 32),
         mail_per_second=parse_mail_rate(variables),
         mail_bounce_address=parse_bounce_address(variables),
-        shop_name=variables.get("SHOP_NAME") or "Onecode",
+        shop_name=variables.get("SHOP_NAME") or DEFAULT_SHOP_NAME,
         trusted_proxies=parse_integer(variables, "TRUSTED_PROXIES", 0, 0, 10),
         public_customers_per_address=parse_integer(variables, "PUBLIC_CUSTOMERS_PER_ADDRESS", 10, 0, 1000),
         log_format=parse_choice(variables, "LOG_FORMAT", "text", "json") or "text",

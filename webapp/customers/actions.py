@@ -305,11 +305,11 @@ def _carry_suppression_over(previous_email: str, customer: Customer) -> None:
 def _check_unique(customer: Customer) -> None:
     other = customer_queries.find_customer_by_email(customer.email)
     if other is not None and other is not customer:
-        message = _("Another customer has this email address. Edit that customer or enter another address.")
+        message = _("Another customer has this email address. Change that customer first, or use another address.")
         raise _conflict("email", message)
     other = customer_queries.find_customer_by_source_id(customer.source_id) if customer.source_id else None
     if other is not None and other is not customer:
-        message = _("Another customer has this source ID. Edit that customer or enter another ID.")
+        message = _("Another customer has this source ID. Change that customer first, or use another ID.")
         raise _conflict("source_id", message)
 
 

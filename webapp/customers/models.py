@@ -158,6 +158,11 @@ class CustomerImport(Model):
         return self.status in ("receiving", "queued", "running")
 
     @property
+    def is_all_rejected(self) -> bool:
+        """Whether the import is done, but has imported no row."""
+        return self.status == "done" and self.rejected == self.rows > 0
+
+    @property
     def rows_to_merge(self) -> int:
         """Number of rows to merge, as far as the file has been read."""
         return self.rows - self.rejected - self.duplicates

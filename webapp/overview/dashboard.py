@@ -18,6 +18,7 @@ from webapp.offers import queries as offer_queries
 from webapp.offers.models import Offer, OfferCounter
 from webapp.redemptions import address_limit, count_queries, guessing
 from webapp.redemptions.models import Redemption
+from webapp.shop import queries as shop_queries
 
 DASHBOARD_DAYS = 30
 ENDS_SOON = timedelta(days=3)
@@ -50,6 +51,7 @@ class OnboardingSteps:
     :param latest_offer: the latest offer that has not ended.
     """
 
+    is_shop_named: bool
     has_customers: bool
     latest_offer: Offer | None
 
@@ -114,6 +116,7 @@ def get_onboarding_steps() -> OnboardingSteps | None:
     if has_launched or db.session.scalar(select(exists().where(Redemption.offer_id.is_not(None)))):
         return None
     return OnboardingSteps(
+        is_shop_named=shop_queries.get_shop().is_named,
         has_customers=bool(db.session.scalar(select(exists().where(Customer.id.is_not(None))))),
         latest_offer=db.session.scalar(select(Offer).where(_HAS_NOT_ENDED).order_by(Offer.id.desc()).limit(1)),
     )

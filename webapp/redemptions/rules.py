@@ -267,6 +267,7 @@ def find_replayed_redemption(request: RedemptionRequest, facts: RedemptionFacts)
                 "Idempotency-Key",
                 "idempotency_key_reused",
                 _("This Idempotency-Key was sent before with another body. Use a new key for a new request."),
+                is_header=True,
             )
         )
     return row

@@ -21,8 +21,8 @@ def save_shop(values: ShopValues, by: str) -> ShopValues:
 
     :raises InvalidInput: with an error for each invalid field.
     """
-    columns = asdict(validate_shop(values))
     before = asdict(shop_queries.get_shop())
+    columns = asdict(validate_shop(values).without_default_reason(before["name"], shop_queries.default_shop().name))
     db.session.execute(
         insert(Shop)
         .values(id=1, **columns)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from flask_babel import gettext as _
@@ -10,6 +10,7 @@ from sqlalchemy import CheckConstraint, SmallInteger, func
 from sqlalchemy.orm import Mapped, mapped_column
 
 from webapp.core.extensions import Model
+from webapp.core.settings import DEFAULT_SHOP_NAME
 
 MAX_NAME_LENGTH = 100
 MAX_ADDRESS_LENGTH = 500
@@ -46,7 +47,8 @@ class ShopValues:
     :param address: the postal address, with several lines.
     :param colour: #rrggbb, in lower case.
     :param locale: the locale of recipients without a known one, and the language of the emails.
-    :param reason: the sentence in the footer that says why the recipient gets the email; may be empty.
+    :param reason: the sentence in the footer that says why the recipient gets the email; if it is empty, that is the
+        default sentence with the name of the shop.
     """
 
     name: str
@@ -64,6 +66,24 @@ class ShopValues:
     def sender_display_name(self) -> str:
         """The display name in the From header."""
         return self.sender_name or self.name
+
+    @property
+    def is_named(self) -> bool:
+        """Whether the shop has a name of its own."""
+        return self.name != DEFAULT_SHOP_NAME
+
+    @property
+    def footer_reason(self) -> str:
+        """The sentence in the footer of emails that says why the recipient gets them."""
+        return self.reason or default_reason(self.name)
+
+    def without_default_reason(self, *names: str) -> ShopValues:
+        """Return the details without a reason that is the default sentence of the shop or of one of the names.
+
+        A default sentence that was stored would keep a former name of the shop.
+        """
+        defaults = {default_reason(name) for name in (self.name, *names)}
+        return replace(self, reason="") if self.reason in defaults else self
 
 
 class Shop(Model):

@@ -10,7 +10,7 @@ from sqlalchemy import select
 
 from webapp.core.extensions import db
 from webapp.core.settings import Settings
-from webapp.shop.models import Shop, ShopValues, default_reason
+from webapp.shop.models import Shop, ShopValues
 
 _FIELD_NAMES = [field.name for field in fields(ShopValues)]
 
@@ -20,7 +20,9 @@ def get_shop() -> ShopValues:
     row = db.session.execute(
         select(*(getattr(Shop, field) for field in _FIELD_NAMES)).where(Shop.id == 1)
     ).one_or_none()
-    return default_shop() if row is None else ShopValues(*row)
+    # Earlier versions stored the default sentence with the name that applied before the first change.
+    default = default_shop()
+    return default if row is None else ShopValues(*row).without_default_reason(default.name)
 
 
 def default_shop() -> ShopValues:
@@ -32,5 +34,4 @@ def default_shop() -> ShopValues:
     return ShopValues(
         name=settings.shop_name,
         sender_name=parseaddr(settings.mail_default_sender)[0],
-        reason=default_reason(settings.shop_name),
     )

@@ -9,6 +9,7 @@ from flask_babel import gettext as _
 from pydantic import BaseModel, ValidationError
 
 from webapp.core.errors import MAX_LISTED_ERRORS, FieldError, format_error_count
+from webapp.views.validation_messages import explain_validation_error
 
 # The other titles are derived from the error code.
 _TITLES = {"broken_json": "Malformed JSON"}  # no translation
@@ -33,13 +34,7 @@ def problem_response(status: int, key: str, detail: str, errors: list[FieldError
     }
     if errors:
         body["errors"] = [
-            # The empty pointer refers to the whole body.
-            {
-                "pointer": f"/{error.field.replace('.', '/')}" if error.field else "",
-                "code": error.key,
-                "detail": error.message,
-            }
-            for error in errors[:MAX_LISTED_ERRORS]
+            _locate(error) | {"code": error.key, "detail": error.message} for error in errors[:MAX_LISTED_ERRORS]
         ]
     response = jsonify(body)
     response.status_code = status
@@ -51,26 +46,35 @@ def problem_response(status: int, key: str, detail: str, errors: list[FieldError
     return response
 
 
+def _locate(error: FieldError) -> dict[str, str]:
+    """Return the pointer of an error; the empty pointer refers to the whole body, or to the header that is named."""
+    if error.is_header:
+        return {"pointer": "", "header": error.field}
+    return {"pointer": f"/{error.field.replace('.', '/')}" if error.field else ""}
+
+
 def validation_problem_response(error: ValidationError) -> Response:
     """Return the response to input that pydantic has rejected, with field errors."""
     errors = [
         FieldError(
             ".".join(str(part).replace("~", "~0").replace("/", "~1") for part in item["loc"]),
             str(item["type"]),
-            # The original message contains the name of a Python class.
-            "Input should be a JSON object"  # no translation
-            if item["type"] in ("model_type", "model_attributes_type")
-            else str(item["msg"]).removeprefix("Value error, "),  # no translation
+            explain_validation_error(item),
         )
-        for item in error.errors(include_url=False, include_context=False, include_input=False)
+        for item in error.errors(include_url=False, include_input=False)
     ]
     return problem_response(422, "invalid_payload", _("Some fields are invalid."), errors)
 
 
 class ProblemField(BaseModel):
-    """An invalid field: a JSON pointer to it (RFC 6901), an error code and a message."""
+    """An invalid field: a JSON pointer to it (RFC 6901), an error code and a message.
+
+    The name of a query parameter is a pointer too. If a header is invalid, `header` is its name, and the pointer is
+    empty.
+    """
 
     pointer: str
+    header: str | None = None
     code: str
     detail: str
 

@@ -438,7 +438,7 @@ def test_json_reports_are_processed_row_by_row(api: FlaskClient) -> None:
 def test_a_json_list_as_body_is_rejected_in_json_terms(api: FlaskClient) -> None:
     response = api.post("/api/v1/bounces", json=[])
     assert response.status_code == 422
-    assert [error["detail"] for error in response.get_json()["errors"]] == ["Input should be a JSON object"]
+    assert [error["detail"] for error in response.get_json()["errors"]] == ["Send a JSON object."]
 
 
 def test_an_address_without_customer_can_be_reported(api: FlaskClient) -> None:

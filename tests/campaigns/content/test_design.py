@@ -89,13 +89,14 @@ def test_the_preheader_is_the_first_paragraph_after_the_greeting(source: str, pr
 
 
 SHOP = {"unsubscribe_words": "Unsubscribe", "reason": "You are a customer.", "address": "1 High Street"}
+DEFAULT_REASON = "You receive this email because you are a customer of Shop."
 
 
 @pytest.mark.parametrize(
     ("values", "footer"),
     [
         (SHOP, "Hi\n\n-- \nYou are a customer.\nUnsubscribe: [unsubscribe]\n\n1 High Street\n"),
-        (SHOP | {"reason": "", "address": ""}, "Hi\n\n-- \nUnsubscribe: [unsubscribe]\n"),
+        (SHOP | {"reason": "", "address": ""}, f"Hi\n\n-- \n{DEFAULT_REASON}\nUnsubscribe: [unsubscribe]\n"),
     ],
 )
 def test_a_text_without_an_unsubscribe_link_gets_a_footer(values: dict[str, str], footer: str) -> None:

@@ -11,7 +11,7 @@ import pytest
 from flask import Flask
 
 from local import demo_instance, preflight
-from local.supervisor import ServiceError
+from local.readiness import ServiceError
 from webapp.core import settings as app_settings
 from webapp.core.settings import Settings
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from html import unescape
 from pathlib import Path
 
@@ -248,3 +249,21 @@ def test_an_unwritable_index_is_reported_in_one_sentence(
     response = client.get("/")
     assert response.status_code == 503
     assert "New emails are still received" in response.text
+
+
+def test_times_name_their_zone(
+    client: FlaskClient, folder: Path, write_email: WriteEmail, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TZ", "Europe/Berlin")
+    time.tzset()
+    try:
+        write_email("Hello", Subject="Old")
+        (folder / f"{time.time_ns()}-1-9.eml").write_bytes(b"Subject: New\r\n\r\nHello")
+        page = get_page(client, "/")
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+    shown = re.findall(r"<time [^>]*>([^<]*)</time>", page)
+    assert re.fullmatch(r"Today \d\d:\d\d:\d\d CES?T", shown[0])
+    assert shown[1] == "14 Nov 2023, 23:13 CET"

@@ -1,7 +1,8 @@
 from __future__ import annotations
 
+import re
 from decimal import Decimal
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
@@ -9,9 +10,11 @@ from tests.support.factories import MakeOffer
 from webapp.accounts import api_key_actions
 from webapp.campaigns import queries as campaign_queries
 from webapp.core.extensions import db
+from webapp.core.settings import ROOT
 from webapp.customers.models import Audience
 from webapp.offers import actions as offer_actions
 from webapp.offers import queries as offer_queries
+from webapp.offers.models import OfferState
 
 SUMMER: dict[str, Any] = {
     "name": "Summer",
@@ -238,3 +241,8 @@ def test_an_unknown_time_zone_is_rejected(api: Any, zone: str) -> None:
     response = api.post("/api/v1/offers", json={**SUMMER, "time_zone": zone})
 
     assert response.status_code == 422
+
+
+def test_the_guide_lists_every_state_of_an_offer() -> None:
+    section = (ROOT / "docs" / "api.md").read_text().partition("\n## Offers\n")[2].partition("\n## ")[0]
+    assert set(re.findall(r"^\| `(\w+)` \|", section, re.M)) == set(get_args(OfferState))

@@ -129,3 +129,8 @@ def test_the_docs_page_needs_no_key_and_loads_only_local_files(client: FlaskClie
     assert "script-src 'self'; style-src 'self'" in response.headers["Content-Security-Policy"]
     for url in re.findall(r'(?:src|href)="([^"]+)"', response.text):
         assert client.get(url).status_code == 200, url
+
+
+def test_the_reason_of_a_passed_check_is_explained(document: dict[str, Any]) -> None:
+    reason = document["components"]["schemas"]["CheckOut"]["properties"]["reason"]
+    assert reason["description"] == "The refusal that this check guards against, also while it passes."

@@ -22,11 +22,14 @@ from webapp.campaigns.launch import preparation, transitions
 from webapp.campaigns.models import Campaign
 from webapp.campaigns.sending import auto_pause, batches, sender
 from webapp.core.extensions import db
+from webapp.core.settings import DEFAULT_SHOP_NAME, Settings
 from webapp.customers import queries as customer_queries
 from webapp.customers.models import Customer
 from webapp.customers.suppressions import actions as suppression_actions
 from webapp.offers import code_actions
 from webapp.offers.models import Offer
+from webapp.shop import actions as shop_actions
+from webapp.shop.models import ShopValues
 
 HTMX = {"HX-Request": "true"}
 
@@ -368,12 +371,28 @@ def test_a_launch_leads_to_the_progress_page(staff: FlaskClient, make_offer: Cal
     assert "Launched." in response.text
 
 
-def test_a_second_launch_sends_nothing_twice(staff: FlaskClient, make_offer: Callable[..., Offer]) -> None:
+@pytest.mark.parametrize(
+    ("change", "is_repeated_click"),
+    [
+        ("launched_at = launched_at", True),
+        ("launched_at = now() - interval '31 seconds'", False),
+        ("launched_by = 'another@example.com'", False),
+    ],
+    ids=["double click", "later", "another user"],
+)
+def test_a_second_launch_sends_nothing_twice(
+    staff: FlaskClient, make_offer: Callable[..., Offer], change: str, is_repeated_click: bool
+) -> None:
     create_customers(3)
     offer = make_offer()
     staff.post(f"/offers/{offer.id}/launch")
-    response = staff.post(f"/offers/{offer.id}/launch", follow_redirects=True)
-    assert "nothing was sent twice" in response.text
+    db.session.execute(text(f"update campaign set {change}"))
+    db.session.commit()
+    with staff.session_transaction() as session:
+        session.pop("_flashes")
+    page = staff.post(f"/offers/{offer.id}/launch", follow_redirects=True).text
+    assert ("Launched. You can leave this page" in page) is is_repeated_click
+    assert ("This campaign is already launched. Nothing is sent twice." in page) is not is_repeated_click
 
 
 def test_a_launch_without_recipients_explains_what_to_do(staff: FlaskClient, make_offer: Callable[..., Offer]) -> None:
@@ -391,6 +410,31 @@ def test_a_launch_before_the_offer_starts_shows_a_warning(staff: FlaskClient, ma
     offer = make_offer(starts_at=datetime.now(UTC) + timedelta(days=3))
     draft_actions.save_offer_draft(offer.id, EmailContent(), "resend", "tests")
     assert "until then it is refused" in staff.get("/campaigns/1/launch").text
+
+
+def test_the_launch_page_warns_of_missing_details_of_the_shop(
+    staff: FlaskClient, make_offer: Callable[..., Offer], with_settings: Callable[..., Settings]
+) -> None:
+    campaign = draft_actions.save_offer_draft(make_offer().id, EmailContent(), "resend", "tests")
+    notices = {
+        "name": "The emails name the shop “Onecode”.",
+        "address": "The emails have no postal address, which many countries require.",
+    }
+
+    def shown() -> set[str]:
+        page = staff.get(f"/campaigns/{campaign.id}/launch").text
+        found = {name for name, notice in notices.items() if notice in page}
+        assert ("Complete the details of your shop first." in page) == bool(found)
+        return found
+
+    with_settings(shop_name=DEFAULT_SHOP_NAME)
+    assert shown() == {"name", "address"}
+    shop_actions.save_shop(ShopValues("Florist"), "tests")
+    assert shown() == {"address"}
+    shop_actions.save_shop(ShopValues("Florist", address="Road 1"), "tests")
+    assert shown() == set()
+    shop_actions.save_shop(ShopValues(DEFAULT_SHOP_NAME, address="Road 1"), "tests")
+    assert shown() == {"name"}
 
 
 def test_the_campaign_page_links_to_a_configured_mail_sink(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import html
 import io
 import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from itertools import chain
 
 import pytest
 from flask.testing import FlaskClient
@@ -23,6 +25,8 @@ from webapp.customers import actions as customer_actions
 from webapp.customers import audience_actions
 from webapp.customers import queries as customer_queries
 from webapp.customers.imports import queries as import_queries
+from webapp.customers.imports.csv_rows import CUSTOMER_COLUMN_ALIASES, parse_header
+from webapp.customers.imports.line_reader import LineReader
 from webapp.customers.models import ImportChunk, RejectedRow
 from webapp.customers.validation import CustomerValues
 from webapp.offers.models import Offer
@@ -321,6 +325,20 @@ def test_an_upload_needs_the_csrf_token(csrf_client: FlaskClient, make_staff_use
     assert accepted.status_code == 302
 
 
+def test_every_column_name_on_the_import_page_is_accepted(staff: FlaskClient) -> None:
+    page = html.unescape(staff.get("/customers/import").text)
+    columns = re.findall(r"<code>(\w+)</code>\s*</td>\s*<td>\s*[^<]*Also accepted: ([^<]*)\.\s*</td>", page)
+    accepted = {column: [column, *names.split(", ")] for column, names in columns}
+
+    assert list(accepted) == ["email", "name", "first_name", "last_name", "source_id", "locale", "audience"]
+    assert {"E-Mail-Adresse", "Vorname", "Nachname", "Kundennummer", "Sprache"} <= set(chain(*accepted.values()))
+    for column, names in accepted.items():
+        for name in names:
+            header = name if column == "email" else f"email,{name}"
+            layout = parse_header(LineReader([f"{header}\n".encode()]), CUSTOMER_COLUMN_ALIASES)
+            assert set(layout.columns) == {"email", column}
+
+
 def test_the_sample_file_can_be_imported(staff: FlaskClient, import_file: ImportFileFixture) -> None:
     row = import_file(staff.get("/customers/import/sample.csv").data)
 
@@ -328,6 +346,46 @@ def test_the_sample_file_can_be_imported(staff: FlaskClient, import_file: Import
 
 
 # --- import pages --------------------------------------------------------------------------------
+
+
+def test_the_numbers_of_the_list_of_imports_add_up(staff: FlaskClient, import_file: ImportFileFixture) -> None:
+    import_file("email,name\nada@example.com,Ada\nbob@example.com,Bob\n")
+    row = import_file(
+        "email,name\nada@example.com,Ada\nbob@example.com,Bo\ncid@example.com,\ncid@example.com,Cid\nno address,\n"
+    )
+    page = staff.get("/customers/imports").text
+
+    table_row = page.partition(f'href="/customers/imports/{row.id}"')[2].partition("</tr>")[0]
+    rows, *parts = map(int, re.findall(r'<td class="num[^"]*">(\d+)</td>', table_row))
+    assert (rows, parts) == (5, [1, 1, 1, 1, 1])
+    headings = re.findall(r"<th[^>]*>(\w+)</th>", page)
+    assert headings[-6:] == ["Rows", "Created", "Updated", "Unchanged", "Duplicates", "Rejected"]
+
+
+def test_an_import_whose_rows_were_all_rejected_is_no_success(
+    staff: FlaskClient, import_file: ImportFileFixture
+) -> None:
+    row = import_file("email\nno address\nnor this\n")
+    page, listed = staff.get(f"/customers/imports/{row.id}").text, staff.get("/customers/imports").text
+
+    assert "No row was imported: all rows were rejected." in page
+    table_row = listed.partition(f'href="/customers/imports/{row.id}"')[2].partition("</tr>")[0]
+    assert "Rejected" in table_row
+    assert "Done" not in table_row
+    assert "Done" not in page
+    assert "Customers imported" not in page
+    assert "Show customers" not in page
+    assert "Import another file" in page
+
+
+def test_an_import_with_some_rejected_rows_is_done(staff: FlaskClient, import_file: ImportFileFixture) -> None:
+    row = import_file("email\nno address\nada@example.com\n")
+    page = staff.get(f"/customers/imports/{row.id}").text
+
+    assert "all rows were rejected" not in page
+    assert "Done" in page
+    assert "Show customers" in page
+    assert "Import another file" not in page
 
 
 def test_the_page_of_an_unfinished_import_polls(staff: FlaskClient, receive_file: Callable[..., int]) -> None:

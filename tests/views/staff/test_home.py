@@ -16,10 +16,13 @@ from tests.support.factories import MakeCustomer, MakeOffer
 from webapp.accounts.models import StaffUser
 from webapp.campaigns.models import Batch, Campaign, MailIssue
 from webapp.core.extensions import db
+from webapp.core.settings import DEFAULT_SHOP_NAME, Settings
 from webapp.customers.models import CustomerImport
 from webapp.offers.models import Offer
 from webapp.overview import dashboard
 from webapp.redemptions.models import Redemption
+from webapp.shop import actions as shop_actions
+from webapp.shop.models import ShopValues
 
 NOW = datetime.now(UTC)
 
@@ -60,16 +63,29 @@ def section(page: str, name: str) -> str:
 
 
 class TestFirstSteps:
-    def test_without_customers_the_first_step_is_the_import(self, staff: FlaskClient) -> None:
+    def test_the_first_step_is_to_name_the_shop(
+        self, staff: FlaskClient, with_settings: Callable[..., Settings], make_customer: MakeCustomer
+    ) -> None:
+        make_customer()
+        with_settings(shop_name=DEFAULT_SHOP_NAME)
+        before = section(staff.get("/").text, "first-steps")
+        assert before.count("Done:") == 1
+        assert re.findall(r'class="btn btn-primary" href="([^"]*)"', before) == ["/settings/shop"]
+        shop_actions.save_shop(ShopValues("Florist"), "tests")
+        after = section(staff.get("/").text, "first-steps")
+        assert after.count("Done:") == 2
+        assert re.findall(r'class="btn btn-primary" href="([^"]*)"', after) == ["/offers/new"]
+
+    def test_without_customers_the_next_step_is_the_import(self, staff: FlaskClient) -> None:
         steps = section(staff.get("/").text, "first-steps")
-        assert steps.count("Done:") == 0
+        assert steps.count("Done:") == 1
         assert steps.count('class="btn btn-primary"') == 1
         assert "Import customers" in steps
 
     def test_with_customers_the_next_step_is_an_offer(self, staff: FlaskClient, make_customer: MakeCustomer) -> None:
         make_customer()
         steps = section(staff.get("/").text, "first-steps")
-        assert (steps.count("Done:"), "New offer" in steps) == (1, True)
+        assert (steps.count("Done:"), "New offer" in steps) == (2, True)
 
     def test_with_an_offer_the_next_step_is_a_campaign(
         self, staff: FlaskClient, make_customer: MakeCustomer, make_offer: MakeOffer
@@ -77,7 +93,7 @@ class TestFirstSteps:
         make_customer()
         make_offer()
         steps = section(staff.get("/").text, "first-steps")
-        assert (steps.count("Done:"), "Write the announcement" in steps) == (2, True)
+        assert (steps.count("Done:"), "Write the announcement" in steps) == (3, True)
 
     def test_an_offer_that_has_ended_is_not_the_next_step(
         self, staff: FlaskClient, make_customer: MakeCustomer, make_offer: MakeOffer
@@ -90,7 +106,7 @@ class TestFirstSteps:
         db.session.commit()
         without = section(staff.get("/").text, "first-steps")
         assert f"/offers/{current.id}/mail" in with_current
-        assert (without.count("Done:"), "New offer" in without, "announcement</a>" in without) == (1, True, False)
+        assert (without.count("Done:"), "New offer" in without, "announcement</a>" in without) == (2, True, False)
 
     @pytest.mark.parametrize("start", [lambda offer: add_campaign(offer, 1), lambda offer: add_redemptions(offer, NOW)])
     def test_figures_replace_the_first_steps_after_sending_or_redeeming(

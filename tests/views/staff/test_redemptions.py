@@ -74,6 +74,14 @@ def test_the_list_can_be_filtered(
     assert (redemption.public_id in page.text) is is_listed
 
 
+def test_the_question_before_undoing_a_redemption_says_that_it_is_final(
+    staff: FlaskClient, redemption: RedemptionRecord
+) -> None:
+    page = staff.get(f"/redemptions/{redemption.public_id}").text
+
+    assert "Undo this redemption? ada@example.com can then redeem the offer again. This is final." in page
+
+
 @pytest.mark.parametrize("path", ["/redemptions", "/redemptions.csv"])
 def test_a_reference_from_a_receipt_finds_this_redemption_only(
     staff: FlaskClient, redemption: RedemptionRecord, make_offer: MakeOffer, make_customer: MakeCustomer, path: str

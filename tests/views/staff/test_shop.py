@@ -13,9 +13,12 @@ from flask import Flask
 from flask.testing import FlaskClient
 from sqlalchemy import select, text
 
+from tests.support.campaigns import LaunchCampaign
+from tests.support.smtp_relay import Relay
 from webapp.accounts.models import AuditEntry
 from webapp.campaigns.content.mail_merge import MailMerge
 from webapp.campaigns.content.placeholders import EmailContent
+from webapp.campaigns.sending import sender, test_emails
 from webapp.core import settings as app_settings
 from webapp.core.errors import InvalidInput
 from webapp.core.extensions import db
@@ -24,9 +27,11 @@ from webapp.customers.models import Customer
 from webapp.mail import addresses
 from webapp.mail.plain_email import build_plain_email
 from webapp.offers.models import Offer
+from webapp.redemptions import group_commit, receipts
+from webapp.redemptions.rules import RedemptionRequest
 from webapp.shop import actions as shop_actions
 from webapp.shop import queries as shop_queries
-from webapp.shop.models import ShopValues
+from webapp.shop.models import ShopValues, default_reason
 
 URL = "/settings/shop"
 FORM = {
@@ -112,6 +117,67 @@ def test_saved_values_are_shown_and_audited(staff: FlaskClient) -> None:
     entry = db.session.scalars(select(AuditEntry).where(AuditEntry.action == "shop.saved")).one()
     assert entry.detail is not None
     assert entry.detail["changed"]["name"] == ["Test shop", "Blumen Müller"]
+
+
+def submit_page(staff: FlaskClient, **values: str) -> None:
+    """Submit the form as the page shows it, with some fields changed."""
+    inputs = re.findall(r'<input[^>]* name="(\w+)"[^>]*>', page := staff.get(URL).text)
+    shown = {name: re.search(rf'<input[^>]* name="{name}"[^>]* value="([^"]*)"', page) for name in inputs}
+    form = {name: html.unescape(found[1]) for name, found in shown.items() if found}
+    assert staff.post(URL, data=form | values).status_code == 302
+
+
+def test_every_email_names_the_renamed_shop(
+    staff: FlaskClient, launch_campaign: LaunchCampaign, make_customer: Callable[..., Customer], relay: Relay
+) -> None:
+    make_customer()
+    submit_page(staff, name="Florist")
+    submit_page(staff, name="Tulips", address="Road 1")
+    frame_url = re.search(r'id="sample-frame"[^>]* src="([^"]+)"', staff.get(URL).text, re.DOTALL)
+    assert frame_url is not None
+    sample = staff.get(html.unescape(frame_url[1])).text
+    campaign = launch_campaign()
+    offer = db.session.get_one(Offer, campaign.offer_id)
+    test_emails.send_test_email(EmailContent(), offer, "manager@example.com", "Mia")
+    sender.send_pending_emails()
+    record = group_commit.redeem(RedemptionRequest(channel="form", code="SUMMER25", email="ada@example.com"))
+    receipts.send_receipt_email(record.offer_id, record.customer_id)
+
+    reason = "You receive this email because you are a customer of Tulips."
+    test_email, email, receipt = relay.messages
+    assert all(reason in part for part in (sample, test_email.text, test_email.html, email.text, email.html))
+    assert "Tulips" in receipt.text
+    parts = [sample, *(part for message in relay.messages for part in (message.text, message.html))]
+    assert not any(name in part for name in ("Test shop", "Florist") for part in parts)
+
+
+@pytest.mark.parametrize("name", ["Test shop", "Florist"])
+def test_a_stored_default_reason_follows_the_name(staff: FlaskClient, name: str) -> None:
+    staff.post(URL, data=make_form(name="Florist"))
+    # As earlier versions have stored it: with the name of SHOP_NAME, or with that of the shop.
+    db.session.execute(text("update shop set reason = :reason"), {"reason": default_reason(name)})
+    db.session.commit()
+    assert shop_queries.get_shop().footer_reason == default_reason("Florist")
+    submit_page(staff, name="Tulips", address="Road 1")
+    assert shop_queries.get_shop().footer_reason == default_reason("Tulips")
+
+
+@pytest.mark.parametrize("name", ["Test shop", "Florist", "Tulips"])
+def test_an_entered_default_reason_is_stored_as_empty(staff: FlaskClient, name: str) -> None:
+    staff.post(URL, data=make_form(name="Florist"))
+    staff.post(URL, data=make_form(name="Tulips", reason=f" {default_reason(name)} "))
+    assert db.session.execute(text("select reason from shop")).scalar() == ""
+    field = re.search(r'<input[^>]* name="reason"[^>]*>', staff.get(URL).text)
+    assert field is not None
+    assert 'value=""' in field[0]
+    assert f'placeholder="{default_reason("Tulips")}"' in field[0]
+
+
+def test_a_reason_that_staff_wrote_is_kept(staff: FlaskClient) -> None:
+    reason = default_reason("the market hall")
+    staff.post(URL, data=make_form(name="Florist", reason=reason))
+    submit_page(staff, name="Tulips", address="Road 1")
+    assert shop_queries.get_shop().footer_reason == reason
 
 
 def test_saving_the_same_values_again_changes_nothing(staff: FlaskClient) -> None:

@@ -104,9 +104,8 @@ def add_text_footer(text: TemplateParts, shop: ShopValues) -> TemplateParts:
     """
     if any(isinstance(part, Placeholder) and part.name == "unsubscribe" for part in text):
         return text
-    reason = f"{shop.reason}\n" if shop.reason else ""
     address = f"\n\n{shop.address}\n" if shop.address else "\n"
-    return (*text, f"\n\n-- \n{reason}{shop.unsubscribe_words}: ", Placeholder("unsubscribe"), address)
+    return (*text, f"\n\n-- \n{shop.footer_reason}\n{shop.unsubscribe_words}: ", Placeholder("unsubscribe"), address)
 
 
 def convert_html_to_text(source: TemplateParts) -> TemplateParts:

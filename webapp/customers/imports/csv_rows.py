@@ -20,15 +20,25 @@ from webapp.customers.imports.parse_results import (
     row_message,
 )
 
-# Accepted column names. Compared case-insensitively, without spaces, hyphens and underscores.
-CUSTOMER_COLUMN_ALIASES = {
-    "email": ("email", "emailaddress", "mail", "mailaddress", "emailadresse", "adresseemail", "correo"),
-    "name": ("name", "fullname", "customername", "displayname"),
-    "first_name": ("firstname", "givenname", "forename", "vorname", "prenom"),
-    "last_name": ("lastname", "surname", "familyname", "nachname"),
-    "source_id": ("sourceid", "id", "customerid", "externalid", "customernumber", "kundennummer"),
-    "locale": ("locale", "language", "lang", "sprache"),
+# Accepted column names, as the page shows them. The first one of a column that a file has is used.
+CUSTOMER_COLUMN_NAMES = {
+    "email": ("email", "email address", "mail", "mail address", "E-Mail-Adresse", "adresse e-mail", "correo"),
+    "name": ("name", "full name", "customer name", "display name"),
+    "first_name": ("first name", "given name", "forename", "Vorname", "prenom"),
+    "last_name": ("last name", "surname", "family name", "Nachname"),
+    "source_id": ("source_id", "ID", "customer ID", "external ID", "customer number", "Kundennummer"),
+    "locale": ("locale", "language", "lang", "Sprache"),
     "audience": ("audience", "list", "segment", "group"),
+}
+
+
+def _normalise_column_name(cell: str) -> str:
+    """Return a column name without case, spaces, hyphens and underscores, which do not matter."""
+    return re.sub(r"[\s_-]+", "", cell).casefold()
+
+
+CUSTOMER_COLUMN_ALIASES = {
+    column: tuple(map(_normalise_column_name, names)) for column, names in CUSTOMER_COLUMN_NAMES.items()
 }
 SUPPRESSION_COLUMN_ALIASES = {"email": CUSTOMER_COLUMN_ALIASES["email"], "reason": ("reason", "why", "type")}
 # Names of the reasons in the exports of other email services.
@@ -94,10 +104,6 @@ def _split_cells(line: str, delimiter: str) -> list[str]:
         return next(csv.reader([line], delimiter=delimiter, strict=True, skipinitialspace=True), [])
     except csv.Error:
         return []
-
-
-def _normalise_column_name(cell: str) -> str:
-    return re.sub(r"[\s_-]+", "", cell).casefold()
 
 
 def _match_columns(cells: list[str], aliases: ColumnAliases) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from zoneinfo import ZoneInfo
 
 from flask import Response, current_app, flash, redirect, url_for
@@ -31,6 +32,9 @@ from webapp.views.staff.campaign_pages import (
     preview_email,
 )
 from webapp.views.staff.forms.campaigns import LaunchForm
+
+# A second launch by the same user within this time is a double click or a page that was sent again.
+REPEATED_CLICK = timedelta(seconds=30)
 
 # These views belong to the blueprint of the editor, so that their endpoints keep its name.
 __all__ = ["blueprint"]
@@ -144,11 +148,20 @@ def _redirect_after_launch(launched: launch_actions.LaunchResult) -> BaseRespons
         offer = get_offer_or_404(campaign.offer_id)
         launch_time = formatting.format_datetime(campaign.scheduled_at, offer.time_zone)
         flash(_("The campaign will be launched automatically on %(time)s.", time=launch_time), "success")
-    elif launched.changed:
+    elif launched.changed or _is_repeated_click(campaign):
         flash(_("Launched. You can leave this page: the emails are sent in the background."), "success")
     else:
-        flash(_("The campaign had already been launched; nothing was sent twice."), "info")
+        flash(_("This campaign is already launched. Nothing is sent twice."), "info")
     return redirect(campaign_url(campaign), 303)
+
+
+def _is_repeated_click(campaign: Campaign) -> bool:
+    """Return whether the same user has just launched the campaign: the second request of a double click."""
+    return (
+        campaign.launched_by == current_user.email
+        and campaign.launched_at is not None
+        and database_clock.get_database_time() - campaign.launched_at < REPEATED_CLICK
+    )
 
 
 def _render_review(offer: Offer, campaign: Campaign, form: LaunchForm, status: int = 200) -> Response:
@@ -164,6 +177,7 @@ def _render_review(offer: Offer, campaign: Campaign, form: LaunchForm, status: i
             for part in parse_template(campaign.subject)
         ),
         uses_mail_sink=current_app.config["SETTINGS"].uses_mail_sink,
+        shop=rendering.load_shop(),
         sender=addresses.format_sender(rendering.load_shop()),
         audience_count=launch_audience.count_campaign_recipients(campaign, offer),
         audience=audience_name(offer.audience_id),

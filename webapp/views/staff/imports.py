@@ -15,6 +15,7 @@ from webapp.core.extensions import csrf
 from webapp.customers import queries as customer_queries
 from webapp.customers.imports import actions as import_actions
 from webapp.customers.imports import queries as import_queries
+from webapp.customers.imports.csv_rows import CUSTOMER_COLUMN_NAMES
 from webapp.customers.imports.parser import CSV, NDJSON
 from webapp.customers.imports.upload import Upload
 from webapp.customers.models import CustomerImport
@@ -73,7 +74,14 @@ def receive_upload() -> BaseResponse:
 def _render_import_page(form: ImportForm, status: int = 200) -> Response:
     limit_mb = current_app.config["SETTINGS"].max_upload_bytes // 1024 // 1024
     audiences = customer_queries.list_audiences()
-    return rendering.render("customers/import.html", status=status, form=form, audiences=audiences, limit_mb=limit_mb)
+    return rendering.render(
+        "customers/import.html",
+        status=status,
+        form=form,
+        audiences=audiences,
+        limit_mb=limit_mb,
+        column_names=CUSTOMER_COLUMN_NAMES,
+    )
 
 
 @blueprint.get("/customers/import/sample.csv")

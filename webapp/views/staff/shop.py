@@ -21,6 +21,7 @@ from webapp.offers.models import Offer
 from webapp.redemptions import personal_links
 from webapp.shop import actions as shop_actions
 from webapp.shop import queries as shop_queries
+from webapp.shop.models import default_reason
 from webapp.shop.validation import validate_shop
 from webapp.views import rendering
 from webapp.views.staff.blueprint import require_role
@@ -99,6 +100,7 @@ def _render_page(form: ShopForm, status: int = 200, relay_result: RelayCheckResu
         settings=current_app.config["SETTINGS"],
         sender=addresses.sender_address(current_app.config["SETTINGS"].mail_default_sender),
         relay_result=relay_result,
+        default_reason=default_reason(form.name.data or ""),
         **_sample_context(form),
     )
     return rendering.allow_frames(page)

@@ -22,13 +22,14 @@ class NewExplanation(RequestBody):
 class CheckOut(BaseModel):
     """One eligibility check.
 
-    `passed` is null if an earlier check failed; `reason` is the refusal reason if this check fails.
+    `passed` is null where the check is not possible. `reason` is the refusal that the check guards against: that of the
+    response if this is the first check with `passed` false. It says nothing about a check that has passed.
     """
 
     # "room": redemptions left under the cap.
     name: Literal["code", "customer", "unused", "window", "status", "audience", "personal_code", "room"]
     passed: bool | None
-    reason: str
+    reason: Annotated[str, Field(description="The refusal that this check guards against, also while it passes.")]
     detail: str
 
 

@@ -18,9 +18,16 @@ from pydantic import (
 )
 
 from webapp.core.formatting import format_rfc3339
-from webapp.core.money import Discount
+from webapp.core.money import CURRENCY_PATTERN, PERCENT_PATTERN, Discount
 from webapp.offers.models import Offer, OfferCode, OfferState
-from webapp.views.api.schemas.types import AmountOut, PercentOut, RequestBody, Rfc3339Time, StorableText, discount_json
+from webapp.views.api.schemas.types import (
+    AmountOut,
+    PercentOut,
+    RequestBody,
+    Rfc3339Time,
+    StorableText,
+    discount_json,
+)
 
 
 class DiscountIn(RequestBody):
@@ -30,9 +37,9 @@ class DiscountIn(RequestBody):
     """
 
     type: Literal["percent", "amount"]
-    percent: Annotated[StrictStr, Field(pattern=r"^[0-9]{1,3}(\.[0-9]{1,2})?$", examples=["25", "12.5"])] | None = None
+    percent: Annotated[StrictStr, Field(pattern=PERCENT_PATTERN, examples=["25", "12.5"])] | None = None
     amount: Annotated[StrictInt, Field(examples=[500])] | None = None
-    currency: Annotated[StrictStr, Field(pattern=r"^[A-Z]{3}$", examples=["EUR"])] | None = None
+    currency: Annotated[StrictStr, Field(pattern=CURRENCY_PATTERN, examples=["EUR"])] | None = None
 
     @model_validator(mode="after")
     def require_fields_of_type(self) -> DiscountIn:
@@ -43,9 +50,9 @@ class DiscountIn(RequestBody):
         has_percent = self.percent is not None
         has_amount, has_currency = self.amount is not None, self.currency is not None
         if self.type == "percent" and (not has_percent or has_amount or has_currency):
-            raise ValueError("percent is required, without amount and currency")
+            raise ValueError("send percent, without amount and currency")
         if self.type == "amount" and (has_percent or not has_amount or not has_currency):
-            raise ValueError("amount and currency are required, without percent")
+            raise ValueError("send amount and currency, without percent")
         return self
 
     def to_discount(self) -> Discount:

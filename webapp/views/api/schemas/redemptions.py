@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictInt, St
 
 from webapp.core.errors import FieldError, InvalidInput
 from webapp.core.formatting import format_rfc3339
+from webapp.core.money import CURRENCY_PATTERN
 from webapp.customers.models import ERASED_EMAIL_PLACEHOLDER
 from webapp.redemptions.queries import RedemptionRecord
 from webapp.redemptions.rules import Order
@@ -38,13 +39,13 @@ def _validate_metadata(metadata: dict[str, Any]) -> dict[str, Any]:
         if not level:
             break
     else:
-        raise ValueError(f"must have at most {MAX_METADATA_DEPTH} levels")
+        raise ValueError(f"send at most {MAX_METADATA_DEPTH} levels")
     try:
         size = len(json.dumps(metadata, ensure_ascii=False, allow_nan=False).encode())
     except ValueError:
         raise ValueError("numbers must be finite and text must be valid Unicode") from None
     if size > MAX_METADATA_BYTES:
-        raise ValueError(f"must have at most {MAX_METADATA_BYTES} bytes")
+        raise ValueError(f"send at most {MAX_METADATA_BYTES} bytes")
     return metadata
 
 
@@ -76,7 +77,7 @@ class CustomerReference(RequestBody):
         :raises ValueError: when both are present or missing.
         """
         if (self.email is None) == (self.source_id is None):
-            raise ValueError("either email or source_id is required")
+            raise ValueError("send either email or source_id")
         return self
 
 
@@ -85,7 +86,7 @@ class OrderIn(RequestBody):
 
     id: ShortText
     amount: Annotated[StrictInt, Field(ge=0, le=MAX_ORDER_AMOUNT)] | None = None
-    currency: Annotated[StrictStr, Field(pattern=r"^[A-Z]{3}$", examples=["EUR"])] | None = None
+    currency: Annotated[StrictStr, Field(pattern=CURRENCY_PATTERN, examples=["EUR"])] | None = None
 
     def to_order(self) -> Order:
         """Return the order for `redemptions.actions`."""
@@ -240,7 +241,7 @@ def hash_idempotency_key(key: str | None) -> str | None:
         return None
     if not 1 <= len(key) <= 255 or not key.isascii() or not key.isprintable():
         message = _("Send 1 to 255 printable ASCII characters.")
-        raise InvalidInput(FieldError("Idempotency-Key", "idempotency_key_invalid", message))
+        raise InvalidInput(FieldError("Idempotency-Key", "idempotency_key_invalid", message, is_header=True))
     return base64.b64encode(hashlib.sha256(key.encode()).digest()[:9]).decode()
 
 
