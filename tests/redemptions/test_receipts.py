@@ -70,6 +70,21 @@ def test_entering_a_redeemed_code_again_emails_the_receipt(
         assert expected in body
 
 
+def test_the_receipt_in_the_email_is_in_the_customers_locale(
+    relay: Relay, redemption: redemption_queries.RedemptionRecord
+) -> None:
+    db.session.execute(text("update customer set locale = 'de'"))
+    db.session.execute(text("update offer set time_zone = 'Europe/Berlin'"))
+    db.session.execute(text("update redemption set redeemed_at = '2026-05-31T22:30:00Z'"))
+    db.session.commit()
+
+    receipts.send_receipt_email(redemption.offer_id, redemption.customer_id)
+
+    body = relay.message_to("ada@example.com").message.get_content()
+    assert "Discount:  25\xa0%\r\n" in body
+    assert "Redeemed:  1. Juni 2026, 00:30 CEST\r\n" in body
+
+
 @pytest.mark.parametrize(
     ("age", "introduction", "note"),
     [
