@@ -12,9 +12,12 @@ from sqlalchemy import Connection, text
 from tests.support.factories import MakeCustomer, MakeOffer
 from tests.support.redemptions import ROLLBACK
 from webapp.core.extensions import db
-from webapp.redemptions import address_limit, count_queries, erasure, group_commit, guessing, retention
+from webapp.customers.models import Audience, AudienceMember
+from webapp.redemptions import address_limit, count_queries, erasure, group_commit, guessing, hourly_counts, retention
+from webapp.redemptions import facts as redemption_facts
+from webapp.redemptions import queries as redemption_queries
 from webapp.redemptions import rollback as redemption_rollback
-from webapp.redemptions.rules import RedemptionRequest
+from webapp.redemptions.rules import RedemptionRequest, evaluate
 
 EMAILS = ("ada@example.com", "bob@example.com")
 CODES = ("SUMMER25", "WINTER")
@@ -224,6 +227,58 @@ def test_expired_addresses_that_another_transaction_has_locked_are_skipped(
         assert remaining == ["locked", "open"]
 
 
+# --- customers ------------------------------------------------------------------------------------
+
+
+def test_customers_who_redeemed_another_offer_have_not_redeemed_this_one(
+    redemptions: None, offers: list[int], customers: list[int]
+) -> None:
+    ada, bob = customers
+    execute("delete from redemption where (offer_id, customer_id) = (:offer, :ada)", offer=offers[0], ada=ada)
+
+    assert [redemption_queries.find_redeemed_customer_ids(offer_id, customers) for offer_id in offers] == [
+        {bob},
+        {ada, bob},
+    ]
+    assert redemption_queries.find_redeemed_customer_ids(offers[1], [bob]) == {bob}
+
+
+def test_the_redemptions_of_a_customer_are_those_of_no_other(
+    redemptions: None, offers: list[int], customers: list[int]
+) -> None:
+    for customer_id in customers:
+        listed = redemption_queries.list_customer_redemptions(customer_id)
+        streamed = list(redemption_queries.iter_customer_redemptions(customer_id))
+
+        assert sorted(record.public_id for record in streamed) == sorted(record.public_id for record in listed)
+        assert sorted((record.offer_id, record.row.rolled_back_at is None) for record in listed) == [
+            (offers[0], False), (offers[0], True), (offers[1], True)
+        ]  # fmt: skip
+        assert {record.customer_id for record in listed} == {customer_id}
+
+
+def test_members_of_another_audience_may_not_redeem(offers: list[int], customers: list[int]) -> None:
+    regulars, guests = Audience(name="Regulars"), Audience(name="Guests")
+    db.session.add_all([regulars, guests])
+    db.session.flush()
+    for audience, customer_id in zip((regulars, guests), customers, strict=True):
+        db.session.add(AudienceMember(audience_id=audience.id, customer_id=customer_id))
+    execute("update offer set audience_id = :audience where id = :offer", audience=regulars.id, offer=offers[0])
+
+    reasons = [
+        evaluate(redemption_facts.load_facts([RedemptionRequest(channel="api", code=CODES[0], email=email)])[0]).reason
+        for email in EMAILS
+    ]
+
+    assert reasons == [None, "customer_not_eligible"]
+
+
+def test_the_first_redemption_freezes_its_offer_only(offers: list[int], customers: list[int]) -> None:
+    group_commit.redeem(RedemptionRequest(channel="api", code=CODES[0], email=EMAILS[0]))
+
+    assert db.session.scalars(text("select id from offer where frozen_at is not null")).all() == offers[:1]
+
+
 # --- counts ---------------------------------------------------------------------------------------
 
 
@@ -237,3 +292,15 @@ def test_the_days_of_one_offer_do_not_include_another(offers: list[int]) -> None
         [(NOW.date(), count)] for count in (2, 3, 5)
     ]
     assert count_queries.count_redemptions(offers) == dict(zip(offers, (2, 3), strict=True))
+
+
+def test_a_day_whose_redemptions_were_undone_is_omitted(offers: list[int], customers: list[int]) -> None:
+    done = group_commit.redeem(RedemptionRequest(channel="api", code=CODES[0], email=EMAILS[0]))
+    execute("update redemption set redeemed_at = :at", at=NOW - timedelta(hours=3))
+    hourly_counts.update_hourly_counts()
+    moved = redemption_queries.find_current_redemption(offers[0], done.customer_id)
+    assert moved is not None
+    redemption_rollback.roll_back_redemption(moved.public_id, **ROLLBACK)
+
+    since = NOW - timedelta(days=2)
+    assert [count_queries.count_redemptions_per_day(offer_id, since) for offer_id in (offers[0], None)] == [[], []]

@@ -269,6 +269,19 @@ def test_after_a_rollback_a_new_key_redeems_and_the_old_key_returns_the_rollback
     assert (old.public_id, old.row.rolled_back_at is None, count_redemptions()) == (first.public_id, False, 1)
 
 
+def test_the_order_of_several_rollbacks_returns_the_newest(make_offer: MakeOffer, make_customer: MakeCustomer) -> None:
+    make_offer(), make_customer()
+    request = replace(PLAIN, order=Order("A-1"))
+    keyed = [replace(request, idempotency_key=key, body_hash=b"1") for key in ("k1", "k2", "k3")]
+    public_ids = []
+    for one in keyed:
+        public_ids.append(group_commit.redeem(one).public_id)
+        redemption_rollback.roll_back_redemption(public_ids[-1], **ROLLBACK)
+
+    assert group_commit.redeem(request).public_id == public_ids[2]
+    assert [group_commit.redeem(one).public_id for one in keyed] == public_ids
+
+
 @pytest.mark.parametrize("more", [{}, {"idempotency_key": None, "order": Order("A-1")}])
 def test_after_a_rollback_key_and_order_do_not_apply_to_another_api_key(
     make_offer: MakeOffer, make_customer: MakeCustomer, more: dict[str, Any]
