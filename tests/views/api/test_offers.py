@@ -1,17 +1,21 @@
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
 import pytest
 
-from tests.support.factories import MakeOffer
+from tests.support.factories import MakeCustomer, MakeOffer
 from webapp.accounts import api_key_actions
 from webapp.campaigns import queries as campaign_queries
 from webapp.core.extensions import db
-from webapp.customers.models import Audience
+from webapp.customers.models import Audience, AudienceMember
 from webapp.offers import actions as offer_actions
+from webapp.offers import code_actions
 from webapp.offers import queries as offer_queries
+from webapp.redemptions import group_commit
+from webapp.redemptions.rules import RedemptionRequest
 
 SUMMER: dict[str, Any] = {
     "name": "Summer",
@@ -124,6 +128,62 @@ def test_an_audience_is_given_by_name(api: Any) -> None:
     assert api.get("/api/v1/offers/summer-25").json["audience"] == "Regulars"
 
 
+def test_the_audience_is_changed_by_name_and_removed_by_null(api: Any, make_offer: MakeOffer) -> None:
+    make_offer()
+    db.session.add(Audience(name="Regulars"))
+    db.session.commit()
+
+    audiences = [
+        api.patch("/api/v1/offers/SUMMER25", json=change).json["audience"]
+        for change in ({"audience": "Regulars"}, {"name": "Autumn"}, {"audience": None})
+    ]
+
+    assert audiences == ["Regulars", "Regulars", None]
+
+
+def test_each_offer_of_the_list_has_its_own_values(
+    api: Any, make_offer: MakeOffer, make_customer: MakeCustomer
+) -> None:
+    audience = Audience(name="Regulars")
+    db.session.add(audience)
+    db.session.flush()
+    ada = make_customer()
+    db.session.add(AudienceMember(audience_id=audience.id, customer_id=ada.id))
+    offer = make_offer("OLD", audience_id=audience.id, time_zone="Asia/Tokyo", max_redemptions=9)
+    make_offer("PLAIN", name="Plain", discount_type="amount", amount=500, currency="EUR", ends_at=None)
+    group_commit.redeem(RedemptionRequest(channel="api", code="OLD", email="ada@example.com"))
+    code_actions.renew_code(offer.id, "New-1", by="ann")
+    offer_actions.pause_offer(offer.id, by="ann")
+    db.session.refresh(offer)
+
+    plain, old = api.get("/api/v1/offers").json["offers"]
+
+    def to_text(at: datetime) -> str:
+        return at.astimezone(UTC).isoformat().replace("+00:00", "Z")
+
+    assert old == {
+        "code": "New-1",
+        "aliases": ["OLD"],
+        "name": "Summer",
+        "discount": {"type": "percent", "percent": "25"},
+        "starts_at": to_text(offer.starts_at),
+        "ends_at": to_text(offer.ends_at) if offer.ends_at else None,
+        "time_zone": "Asia/Tokyo",
+        "state": "paused",
+        "paused": True,
+        "audience": "Regulars",
+        "personal_code_required": False,
+        "max_redemptions": 9,
+        "redeemed": 1,
+        "frozen": True,
+        "created_at": to_text(offer.created_at),
+    }
+    assert plain.items() >= {
+        "code": "PLAIN", "aliases": [], "name": "Plain", "audience": None, "redeemed": 0, "frozen": False,
+        "paused": False, "state": "live", "time_zone": "UTC", "max_redemptions": None, "ends_at": None,
+    }.items()  # fmt: skip
+
+
 @pytest.mark.parametrize("code", ["SUMMER25", "summer 25", "Summer-25"])
 def test_an_offer_is_found_by_its_code_in_any_spelling(api: Any, make_offer: MakeOffer, code: str) -> None:
     make_offer()
@@ -196,6 +256,7 @@ def test_if_match_must_be_the_current_version(api: Any, make_offer: MakeOffer, t
     assert response.status_code == status
     assert offer.name == ("Autumn" if status == 200 else "Summer")
     assert status == 200 or response.json["code"] == "conflict"
+    assert status == 200 or "since the version in `If-Match`. Fetch it again" in response.json["detail"]
 
 
 def test_an_offer_is_paused_and_resumed_by_patch(api: Any, make_offer: MakeOffer) -> None:
