@@ -210,15 +210,18 @@ def test_the_personal_link_works_while_the_form_is_throttled(
 def test_attempts_with_a_link_are_limited(
     client: FlaskClient, make_offer: MakeOffer, make_customer: MakeCustomer
 ) -> None:
-    offer, ada = make_offer(), make_customer()
-    address = f"/r/{personal_links.build_personal_url(offer.id, ada.id).rpartition('/')[2]}"
+    offer, other, ada, bob = make_offer(), make_offer("OTHER"), make_customer(), make_customer("bob@example.com")
+    address, *others = (
+        personal_links.build_personal_url(*ids).removeprefix("http://localhost")
+        for ids in ((offer.id, ada.id), (other.id, ada.id), (offer.id, bob.id))
+    )
 
     responses = [client.post(address, environ_base={"REMOTE_ADDR": f"203.0.113.{n}"}) for n in range(21)]
 
     assert [response.status_code for response in responses] == [200] * 20 + [429]
     assert int(responses[-1].headers["Retry-After"]) > 0
     assert "Too many attempts" in responses[-1].text
-    assert client.get(address).status_code == 200
+    assert [client.get(address).status_code, *(client.post(link).status_code for link in others)] == [200, 200, 200]
 
 
 def test_a_throttled_form_keeps_its_input(client: FlaskClient, make_offer: MakeOffer) -> None:

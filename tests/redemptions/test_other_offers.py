@@ -13,6 +13,7 @@ from tests.support.factories import MakeCustomer, MakeOffer
 from tests.support.redemptions import ROLLBACK
 from webapp.core.extensions import db
 from webapp.customers.models import Audience, AudienceMember
+from webapp.redemptions import actions as redemption_actions
 from webapp.redemptions import address_limit, count_queries, erasure, group_commit, guessing, hourly_counts, retention
 from webapp.redemptions import facts as redemption_facts
 from webapp.redemptions import queries as redemption_queries
@@ -225,6 +226,21 @@ def test_expired_addresses_that_another_transaction_has_locked_are_skipped(
     for table in tables:
         remaining = db.session.scalars(text(f"select address from {table} order by address")).all()
         assert remaining == ["locked", "open"]
+
+
+# --- redeeming ------------------------------------------------------------------------------------
+
+
+def test_customers_who_exceed_the_cap_of_an_offer_keep_their_redemptions_of_another(
+    offers: list[int], customers: list[int]
+) -> None:
+    execute("update offer set max_redemptions = 1 where id = :id", id=offers[0])
+    execute("update offer_counter set max_redemptions = 1 where offer_id = :id", id=offers[0])
+    for code in reversed(CODES):
+        redemption_actions.redeem_all([RedemptionRequest(channel="api", code=code, email=email) for email in EMAILS])
+
+    stored = db.session.execute(text("select offer_id, customer_id from redemption order by 1, 2")).all()
+    assert stored == [(offers[0], customers[0]), (offers[1], customers[0]), (offers[1], customers[1])]
 
 
 # --- customers ------------------------------------------------------------------------------------

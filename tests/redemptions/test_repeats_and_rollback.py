@@ -293,6 +293,24 @@ def test_after_a_rollback_key_and_order_do_not_apply_to_another_api_key(
     assert group_commit.redeem(replace(request, api_key_id=2)).is_replay is False
 
 
+@pytest.mark.parametrize("more", [{}, {"idempotency_key": None, "order": Order("A-1")}])
+def test_after_a_rollback_key_and_order_do_not_apply_to_another_offer_or_customer(
+    make_offer: MakeOffer, make_customer: MakeCustomer, more: dict[str, Any]
+) -> None:
+    make_offer(), make_offer("WINTER25"), make_offer("PAUSED", paused_at=datetime(2026, 1, 1, tzinfo=UTC))
+    make_customer(), make_customer("bob@example.com")
+    request = replace(KEYED, **more)
+    redemption_rollback.roll_back_redemption(group_commit.redeem(request).public_id, **ROLLBACK)
+
+    others = [
+        group_commit.redeem(other)
+        for other in (replace(request, code="WINTER25"), replace(request, email="bob@example.com"))
+    ]
+
+    assert [other.is_replay for other in others] == [False, False]
+    assert refusal_key(replace(request, code="PAUSED")) == "offer_paused"
+
+
 def test_a_rollback_waits_for_a_running_sweep(app: Flask, make_offer: MakeOffer, make_customer: MakeCustomer) -> None:
     """The sweep may have counted the redemption, so the rollback waits until it ends."""
     make_offer(), make_customer()
