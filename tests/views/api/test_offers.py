@@ -5,9 +5,11 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
+from sqlalchemy import select
 
 from tests.support.factories import MakeCustomer, MakeOffer
 from webapp.accounts import api_key_actions
+from webapp.accounts.models import AuditEntry
 from webapp.campaigns import queries as campaign_queries
 from webapp.core.extensions import db
 from webapp.customers.models import Audience, AudienceMember
@@ -109,6 +111,22 @@ def test_invalid_values_are_reported_with_a_pointer(api: Any, changes: dict[str,
     assert response.mimetype == "application/problem+json"
     assert pointer in [error["pointer"] for error in response.json["errors"]]
     assert not offer_queries.list_offers()
+
+
+@pytest.mark.parametrize(("percent", "shown"), [("10", "10"), ("100.00", "100"), ("012.50", "12.5"), ("0.01", "0.01")])
+def test_a_percentage_is_returned_without_trailing_zeros(api: Any, percent: str, shown: str) -> None:
+    created = api.post("/api/v1/offers", json=SUMMER | {"discount": {"type": "percent", "percent": percent}})
+
+    discounts = [created.json["discount"], api.get("/api/v1/offers/SUMMER25").json["discount"]]
+    assert discounts == [{"type": "percent", "percent": shown}] * 2
+
+
+@pytest.mark.parametrize("path", ["offers", "redemptions"])
+def test_a_page_has_fifty_rows_and_at_most_a_hundred(api: Any, path: str) -> None:
+    document = api.get("/api/v1/openapi.json").json
+
+    parameters = {item["name"]: item["schema"] for item in document["paths"][f"/api/v1/{path}"]["get"]["parameters"]}
+    assert parameters["limit"].items() >= {"default": 50, "minimum": 1, "maximum": 100}.items()
 
 
 def test_an_existing_code_is_rejected(api: Any, make_offer: MakeOffer) -> None:
@@ -268,11 +286,52 @@ def test_an_offer_is_paused_and_resumed_by_patch(api: Any, make_offer: MakeOffer
     assert (paused, resumed) == ("paused", "live")
 
 
-@pytest.mark.parametrize("change", [{"name": None}, {"code": None}, {"discount": None}, {"paused": None}])
-def test_required_fields_cannot_be_set_to_null(api: Any, make_offer: MakeOffer, change: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "field", ["name", "code", "discount", "paused", "starts_at", "time_zone", "personal_code_required"]
+)
+def test_required_fields_cannot_be_set_to_null(api: Any, make_offer: MakeOffer, field: str) -> None:
     make_offer()
 
-    assert api.patch("/api/v1/offers/SUMMER25", json=change).status_code == 422
+    response = api.patch("/api/v1/offers/SUMMER25", json={field: None})
+
+    assert (response.status_code, response.json["errors"][0]["pointer"]) == (422, f"/{field}")
+
+
+def test_a_patch_can_change_every_field(api: Any, make_offer: MakeOffer) -> None:
+    make_offer()
+    changes = {
+        "name": "Autumn",
+        "discount": {"type": "amount", "amount": 500, "currency": "EUR"},
+        "code": "Autumn-26",
+        "starts_at": "2026-09-01T00:00:00Z",
+        "ends_at": "2098-12-01T00:00:00Z",
+        "time_zone": "Asia/Tokyo",
+        "max_redemptions": 7,
+        "personal_code_required": True,
+        "paused": True,
+    }
+
+    changed = api.patch("/api/v1/offers/SUMMER25", json=changes).json
+    without_end = api.patch("/api/v1/offers/AUTUMN26", json={"ends_at": None}).json
+
+    assert changed.items() >= changes.items()
+    assert without_end == changed | {"ends_at": None}
+
+
+def test_the_audit_log_names_the_key_of_each_change(api: Any, make_offer: MakeOffer) -> None:
+    api.post("/api/v1/offers", json=SUMMER)
+    offer_actions.freeze_offer(offer_queries.list_offers()[0].id)
+    db.session.commit()
+    for change in ({"name": "Autumn"}, {"paused": True}, {"paused": False}):
+        api.patch("/api/v1/offers/SUMMER25", json=change)
+    api.post("/api/v1/offers/SUMMER25/codes", json={"code": "AUTUMN26"})
+    for action in ("close", "reopen"):
+        api.post(f"/api/v1/offers/AUTUMN26/codes/SUMMER25/{action}")
+
+    entries = db.session.execute(select(AuditEntry.action, AuditEntry.actor).order_by(AuditEntry.id)).all()
+    of_offers = [(action, actor) for action, actor in entries if action.startswith("offer.")]
+    names = ("created", "changed", "paused", "resumed", "code_renewed", "code_closed", "code_reopened")
+    assert of_offers == [(f"offer.{name}", "API key tests") for name in names]
 
 
 def test_a_frozen_discount_cannot_be_changed(api: Any, make_offer: MakeOffer) -> None:

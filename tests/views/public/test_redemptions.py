@@ -79,12 +79,15 @@ def test_the_receipt_shows_the_time_in_the_offers_time_zone(
 def test_the_receipt_is_in_the_customers_locale(
     client: FlaskClient, make_offer: MakeOffer, make_customer: MakeCustomer
 ) -> None:
-    offer, ada = make_offer(), make_customer(locale="de")
+    offer, ada = make_offer("Summer-25", time_zone="Asia/Tokyo"), make_customer(locale="de")
 
     responses = [post(client), client.get(f"/r/{personal_token(offer, ada)}")]
 
     # German puts a no-break space before the percent sign.
     assert ["25\N{NO-BREAK SPACE}%" in response.text for response in responses] == [True, True]
+    first, again = (response.text.partition('<div class="qr">')[2].partition("</article>")[0] for response in responses)
+    assert " JST" in first
+    assert first == again
 
 
 def test_customers_do_not_read_about_the_disk(

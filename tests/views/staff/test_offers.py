@@ -12,11 +12,11 @@ from zoneinfo import ZoneInfo
 import pytest
 import segno
 from flask.testing import FlaskClient
-from sqlalchemy import func, update
+from sqlalchemy import func, select, update
 
 from tests.support.factories import MakeOffer
 from tests.support.sessions import start_session
-from webapp.accounts.models import StaffUser
+from webapp.accounts.models import AuditEntry, StaffUser
 from webapp.campaigns.content.placeholders import EmailContent
 from webapp.campaigns.drafts import actions as draft_actions
 from webapp.campaigns.models import Batch, Campaign
@@ -209,6 +209,29 @@ def test_the_message_about_an_amount_depends_on_the_currency(
     assert message in staff.post("/offers/new", data=SUMMER | form).text
 
 
+def test_the_audit_log_names_the_user_of_each_change(staff: FlaskClient) -> None:
+    staff.post("/offers/new", data=SUMMER)
+    offer_id = latest_offer().id
+    offer_actions.freeze_offer(offer_id)
+    db.session.commit()
+    form = _form_values(staff.get(f"/offers/{offer_id}/edit").text)
+    for path, data in {
+        "edit": form | {"name": "Autumn"},
+        "pause": {},
+        "resume": {},
+        "personal-code": {"required": "yes"},
+        "code": {"code": "AUTUMN26"},
+        "codes/SUMMER25/close": {},
+        "codes/SUMMER25/reopen": {},
+    }.items():
+        assert staff.post(f"/offers/{offer_id}/{path}", data=data).status_code == 302
+
+    entries = db.session.execute(select(AuditEntry.action, AuditEntry.actor).order_by(AuditEntry.id)).all()
+    of_offers = [(action, actor) for action, actor in entries if action.startswith("offer.")]
+    names = ("created", "changed", "paused", "resumed", "changed", "code_renewed", "code_closed", "code_reopened")
+    assert of_offers == [(f"offer.{name}", "manager@example.com") for name in names]
+
+
 def test_an_ambiguous_time_is_asked_for(staff: FlaskClient) -> None:
     ambiguous = SUMMER | {"ends_at": "2026-10-25", "ends_at_time": "02:30"}
 
@@ -250,17 +273,26 @@ def test_a_missing_code_is_generated(staff: FlaskClient) -> None:
 
 
 @pytest.mark.parametrize(
-    "window",
+    "values",
     [
         {},
         {"starts_at_time": "09:30", "ends_at_time": "18:00:30"},
         {"ends_at": "2026-10-25", "ends_at_time": "02:30", "ends_at_fold": "0"},
         {"ends_at": "", "time_zone": "Asia/Kolkata", "max_redemptions": "1000"},
+        {"discount_percent": "10"},
+        {"discount_percent": "12.25"},
         {"discount_type": "amount", "discount_amount": "5.00", "discount_percent": ""},
+        {"discount_type": "amount", "discount_amount": "500", "discount_currency": "JPY"},
+        {"discount_type": "amount", "discount_amount": "1.234", "discount_currency": "KWD"},
+        {"audience": "Regulars", "personal_code_required": "y"},
     ],
 )
-def test_saving_the_unchanged_form_changes_nothing(staff: FlaskClient, window: dict[str, str]) -> None:
-    staff.post("/offers/new", data=SUMMER | window)
+def test_saving_the_unchanged_form_changes_nothing(staff: FlaskClient, values: dict[str, str]) -> None:
+    audience = Audience(name="Regulars")
+    db.session.add(audience)
+    db.session.commit()
+    values = {name: str(audience.id) if name == "audience" else value for name, value in values.items()}
+    staff.post("/offers/new", data=SUMMER | values)
     before = latest_offer().values()
 
     response = staff.post(
@@ -560,6 +592,8 @@ def test_the_live_figures_stop_polling_when_the_offer_has_ended(staff: FlaskClie
         ("q=wint", ["Winter"]),
         ("q=SUMMER-2", ["Summer"]),
         ("state=paused", ["Winter"]),
+        ("q=wint&state=paused", ["Winter"]),
+        ("q=summ&state=paused", []),
         ("q=%00&before=x&after=-1", ["Winter", "Summer"]),
         ("state=nonsense&before=99999999999999999999", ["Winter", "Summer"]),
     ],
