@@ -255,6 +255,15 @@ def test_batch_results_are_in_order_and_the_first_requests_get_the_cap(
     assert (redeemed_counter(capped.id), redeemed_counter(free.id), count_redemptions()) == (2, 0, 6)
 
 
+def test_a_batch_may_freeze_more_offers_than_it_has_rounds(make_offer: MakeOffer, make_customer: MakeCustomer) -> None:
+    make_customer()
+    codes = [make_offer(f"CODE{n}").code for n in range(redemption_actions.MAX_ROUNDS + 1)]
+
+    results = redemption_actions.redeem_all([replace(ADA, code=code) for code in codes])
+
+    assert [result.code for result in results if isinstance(result, RedemptionRecord)] == codes
+
+
 def test_an_order_in_another_currency_fails_alone_in_a_batch(
     make_offer: MakeOffer, make_customer: MakeCustomer
 ) -> None:
