@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
@@ -23,6 +24,8 @@ from webapp.redemptions.rules import RedemptionRequest, evaluate
 EMAILS = ("ada@example.com", "bob@example.com")
 CODES = ("SUMMER25", "WINTER")
 NOW = datetime.now(UTC)
+# More than any run needs here: a run without an end fails its test.
+MAX_STEPS = 20
 
 
 def execute(statement: str, **values: object) -> None:
@@ -113,6 +116,35 @@ def test_data_expires_although_a_customer_has_redeemed_two_offers_at_one_moment(
     assert retention.count_old_redemptions(10, 100) == 0
 
 
+@pytest.fixture
+def old_redemptions(redemptions: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All redemptions are old, those of each offer at two times, and are cleared one by one."""
+    monkeypatch.setattr(retention, "ROWS_PER_STEP", 1)
+    execute("update redemption set redeemed_at = redeemed_at - make_interval(days => 10 + cast(customer_id as int))")
+
+
+def test_data_expires_after_a_block_that_is_exactly_full(old_redemptions: None) -> None:
+    assert sum(itertools.islice(retention.clear_old_redemption_data(10), MAX_STEPS)) == 4
+    db.session.commit()
+
+    assert list_rows_with_data() == set()
+
+
+def test_a_locked_redemption_ends_the_steps_of_its_offer_only(
+    old_redemptions: None, offers: list[int], customers: list[int]
+) -> None:
+    with db.engine.connect() as other:
+        oldest = {"offer": offers[0], "customer": customers[1]}
+        lock = "select from redemption where (offer_id, customer_id) = (:offer, :customer) for update"
+        other.execute(text(lock), oldest)
+        cleared = list(itertools.islice(retention.clear_old_redemption_data(10), MAX_STEPS))
+        db.session.commit()
+
+    assert len(cleared) < MAX_STEPS
+    assert (sum(cleared), list_rows_with_data()) == (2, {(offers[0], customer_id) for customer_id in customers})
+    assert sum(itertools.islice(retention.clear_old_redemption_data(10), MAX_STEPS)) == 2
+
+
 @pytest.mark.parametrize("rows_per_step", [1, 1000])
 def test_an_undone_redemption_that_is_locked_does_not_stop_the_others(
     redemptions: None, customers: list[int], monkeypatch: pytest.MonkeyPatch, rows_per_step: int
@@ -124,7 +156,7 @@ def test_an_undone_redemption_that_is_locked_does_not_stop_the_others(
         # Without SKIP LOCKED the statement would wait, and this makes it fail instead.
         db.session.execute(text("set local lock_timeout = '100ms'"))
 
-        assert sum(retention.clear_old_redemption_data(10)) == 1
+        assert sum(itertools.islice(retention.clear_old_redemption_data(10), MAX_STEPS)) == 1
     db.session.rollback()
 
 
