@@ -342,10 +342,37 @@ def test_the_cap_of_a_frozen_offer_cannot_fall_below_its_redemptions_or_be_remov
     assert first_error(error) == ("max_redemptions", key)
 
 
+def test_the_message_has_the_number_of_redemptions(make_offer: Callable[..., Offer]) -> None:
+    offer = make_offer(frozen_at=NOW, max_redemptions=5000, redeemed=1234)
+
+    with pytest.raises(InvalidInput) as error:
+        offer_actions.update_offer(offer.id, {"max_redemptions": 1233}, version=1, by="ann")
+
+    assert error.value.errors[0].message.startswith("There are already 1,234 redemptions.")
+
+
 def test_an_offer_is_frozen_once(make_offer: Callable[..., Offer]) -> None:
     offer = make_offer()
 
     assert [offer_actions.freeze_offer(offer.id), offer_actions.freeze_offer(offer.id)] == [True, False]
+
+
+def test_freezing_an_offer_leaves_the_others_alone(make_offer: Callable[..., Offer]) -> None:
+    offer, other = make_offer(), make_offer("OTHER")
+
+    offer_actions.freeze_offer(offer.id)
+    db.session.commit()
+
+    assert [row.frozen_at is not None for row in (offer, other)] == [True, False]
+
+
+def test_the_name_is_saved_without_surrounding_spaces(app: Flask) -> None:
+    offer = offer_actions.create_offer(replace(SUMMER, name="  Summer "), by="ann")
+    created = offer.name
+
+    changed = offer_actions.update_offer(offer.id, {"name": " Hot  summer "}, version=None, by="ann")
+
+    assert (created, changed.name) == ("Summer", "Hot  summer")
 
 
 def test_an_update_to_a_taken_code_is_rejected(make_offer: Callable[..., Offer]) -> None:
@@ -498,7 +525,10 @@ def test_pages_are_linked_in_both_directions(make_offer: Callable[..., Offer]) -
     assert [o.id for o in back] == offer_ids[:2:-1]
 
 
-@pytest.mark.parametrize(("typed", "found"), [("summ", 2), ("SUMMER-2", 1), ("%", 0), ("ä", 0), ("a\0", 1), ("", 2)])
+@pytest.mark.parametrize(
+    ("typed", "found"),
+    [("summ", 2), ("SUMMER-2", 1), ("UMMER2", 0), ("%", 0), ("_", 0), ("ä", 0), ("a\0", 1), ("", 2)],
+)
 def test_offers_are_searched_by_name_and_code(make_offer: Callable[..., Offer], typed: str, found: int) -> None:
     make_offer("SUMMER25", name="Hot days")
     make_offer("WINTER", name="Summit")

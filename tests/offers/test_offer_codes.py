@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
+from html import unescape
 from typing import Any
 
 import pytest
@@ -78,6 +79,26 @@ def test_another_spelling_of_the_code_is_the_same_code(make_offer: MakeOffer) ->
     changed = code_actions.renew_code(offer.id, "summer-25", by="ann")
 
     assert (changed.code_as_written, codes(offer)) == ("summer-25", {"SUMMER25": True})
+
+
+def test_a_code_is_shown_in_plain_letters_with_single_spaces(make_offer: MakeOffer) -> None:
+    changed = code_actions.renew_code(make_offer(**LAUNCHED).id, " Ｗinter  ２６ ", by="ann")
+
+    assert (changed.code_as_written, changed.code) == ("Winter 26", "WINTER26")
+
+
+@pytest.mark.parametrize(("dashes", "is_valid"), [(77, True), (78, False)])
+def test_a_code_has_at_most_eighty_characters_with_its_dashes(
+    make_offer: MakeOffer, dashes: int, is_valid: bool
+) -> None:
+    offer, typed = make_offer(**LAUNCHED), f"A{'-' * dashes}BC"
+
+    if is_valid:
+        assert code_actions.renew_code(offer.id, typed, by="ann").code_as_written == typed
+    else:
+        with pytest.raises(InvalidInput) as error:
+            code_actions.renew_code(offer.id, typed, by="ann")
+        assert first_error(error) == ("code", "code_length")
 
 
 def test_renewal_to_the_current_code_changes_nothing(make_offer: MakeOffer) -> None:
@@ -277,6 +298,20 @@ def test_the_page_says_whether_the_old_code_stays_valid(staff: FlaskClient, make
     assert "LAUNCHED stays valid" in staff.get(f"/offers/{offer.id}/code").text
 
 
+def test_after_a_change_of_codes_the_page_says_which_are_valid(staff: FlaskClient, make_offer: MakeOffer) -> None:
+    draft, offer = make_offer("FRESH"), make_offer("LAUNCHED", **LAUNCHED)
+
+    def change(path: str, code: str = "") -> str:
+        return unescape(staff.post(path, data={"code": code}, follow_redirects=True).text)
+
+    assert "The code is now Newer." in change(f"/offers/{draft.id}/code", "Newer")
+    path = f"/offers/{offer.id}/code"
+    assert "LAUNCHED is already the code of this offer. Nothing was changed." in change(path, "LAUNCHED")
+    assert "The code is now Winter-26. LAUNCHED stays valid until you close it." in change(path, "Winter-26")
+    assert "LAUNCHED is closed and no longer valid." in change(f"/offers/{offer.id}/codes/LAUNCHED/close")
+    assert "LAUNCHED is valid again." in change(f"/offers/{offer.id}/codes/LAUNCHED/reopen")
+
+
 def test_closing_the_current_code_says_to_renew_it_first(staff: FlaskClient, make_offer: MakeOffer) -> None:
     offer = make_offer(**LAUNCHED)
 
@@ -305,9 +340,11 @@ def test_a_button_toggles_the_requirement_of_personal_codes(staff: FlaskClient, 
     offer = make_offer(**LAUNCHED)
 
     before = staff.get(f"/offers/{offer.id}").text
-    staff.post(f"/offers/{offer.id}/personal-code", data={"required": "yes"})
-    after = staff.get(f"/offers/{offer.id}").text
-    staff.post(f"/offers/{offer.id}/personal-code", data={"required": "no"})
+    path = f"/offers/{offer.id}/personal-code"
+    after = staff.post(path, data={"required": "yes"}, follow_redirects=True).text
+    incomplete = [staff.post(path, data=data) for data in ({}, {"required": "maybe"})]
+    still_required = offer_queries.find_offers([offer.id])[offer.id].personal_code_required
+    off = staff.post(path, data={"required": "no"}, follow_redirects=True).text
 
     assert (
         "can redeem the offer in that customer&#39;s name" in before
@@ -315,6 +352,9 @@ def test_a_button_toggles_the_requirement_of_personal_codes(staff: FlaskClient, 
     )
     assert "Emails sent so far contain only the shared code" in before
     assert "alone is not accepted" in after
+    assert "Personal codes are required now. The shared code alone is not accepted." in after
+    assert ([response.status_code for response in incomplete], still_required) == ([422, 422], True)
+    assert "Personal codes are no longer required. The shared code is accepted too." in off
     assert not offer_queries.find_offers([offer.id])[offer.id].personal_code_required
 
 

@@ -308,6 +308,33 @@ class TestLimit:
         assert "@" not in rows
         assert "first0" not in rows
 
+    def test_stored_customers_can_only_be_recognised_with_the_secret_key(
+        self, offer: Offer, with_settings: Callable[..., Settings]
+    ) -> None:
+        first = count("ada@example.com")
+        with_settings(secret_key="another key")
+        second = count("ada@example.com")
+
+        assert first is not None
+        assert second is not None
+        assert first.customer_hash != second.customer_hash
+
+    def test_all_expired_rows_are_deleted_in_steps(self, offer: Offer, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(address_limit, "CLEANUP_CHUNK_SIZE", 2)
+        for n in range(5):
+            count("ada@example.com", f"192.0.2.{n}")
+            db.session.execute(
+                text("insert into address_excess values (:id, :address, now())"),
+                {"id": offer.id, "address": f"192.0.2.{n}"},
+            )
+        end_windows()
+        count("ada@example.com", "192.0.2.9")
+
+        address_limit.delete_expired_addresses()
+
+        assert db.session.scalars(text("select address from address_customers")).all() == ["192.0.2.9"]
+        assert db.session.scalars(text("select address from address_excess")).all() == []
+
     def test_rows_are_deleted_after_their_window(
         self, client: FlaskClient, offer: Offer, make_customer: MakeCustomer
     ) -> None:
@@ -690,6 +717,16 @@ class TestAlarm:
 
         assert "exceeded the limit" not in staff.get(f"/offers/{busy_offer.id}").text
         assert "internet address" not in staff.get("/").text
+
+    def test_a_repeated_attempt_prolongs_the_alarm(self, client: FlaskClient, busy_offer: Offer) -> None:
+        db.session.execute(text("update address_excess set last_at = now() - interval '59 minutes'"))
+        db.session.commit()
+
+        assert post(client, host="192.0.2.1").status_code == 202
+
+        db.session.execute(text("update address_excess set last_at = last_at - interval '2 minutes'"))
+        db.session.commit()
+        assert address_limit.count_addresses_over_limit([busy_offer.id]) == {busy_offer.id: 1}
 
     def test_offers_are_sorted_by_addresses(self, make_offer: MakeOffer) -> None:
         offers = [make_offer(f"CODE{n}") for n in range(3)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
@@ -12,13 +13,19 @@ from sqlalchemy import Connection, text
 from tests.support.factories import MakeCustomer, MakeOffer
 from tests.support.redemptions import ROLLBACK
 from webapp.core.extensions import db
-from webapp.redemptions import address_limit, count_queries, erasure, group_commit, guessing, retention
+from webapp.customers.models import Audience, AudienceMember
+from webapp.redemptions import actions as redemption_actions
+from webapp.redemptions import address_limit, count_queries, erasure, group_commit, guessing, hourly_counts, retention
+from webapp.redemptions import facts as redemption_facts
+from webapp.redemptions import queries as redemption_queries
 from webapp.redemptions import rollback as redemption_rollback
-from webapp.redemptions.rules import RedemptionRequest
+from webapp.redemptions.rules import RedemptionRequest, evaluate
 
 EMAILS = ("ada@example.com", "bob@example.com")
 CODES = ("SUMMER25", "WINTER")
 NOW = datetime.now(UTC)
+# More than any run needs here: a run without an end fails its test.
+MAX_STEPS = 20
 
 
 def execute(statement: str, **values: object) -> None:
@@ -109,6 +116,35 @@ def test_data_expires_although_a_customer_has_redeemed_two_offers_at_one_moment(
     assert retention.count_old_redemptions(10, 100) == 0
 
 
+@pytest.fixture
+def old_redemptions(redemptions: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All redemptions are old, those of each offer at two times, and are cleared one by one."""
+    monkeypatch.setattr(retention, "ROWS_PER_STEP", 1)
+    execute("update redemption set redeemed_at = redeemed_at - make_interval(days => 10 + cast(customer_id as int))")
+
+
+def test_data_expires_after_a_block_that_is_exactly_full(old_redemptions: None) -> None:
+    assert sum(itertools.islice(retention.clear_old_redemption_data(10), MAX_STEPS)) == 4
+    db.session.commit()
+
+    assert list_rows_with_data() == set()
+
+
+def test_a_locked_redemption_ends_the_steps_of_its_offer_only(
+    old_redemptions: None, offers: list[int], customers: list[int]
+) -> None:
+    with db.engine.connect() as other:
+        oldest = {"offer": offers[0], "customer": customers[1]}
+        lock = "select from redemption where (offer_id, customer_id) = (:offer, :customer) for update"
+        other.execute(text(lock), oldest)
+        cleared = list(itertools.islice(retention.clear_old_redemption_data(10), MAX_STEPS))
+        db.session.commit()
+
+    assert len(cleared) < MAX_STEPS
+    assert (sum(cleared), list_rows_with_data()) == (2, {(offers[0], customer_id) for customer_id in customers})
+    assert sum(itertools.islice(retention.clear_old_redemption_data(10), MAX_STEPS)) == 2
+
+
 @pytest.mark.parametrize("rows_per_step", [1, 1000])
 def test_an_undone_redemption_that_is_locked_does_not_stop_the_others(
     redemptions: None, customers: list[int], monkeypatch: pytest.MonkeyPatch, rows_per_step: int
@@ -120,7 +156,7 @@ def test_an_undone_redemption_that_is_locked_does_not_stop_the_others(
         # Without SKIP LOCKED the statement would wait, and this makes it fail instead.
         db.session.execute(text("set local lock_timeout = '100ms'"))
 
-        assert sum(retention.clear_old_redemption_data(10)) == 1
+        assert sum(itertools.islice(retention.clear_old_redemption_data(10), MAX_STEPS)) == 1
     db.session.rollback()
 
 
@@ -224,6 +260,73 @@ def test_expired_addresses_that_another_transaction_has_locked_are_skipped(
         assert remaining == ["locked", "open"]
 
 
+# --- redeeming ------------------------------------------------------------------------------------
+
+
+def test_customers_who_exceed_the_cap_of_an_offer_keep_their_redemptions_of_another(
+    offers: list[int], customers: list[int]
+) -> None:
+    execute("update offer set max_redemptions = 1 where id = :id", id=offers[0])
+    execute("update offer_counter set max_redemptions = 1 where offer_id = :id", id=offers[0])
+    for code in reversed(CODES):
+        redemption_actions.redeem_all([RedemptionRequest(channel="api", code=code, email=email) for email in EMAILS])
+
+    stored = db.session.execute(text("select offer_id, customer_id from redemption order by 1, 2")).all()
+    assert stored == [(offers[0], customers[0]), (offers[1], customers[0]), (offers[1], customers[1])]
+
+
+# --- customers ------------------------------------------------------------------------------------
+
+
+def test_customers_who_redeemed_another_offer_have_not_redeemed_this_one(
+    redemptions: None, offers: list[int], customers: list[int]
+) -> None:
+    ada, bob = customers
+    execute("delete from redemption where (offer_id, customer_id) = (:offer, :ada)", offer=offers[0], ada=ada)
+
+    assert [redemption_queries.find_redeemed_customer_ids(offer_id, customers) for offer_id in offers] == [
+        {bob},
+        {ada, bob},
+    ]
+    assert redemption_queries.find_redeemed_customer_ids(offers[1], [bob]) == {bob}
+
+
+def test_the_redemptions_of_a_customer_are_those_of_no_other(
+    redemptions: None, offers: list[int], customers: list[int]
+) -> None:
+    for customer_id in customers:
+        listed = redemption_queries.list_customer_redemptions(customer_id)
+        streamed = list(redemption_queries.iter_customer_redemptions(customer_id))
+
+        assert sorted(record.public_id for record in streamed) == sorted(record.public_id for record in listed)
+        assert sorted((record.offer_id, record.row.rolled_back_at is None) for record in listed) == [
+            (offers[0], False), (offers[0], True), (offers[1], True)
+        ]  # fmt: skip
+        assert {record.customer_id for record in listed} == {customer_id}
+
+
+def test_members_of_another_audience_may_not_redeem(offers: list[int], customers: list[int]) -> None:
+    regulars, guests = Audience(name="Regulars"), Audience(name="Guests")
+    db.session.add_all([regulars, guests])
+    db.session.flush()
+    for audience, customer_id in zip((regulars, guests), customers, strict=True):
+        db.session.add(AudienceMember(audience_id=audience.id, customer_id=customer_id))
+    execute("update offer set audience_id = :audience where id = :offer", audience=regulars.id, offer=offers[0])
+
+    reasons = [
+        evaluate(redemption_facts.load_facts([RedemptionRequest(channel="api", code=CODES[0], email=email)])[0]).reason
+        for email in EMAILS
+    ]
+
+    assert reasons == [None, "customer_not_eligible"]
+
+
+def test_the_first_redemption_freezes_its_offer_only(offers: list[int], customers: list[int]) -> None:
+    group_commit.redeem(RedemptionRequest(channel="api", code=CODES[0], email=EMAILS[0]))
+
+    assert db.session.scalars(text("select id from offer where frozen_at is not null")).all() == offers[:1]
+
+
 # --- counts ---------------------------------------------------------------------------------------
 
 
@@ -237,3 +340,15 @@ def test_the_days_of_one_offer_do_not_include_another(offers: list[int]) -> None
         [(NOW.date(), count)] for count in (2, 3, 5)
     ]
     assert count_queries.count_redemptions(offers) == dict(zip(offers, (2, 3), strict=True))
+
+
+def test_a_day_whose_redemptions_were_undone_is_omitted(offers: list[int], customers: list[int]) -> None:
+    done = group_commit.redeem(RedemptionRequest(channel="api", code=CODES[0], email=EMAILS[0]))
+    execute("update redemption set redeemed_at = :at", at=NOW - timedelta(hours=3))
+    hourly_counts.update_hourly_counts()
+    moved = redemption_queries.find_current_redemption(offers[0], done.customer_id)
+    assert moved is not None
+    redemption_rollback.roll_back_redemption(moved.public_id, **ROLLBACK)
+
+    since = NOW - timedelta(days=2)
+    assert [count_queries.count_redemptions_per_day(offer_id, since) for offer_id in (offers[0], None)] == [[], []]

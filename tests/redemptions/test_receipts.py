@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -68,6 +68,21 @@ def test_entering_a_redeemed_code_again_emails_the_receipt(
     assert body.startswith("Hello Ada Lovelace,\r\n")
     for expected in (redemption.public_id, "25%", "SUMMER25", "http://localhost/r/"):
         assert expected in body
+
+
+def test_the_receipt_in_the_email_is_in_the_customers_locale(
+    relay: Relay, redemption: redemption_queries.RedemptionRecord
+) -> None:
+    db.session.execute(text("update customer set locale = 'de'"))
+    db.session.execute(text("update offer set time_zone = 'Europe/Berlin'"))
+    db.session.execute(text("update redemption set redeemed_at = '2026-05-31T22:30:00Z'"))
+    db.session.commit()
+
+    receipts.send_receipt_email(redemption.offer_id, redemption.customer_id)
+
+    body = relay.message_to("ada@example.com").message.get_content()
+    assert "Discount:  25\xa0%\r\n" in body
+    assert "Redeemed:  1. Juni 2026, 00:30 CEST\r\n" in body
 
 
 @pytest.mark.parametrize(
@@ -161,6 +176,26 @@ def test_at_most_one_receipt_an_hour_per_offer(app: Flask) -> None:
 def test_at_most_five_receipts_a_day_per_customer(app: Flask) -> None:
     assert [customer_emails.acquire_email_quota("receipt", n, 7) for n in range(6)] == [True] * 5 + [False]
 
+    assert customer_emails.acquire_email_quota("receipt", 1, 8)
+    assert customer_emails.acquire_email_quota("personal_link", 1, 7)
+
+
+def test_requests_within_the_hour_do_not_use_the_quota_of_the_day(app: Flask) -> None:
+    assert [customer_emails.acquire_email_quota("receipt", 1, 7) for _ in range(6)] == [True] + [False] * 5
+
+    assert customer_emails.acquire_email_quota("receipt", 2, 7)
+
+
+def test_the_quotas_end_after_an_hour_and_a_day(app: Flask) -> None:
+    customer_emails.acquire_email_quota("receipt", 1, 7)
+
+    rows = db.session.execute(text("select key, expires_at - now() from rate_hit order by expires_at")).all()
+
+    assert [key for key, _ in rows] == ["receipt:1:7", "receipts:7"]
+    hour, day = (remaining for _, remaining in rows)
+    assert timedelta(minutes=55) < hour <= timedelta(hours=1)
+    assert timedelta(hours=23) < day <= timedelta(days=1)
+
 
 @pytest.mark.parametrize(
     ("typed", "email"),
@@ -227,6 +262,19 @@ def test_a_receipt_is_retried_when_the_relay_is_unavailable(
     assert 50 < delay.total_seconds() <= RETRY_DELAYS[0]
     assert retry.args == (redemption.offer_id, redemption.customer_id, 1)
     assert relay.recipients == {"ada@example.com": 1}
+
+
+@pytest.mark.parametrize(("attempt", "seconds"), [(0, 60), (1, 600), (2, 3600)])
+def test_the_retries_of_a_receipt_come_after_a_minute_ten_minutes_and_an_hour(
+    redemption: redemption_queries.RedemptionRecord, attempt: int, seconds: int
+) -> None:
+    before = datetime.now(UTC)
+
+    task_queue.run("redemptions.send_receipt", redemption.offer_id, redemption.customer_id, attempt)
+
+    (retry,) = huey.pending()
+    enqueued_at = retry.eta.replace(tzinfo=UTC) - timedelta(seconds=seconds)
+    assert before - timedelta(seconds=1) < enqueued_at < datetime.now(UTC) + timedelta(seconds=1)
 
 
 def test_a_receipt_is_abandoned_after_the_last_retry(redemption: redemption_queries.RedemptionRecord) -> None:

@@ -269,6 +269,19 @@ def test_after_a_rollback_a_new_key_redeems_and_the_old_key_returns_the_rollback
     assert (old.public_id, old.row.rolled_back_at is None, count_redemptions()) == (first.public_id, False, 1)
 
 
+def test_the_order_of_several_rollbacks_returns_the_newest(make_offer: MakeOffer, make_customer: MakeCustomer) -> None:
+    make_offer(), make_customer()
+    request = replace(PLAIN, order=Order("A-1"))
+    keyed = [replace(request, idempotency_key=key, body_hash=b"1") for key in ("k1", "k2", "k3")]
+    public_ids = []
+    for one in keyed:
+        public_ids.append(group_commit.redeem(one).public_id)
+        redemption_rollback.roll_back_redemption(public_ids[-1], **ROLLBACK)
+
+    assert group_commit.redeem(request).public_id == public_ids[2]
+    assert [group_commit.redeem(one).public_id for one in keyed] == public_ids
+
+
 @pytest.mark.parametrize("more", [{}, {"idempotency_key": None, "order": Order("A-1")}])
 def test_after_a_rollback_key_and_order_do_not_apply_to_another_api_key(
     make_offer: MakeOffer, make_customer: MakeCustomer, more: dict[str, Any]
@@ -278,6 +291,24 @@ def test_after_a_rollback_key_and_order_do_not_apply_to_another_api_key(
     redemption_rollback.roll_back_redemption(group_commit.redeem(request).public_id, **ROLLBACK)
 
     assert group_commit.redeem(replace(request, api_key_id=2)).is_replay is False
+
+
+@pytest.mark.parametrize("more", [{}, {"idempotency_key": None, "order": Order("A-1")}])
+def test_after_a_rollback_key_and_order_do_not_apply_to_another_offer_or_customer(
+    make_offer: MakeOffer, make_customer: MakeCustomer, more: dict[str, Any]
+) -> None:
+    make_offer(), make_offer("WINTER25"), make_offer("PAUSED", paused_at=datetime(2026, 1, 1, tzinfo=UTC))
+    make_customer(), make_customer("bob@example.com")
+    request = replace(KEYED, **more)
+    redemption_rollback.roll_back_redemption(group_commit.redeem(request).public_id, **ROLLBACK)
+
+    others = [
+        group_commit.redeem(other)
+        for other in (replace(request, code="WINTER25"), replace(request, email="bob@example.com"))
+    ]
+
+    assert [other.is_replay for other in others] == [False, False]
+    assert refusal_key(replace(request, code="PAUSED")) == "offer_paused"
 
 
 def test_a_rollback_waits_for_a_running_sweep(app: Flask, make_offer: MakeOffer, make_customer: MakeCustomer) -> None:

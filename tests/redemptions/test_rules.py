@@ -345,6 +345,17 @@ def test_a_personal_code_is_valid_for_one_customer_and_one_offer(app: Flask) -> 
     assert len(suffix) == personal_codes.SUFFIX_LENGTH
 
 
+def test_a_personal_code_is_accepted_with_letters_that_look_like_digits(app: Flask) -> None:
+    codes = (personal_codes.derive_personal_code("SUMMER25", 1, n) for n in range(10_000))
+    number, code = next((n, code) for n, code in enumerate(codes) if {"0", "1"} <= set(code.rpartition("-")[2]))
+    suffix = code.rpartition("-")[2]
+
+    for typed in (suffix, suffix.replace("0", "O").replace("1", "I"), suffix.replace("1", "L")):
+        shared, normalised = personal_codes.split_personal_code(f"SUMMER25{typed}")
+        assert shared == "SUMMER25"
+        assert personal_codes.verify_personal_code(normalised or "", 1, number)
+
+
 @pytest.mark.parametrize("token", ["", "x", "WzEsMl0.x", "ä", "[1,2]", "a" * 5000])
 def test_an_invalid_token_is_not_parsed(app: Flask, token: str) -> None:
     assert personal_links.parse_personal_token(token) is None

@@ -36,6 +36,7 @@ from webapp.redemptions import queries as redemption_queries
 from webapp.redemptions import retention as redemption_retention
 from webapp.redemptions import rollback as redemption_rollback
 from webapp.redemptions.errors import RedemptionRefused
+from webapp.redemptions.models import EXPIRED_REASON
 from webapp.redemptions.rules import Order, RedemptionRequest
 from webapp.retention import actions as retention_actions
 from webapp.retention import inactive_customers
@@ -180,6 +181,24 @@ def test_the_data_and_reason_of_an_undone_redemption_are_deleted_after_its_perio
     assert ("Ada called" not in (row.reason or "")) is is_cleared
     assert ((row.order_metadata, row.idempotency_key, row.body_hash) == (None, None, None)) is is_cleared
     assert (row.order_id, row.rolled_back_by) == ("A-1", "eve@example.com")
+
+
+def test_the_reason_of_an_undone_redemption_without_other_data_is_deleted_once(
+    make_customer: MakeCustomer, make_offer: MakeOffer, set_periods: SetPeriods
+) -> None:
+    make_customer(), make_offer()
+    done = group_commit.redeem(RedemptionRequest(channel="form", code="SUMMER25", email="ada@example.com"))
+    redemption_rollback.roll_back_redemption(done.public_id, "Ada called", by="tests")
+    make_older(OVER, "rollback", "rolled_back_at")
+    set_periods(redemptions=DAYS)
+
+    run_retention()
+    first_run = runs()
+    allow_another_run()
+    run_retention()
+
+    assert db.session.scalars(text("select reason from rollback")).all() == [EXPIRED_REASON]
+    assert (first_run, runs()) == ({"redemptions": (1, True)}, {"redemptions": (0, True)})
 
 
 def test_limits_and_counts_stay_and_no_offer_is_redeemed_twice(

@@ -12,7 +12,7 @@ from flask_babel import gettext as _
 
 from webapp.core import database_clock, task_queue
 from webapp.customers import queries as customer_queries
-from webapp.mail import addresses
+from webapp.mail import addresses, locales
 from webapp.mail.outgoing_message import OutgoingMessage
 from webapp.mail.plain_email import build_plain_email
 from webapp.redemptions import customer_emails, personal_links
@@ -53,6 +53,7 @@ def _build_receipt_email(record: RedemptionRecord, to: str) -> OutgoingMessage:
     link = personal_links.build_personal_url(record.offer_id, record.customer_id)
     template = current_app.jinja_env.get_template("email/receipt.txt")
     is_recent = database_clock.get_database_time() - record.row.redeemed_at < JUST_REDEEMED
-    body = template.render(done=record, link=link, shop_name=shop.name, is_recent=is_recent)
+    locale = locales.resolve_locale(record.customer_locale, shop.locale)
+    body = template.render(done=record, link=link, shop_name=shop.name, is_recent=is_recent, locale=locale)
     subject = _("Your receipt: %(offer)s", offer=record.offer_name)
     return build_plain_email(shop, to, subject, body)

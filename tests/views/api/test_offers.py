@@ -1,20 +1,26 @@
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any, get_args
 
 import pytest
+from sqlalchemy import select
 
-from tests.support.factories import MakeOffer
+from tests.support.factories import MakeCustomer, MakeOffer
 from webapp.accounts import api_key_actions
+from webapp.accounts.models import AuditEntry
 from webapp.campaigns import queries as campaign_queries
 from webapp.core.extensions import db
 from webapp.core.settings import ROOT
-from webapp.customers.models import Audience
+from webapp.customers.models import Audience, AudienceMember
 from webapp.offers import actions as offer_actions
+from webapp.offers import code_actions
 from webapp.offers import queries as offer_queries
 from webapp.offers.models import OfferState
+from webapp.redemptions import group_commit
+from webapp.redemptions.rules import RedemptionRequest
 
 SUMMER: dict[str, Any] = {
     "name": "Summer",
@@ -110,6 +116,22 @@ def test_invalid_values_are_reported_with_a_pointer(api: Any, changes: dict[str,
     assert not offer_queries.list_offers()
 
 
+@pytest.mark.parametrize(("percent", "shown"), [("10", "10"), ("100.00", "100"), ("012.50", "12.5"), ("0.01", "0.01")])
+def test_a_percentage_is_returned_without_trailing_zeros(api: Any, percent: str, shown: str) -> None:
+    created = api.post("/api/v1/offers", json=SUMMER | {"discount": {"type": "percent", "percent": percent}})
+
+    discounts = [created.json["discount"], api.get("/api/v1/offers/SUMMER25").json["discount"]]
+    assert discounts == [{"type": "percent", "percent": shown}] * 2
+
+
+@pytest.mark.parametrize("path", ["offers", "redemptions"])
+def test_a_page_has_fifty_rows_and_at_most_a_hundred(api: Any, path: str) -> None:
+    document = api.get("/api/v1/openapi.json").json
+
+    parameters = {item["name"]: item["schema"] for item in document["paths"][f"/api/v1/{path}"]["get"]["parameters"]}
+    assert parameters["limit"].items() >= {"default": 50, "minimum": 1, "maximum": 100}.items()
+
+
 def test_an_existing_code_is_rejected(api: Any, make_offer: MakeOffer) -> None:
     make_offer("SUMMER25")
 
@@ -125,6 +147,62 @@ def test_an_audience_is_given_by_name(api: Any) -> None:
     api.post("/api/v1/offers", json=SUMMER | {"audience": "Regulars"})
 
     assert api.get("/api/v1/offers/summer-25").json["audience"] == "Regulars"
+
+
+def test_the_audience_is_changed_by_name_and_removed_by_null(api: Any, make_offer: MakeOffer) -> None:
+    make_offer()
+    db.session.add(Audience(name="Regulars"))
+    db.session.commit()
+
+    audiences = [
+        api.patch("/api/v1/offers/SUMMER25", json=change).json["audience"]
+        for change in ({"audience": "Regulars"}, {"name": "Autumn"}, {"audience": None})
+    ]
+
+    assert audiences == ["Regulars", "Regulars", None]
+
+
+def test_each_offer_of_the_list_has_its_own_values(
+    api: Any, make_offer: MakeOffer, make_customer: MakeCustomer
+) -> None:
+    audience = Audience(name="Regulars")
+    db.session.add(audience)
+    db.session.flush()
+    ada = make_customer()
+    db.session.add(AudienceMember(audience_id=audience.id, customer_id=ada.id))
+    offer = make_offer("OLD", audience_id=audience.id, time_zone="Asia/Tokyo", max_redemptions=9)
+    make_offer("PLAIN", name="Plain", discount_type="amount", amount=500, currency="EUR", ends_at=None)
+    group_commit.redeem(RedemptionRequest(channel="api", code="OLD", email="ada@example.com"))
+    code_actions.renew_code(offer.id, "New-1", by="ann")
+    offer_actions.pause_offer(offer.id, by="ann")
+    db.session.refresh(offer)
+
+    plain, old = api.get("/api/v1/offers").json["offers"]
+
+    def to_text(at: datetime) -> str:
+        return at.astimezone(UTC).isoformat().replace("+00:00", "Z")
+
+    assert old == {
+        "code": "New-1",
+        "aliases": ["OLD"],
+        "name": "Summer",
+        "discount": {"type": "percent", "percent": "25"},
+        "starts_at": to_text(offer.starts_at),
+        "ends_at": to_text(offer.ends_at) if offer.ends_at else None,
+        "time_zone": "Asia/Tokyo",
+        "state": "paused",
+        "paused": True,
+        "audience": "Regulars",
+        "personal_code_required": False,
+        "max_redemptions": 9,
+        "redeemed": 1,
+        "frozen": True,
+        "created_at": to_text(offer.created_at),
+    }
+    assert plain.items() >= {
+        "code": "PLAIN", "aliases": [], "name": "Plain", "audience": None, "redeemed": 0, "frozen": False,
+        "paused": False, "state": "live", "time_zone": "UTC", "max_redemptions": None, "ends_at": None,
+    }.items()  # fmt: skip
 
 
 @pytest.mark.parametrize("code", ["SUMMER25", "summer 25", "Summer-25"])
@@ -199,6 +277,7 @@ def test_if_match_must_be_the_current_version(api: Any, make_offer: MakeOffer, t
     assert response.status_code == status
     assert offer.name == ("Autumn" if status == 200 else "Summer")
     assert status == 200 or response.json["code"] == "conflict"
+    assert status == 200 or "since the version in `If-Match`. Fetch it again" in response.json["detail"]
 
 
 def test_an_offer_is_paused_and_resumed_by_patch(api: Any, make_offer: MakeOffer) -> None:
@@ -210,11 +289,52 @@ def test_an_offer_is_paused_and_resumed_by_patch(api: Any, make_offer: MakeOffer
     assert (paused, resumed) == ("paused", "live")
 
 
-@pytest.mark.parametrize("change", [{"name": None}, {"code": None}, {"discount": None}, {"paused": None}])
-def test_required_fields_cannot_be_set_to_null(api: Any, make_offer: MakeOffer, change: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "field", ["name", "code", "discount", "paused", "starts_at", "time_zone", "personal_code_required"]
+)
+def test_required_fields_cannot_be_set_to_null(api: Any, make_offer: MakeOffer, field: str) -> None:
     make_offer()
 
-    assert api.patch("/api/v1/offers/SUMMER25", json=change).status_code == 422
+    response = api.patch("/api/v1/offers/SUMMER25", json={field: None})
+
+    assert (response.status_code, response.json["errors"][0]["pointer"]) == (422, f"/{field}")
+
+
+def test_a_patch_can_change_every_field(api: Any, make_offer: MakeOffer) -> None:
+    make_offer()
+    changes = {
+        "name": "Autumn",
+        "discount": {"type": "amount", "amount": 500, "currency": "EUR"},
+        "code": "Autumn-26",
+        "starts_at": "2026-09-01T00:00:00Z",
+        "ends_at": "2098-12-01T00:00:00Z",
+        "time_zone": "Asia/Tokyo",
+        "max_redemptions": 7,
+        "personal_code_required": True,
+        "paused": True,
+    }
+
+    changed = api.patch("/api/v1/offers/SUMMER25", json=changes).json
+    without_end = api.patch("/api/v1/offers/AUTUMN26", json={"ends_at": None}).json
+
+    assert changed.items() >= changes.items()
+    assert without_end == changed | {"ends_at": None}
+
+
+def test_the_audit_log_names_the_key_of_each_change(api: Any, make_offer: MakeOffer) -> None:
+    api.post("/api/v1/offers", json=SUMMER)
+    offer_actions.freeze_offer(offer_queries.list_offers()[0].id)
+    db.session.commit()
+    for change in ({"name": "Autumn"}, {"paused": True}, {"paused": False}):
+        api.patch("/api/v1/offers/SUMMER25", json=change)
+    api.post("/api/v1/offers/SUMMER25/codes", json={"code": "AUTUMN26"})
+    for action in ("close", "reopen"):
+        api.post(f"/api/v1/offers/AUTUMN26/codes/SUMMER25/{action}")
+
+    entries = db.session.execute(select(AuditEntry.action, AuditEntry.actor).order_by(AuditEntry.id)).all()
+    of_offers = [(action, actor) for action, actor in entries if action.startswith("offer.")]
+    names = ("created", "changed", "paused", "resumed", "code_renewed", "code_closed", "code_reopened")
+    assert of_offers == [(f"offer.{name}", "API key tests") for name in names]
 
 
 def test_a_frozen_discount_cannot_be_changed(api: Any, make_offer: MakeOffer) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -112,6 +113,7 @@ def test_a_validation_returns_the_same_refusal_reason(
 
     assert response.status_code == 200
     assert (response.json["valid"], response.json["reason"]) == (False, code)
+    assert response.json["detail"] == redeem(api, **changes).json["detail"]
 
 
 def test_a_validation_returns_the_discount_and_writes_nothing(
@@ -120,8 +122,13 @@ def test_a_validation_returns_the_discount_and_writes_nothing(
     response = api.post("/api/v1/validations", json=ADA | {"order": ORDER})
 
     db.session.refresh(offer_and_customer[0])
-    assert response.json.items() >= {"valid": True, "discount_amount": 1250}.items()
-    assert response.json["discount"] == {"type": "percent", "percent": "25"}
+    assert response.json == {
+        "valid": True,
+        "discount": {"type": "percent", "percent": "25"},
+        "discount_amount": 1250,
+        "code": "SUMMER25",
+        "offer": "Summer",
+    }
     assert (count_redemptions(), offer_and_customer[0].frozen_at) == (0, None)
 
 
@@ -151,6 +158,7 @@ def test_a_repeated_request_returns_the_first_result(api: Any, first: dict[str, 
     second_response = redeem(api, **second)
 
     assert (second_response.status_code, second_response.json) == (200, first_response.json)
+    assert "Location" not in second_response.headers
 
 
 @pytest.mark.usefixtures("offer_and_customer")
@@ -161,6 +169,48 @@ def test_a_repeated_key_needs_an_equivalent_body(api: Any) -> None:
     other = redeem(api, key="k1", metadata={"a": 1})
 
     assert (same.status_code, other.status_code, other.json["code"]) == (200, 422, "invalid_payload")
+
+
+@pytest.mark.usefixtures("offer_and_customer")
+@pytest.mark.parametrize("other", [{"order": ORDER | {"amount": 5000}}, {"order": None}])
+def test_the_order_is_part_of_the_compared_body(api: Any, other: dict[str, Any]) -> None:
+    redeem(api, key="k1", order=ORDER)
+
+    response = redeem(api, key="k1", **{"order": ORDER} | other)
+
+    assert (response.status_code, response.json["errors"][0]["code"]) == (422, "idempotency_key_reused")
+
+
+@pytest.mark.usefixtures("offer_and_customer")
+def test_the_largest_order_and_metadata_are_accepted(api: Any) -> None:
+    """Metadata is measured in bytes of UTF-8."""
+    largest: dict[str, Any] = {"a": {"b": {"c": {"d": 1}}}, "e": ""}
+    largest["e"] = "ü" * ((4096 - len(json.dumps(largest).encode())) // 2)
+    largest["e"] += "x" * (4096 - len(json.dumps(largest, ensure_ascii=False).encode()))
+    order = {"id": "x" * 200, "amount": 10**15, "currency": "EUR"}
+
+    refused = [
+        redeem(api, order=order, metadata=largest | {"e": f"{largest['e']}x"}),
+        redeem(api, order=order, metadata={"a": {"b": {"c": {"d": {"e": 1}}}}}),
+        redeem(api, order=order | {"amount": 10**15 + 1}, metadata=largest),
+    ]
+    accepted = redeem(api, order=order, metadata=largest)
+
+    assert [[error["pointer"] for error in response.json["errors"]] for response in refused] == [
+        ["/metadata"],
+        ["/metadata"],
+        ["/order/amount"],
+    ]
+    assert (accepted.status_code, accepted.json["metadata"], accepted.json["order"]) == (201, largest, order)
+
+
+@pytest.mark.usefixtures("offer_and_customer")
+def test_empty_metadata_stays_empty(api: Any) -> None:
+    created = redeem(api, metadata={})
+
+    read = api.get(created.headers["Location"])
+
+    assert (created.json["metadata"], read.json["metadata"]) == ({}, {})
 
 
 @pytest.mark.usefixtures("offer_and_customer")
@@ -302,7 +352,7 @@ def test_redemptions_are_listed_filtered_and_read(api: Any, make_offer: MakeOffe
     make_customer(source_id="C-1"), make_customer("bob@example.com")
     first = redeem(api).json
     redeem(api, code="OTHER")
-    redeem(api, customer={"email": "bob@example.com"})
+    last = redeem(api, customer={"email": "bob@example.com"}).json
     later = (datetime.now(UTC) + timedelta(days=1)).isoformat().replace("+00:00", "Z")
 
     def count_listed(query: str) -> int:
@@ -316,6 +366,8 @@ def test_redemptions_are_listed_filtered_and_read(api: Any, make_offer: MakeOffe
     assert count_listed("source_id=C-1&offer=OTHER") == 1
     assert count_listed("offer=NONE") == count_listed("email=nobody@example.com") == count_listed(f"since={later}") == 0
     assert count_listed(f"until={later}&channel=api") == 3
+    assert count_listed(f"since={last['redeemed_at']}") == 1
+    assert count_listed(f"until={last['redeemed_at']}") == 2
     assert api.get(f"/api/v1/redemptions/{first['id'].lower()}").json == first
 
 
@@ -370,22 +422,32 @@ def test_the_largest_cursor_returns_the_first_page(api: Any) -> None:
 def test_the_offers_of_a_customer_are_usable_or_used(
     api: Any, make_offer: MakeOffer, make_customer: MakeCustomer
 ) -> None:
-    soon = make_offer("SOON", ends_at=datetime.now(UTC) + timedelta(days=1), personal_code_required=True)
+    soon = make_offer(
+        "SOON", name="Soon", ends_at=datetime.now(UTC) + timedelta(days=1), personal_code_required=True,
+        discount_type="amount", amount=500, currency="EUR",
+    )  # fmt: skip
     make_offer("OPEN", ends_at=None)
     make_offer("USED")
     make_offer("OVER", starts_at=PAST, ends_at=PAST + timedelta(days=1))
     make_offer("FULL", max_redemptions=1, redeemed=1)
     make_offer("PAUSED", paused_at=PAST)
     ada = make_customer()
-    redeem(api, code="USED")
+    redeemed_at = redeem(api, code="USED").json["redeemed_at"]
 
     usable = api.get("/api/v1/customers/Ada@example.com/offers").json["offers"]
     used = api.get("/api/v1/customers/ada@example.com/offers?used=true").json["offers"]
 
     assert [item["code"] for item in usable] == ["SOON", "OPEN"]
-    assert usable[0]["personal_code"] == personal_codes.derive_personal_code("SOON", soon.id, ada.id)
+    assert soon.ends_at is not None
+    assert usable[0] == {
+        "code": "SOON",
+        "personal_code": personal_codes.derive_personal_code("SOON", soon.id, ada.id),
+        "name": "Soon",
+        "discount": {"type": "amount", "amount": 500, "currency": "EUR"},
+        "ends_at": soon.ends_at.isoformat().replace("+00:00", "Z"),
+    }
     assert (usable[1]["name"], usable[1]["ends_at"]) == ("Summer", None)
-    assert [("redeemed_at" in item) for item in used] == [False, True, False]
+    assert [item.get("redeemed_at") for item in used] == [None, redeemed_at, None]
 
 
 @pytest.mark.parametrize(("email", "status"), [("nobody@example.com", 404), ("nonsense@", 422), ("nonsense", 404)])

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+import segno
 from flask.testing import FlaskClient
 from sqlalchemy import text
 
@@ -16,6 +18,8 @@ from webapp.offers.models import Offer
 from webapp.redemptions import group_commit, personal_codes, personal_links
 from webapp.redemptions import queries as redemption_queries
 from webapp.redemptions.rules import RedemptionRequest
+from webapp.shop import actions as shop_actions
+from webapp.shop import queries as shop_queries
 
 PAST, FUTURE = datetime(2020, 5, 1, tzinfo=UTC), datetime(2099, 5, 1, tzinfo=UTC)
 
@@ -75,12 +79,15 @@ def test_the_receipt_shows_the_time_in_the_offers_time_zone(
 def test_the_receipt_is_in_the_customers_locale(
     client: FlaskClient, make_offer: MakeOffer, make_customer: MakeCustomer
 ) -> None:
-    offer, ada = make_offer(), make_customer(locale="de")
+    offer, ada = make_offer("Summer-25", time_zone="Asia/Tokyo"), make_customer(locale="de")
 
     responses = [post(client), client.get(f"/r/{personal_token(offer, ada)}")]
 
     # German puts a no-break space before the percent sign.
     assert ["25\N{NO-BREAK SPACE}%" in response.text for response in responses] == [True, True]
+    first, again = (response.text.partition('<div class="qr">')[2].partition("</article>")[0] for response in responses)
+    assert " JST" in first
+    assert first == again
 
 
 def test_customers_do_not_read_about_the_disk(
@@ -132,6 +139,31 @@ def test_a_refusal_shows_its_reason(
     assert sentence in response.text
 
 
+@pytest.mark.parametrize(
+    ("values", "days"),
+    [
+        ({"starts_at": FUTURE, "ends_at": None}, ("1. Mai 2099", "1 mai 2099")),
+        ({"starts_at": PAST, "ends_at": datetime(2020, 6, 1, tzinfo=UTC)}, ("31. Mai 2020", "31 mai 2020")),
+    ],
+    ids=["not started", "ended"],
+)
+def test_days_are_in_the_locale_of_the_shop_or_of_the_owner_of_the_link(
+    client: FlaskClient,
+    make_offer: MakeOffer,
+    make_customer: MakeCustomer,
+    values: dict[str, Any],
+    days: tuple[str, str],
+) -> None:
+    """The form must not show by its locale whether an email address is known."""
+    shop_actions.save_shop(replace(shop_queries.get_shop(), locale="de"), by="tests")
+    offer, ada = make_offer(**values), make_customer(locale="fr")
+    path = f"/r/{personal_token(offer, ada)}"
+
+    pages = [response.text for response in (post(client), client.get(path), client.post(path))]
+
+    assert [[day in page for day in days] for page in pages] == [[True, False], [False, True], [False, True]]
+
+
 def test_an_unknown_code_is_not_found(client: FlaskClient) -> None:
     response = post(client, "WINTER")
 
@@ -153,6 +185,13 @@ def test_invalid_input_is_reported_at_its_field(client: FlaskClient, code: str, 
 
     assert response.status_code == 422
     assert f'id="{field}-error"' in response.text
+
+
+def test_both_missing_fields_are_reported_with_what_to_enter(client: FlaskClient) -> None:
+    page = post(client, " ", "").text
+
+    assert "Enter the code from our email." in page
+    assert "Enter the email address that received our email." in page
 
 
 @pytest.mark.parametrize(("code", "email", "status"), [("<b>x</b>", "ada@", 422), ("WINTER", "bob@example.com", 404)])
@@ -251,6 +290,8 @@ def test_a_personal_link_redeems_once_and_then_shows_the_receipt(
     for response in (first, client.post(f"/r/{token}"), client.get(f"/r/{token}")):
         assert response.status_code == 200
         assert reference in response.text
+        assert segno.make(reference, error="m").svg_inline(scale=4, border=2, omitsize=True) in response.text
+        assert ("You have already redeemed this offer" in response.text) is (response is not first)
     assert count_redemptions() == 1
 
 
@@ -336,6 +377,24 @@ def test_a_cross_site_request_is_refused(
     assert count_redemptions() == 0
 
 
+@pytest.mark.parametrize(
+    ("origin", "status"), [("https://shop.example", 200), ("http://localhost", 200), ("http://shop.example", 403)]
+)
+def test_the_public_url_and_the_host_of_the_request_are_the_same_origin(
+    client: FlaskClient,
+    make_offer: MakeOffer,
+    make_customer: MakeCustomer,
+    with_settings: Any,
+    origin: str,
+    status: int,
+) -> None:
+    """A proxy may pass on another host than the one that customers see."""
+    with_settings(public_url="https://shop.example/offers")
+    make_offer(), make_customer()
+
+    assert post(client, Origin=origin).status_code == status
+
+
 def test_repeated_attempts_for_one_email_are_throttled(client: FlaskClient, make_offer: MakeOffer) -> None:
     make_offer()
 
@@ -353,3 +412,36 @@ def test_one_ip_address_has_sixty_attempts_per_minute(client: FlaskClient) -> No
     status_codes += [post(client, "WINTER", f"c{n}@example.com").status_code for n in range(60)]
 
     assert status_codes == [404] * 60 + [429]
+
+
+def test_one_ip_address_has_sixty_attempts_per_minute_with_links(client: FlaskClient, make_offer: MakeOffer) -> None:
+    """Each link has a limit of its own, and links that do not work share one for each client address."""
+    offer_id = make_offer().id
+    links = [personal_links.build_personal_url(offer_id, n).removeprefix("http://localhost") for n in range(1, 61)]
+
+    def send(path: str, address: str) -> int:
+        return client.post(path, environ_base={"REMOTE_ADDR": address}).status_code
+
+    statuses = [send(links[0], "192.0.2.1")]
+    # So that the minute does not end before the last attempt, however slow the machine is.
+    db.session.execute(text("update rate_hit set expires_at = expires_at + interval '1 hour'"))
+    db.session.commit()
+    statuses += [send(link, "192.0.2.1") for link in (*links[1:], links[0])]
+    broken = [send(f"/r/broken{n}", "192.0.2.2") for n in range(21)]
+
+    assert statuses == [404] * 60 + [429]
+    assert broken == [404] * 20 + [429]
+    assert send("/r/broken", "192.0.2.3") == 404
+
+
+def test_a_large_throttled_form_is_not_shown_again(client: FlaskClient) -> None:
+    for _ in range(20):
+        post(client, "WINTER")
+
+    responses = [
+        client.post("/redeem", data={"code": "WINTER", "email": "ada@example.com", "more": "x" * length})
+        for length in (1000, 20_000)
+    ]
+
+    assert [response.status_code for response in responses] == [429, 429]
+    assert ['value="WINTER"' in response.text for response in responses] == [True, False]

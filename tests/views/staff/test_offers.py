@@ -5,17 +5,21 @@ import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from html import unescape
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
+import segno
 from flask.testing import FlaskClient
-from sqlalchemy import func, update
+from sqlalchemy import func, select, update
 
 from tests.support.factories import MakeOffer
 from tests.support.sessions import start_session
+from webapp.accounts.models import AuditEntry, StaffUser
 from webapp.campaigns.content.placeholders import EmailContent
 from webapp.campaigns.drafts import actions as draft_actions
-from webapp.campaigns.models import Campaign
+from webapp.campaigns.models import Batch, Campaign
 from webapp.core.extensions import db
 from webapp.core.money import Discount
 from webapp.customers.models import Audience, Customer
@@ -23,6 +27,7 @@ from webapp.offers import actions as offer_actions
 from webapp.offers import queries as offer_queries
 from webapp.offers.models import Offer
 from webapp.redemptions import group_commit
+from webapp.redemptions.models import Redemption
 from webapp.redemptions.rules import RedemptionRequest
 
 SUMMER = {
@@ -167,6 +172,66 @@ def test_an_existing_code_is_rejected(staff: FlaskClient, make_offer: MakeOffer)
     assert "This code belongs to another offer" in response.text
 
 
+def test_the_form_starts_with_the_time_zone_of_the_user_and_its_day(staff: FlaskClient) -> None:
+    """At any time, the day differs from the UTC day in one of these zones."""
+    for zone in ("Pacific/Kiritimati", "Pacific/Pago_Pago"):
+        db.session.execute(update(StaffUser).values(time_zone=zone))
+        db.session.commit()
+        days = [datetime.now(ZoneInfo(zone)).date()]
+        values = _form_values(staff.get("/offers/new").text)
+        days.append(datetime.now(ZoneInfo(zone)).date())
+
+        assert (values["time_zone"], values["starts_at"] in map(str, days)) == (zone, True)
+
+
+@pytest.mark.parametrize("cap", ["1,000", "1'000", "1’000", "1 000", " 1000 "])
+def test_separators_in_the_limit_are_ignored(staff: FlaskClient, cap: str) -> None:
+    staff.post("/offers/new", data=SUMMER | {"max_redemptions": cap})
+
+    assert latest_offer().max_redemptions == 1000
+
+
+@pytest.mark.parametrize(
+    ("amount", "currency", "message"),
+    [
+        ("500.5", "JPY", "Enter a whole number: JPY has no decimal places."),
+        ("5.0005", "KWD", "Use at most 3 decimal places for KWD."),
+        ("five", "JPY", "Enter a number such as 5."),
+        ("five", "EUR", "Enter a number such as 5.00."),
+        ("five", "KWD", "Enter a number such as 5.000."),
+    ],
+)
+def test_the_message_about_an_amount_depends_on_the_currency(
+    staff: FlaskClient, amount: str, currency: str, message: str
+) -> None:
+    form = {"discount_type": "amount", "discount_amount": amount, "discount_currency": currency}
+
+    assert message in staff.post("/offers/new", data=SUMMER | form).text
+
+
+def test_the_audit_log_names_the_user_of_each_change(staff: FlaskClient) -> None:
+    staff.post("/offers/new", data=SUMMER)
+    offer_id = latest_offer().id
+    offer_actions.freeze_offer(offer_id)
+    db.session.commit()
+    form = _form_values(staff.get(f"/offers/{offer_id}/edit").text)
+    for path, data in {
+        "edit": form | {"name": "Autumn"},
+        "pause": {},
+        "resume": {},
+        "personal-code": {"required": "yes"},
+        "code": {"code": "AUTUMN26"},
+        "codes/SUMMER25/close": {},
+        "codes/SUMMER25/reopen": {},
+    }.items():
+        assert staff.post(f"/offers/{offer_id}/{path}", data=data).status_code == 302
+
+    entries = db.session.execute(select(AuditEntry.action, AuditEntry.actor).order_by(AuditEntry.id)).all()
+    of_offers = [(action, actor) for action, actor in entries if action.startswith("offer.")]
+    names = ("created", "changed", "paused", "resumed", "changed", "code_renewed", "code_closed", "code_reopened")
+    assert of_offers == [(f"offer.{name}", "manager@example.com") for name in names]
+
+
 def test_an_ambiguous_time_is_asked_for(staff: FlaskClient) -> None:
     ambiguous = SUMMER | {"ends_at": "2026-10-25", "ends_at_time": "02:30"}
 
@@ -176,6 +241,19 @@ def test_an_ambiguous_time_is_asked_for(staff: FlaskClient) -> None:
     assert response.status_code == 422
     assert 'name="ends_at_fold"' in response.text
     assert latest_offer().ends_at == datetime(2026, 10, 25, 1, 30, tzinfo=UTC)
+
+
+def test_an_ambiguous_start_is_asked_for(staff: FlaskClient) -> None:
+    ambiguous = SUMMER | {"starts_at": "2026-10-25", "starts_at_time": "02:30", "ends_at": ""}
+
+    page = staff.post("/offers/new", data=ambiguous).text
+    starts = []
+    for fold in ("0", "1"):
+        staff.post("/offers/new", data=ambiguous | {"starts_at_fold": fold, "code": ""})
+        starts.append(latest_offer().starts_at)
+
+    assert ('name="starts_at_fold"' in page, 'name="ends_at_fold"' in page) == (True, False)
+    assert starts == [datetime(2026, 10, 25, hour, 30, tzinfo=UTC) for hour in (0, 1)]
 
 
 def test_an_offer_can_be_for_one_audience(staff: FlaskClient) -> None:
@@ -195,17 +273,26 @@ def test_a_missing_code_is_generated(staff: FlaskClient) -> None:
 
 
 @pytest.mark.parametrize(
-    "window",
+    "values",
     [
         {},
         {"starts_at_time": "09:30", "ends_at_time": "18:00:30"},
         {"ends_at": "2026-10-25", "ends_at_time": "02:30", "ends_at_fold": "0"},
         {"ends_at": "", "time_zone": "Asia/Kolkata", "max_redemptions": "1000"},
+        {"discount_percent": "10"},
+        {"discount_percent": "12.25"},
         {"discount_type": "amount", "discount_amount": "5.00", "discount_percent": ""},
+        {"discount_type": "amount", "discount_amount": "500", "discount_currency": "JPY"},
+        {"discount_type": "amount", "discount_amount": "1.234", "discount_currency": "KWD"},
+        {"audience": "Regulars", "personal_code_required": "y"},
     ],
 )
-def test_saving_the_unchanged_form_changes_nothing(staff: FlaskClient, window: dict[str, str]) -> None:
-    staff.post("/offers/new", data=SUMMER | window)
+def test_saving_the_unchanged_form_changes_nothing(staff: FlaskClient, values: dict[str, str]) -> None:
+    audience = Audience(name="Regulars")
+    db.session.add(audience)
+    db.session.commit()
+    values = {name: str(audience.id) if name == "audience" else value for name, value in values.items()}
+    staff.post("/offers/new", data=SUMMER | values)
     before = latest_offer().values()
 
     response = staff.post(
@@ -240,8 +327,11 @@ def _form_values(page: str) -> dict[str, str]:
     return submitted
 
 
-def test_saving_keeps_the_microseconds_of_the_start(staff: FlaskClient, make_offer: MakeOffer) -> None:
-    offer = make_offer(starts_at=datetime(2026, 6, 1, 10, 0, 0, 123456, tzinfo=UTC), ends_at=None)
+def test_saving_keeps_the_microseconds_of_start_and_end(staff: FlaskClient, make_offer: MakeOffer) -> None:
+    offer = make_offer(
+        starts_at=datetime(2026, 6, 1, 10, 0, 0, 123456, tzinfo=UTC),
+        ends_at=datetime(2026, 7, 1, 10, 0, 0, 654321, tzinfo=UTC),
+    )
 
     staff.post(
         f"/offers/{offer.id}/edit", data=_form_values(staff.get(f"/offers/{offer.id}/edit").text) | {"name": "New"}
@@ -249,6 +339,19 @@ def test_saving_keeps_the_microseconds_of_the_start(staff: FlaskClient, make_off
 
     db.session.refresh(offer)
     assert (offer.name, offer.starts_at.microsecond) == ("New", 123456)
+    assert offer.ends_at is not None
+    assert offer.ends_at.microsecond == 654321
+
+
+@pytest.mark.parametrize("version", ["", "one", "-1", "²", "9" * 10])
+def test_a_form_without_its_version_is_a_conflict(staff: FlaskClient, make_offer: MakeOffer, version: str) -> None:
+    offer = make_offer()
+    form = _form_values(staff.get(f"/offers/{offer.id}/edit").text)
+
+    response = staff.post(f"/offers/{offer.id}/edit", data=form | {"name": "New", "version": version})
+
+    db.session.refresh(offer)
+    assert (response.status_code, offer.name) == (409, "Summer")
 
 
 def test_a_concurrent_edit_is_reported_and_input_kept(staff: FlaskClient, make_offer: MakeOffer) -> None:
@@ -283,6 +386,18 @@ def test_only_the_other_fields_of_a_frozen_offer_can_be_edited(staff: FlaskClien
     assert (offer.name, offer.code, offer.percent) == ("Longer summer", "SUMMER25", Decimal(25))
 
 
+def test_the_limit_of_a_frozen_offer_can_be_raised(staff: FlaskClient, make_offer: MakeOffer) -> None:
+    offer = make_offer(frozen_at=datetime(2026, 1, 1, tzinfo=UTC), max_redemptions=10, redeemed=4)
+    form = _form_values(staff.get(f"/offers/{offer.id}/edit").text)
+
+    raised = staff.post(f"/offers/{offer.id}/edit", data=form | {"max_redemptions": "20"})
+    too_low = staff.post(f"/offers/{offer.id}/edit", data=form | {"version": "2", "max_redemptions": "3"})
+
+    db.session.refresh(offer)
+    assert (form["max_redemptions"], raised.status_code, offer.max_redemptions) == ("10", 302, 20)
+    assert "There are already 4 redemptions. The redemption limit can&#39;t be lower than that." in too_low.text
+
+
 def test_an_offer_frozen_during_editing_refuses_a_new_discount(staff: FlaskClient, make_offer: MakeOffer) -> None:
     offer = make_offer()
     tab_form = _form_values(staff.get(f"/offers/{offer.id}/edit").text)
@@ -299,12 +414,13 @@ def test_an_offer_frozen_during_editing_refuses_a_new_discount(staff: FlaskClien
 def test_an_offer_is_paused_and_resumed(staff: FlaskClient, make_offer: MakeOffer) -> None:
     offer = make_offer()
 
-    staff.post(f"/offers/{offer.id}/pause")
-    paused = staff.get(f"/offers/{offer.id}").text
-    staff.post(f"/offers/{offer.id}/resume")
+    paused = staff.post(f"/offers/{offer.id}/pause", follow_redirects=True).text
+    resumed = staff.post(f"/offers/{offer.id}/resume", follow_redirects=True).text
 
     db.session.refresh(offer)
     assert "Paused" in paused
+    assert "The offer is paused. It can&#39;t be redeemed until you resume it." in paused
+    assert "The offer was resumed and can be redeemed again." in resumed
     assert offer.paused_at is None
 
 
@@ -318,11 +434,66 @@ def test_the_page_of_an_offer_shows_code_link_and_latest_redemptions(
     page = staff.get(f"/offers/{offer.id}").text
 
     assert "http://localhost/redeem?code=SUMMER25" in page
-    assert "<svg" in page
+    assert (
+        segno.make(f"http://localhost/redeem?code={offer.code}", error="m").svg_inline(scale=4, border=2, omitsize=True)
+        in page
+    )
     assert "style=" not in page
     assert "ada@example.com" in page
     assert 'value="1"' in page[page.index("<progress") :]
     assert f"/offers/{offer.id}/mail" in page
+
+
+def test_the_page_shows_the_audience_and_ten_redemptions(
+    staff: FlaskClient, make_offer: MakeOffer, make_customer: Callable[..., Customer]
+) -> None:
+    audience = Audience(name="Regulars")
+    db.session.add(audience)
+    db.session.flush()
+    for_all, for_regulars = make_offer(), make_offer("REGULAR", audience_id=audience.id)
+    for n in range(11):
+        group_commit.redeem(
+            RedemptionRequest(channel="api", code="SUMMER25", email=make_customer(f"c{n}@example.com").email)
+        )
+
+    pages = [staff.get(f"/offers/{offer.id}").text for offer in (for_all, for_regulars)]
+
+    audiences = [re.findall(r">Audience</dt>\s*<dd[^>]*>(.*?)</dd>", page, re.S) for page in pages]
+    assert audiences == [["All customers"], ["Regulars"]]
+    assert re.findall(r">(c\d+)@example.com</a>", pages[0]) == [f"c{n}" for n in range(10, 0, -1)]
+
+
+def test_emails_sent_are_those_of_the_announcement(
+    staff: FlaskClient, make_offer: MakeOffer, make_customer: Callable[..., Customer]
+) -> None:
+    offer = make_offer()
+    make_customer()
+    group_commit.redeem(RedemptionRequest(channel="form", code="SUMMER25", email="ada@example.com"))
+    for kind, sent in (("announcement", 8), ("reminder", 6)):
+        values: dict[str, Any] = {
+            "subject": "Summer",
+            "text": "t",
+            "status": "done",
+            "launched_at": datetime.now(UTC),
+            "total": sent,
+        }
+        campaign = Campaign(offer_id=offer.id, kind=kind, **values)
+        db.session.add(campaign)
+        db.session.flush()
+        batch: dict[str, Any] = {
+            "seq": 1,
+            "first_id": 1,
+            "last_id": sent,
+            "gaps": [1] * sent,
+            "status": "done",
+            "sent": sent,
+        }
+        db.session.add(Batch(campaign_id=campaign.id, **batch))
+    db.session.commit()
+
+    page = " ".join(re.sub("<[^>]*>", " ", staff.get(f"/offers/{offer.id}").text).split())
+
+    assert "Emails sent 8 Redeemed 1 12.5% of the emails sent" in page
 
 
 @pytest.mark.parametrize("kind", ["none", "draft", "scheduled", "done"])
@@ -390,6 +561,24 @@ def test_the_chart_ends_on_the_last_day_of_the_offer(
     assert (len(days), days[-1]) == (30, last_day)
 
 
+def test_the_chart_has_the_days_of_the_offers_time_zone(staff: FlaskClient, make_offer: MakeOffer) -> None:
+    """One redemption is older than the chart, and one was made before the end was set to an earlier day."""
+    start, end = datetime(2020, 1, 1, tzinfo=UTC), datetime(2020, 5, 31, 22, tzinfo=UTC)
+    offer = make_offer(starts_at=start, ends_at=end, time_zone="Europe/Berlin")
+    for n, at in enumerate(("2020-05-01T21:59Z", "2020-05-01T22:00Z", "2020-05-31T21:59Z", "2020-06-01T22:00Z")):
+        at_time = datetime.fromisoformat(at)
+        db.session.add(Redemption(offer_id=offer.id, customer_id=n, redeemed_at=at_time, channel="form"))
+    db.session.commit()
+
+    page = staff.get(f"/offers/{offer.id}").text
+
+    chart = json.loads(re.findall(r'id="offer-chart".*?<script[^>]*>(.*?)</script>', page, re.S)[0])
+    counts = dict(zip(chart["x"], chart["series"][0]["values"], strict=True))
+    assert next(iter(counts)) == "2020-05-02"
+    assert {day: n for day, n in counts.items() if n} == {"2020-05-02": 1, "2020-05-31": 1, "2020-06-02": 1}
+    assert chart["x_texts"][0] == "2 May 2020"
+
+
 def test_the_live_figures_stop_polling_when_the_offer_has_ended(staff: FlaskClient, make_offer: MakeOffer) -> None:
     offer, ended = make_offer(), make_offer("OVER", ends_at=datetime.now(UTC) - timedelta(hours=1))
 
@@ -403,6 +592,8 @@ def test_the_live_figures_stop_polling_when_the_offer_has_ended(staff: FlaskClie
         ("q=wint", ["Winter"]),
         ("q=SUMMER-2", ["Summer"]),
         ("state=paused", ["Winter"]),
+        ("q=wint&state=paused", ["Winter"]),
+        ("q=summ&state=paused", []),
         ("q=%00&before=x&after=-1", ["Winter", "Summer"]),
         ("state=nonsense&before=99999999999999999999", ["Winter", "Summer"]),
     ],
@@ -430,6 +621,33 @@ def test_the_list_has_pages_in_both_directions(staff: FlaskClient, make_offer: M
     assert f"before={rows[10].id}" in second
     assert 'rel="next"' not in last
     assert 'rel="prev"' not in first
+
+
+def test_pages_keep_the_filters(staff: FlaskClient, make_offer: MakeOffer) -> None:
+    rows = [make_offer(f"CODE{n:02}", name="Summer") for n in range(52)]
+    filters = "q=summer&state=live"
+
+    first = unescape(staff.get(f"/offers?{filters}").text)
+    second = unescape(staff.get(f"/offers?{filters}&before={rows[27].id}").text)
+
+    assert f'rel="next" href="/offers?{filters}&before={rows[27].id}"' in first
+    assert f'rel="prev" href="/offers?{filters}&after={rows[26].id}"' in second
+
+
+def test_the_list_shows_the_redemptions_of_each_offer(
+    staff: FlaskClient, make_offer: MakeOffer, make_customer: Callable[..., Customer]
+) -> None:
+    make_offer("QUIET", name="Quiet", max_redemptions=1000), make_offer(name="Popular")
+    for email in ("ada@example.com", "bob@example.com"):
+        make_customer(email)
+        group_commit.redeem(RedemptionRequest(channel="form", code="SUMMER25", email=email))
+
+    page = staff.get("/offers").text
+
+    popular, quiet = (
+        " ".join(re.sub("<[^>]*>", " ", row).split()) for row in re.findall("<tr>.*?</tr>", page, re.S)[1:]
+    )
+    assert (popular.endswith(" 2"), quiet.endswith(" 0 of 1,000")) == (True, True)
 
 
 @pytest.mark.parametrize("path", ["/offers/99", "/offers/99/edit", "/offers/99/live", "/offers/99999999999999999999"])

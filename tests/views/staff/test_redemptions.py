@@ -125,16 +125,54 @@ def test_only_the_first_page_polls(staff: FlaskClient, make_offer: MakeOffer, ma
     assert "c0@example.com" in first + second
 
 
+def test_refresh_export_and_further_pages_keep_the_filters(
+    staff: FlaskClient, make_offer: MakeOffer, make_customer: MakeCustomer
+) -> None:
+    make_offer()
+    emails = [make_customer(f"c{n}@example.com").email for n in range(101)]
+    redemption_actions.redeem_all([RedemptionRequest(channel="api", code="SUMMER25", email=email) for email in emails])
+    filters = "code=SUMMER25&channel=api&first=2020-01-01"
+
+    first = unescape(staff.get(f"/redemptions?{filters}&who=&other=1").text)
+    next_url = first.partition('rel="next" href="')[2].partition('"')[0]
+    second = unescape(staff.get(next_url).text)
+
+    assert f'hx-get="/redemptions?{filters}"' in first
+    assert f'href="/redemptions.csv?{filters}"' in first
+    assert next_url.startswith(f"/redemptions?{filters}&cursor=")
+    assert f'href="/redemptions?{filters}"' in second
+    assert f'rel="next" href="/redemptions?{filters}&cursor=' in second
+
+
+def test_days_are_filtered_in_the_time_zone_of_the_user(staff: FlaskClient, redemption: RedemptionRecord) -> None:
+    db.session.execute(text("update redemption set redeemed_at = '2026-05-31T22:30:00Z'"))
+    db.session.execute(text("update staff_user set time_zone = 'Europe/Berlin'"))
+    db.session.commit()
+
+    pages = [staff.get(f"/redemptions?first={day}&last={day}").text for day in ("2026-05-31", "2026-06-01")]
+
+    assert ["ada@example.com" in page for page in pages] == [False, True]
+
+
 def test_staff_can_redeem_for_a_customer(
     staff: FlaskClient, make_offer: MakeOffer, make_customer: MakeCustomer
 ) -> None:
     make_offer(), make_customer()
 
     response = staff.post("/redemptions/new", data=FORM)
+    page = staff.get(response.location).text
 
     record = redemption_queries.list_latest_redemptions(None, 1)[0]
     assert (response.status_code, response.location) == (302, f"/redemptions/{record.public_id}")
     assert record.row.channel == "staff"
+    assert "Summer (25%) was redeemed for ada@example.com." in page
+
+
+def test_the_form_is_filled_from_the_check_of_eligibility(staff: FlaskClient) -> None:
+    page = staff.get("/redemptions/new?code=SUMMER25&email=ada@example.com").text
+
+    assert 'value="SUMMER25"' in page
+    assert 'value="ada@example.com"' in page
 
 
 @pytest.mark.parametrize(
@@ -189,6 +227,7 @@ def test_a_redemption_is_undone_with_a_reason(staff: FlaskClient, redemption: Re
     page = staff.get(f"/redemptions/{redemption.public_id}").text
     assert response.status_code == 302
     assert "wrong customer" in page
+    assert "The redemption was undone. ada@example.com can redeem Summer again." in page
     assert re.search(r">Undone by</dt>\s*<dd[^>]*>\s*Manager\s*</dd>", page)
     assert "Undo redemption" not in page
     assert count_redemptions() == 0
@@ -235,7 +274,7 @@ def test_the_export_lists_every_redemption_without_formulas(
     make_offer(name="=SUM(A1)")
     make_customer(name="+Ada, the first"), make_customer("bob@example.com")
     order = Order("-1", 4999, "EUR")
-    group_commit.redeem(
+    record = group_commit.redeem(
         RedemptionRequest(channel="api", code="SUMMER25", email="ada@example.com", order=order, api_key_id=1)
     )
     group_commit.redeem(RedemptionRequest(channel="form", code="SUMMER25", email="bob@example.com"))
@@ -248,7 +287,9 @@ def test_the_export_lists_every_redemption_without_formulas(
     assert response.headers["Content-Disposition"] == 'attachment; filename="redemptions.csv"'
     assert len(lines) == 3
     assert len(exported) == 1
-    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", exported[0]["redeemed_at"])
+    assert response.mimetype == "text/csv"
+    assert exported[0]["reference"] == record.public_id
+    assert exported[0]["redeemed_at"] == f"{record.row.redeemed_at:%Y-%m-%dT%H:%M:%SZ}"
     assert (exported[0]["offer"], exported[0]["name"], exported[0]["order_id"]) == (
         "'=SUM(A1)",
         "'+Ada, the first",
