@@ -271,3 +271,63 @@ def test_dismissing_all_uncertain_emails_says_how_many(staff: FlaskClient, campa
 def test_resolving_emails_of_an_unknown_campaign_is_not_found(staff: FlaskClient) -> None:
     for verb in ("send-again", "leave"):
         assert staff.post(f"/campaigns/99/{verb}", data={"state": "uncertain"}).status_code == 404
+
+
+# --- other pages ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("values", "heading", "example"),
+    [
+        ({"smtp_code": 499, "text": "9.9.9 wait"}, "The server replied 499", "499 9.9.9 wait"),
+        ({"smtp_code": 550, "text": "5.1.1 no"}, "There is no such mailbox", "550 5.1.1 no"),
+        ({"text": "no answer"}, "No answer", ""),
+        ({"text": ""}, "No details are stored", ""),
+    ],
+)
+def test_a_reason_is_explained_on_the_page_and_above_its_list(
+    staff: FlaskClient, campaign: Campaign, values: dict[str, object], heading: str, example: str
+) -> None:
+    add_issue(campaign, 1, "failed", **values)
+    response = staff.get(f"/campaigns/{campaign.id}").text
+    link = re.search(r'<a href="([^"]*/recipients\?[^"]*cause=[^"]*)">([^<]*)</a>', response)
+    assert link is not None
+    assert unescape(link[2]) == heading
+    assert example in response
+    page = read_words(staff, unescape(link[1]))
+    assert "c0@example.com" in page
+    assert "c1@example.com" not in page
+    if values["text"]:
+        assert f"Filtered by reason: {heading}" in page
+
+
+def test_an_export_without_a_state_has_all_recipients(staff: FlaskClient, campaign: Campaign) -> None:
+    for query in ("", "?state=nonsense"):
+        response = staff.get(f"/campaigns/{campaign.id}/recipients.csv{query}")
+        assert response.headers["Content-Disposition"] == f'attachment; filename="campaign-{campaign.id}.csv"'
+        assert response.mimetype == "text/csv"
+        assert [line.partition(",")[0] for line in response.text.splitlines()] == [
+            "email",
+            *(f"c{n}@example.com" for n in range(4)),
+        ]
+    assert staff.get("/campaigns/99/recipients.csv").status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("email", "status", "message"),
+    [
+        ("", 200, None),
+        ("no@example.com", 422, "No customer has this email address."),
+        ("no address", 422, "address"),
+        (" C0@Example.com ", 200, None),
+    ],
+)
+def test_an_address_that_is_not_found_is_reported_at_its_field(
+    staff: FlaskClient, campaign: Campaign, email: str, status: int, message: str | None
+) -> None:
+    response = staff.get(f"/campaigns/{campaign.id}/who", query_string={"email": email})
+    error = re.search(r'id="recipient-error">.*?<span>(.*?)</span>', response.text, re.DOTALL)
+    assert (response.status_code, error is not None) == (status, message is not None)
+    if error is not None:
+        assert str(message) in error[1]
+    assert ("Next in the queue." in response.text) is (email == " C0@Example.com ")
