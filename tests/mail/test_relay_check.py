@@ -85,6 +85,15 @@ def test_an_encrypted_relay_is_ok(with_settings: Change, setting: str, values: d
     assert relay_check._suggest_improvement(settings) == ""
 
 
+@pytest.mark.parametrize(
+    ("server", "is_local"),
+    [("localhost", True), ("127.0.0.53", True), ("::1", True), ("128.0.0.1", False), ("localhost.example.com", False)],
+)
+def test_a_relay_on_this_computer_needs_no_encryption(with_settings: Change, server: str, is_local: bool) -> None:
+    settings = with_settings(mail_server=server)
+    assert (relay_check._suggest_improvement(settings) == "") is is_local
+
+
 def test_a_closed_port_is_reported(check: Callable[..., RelayCheckResult]) -> None:
     assert check(mail_port=1) == RelayCheckResult(
         False,

@@ -212,6 +212,13 @@ def test_a_reply_of_several_lines_is_one_text(relay: Relay, connection: smtp.Rel
     assert (outcome.kind, outcome.code, outcome.text) == ("failed", 550, "5.1.1 No such user")
 
 
+def test_a_reply_is_stored_without_nul_and_in_part(relay: Relay, connection: smtp.RelayConnection) -> None:
+    relay.behaviour.rcpt["*"] = "550 5.1.1 no\0such " + "user " * 200
+    connection.open()
+    outcome = connection.deliver(make_message())
+    assert outcome.text == ("5.1.1 nosuch " + "user " * 200)[:500]
+
+
 @pytest.mark.parametrize(
     ("reply", "is_helo_sent", "error"),
     [

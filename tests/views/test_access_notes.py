@@ -336,7 +336,7 @@ def test_the_page_for_removing_a_suppression_is_counted(redemption_id: str, staf
     assert counted("kind", "subject") == [("suppressions.listed", "customer 1", 1)]
 
 
-def test_replies_on_the_page_of_a_campaign_are_counted(redemption_id: str, staff: FlaskClient) -> None:
+def test_replies_on_the_pages_of_a_campaign_are_counted(redemption_id: str, staff: FlaskClient) -> None:
     db.session.execute(
         text(
             "insert into campaign (offer_id, kind, subject, text, html, status, launched_at, finished_at)"
@@ -357,6 +357,11 @@ def test_replies_on_the_page_of_a_campaign_are_counted(redemption_id: str, staff
     staff.get("/campaigns/1/progress", buffered=True)
 
     assert counted("kind", "subject") == [("recipients.listed", "campaign 1", 1)]
+    staff.get("/campaigns/1/recipients", buffered=True)
+    staff.get("/campaigns/1/who?email=eve@example.com", buffered=True)
+    assert counted("kind", "subject") == [("recipients.listed", "campaign 1", 2)]
+    staff.get("/campaigns/1/who?email=ada@example.com", buffered=True)
+    assert ("customer.viewed", "customer 1", 1) in counted("kind", "subject")
 
 
 def test_an_update_by_a_key_that_returns_a_customer_is_counted(redemption_id: str, api: FlaskClient) -> None:

@@ -442,8 +442,22 @@ def test_a_json_list_as_body_is_rejected_in_json_terms(api: FlaskClient) -> None
 
 
 def test_an_address_without_customer_can_be_reported(api: FlaskClient) -> None:
-    api.post("/api/v1/bounces", json={"bounces": [{"email": "later@example.org", "kind": "complaint"}]})
+    notice = {"email": "Later@Example.org", "kind": "complaint", "status": "4.2.2", "detail": "abuse"}
+    api.post("/api/v1/bounces", json={"bounces": [notice]})
     assert suppression_reasons() == {"later@example.org": "complained"}
+    row = db.session.get_one(Suppression, "later@example.org")
+    assert (row.source, row.campaign_id, row.detail) == ("relay", None, "4.2.2 abuse")
+
+
+def test_bounces_reported_by_a_key_or_by_command_are_audited(api: FlaskClient, app: Flask, tmp_path: Path) -> None:
+    api.post("/api/v1/bounces", json={"bounces": [{"email": "later@example.org", "kind": "complaint"}]})
+    api.post("/api/v1/bounces", data=build_report("POSTFIX"), content_type="message/rfc822")
+    (tmp_path / "one.eml").write_bytes(build_report("POSTFIX", customer_id=2, rcpt="bob@example.org"))
+    run_command(app, str(tmp_path / "one.eml"))
+    # Nothing is recorded for what is known already.
+    run_command(app, str(tmp_path / "one.eml"))
+    entries = db.session.scalars(select(AuditEntry).where(AuditEntry.action == "bounces.taken").order_by(AuditEntry.id))
+    assert [entry.actor for entry in entries] == ["API key tests", "API key tests", "command line"]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 from flask import Flask
-from sqlalchemy import event, text
+from sqlalchemy import event, select, text
 
 from tests.support.campaigns import (
     LaunchCampaign,
@@ -28,6 +28,7 @@ from webapp.campaigns.models import WINDOW_SIZE, Campaign
 from webapp.campaigns.sending import batches, completion, sender
 from webapp.campaigns.sending import windows as send_windows
 from webapp.core.extensions import db
+from webapp.customers.models import Suppression
 
 pytestmark = pytest.mark.usefixtures("no_retry_delay")
 
@@ -203,3 +204,30 @@ def test_the_cursor_of_a_closed_batch_is_deleted(launch_campaign: LaunchCampaign
     # A worker that returns finds the batch closed and writes no cursor.
     assert send_windows.open_send_window(lost) is None
     assert count_cursors() == 0
+
+
+def test_an_uncertain_email_of_another_campaign_does_not_show_that_this_one_was_sent(
+    launch_campaign: LaunchCampaign,
+) -> None:
+    first, _ = create_customers(2)
+    sent, queued = launch_campaign("ONE1"), launch_campaign("TWO2")
+    statement = "insert into mail_issue (campaign_id, customer_id, state) values (:campaign, :customer, 'uncertain')"
+    db.session.execute(text(statement), {"campaign": sent.id, "customer": first})
+    db.session.commit()
+    report_bounce(queued.id, first)
+    assert [delivery_status(campaign, first).state for campaign in (sent, queued)] == ["uncertain", "waiting"]
+
+
+def test_a_complaint_does_not_change_the_delivery(launch_campaign: LaunchCampaign) -> None:
+    first, _ = create_customers(2)
+    campaign = launch_campaign()
+    claim = claim_next_batch()
+    send_one_window(claim)
+    batches.finish_batch(claim)
+    message_id = campaign_tokens.build_message_id(campaign.id, first, "example.com")
+    for kind in ("complaint", "unsubscribe"):
+        bounce_actions.process_bounce_report(BounceReport(kind, tokens=(message_id,)))  # type: ignore[arg-type]
+    suppressed = db.session.scalars(select(Suppression)).one()
+    assert (suppressed.reason, suppressed.campaign_id) == ("complained", campaign.id)
+    assert delivery_status(campaign, first).state == "sent"
+    assert delivery_counts(campaign) == {"total": 2, "sent": 2}

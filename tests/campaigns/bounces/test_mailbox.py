@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import pytest
 
@@ -65,3 +66,23 @@ def test_a_quoted_from_is_restored_in_a_mailbox_only() -> None:
 
 def test_blank_lines_are_no_message() -> None:
     assert read(b"\n\n" + SEPARATOR + b"\n\n" + SEPARATOR + b"To: x\n") == [b"To: x\n"]
+
+
+def test_the_messages_of_a_maildir_are_the_new_and_the_read_ones(tmp_path: Path) -> None:
+    for name in ("cur", "new", "tmp"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "2").write_bytes(b"To: " + name.encode() + b"\n")
+    (tmp_path / "new" / "1").write_bytes(b"To: first\n")
+    (tmp_path / "new" / "folder").mkdir()
+    (tmp_path / "maildirsize").write_bytes(b"To: other\n")
+    messages = list(mailbox.iter_messages_in_path(tmp_path))
+    assert sorted(messages) == [b"To: cur\n", b"To: first\n", b"To: new\n"]
+    assert messages.index(b"To: first\n") < messages.index(b"To: new\n")
+
+
+def test_the_messages_of_a_folder_are_its_files_in_order(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    for name in ("b.eml", "a.eml"):
+        (tmp_path / name).write_bytes(b"To: " + name.encode() + b"\n")
+    (tmp_path / "c.mbox").write_bytes(SEPARATOR + b"To: c\n\n" + SEPARATOR + b"To: d\n")
+    assert list(mailbox.iter_messages_in_path(tmp_path)) == [b"To: a.eml\n", b"To: b.eml\n", b"To: c\n\n", b"To: d\n"]

@@ -194,3 +194,51 @@ def test_a_failed_recipient_is_named_by_its_header() -> None:
     assert report == BounceReport("bounce", "5.0.0", "550-unknown", ("eve@example.org",), (TO,))
     report = reports.parse_report(f"{headers}\nIt failed.\n".encode())
     assert report == BounceReport("soft", "", "", ("eve@example.org",), (TO,))
+
+
+@pytest.mark.parametrize(
+    "header",
+    ["Delivered-To", "X-Original-To", "Envelope-To", "X-Envelope-To", "X-Delivered-To", "To", "X-Forwarded-To"],
+)
+def test_a_mailbox_names_the_recipient_of_a_message_in_one_of_several_headers(header: str) -> None:
+    headers = f"From: ada@example.org\nSubject: \t UNSUBSCRIBE \n{header}: <{TO}>\n"
+    assert reports.parse_report(f"{headers}\n".encode()) == BounceReport("unsubscribe", tokens=(TO,))
+
+
+@pytest.mark.parametrize("subject", ["Re: unsubscribe", "unsubscribe me", ""])
+def test_only_the_subject_of_the_link_unsubscribes(subject: str) -> None:
+    assert reports.parse_report(f"From: ada@example.org\nSubject: {subject}\nTo: {TO}\n\n".encode()).kind == "other"
+
+
+@pytest.mark.parametrize("line_end", ["\n", "\r\n"])
+def test_a_token_is_found_across_a_soft_line_break(line_end: str) -> None:
+    message = "From: x\nTo: y\n\nhttps://example.com/u/1.2.abcdefghij=\nklmnopqrstuv\n".replace("\n", line_end)
+    assert reports.parse_report(message.encode()).tokens == ("/u/1.2.abcdefghijklmnopqrstuv",)
+
+
+def test_a_report_in_utf_8_is_parsed() -> None:
+    """RFC 6533."""
+    group = "Final-Recipient: utf-8; adà@example.org\nAction: failed\nStatus: 5.1.1\nDiagnostic-Code: smtp; 550 né\n"
+    headers = f"From: x\nTo: {TO}\nContent-Type: message/global-delivery-status\n\nReporting-MTA: dns; x\n\n"
+    for groups in ([group], [DELAYED, group]):
+        report = reports.parse_report((headers + "\n".join(groups)).encode())
+        assert report == BounceReport("bounce", "5.1.1", "550 né", ("adà@example.org",), (TO,))
+
+
+def test_a_report_is_about_the_original_and_the_final_recipient() -> None:
+    group = UNKNOWN + "Original-Recipient: rfc822; <ada@example.org>\n"
+    headers = f"From: x\nTo: {TO}\nContent-Type: message/delivery-status\n\nReporting-MTA: dns; x\n\n"
+    assert reports.parse_report((headers + group).encode()).addresses == ("ada@example.org", "c@example.org")
+
+
+@pytest.mark.parametrize(
+    "diagnostic",
+    [
+        "SPAM", "Blocked", "blacklisted", "black list", "deny list", "policy", "Reputation", "over quota",
+        "mailbox full", "overlimit", "over limit", "too large", "too big", "too many", "size", "virus", "content",
+        "DMARC", "SPF", "DKIM", "rate limited", "temporarily", "try again", "rejected by our filter",
+        "rejected by filter",
+    ],
+)  # fmt: skip
+def test_a_general_failure_with_another_reason_is_no_hard_bounce(diagnostic: str) -> None:
+    assert not reports.is_hard_bounce("5.0.0", f"550 {diagnostic} here")

@@ -6,7 +6,7 @@ from datetime import timedelta
 
 import psycopg
 import pytest
-from sqlalchemy import text
+from sqlalchemy import select, text
 
 from tests.support.campaigns import LaunchCampaign, create_customers, expire_leases, make_retries_due, refresh
 from tests.support.smtp_relay import Relay
@@ -16,6 +16,7 @@ from webapp.campaigns.launch import preparation, transitions
 from webapp.campaigns.sending import batches, outcomes, retries, sender, windows
 from webapp.campaigns.sending.batches import BatchClaim
 from webapp.core.extensions import db
+from webapp.customers.models import Suppression
 from webapp.customers.suppressions import actions as suppression_actions
 from webapp.mail.smtp import SmtpOutcome
 
@@ -164,6 +165,29 @@ def test_a_skipped_retry_is_not_due_any_more(launch_campaign: LaunchCampaign, re
     assert row.age < timedelta(hours=1)
     sender.send_pending_emails()
     assert refresh(campaign).status == "done"
+
+
+@pytest.mark.parametrize(
+    ("reply", "is_suppressed"),
+    [
+        *((f"5.1.{detail} no", True) for detail in (0, 1, 2, 3, 4, 6, 9, 10)),
+        *((f"5.1.{detail} no", False) for detail in (5, 7, 8, 11)),
+        ("5.7.1 spam, see 5.1.1", False),
+    ],
+)
+def test_an_address_that_the_relay_reports_as_invalid_is_suppressed_with_its_reply(
+    launch_campaign: LaunchCampaign, reply: str, is_suppressed: bool
+) -> None:
+    create_customers(1)
+    db.session.execute(text("update customer set email_as_given = 'C0@Example.com'"))
+    db.session.commit()
+    campaign = launch_campaign()
+    held = claim()
+    window = windows.open_send_window(held)
+    assert window is not None
+    outcomes.record_outcome(held, window.recipients[0], SmtpOutcome("failed", 550, reply, "RCPT"))
+    rows = [(row.email, row.reason, row.campaign_id, row.detail) for row in db.session.scalars(select(Suppression))]
+    assert rows == [("c0@example.com", "bounced", campaign.id, f"550 {reply}")] * is_suppressed
 
 
 def test_a_second_attempt_of_a_batch_is_counted_and_dated(launch_campaign: LaunchCampaign) -> None:

@@ -72,6 +72,15 @@ def test_a_campaign_with_a_pending_retry_is_not_done(launch_campaign: LaunchCamp
     assert refresh(campaign).status == "sending"
 
 
+def test_a_campaign_does_not_wait_for_the_retries_of_another(launch_campaign: LaunchCampaign) -> None:
+    create_customers(1)
+    deferred, finished = launch_campaign("ONE1"), launch_campaign("TWO2")
+    attempt(DEFERRED)
+    attempt(SmtpOutcome("failed", 550, "no", "RCPT"))
+    completion.finish_campaigns()
+    assert (refresh(deferred).status, refresh(finished).status) == ("sending", "done")
+
+
 @pytest.mark.parametrize(("policy", "status"), [("resend", "sending"), ("hold", "done")])
 def test_a_lost_retry_keeps_a_campaign_open_unless_under_hold(
     launch_campaign: LaunchCampaign, policy: str, status: str
@@ -147,12 +156,12 @@ def test_the_batches_of_another_campaign_are_not_cancelled(
 
 def test_unclaimed_batches_are_cancelled_and_finished_ones_kept(launch_campaign: LaunchCampaign) -> None:
     create_customers(1)
-    done, waiting = launch_campaign("ONE1"), launch_campaign("TWO2")
+    campaigns = [launch_campaign(code) for code in ("ONE1", "TWO2", "THREE3")]
     attempt(SmtpOutcome("failed", 550, "no", "RCPT"))
-    for campaign in (done, waiting):
+    for campaign in campaigns:
         transitions.cancel_campaign(campaign.id, "tests")
     completion.close_cancelled_batches("sweep")
-    assert statuses() == ["done", "cancelled"]
+    assert statuses() == ["done", "cancelled", "cancelled"]
 
 
 def test_a_cancelled_batch_locked_by_another_worker_is_skipped(

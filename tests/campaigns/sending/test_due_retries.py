@@ -9,7 +9,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from sqlalchemy import text
+from sqlalchemy import select, text
 
 from tests.support.campaigns import LaunchCampaign, campaign_status, create_customers
 from webapp.campaigns import queries as campaign_queries
@@ -21,6 +21,8 @@ from webapp.campaigns.models import Campaign
 from webapp.campaigns.sending import batches, completion, outcomes, retries, windows
 from webapp.campaigns.sending.retries import DueRetry
 from webapp.core.extensions import db
+from webapp.customers.models import Suppression
+from webapp.customers.suppressions import actions as suppression_actions
 from webapp.mail.smtp import SmtpOutcome
 from webapp.offers.models import Offer
 
@@ -122,6 +124,82 @@ def test_an_email_that_is_resent_by_staff_has_two_days_again(deferred: Campaign)
     delivery_actions.resend_deliveries(deferred.id, DeliverySelection("failed"), "staff")
     retry = claim()
     assert (retry.is_last_attempt, retry.attempts) == (False, 1)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "is_suppressed"), [(SmtpOutcome("failed", 550, "5.1.1 unknown", "RCPT"), True), (REJECTED, False)]
+)
+def test_an_address_that_is_reported_as_invalid_at_a_retry_is_suppressed(
+    deferred: Campaign, outcome: SmtpOutcome, is_suppressed: bool
+) -> None:
+    retries.record_retry_outcome(claim(), outcome)
+    rows = [(row.email, row.reason, row.detail) for row in db.session.scalars(select(Suppression))]
+    assert rows == [("c0@example.com", "bounced", "550 5.1.1 unknown")] * is_suppressed
+    assert row()["smtp_code"] == 550
+
+
+def test_an_aborted_retry_is_due_again_soon(deferred: Campaign, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "RELEASED_RETRY_DELAY", 1000.0)
+    retries.release_retry(claim())
+    left = db.session.execute(text("select next_at - now() from mail_issue")).scalar_one()
+    assert timedelta() < left <= timedelta(seconds=1000)
+
+
+@pytest.fixture
+def four_due(launch_campaign: LaunchCampaign) -> list[tuple[int, int]]:
+    """Four due retries of two campaigns and two customers, in the order in which they are claimed."""
+    ids = create_customers(2)
+    campaigns = [launch_campaign(code) for code in ("ONE1", "TWO2")]
+    keys = [(campaign.id, customer_id) for campaign in campaigns for customer_id in ids]
+    db.session.execute(text("update batch set status = 'done'"))
+    for n, (campaign_id, customer_id) in enumerate(keys):
+        db.session.execute(
+            text(
+                "insert into mail_issue (campaign_id, customer_id, state, text, attempts, next_at) "
+                "values (:campaign, :customer, 'deferred', 'later', 1, now() - make_interval(mins => :ago))"
+            ),
+            {"campaign": campaign_id, "customer": customer_id, "ago": 10 - n},
+        )
+    db.session.commit()
+    return keys
+
+
+def list_rows() -> dict[tuple[int, int], dict[str, Any]]:
+    rows = db.session.execute(text("select * from mail_issue")).mappings().all()
+    return {(each["campaign_id"], each["customer_id"]): dict(each) for each in rows}
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda retry: retries.record_retry_outcome(retry, ACCEPTED),
+        retries.release_retry,
+        retries.renew_retry_lease,
+    ],
+)
+def test_an_outcome_is_stored_for_one_delivery(
+    four_due: list[tuple[int, int]], write: Callable[[DueRetry], object]
+) -> None:
+    claimed = [claim() for _ in four_due]
+    assert [(retry.campaign_id, retry.customer_id) for retry in claimed] == four_due
+    before = list_rows()
+    write(claimed[1])
+    after = list_rows()
+    assert [key for key in four_due if after[key] != before[key]] == [four_due[1]]
+
+
+def test_only_the_skipped_retry_loses_the_attempt_of_its_claim(four_due: list[tuple[int, int]]) -> None:
+    suppression_actions.add_suppression("c0@example.com", "unsubscribed", "staff")
+    db.session.execute(
+        text("update mail_issue set next_at = now() + interval '1 hour' where (campaign_id, customer_id) <> (:c, :u)"),
+        {"c": four_due[0][0], "u": four_due[0][1]},
+    )
+    db.session.commit()
+    assert retries.claim_due_retry() is None
+    rows = list_rows()
+    assert [(rows[key]["state"], rows[key]["attempts"]) for key in four_due] == [
+        ("skipped", 1), ("deferred", 1), ("deferred", 1), ("deferred", 1),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("outcome", [ACCEPTED, REJECTED, SmtpOutcome("uncertain", None, "no answer", "body")])

@@ -116,6 +116,16 @@ def test_a_deferred_email_is_sent_over_a_slow_relay(
     assert (issue_states(deferred_campaign)[C0][0], relay.recipients) == ("sent_later", {C0: 1})
 
 
+def test_a_relay_that_rejects_the_sender_at_a_retry_pauses_the_campaign(
+    deferred_campaign: Campaign, relay: Relay
+) -> None:
+    relay.behaviour.mail = "553 5.7.1 not from you"
+    sender.send_pending_emails()
+    reason = "the mail relay rejects email from this server: 553 5.7.1 not from you"
+    assert campaign_status(deferred_campaign) == ("paused", reason)
+    assert issue_states(deferred_campaign) == {C0: ("deferred", 553)}
+
+
 def test_a_retry_is_aborted_when_the_campaign_is_paused(
     deferred_campaign: Campaign, relay: Relay, app: Flask, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -181,6 +181,22 @@ def test_a_recipient_who_breaks_every_connection_is_deferred(launch_campaign: La
     assert delivery_counts(campaign) == {"total": 3, "sent": 2, "deferred": 1}
 
 
+def test_a_relay_that_goes_down_within_a_batch_defers_no_recipient(
+    launch_campaign: LaunchCampaign, relay: Relay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create_customers(3)
+    relay.behaviour.rcpt["c1@example.com"] = "drop"
+    relay.behaviour.uses["c1@example.com"] = 1
+    # The first connection is accepted and the next four are not.
+    relay.behaviour.stages["greeting"] = "421 4.3.2 going down"
+    relay.behaviour.uses["greeting"] = 0
+    campaign = launch_campaign()
+    act_after(relay, 1, monkeypatch, lambda: relay.behaviour.uses.update(greeting=4))
+    sender.send_pending_emails()
+    assert relay.connections == 6
+    assert (delivery_counts(campaign), list_issues(campaign)) == ({"total": 3, "sent": 3}, [])
+
+
 def test_an_email_without_a_reply_is_uncertain_and_not_resent(launch_campaign: LaunchCampaign, relay: Relay) -> None:
     create_customers(3)
     relay.behaviour.body["c1@example.com"] = "drop"
@@ -315,7 +331,7 @@ def test_a_stopping_worker_releases_its_batch(
     campaign = launch_campaign()
     act_after(relay, 70, monkeypatch, task_queue.stop_requested.set)
     try:
-        sender.send_pending_emails()
+        assert sender.send_pending_emails() is False
     finally:
         task_queue.stop_requested.clear()
     assert delivery_counts(campaign) == {"total": 120, "sent": 70}
@@ -558,6 +574,18 @@ def test_two_campaigns_are_sent_in_one_run(launch_campaign: LaunchCampaign, rela
     assert set(relay.recipients.values()) == {2}
 
 
+def test_a_customer_whose_email_failed_gets_that_of_another_campaign(
+    launch_campaign: LaunchCampaign, relay: Relay
+) -> None:
+    create_customers(3)
+    relay.behaviour.rcpt["c1@example.com"] = "550 5.7.1 no"
+    relay.behaviour.uses["c1@example.com"] = 1
+    first, second = launch_campaign("ONE1"), launch_campaign("TWO2")
+    sender.send_pending_emails()
+    assert delivery_counts(first) == {"total": 3, "sent": 2, "failed": 1}
+    assert delivery_counts(second) == {"total": 3, "sent": 3}
+
+
 def test_deliveries_of_a_customer_follow_the_frozen_recipients(launch_campaign: LaunchCampaign, relay: Relay) -> None:
     ids = create_customers(2)
     relay.behaviour.rcpt["c1@example.com"] = "550 no"
@@ -621,8 +649,10 @@ def test_a_test_email_has_no_signed_return_path(
     app: Flask, make_offer: Callable[..., Offer], relay: Relay, with_settings: Callable[..., Settings]
 ) -> None:
     with_settings(mail_bounce_address="bounces@shop.example")
-    test_emails.send_test_email(EmailContent(), make_offer(), "staff@example.com", "Staff")
+    content = EmailContent("For {{ customer.name }}")
+    test_emails.send_test_email(content, make_offer(), "staff@example.com", "Staff")
     assert [email.sender for email in relay.messages] == ["offers@example.com"]
+    assert [email.message["Subject"] for email in relay.messages] == ["For Staff"]
 
 
 @pytest.mark.parametrize(
@@ -654,8 +684,8 @@ def test_a_refused_second_copy_stays_uncertain(launch_campaign: LaunchCampaign, 
     relay.behaviour.rcpt["c0@example.com"] = "550 no"
     sender.send_pending_emails()
     assert delivery_counts(campaign) == {"total": 3, "sent": 2, "uncertain": 1}
-    reason = db.session.execute(text("select text from mail_issue")).scalar_one()
-    assert reason == "an earlier copy may have arrived; the second copy was rejected: no"
+    row = db.session.execute(text("select text, smtp_code from mail_issue")).one()
+    assert row == ("an earlier copy may have arrived; the second copy was rejected: no", 550)
 
 
 def test_a_second_copy_that_is_deferred_and_then_refused_stays_uncertain(

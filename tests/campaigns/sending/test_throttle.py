@@ -274,6 +274,33 @@ def test_a_worker_that_waits_for_a_slot_can_be_stopped(
     assert (batch.status, batch.window_start, batch.sent) == ("pending", 1, 1)
 
 
+def test_a_worker_that_waits_for_a_slot_stops_when_the_campaign_is_paused(
+    launch_campaign: LaunchToCustomers,
+    relay: Relay,
+    with_settings: Callable[..., Settings],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    campaign = launch_campaign(3)
+    with_settings(mail_per_second=0.001)
+    monkeypatch.setattr(timing, "LEASE_RENEWAL_INTERVAL", 0.0)
+    waits = []
+
+    class PausingEvent(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            waits.append(timeout)
+            if len(waits) == 1:
+                transitions.pause_campaign(campaign.id, "tests")
+            else:
+                self.set()
+            return self.is_set()
+
+    monkeypatch.setattr(task_queue, "stop_requested", PausingEvent())
+    sender.send_pending_emails()
+    assert (len(relay.messages), len(waits)) == (1, 1)
+    batch = db.session.scalars(db.select(models.Batch)).one()
+    assert (batch.status, batch.window_start, batch.sent) == ("pending", 1, 1)
+
+
 def test_the_first_pause_reason_is_kept_and_logged(
     launch_campaign: LaunchToCustomers, caplog: pytest.LogCaptureFixture
 ) -> None:

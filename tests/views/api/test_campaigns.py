@@ -5,12 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+from flask import Flask
 from flask.testing import FlaskClient
+from sqlalchemy import select, text
 
-from tests.support.campaigns import create_customers
+from tests.support.campaigns import LaunchCampaign, create_customers
 from tests.support.smtp_relay import Relay
+from webapp.accounts import api_key_actions
+from webapp.accounts.models import AuditEntry
 from webapp.campaigns.launch import preparation
-from webapp.campaigns.sending import sender
+from webapp.campaigns.models import Campaign, MailIssue
+from webapp.campaigns.sending import auto_pause, sender
+from webapp.core.extensions import db
+from webapp.customers.suppressions import actions as suppression_actions
 from webapp.offers.models import Offer
 
 
@@ -94,3 +101,149 @@ def test_a_finished_campaign_cannot_be_cancelled(
     sender.send_pending_emails()
     response = api.post("/api/v1/campaigns/1/cancel")
     assert (response.status_code, response.get_json()["code"]) == (409, "conflict")
+
+
+# --- deliveries -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def unresolved(launch_campaign: LaunchCampaign) -> list[Campaign]:
+    """Two sending campaigns in which c0 and c1 failed and c2 and c3 are uncertain."""
+    ids = create_customers(5)
+    campaigns = [launch_campaign(code, policy="hold") for code in ("ONE1", "TWO2")]
+    db.session.execute(text("update batch set status = 'done', window_start = 5, window_end = 5"))
+    for campaign in campaigns:
+        for n, state in enumerate(("failed", "failed", "uncertain", "uncertain")):
+            db.session.add(MailIssue(campaign_id=campaign.id, customer_id=ids[n], state=state, smtp_code=550))
+    db.session.commit()
+    return campaigns
+
+
+def list_states(campaign: Campaign) -> list[str]:
+    statement = "select state from mail_issue where campaign_id = :id order by customer_id"
+    return list(db.session.scalars(text(statement), {"id": campaign.id}))
+
+
+@pytest.mark.parametrize(
+    ("body", "result", "states"),
+    [
+        (
+            {"state": "failed", "decision": "send_again"},
+            {"mails": 1, "left_out": 1}, ["failed", "deferred", "uncertain", "uncertain"],
+        ),
+        (
+            {"state": "uncertain", "decision": "send_again"},
+            {"mails": 2, "left_out": 0}, ["failed", "failed", "deferred", "deferred"],
+        ),
+        (
+            {"state": "uncertain", "decision": "send_again", "email": "C3@Example.com"},
+            {"mails": 1, "left_out": 0}, ["failed", "failed", "uncertain", "deferred"],
+        ),
+        (
+            {"state": "uncertain", "decision": "leave"},
+            {"mails": 2, "left_out": 0}, ["failed", "failed", "left", "left"],
+        ),
+        (
+            {"state": "uncertain", "decision": "leave", "email": "c2@example.com"},
+            {"mails": 1, "left_out": 0}, ["failed", "failed", "left", "uncertain"],
+        ),
+    ],
+)  # fmt: skip
+def test_a_decision_resolves_the_emails_of_one_customer_or_of_a_state(
+    api: FlaskClient, unresolved: list[Campaign], body: dict[str, str], result: dict[str, int], states: list[str]
+) -> None:
+    other, campaign = unresolved
+    suppression_actions.add_suppression("c0@example.com", "unsubscribed", "staff")
+    db.session.commit()
+    response = api.post(f"/api/v1/campaigns/{campaign.id}/decisions", json=body)
+    assert (response.status_code, response.json) == (200, result)
+    assert list_states(campaign) == states
+    assert list_states(other) == ["failed", "failed", "uncertain", "uncertain"]
+    assert db.session.scalars(select(AuditEntry.actor).order_by(AuditEntry.id.desc())).first() == "API key tests"
+    # A repeated call changes nothing.
+    assert api.post(f"/api/v1/campaigns/{campaign.id}/decisions", json=body).status_code == 409
+    assert list_states(campaign) == states
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        ({"state": "failed", "decision": "leave"}, 409),
+        ({"state": "failed", "decision": "send_again", "email": "no@example.com"}, 404),
+        ({"state": "failed", "decision": "send_again", "email": "no address"}, 404),
+        ({"state": "skipped", "decision": "send_again"}, 422),
+        ({"state": "failed", "decision": "send_again", "customer": 1}, 422),
+    ],
+)
+def test_an_invalid_decision_resolves_nothing(
+    api: FlaskClient, unresolved: list[Campaign], body: dict[str, object], status: int
+) -> None:
+    assert api.post(f"/api/v1/campaigns/{unresolved[0].id}/decisions", json=body).status_code == status
+    assert list_states(unresolved[0]) == ["failed", "failed", "uncertain", "uncertain"]
+
+
+def test_a_key_without_manage_can_read_deliveries_and_resolve_none(app: Flask, unresolved: list[Campaign]) -> None:
+    key = api_key_actions.create_api_key("reader", ["read"], by="tests")
+    reader, headers = app.test_client(), {"Authorization": f"Bearer {key}"}
+    path = f"/api/v1/campaigns/{unresolved[0].id}"
+    assert reader.get(f"{path}/recipients/c0@example.com", headers=headers).status_code == 200
+    body = {"state": "failed", "decision": "send_again"}
+    assert reader.post(f"{path}/decisions", json=body, headers=headers).status_code == 403
+    assert list_states(unresolved[0]) == ["failed", "failed", "uncertain", "uncertain"]
+
+
+def test_the_delivery_to_a_recipient_has_its_reply_and_next_attempt(
+    api: FlaskClient, unresolved: list[Campaign]
+) -> None:
+    db.session.execute(
+        text(
+            "update mail_issue set state = 'deferred', smtp_code = 450, text = '4.2.1 later', attempts = 2, "
+            "at = '2026-05-01 12:00:00+00', next_at = '2026-05-01 14:30:00+02' where customer_id = 2"
+        )
+    )
+    db.session.commit()
+    second = unresolved[1]
+    path = f"/api/v1/campaigns/{second.id}/recipients"
+    assert api.get(f"{path}/C1@Example.com").get_json() == {
+        "campaign": second.id, "email": "c1@example.com", "state": "deferred", "at": "2026-05-01T12:00:00Z",
+        "code": 450, "text": "4.2.1 later", "note": "", "next_at": "2026-05-01T12:30:00Z", "attempts": 2,
+        "ahead": None,
+    }  # fmt: skip
+    db.session.execute(text("update batch set status = 'pending', window_start = 0, window_end = 0"))
+    db.session.commit()
+    waiting = api.get(f"{path}/c4@example.com").get_json()
+    assert (waiting["state"], waiting["ahead"], waiting["at"]) == ("waiting", 4, None)
+    create_customers(1, first=9)
+    late = api.get(f"{path}/c9@example.com").get_json()
+    assert (late["state"], late["note"]) == ("not_recipient", "The customer was created after the launch.")
+    for unknown in (f"{path}/no@example.com", "/api/v1/campaigns/99/recipients/c1@example.com"):
+        assert api.get(unknown).status_code == 404
+
+
+def test_the_status_says_why_no_email_is_sent(api: FlaskClient, unresolved: list[Campaign]) -> None:
+    auto_pause.pause_automatically(unresolved[0].id, "spam")
+    auto_pause.set_delivery_warning("The relay is down.")
+    bodies = [api.get(f"/api/v1/campaigns/{campaign.id}").get_json() for campaign in unresolved]
+    assert [(body["status"], body["pause_reason"], body["trouble"]) for body in bodies] == [
+        ("paused", "spam", None),
+        ("sending", None, "The relay is down."),
+    ]
+
+
+def test_campaigns_are_listed_by_offer_and_status_in_pages(api: FlaskClient, unresolved: list[Campaign]) -> None:
+    first, second = unresolved
+    auto_pause.pause_automatically(first.id, "spam")
+
+    def list_ids(**query: object) -> list[int]:
+        body = api.get("/api/v1/campaigns", query_string=query).get_json()
+        return [campaign["id"] for campaign in body["campaigns"]]
+
+    assert list_ids() == [second.id, first.id]
+    assert list_ids(offer="one-1") == [first.id]
+    assert list_ids(status="sending") == [second.id]
+    assert list_ids(status="sending", offer="ONE1") == []
+    body = api.get("/api/v1/campaigns?limit=1").get_json()
+    assert [campaign["offer"] for campaign in body["campaigns"]] == ["TWO2"]
+    assert list_ids(limit=1, cursor=body["next_cursor"]) == [first.id]
+    assert api.get("/api/v1/campaigns?limit=2").get_json()["next_cursor"] is None
+    assert api.get("/api/v1/campaigns?offer=NOSUCH").status_code == 404

@@ -200,18 +200,26 @@ def _find_enhanced_status(field_value: str, diagnostic: str) -> str:
 def _iter_field_groups(part: Message) -> Iterator[dict[str, str]]:
     """Yield the groups of fields of a report.
 
-    Python parses each as a message, unless the report is malformed.
+    Python parses each as a message, unless the report is malformed. Of `message/global-delivery-status` (RFC 6533), it
+    parses only the first group as a message, whose body has the others.
     """
     payload = part.get_payload()
     if isinstance(payload, list):
         for group in payload:
-            if not isinstance(group, Message):
-                continue
-            yield {name.lower(): _to_text(value) for name, value in group.items()}
+            if isinstance(group, Message):
+                yield _to_fields(group)
+                yield from _iter_text_groups(group)
         return
+    yield from _iter_text_groups(part)
+
+
+def _iter_text_groups(part: Message) -> Iterator[dict[str, str]]:
     for block in re.split(r"\r?\n\s*\r?\n", _get_body_text(part)):
-        group = email.message_from_string(block.strip() + "\n\n")
-        yield {name.lower(): _to_text(value) for name, value in group.items()}
+        yield _to_fields(email.message_from_string(block.strip() + "\n\n"))
+
+
+def _to_fields(group: Message) -> dict[str, str]:
+    return {name.lower(): _to_text(value) for name, value in group.items()}
 
 
 def _merge_fields(part: Message) -> dict[str, str]:
