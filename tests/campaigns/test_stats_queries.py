@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from flask import Flask
@@ -235,3 +235,40 @@ def test_an_expired_lease_is_not_an_active_worker(launch_campaign: LaunchCampaig
     assert stats_queries.get_campaign_stats(campaign.id).has_active_worker
     expire_leases()
     assert not stats_queries.get_campaign_stats(campaign.id).has_active_worker
+
+
+def test_a_released_batch_is_neither_active_nor_interrupted(launch_campaign: LaunchCampaign) -> None:
+    create_customers(1)
+    campaign = launch_campaign()
+    for lease_until in ("now() + interval '50 s'", "now() - interval '1 minute'"):
+        db.session.execute(text(f"update batch set status = 'done', lease_until = {lease_until}"))
+        db.session.commit()
+        stats = stats_queries.get_campaign_stats(campaign.id)
+        assert (stats.has_active_worker, stats.resumes_by, stats.is_overdue) == (False, None, False)
+        assert campaign_queries.seconds_until_next_batch() is None
+
+
+def test_sending_resumes_when_the_last_interrupted_batch_is_taken_over(launch_campaign: LaunchCampaign) -> None:
+    create_customers(501)
+    campaign = launch_campaign()
+    lease_until = text(
+        "update batch set status = 'sending', lease_until = now() + make_interval(secs => 60 * seq - 10)"
+    )
+    db.session.execute(lease_until)
+    last = db.session.scalar(text("select max(lease_until) from batch"))
+    db.session.commit()
+    resumes_by = stats_queries.get_campaign_stats(campaign.id).resumes_by
+    assert resumes_by == (last + timedelta(minutes=2)).replace(second=0, microsecond=0)
+
+
+def test_a_retry_in_progress_of_a_cancelled_campaign_is_uncertain(launch_campaign: LaunchCampaign) -> None:
+    (customer_id,) = create_customers(1)
+    campaign = launch_campaign()
+    next_at = datetime.now(UTC) + timedelta(minutes=1)
+    db.session.add(MailIssue(campaign_id=campaign.id, customer_id=customer_id, state="uncertain", next_at=next_at))
+    db.session.commit()
+    stats = stats_queries.get_campaign_stats(campaign.id)
+    assert (stats.deferred, stats.uncertain) == (1, 0)
+    transitions.cancel_campaign(campaign.id, "tests")
+    stats = stats_queries.get_campaign_stats(campaign.id)
+    assert (stats.deferred, stats.uncertain, stats.skipped) == (0, 1, 0)

@@ -357,6 +357,35 @@ def test_a_campaign_that_was_resent_is_shortened_again(ended_campaign: Campaign,
     assert (unchanged, stored_replies()[0]) == ("5.1.1 ada@example.com", "5.1.1")
 
 
+def test_replies_of_another_campaign_to_the_same_customers_stay(
+    ended_campaign: Campaign, set_periods: SetPeriods, make_offer: MakeOffer
+) -> None:
+    other = launch_actions.launch_announcement(make_offer("WINTER").id, "tests").campaign
+    execute(
+        "insert into mail_issue (campaign_id, customer_id, state, smtp_code, text) "
+        "select :other, customer_id, 'failed', 550, '5.1.1 recent' from mail_issue",
+        other=other.id,
+    )
+    execute(
+        "update campaign set status = 'done', finished_at = now() - cast(:age as interval) where id = :other",
+        age=UNDER,
+        other=other.id,
+    )
+    set_periods(deliveries=DAYS)
+
+    run_retention()
+
+    by_campaign = {
+        ended_campaign.id: [shortened for *_, shortened in REPLIES],
+        other.id: ["5.1.1 recent"] * len(REPLIES),
+    }
+    for campaign_id, replies in by_campaign.items():
+        stored = text("select text from mail_issue where campaign_id = :id order by customer_id")
+        assert db.session.scalars(stored, {"id": campaign_id}).all() == replies
+    cleared = text("select id from campaign where replies_cleared_at is not null")
+    assert db.session.scalars(cleared).all() == [ended_campaign.id]
+
+
 # --- inactive customers ---------------------------------------------------------------------------
 
 

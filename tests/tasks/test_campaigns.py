@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from flask import Flask
@@ -14,9 +15,10 @@ from tests.support.campaigns import create_customers, expire_leases
 from tests.support.live_server import wait_until
 from tests.support.smtp_relay import Relay
 from webapp.campaigns import queries as campaign_queries
-from webapp.campaigns import stats_queries
+from webapp.campaigns import stats_queries, timing
 from webapp.campaigns.launch import actions as launch_actions
-from webapp.campaigns.launch import preparation
+from webapp.campaigns.launch import preparation, transitions
+from webapp.campaigns.models import MailIssue
 from webapp.campaigns.sending import batches, sender
 from webapp.campaigns.tokens import build_unsubscribe_url
 from webapp.core import task_queue
@@ -137,3 +139,65 @@ def test_the_last_send_task_enqueues_no_other(app: Flask, make_offer: Callable[.
     task_queue.run("campaigns.send")
     assert (len(relay.messages), huey.storage.queue_size()) == (1, 0)
     assert sender.send_pending_emails() is False
+
+
+def test_the_task_after_a_cancellation_cleans_up(app: Flask, make_offer: Callable[..., Offer]) -> None:
+    create_customers(1)
+    campaign_id = launch_actions.launch_announcement(make_offer().id, "tests").campaign.id
+    preparation.prepare_campaign(campaign_id)
+    transitions.cancel_campaign(campaign_id, "tests")
+    task_queue.run("campaigns.clean_up_cancelled")
+    assert db.session.execute(text("select status from batch")).scalar_one() == "cancelled"
+
+
+def test_the_sweep_does_what_lost_tasks_and_killed_workers_have_not_done(
+    app: Flask, make_offer: Callable[..., Offer]
+) -> None:
+    create_customers(1)
+    ids = [
+        launch_actions.launch_announcement(make_offer(code).id, "tests").campaign.id for code in ("A1A", "B2B", "C3C")
+    ]
+    for campaign_id in ids:
+        preparation.prepare_campaign(campaign_id)
+    lost, killed, finished = ids
+    for campaign_id in (lost, killed):
+        transitions.cancel_campaign(campaign_id, "tests")
+    db.session.execute(
+        text(
+            "update batch set status = 'sending', owner = 'a killed worker', lease_until = now() - interval '1 second' "
+            "where campaign_id = :id"
+        ),
+        {"id": killed},
+    )
+    db.session.add(MailIssue(campaign_id=lost, customer_id=1, state="deferred", next_at=datetime.now(UTC)))
+    db.session.execute(text("update batch set status = 'done' where campaign_id = :id"), {"id": finished})
+    db.session.commit()
+
+    task_queue.run("campaigns.sweep")
+
+    rows = db.session.execute(text("select campaign_id, status from batch order by campaign_id")).all()
+    assert rows == [(lost, "cancelled"), (killed, "cancelled"), (finished, "done")]
+    assert [campaign_status(campaign_id) for campaign_id in ids] == ["cancelled", "cancelled", "done"]
+    assert db.session.execute(text("select state from mail_issue")).scalar_one() == "skipped"
+
+
+def test_the_sweep_enqueues_a_launch_within_the_next_minute(app: Flask, make_offer: Callable[..., Offer]) -> None:
+    create_customers(1)
+    at = datetime.now(UTC) + timedelta(hours=1)
+    launch_actions.launch_announcement(make_offer(ends_at=None).id, "tests", at)
+    db.session.execute(text("update campaign set scheduled_at = now() + interval '50 seconds'"))
+    db.session.commit()
+    task_queue.run("campaigns.sweep")
+    assert [(task.name, task.eta is not None) for task in huey.pending()] == [("start", True)]
+
+
+def test_a_sender_that_is_not_finished_enqueues_another(
+    app: Flask, make_offer: Callable[..., Offer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # No relay can be reached.
+    create_customers(1)
+    preparation.prepare_campaign(launch_actions.launch_announcement(make_offer().id, "tests").campaign.id)
+    huey.storage.flush_queue()
+    monkeypatch.setattr(timing, "SENDER_TIME_LIMIT", 0.1)
+    task_queue.run("campaigns.send")
+    assert [task.name for task in huey.pending()] == ["send"]

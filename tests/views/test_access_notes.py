@@ -336,7 +336,9 @@ def test_the_page_for_removing_a_suppression_is_counted(redemption_id: str, staf
     assert counted("kind", "subject") == [("suppressions.listed", "customer 1", 1)]
 
 
-def test_replies_on_the_pages_of_a_campaign_are_counted(redemption_id: str, staff: FlaskClient) -> None:
+@pytest.fixture
+def finished_campaign(redemption_id: str) -> None:
+    """Campaign 1, which had no recipients."""
     db.session.execute(
         text(
             "insert into campaign (offer_id, kind, subject, text, html, status, launched_at, finished_at)"
@@ -344,6 +346,35 @@ def test_replies_on_the_pages_of_a_campaign_are_counted(redemption_id: str, staf
         )
     )
     db.session.commit()
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("", [("customer.viewed", "customer 1", 1)]),
+        ("/frame", [("customer.viewed", "customer 1", 1)]),
+        ("/mail/frame", [("customer.viewed", "customer 1", 1)]),
+        ("/who?email=ada@example.com", [("customer.viewed", "customer 1", 1)]),
+        ("/who?email=eve@example.com", []),
+        ("/recipients", [("recipients.listed", "campaign 1", 1)]),
+        ("/recipients?state=failed", [("recipients.listed", "campaign 1", 1)]),
+    ],
+)
+def test_recipients_and_previews_of_a_campaign_are_counted(
+    finished_campaign: None, staff: FlaskClient, path: str, expected: list[object]
+) -> None:
+    staff.get(f"/campaigns/1{path}", buffered=True)
+
+    assert counted("kind", "subject") == expected
+
+
+def test_a_preview_as_a_sample_customer_is_not_counted(staff: FlaskClient, make_offer: Callable[..., Offer]) -> None:
+    make_offer()
+    assert "Ada Lovelace" in staff.get("/offers/1/mail/frame", buffered=True).text
+    assert counted() == []
+
+
+def test_replies_on_the_page_of_a_campaign_are_counted(finished_campaign: None, staff: FlaskClient) -> None:
     staff.get("/campaigns/1/progress", buffered=True)
     assert counted() == []
     db.session.execute(
@@ -437,10 +468,11 @@ def test_pages_without_personal_data_are_not_counted(redemption_id: str, staff: 
         ("/customers/ada@example.com/offers", "customer.viewed"),
         ("/redemptions", "redemptions.listed"),
         ("/redemptions/{id}", "redemption.viewed"),
+        ("/campaigns/1/recipients/ada@example.com", "customer.viewed"),
     ],
 )
 def test_views_of_keys_are_counted_without_the_customer(
-    redemption_id: str, api: FlaskClient, path: str, kind: str
+    finished_campaign: None, redemption_id: str, api: FlaskClient, path: str, kind: str
 ) -> None:
     api.get(f"/api/v1{path.format(id=redemption_id)}", environ_base=ADDRESS, buffered=True)
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import socket
+
 import pytest
+from flask import Flask
 
 from webapp.campaigns.content import design
 from webapp.campaigns.content.placeholders import parse_template
@@ -104,3 +107,26 @@ def test_a_text_without_an_unsubscribe_link_gets_a_footer(values: dict[str, str]
     assert show(design.add_text_footer(parse_template("Hi"), shop)) == footer
     assert show(design.add_text_footer(parse_template("Out: {{ unsubscribe }}"), shop)) == "Out: [unsubscribe]"
     assert show(design.add_text_footer(parse_template("Go: {{ link }}"), shop)) == "Go: [link]" + footer[2:]
+
+
+def test_custom_html_keeps_an_invalid_style_sheet_and_gets_a_document_type(app: Flask) -> None:
+    source = parse_template("<style>p { color: red } } { {</style><p>Hi</p>{{ unsubscribe }}")
+    html = show(design.finish_custom_html(source, ShopValues("Shop")))
+    assert html.startswith("<!DOCTYPE html>")
+    assert "Hi</p>" in html
+
+
+def test_the_footer_of_custom_html_is_at_the_end_of_its_last_body(app: Flask) -> None:
+    source = parse_template("<html><body><pre>&lt;/body></pre><!-- </body> --><p>Hi</p></BODY></html>")
+    html = show(design.finish_custom_html(source, ShopValues("Shop", address="1 High Street")))
+    assert html.index("<p>Hi</p>") < html.index("1 High Street") < html.lower().rindex("</body>")
+
+
+def test_style_sheets_of_other_servers_are_not_requested(app: Flask) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0)
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/style.css"
+        source = parse_template(f'<link rel="stylesheet" href="{url}"><p>Hi</p>{{{{ unsubscribe }}}}')
+        assert "Hi</p>" in show(design.finish_custom_html(source, ShopValues("Shop")))
+        with pytest.raises(BlockingIOError):
+            server.accept()

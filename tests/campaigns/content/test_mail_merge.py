@@ -340,6 +340,46 @@ def test_each_locale_is_rendered_once(app: Flask, make_offer: Callable[..., Offe
     assert len(merge._messages_by_values) <= len({locales.resolve_locale(tag, "en") for tag in LOCALES})
 
 
+def test_recipients_of_one_campaign_get_their_own_locale_and_name(app: Flask, make_offer: Callable[..., Offer]) -> None:
+    content = EmailContent("{{ offer.discount }} for {{ customer.name }}", "To {{ customer.email }} {{ link }}")
+    merge = MailMerge(content, make_offer(percent=Decimal("12.5"), ends_at=None), 3)
+    recipients = (("Ada", "de"), ("Bob", "en-US"), ("Cleo", "de"), ("Dan", None), ("Eve", "tr"))
+    messages = [
+        parse_message(merge.build_message(build_customer(name, f"{name}@Example.com", number, locale)).raw)
+        for number, (name, locale) in enumerate(recipients, 1)
+    ]
+    assert [str(message["Subject"]) for message in messages] == [
+        "12,5 % for Ada", "12.5% for Bob", "12,5 % for Cleo", "12.5% for Dan", "%12,5 for Eve",
+    ]  # fmt: skip
+    for number, (message, (name, _)) in enumerate(zip(messages, recipients, strict=True), 1):
+        link = personal_links.build_personal_url(1, number)
+        assert body(message, "plain").startswith(f"To {name}@Example.com {link}")
+
+
+def test_the_design_of_a_right_to_left_shop_has_its_direction(render: Callable[..., EmailMessage]) -> None:
+    assert 'dir="rtl"' not in body(render(), "html")
+    shop_actions.save_shop(ShopValues("Shop", locale="he"), "tests")
+    assert 'dir="rtl"' in body(render(values={"code": "OTHER"}), "html")
+
+
+def test_a_code_that_was_typed_as_it_is_written_is_found(app: Flask, make_offer: Callable[..., Offer]) -> None:
+    offer = make_offer("Summer-25", ends_at=None)
+    preview = MailMerge(EmailContent(text="Use Summer-25 für 25 %"), offer, 3).preview(build_customer())
+    assert preview.warnings == ()
+    assert preview.html_size == len(preview.html.encode()) > len(preview.html)
+
+
+def test_a_test_email_has_its_own_message_id_and_no_return_path_of_a_customer(
+    app: Flask, make_offer: Callable[..., Offer], with_settings: Callable[..., Settings]
+) -> None:
+    with_settings(mail_bounce_address="bounces@example.com")
+    offer = make_offer()
+    test = MailMerge(EmailContent(), offer, 0, token="test.1").build_message(build_customer())
+    real = MailMerge(EmailContent(), offer, 3).build_message(build_customer())
+    assert (test.sender, parse_message(test.raw)["Message-ID"]) == ("offers@example.com", "<test.1@example.com>")
+    assert campaign_tokens.parse_return_path(real.sender) == (3, 7)
+
+
 def test_an_offer_without_end_uses_the_fallback_of_the_placeholder(render: Callable[..., EmailMessage]) -> None:
     message = render(values={"ends_at": None}, text='Bis {{ offer.ends or "auf weiteres" }}.')
     assert body(message, "plain").startswith("Bis auf weiteres.")

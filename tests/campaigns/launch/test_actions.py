@@ -21,9 +21,11 @@ from webapp.campaigns.content.validation import validate_content
 from webapp.campaigns.deliveries import actions as delivery_actions
 from webapp.campaigns.deliveries.actions import DeliverySelection
 from webapp.campaigns.drafts import actions as draft_actions
+from webapp.campaigns.drafts import versions as draft_versions
 from webapp.campaigns.launch import actions as launch_actions
 from webapp.campaigns.launch import cancellation, preparation, transitions
 from webapp.campaigns.models import Campaign, decode_gaps
+from webapp.core import task_queue
 from webapp.core.errors import DomainError, InvalidInput, NotFound
 from webapp.core.extensions import db, huey
 from webapp.core.money import Discount
@@ -127,6 +129,8 @@ def test_saving_a_draft_again_updates_it(app: Flask, make_offer: Callable[..., O
     first = draft_actions.save_offer_draft(offer.id, EmailContent("One"), "resend", "tests")
     second = draft_actions.save_offer_draft(offer.id, EmailContent("Two"), "hold", "tests")
     assert (second.id, second.subject, second.uncertain_policy) == (first.id, "Two", "hold")
+    third = draft_actions.save_offer_draft(offer.id, EmailContent(), "hold", "tests")
+    assert (third.subject, third.text) == (str(DEFAULT_SUBJECT), "")
 
 
 def test_a_launched_campaign_cannot_be_edited(app: Flask, make_offer: Callable[..., Offer]) -> None:
@@ -349,21 +353,77 @@ def test_an_offer_stopped_during_its_launch_is_not_launched(
 
 def _launch_during_edit(app: Flask, offer_id: int, edit: str) -> str:
     """Launch while an edit is uncommitted; return the outcome or error key."""
-    outcomes: list[str] = []
-
-    def launch() -> None:
-        with app.app_context():
-            try:
-                launch_actions.launch_announcement(offer_id, "tests")
-            except DomainError as error:
-                outcomes.append(error.key)
-            else:
-                outcomes.append("launched")
-
     db.session.commit()
     db.session.execute(text(f"update offer set {edit} where id = :id"), {"id": offer_id})
-    _run_until_locked([threading.Thread(target=launch)])
+    return _run_until_commit(app, lambda: launch_actions.launch_announcement(offer_id, "tests"))[0]
+
+
+def _run_until_commit(app: Flask, action: Callable[[], object]) -> tuple[str, str]:
+    """Run an action that waits for a lock of this transaction; return the key and the message of its error.
+
+    The key is "launched" when there is no error.
+    """
+    outcomes: list[tuple[str, str]] = []
+
+    def run() -> None:
+        with app.app_context():
+            try:
+                action()
+            except DomainError as error:
+                outcomes.append((error.key, error.message))
+            else:
+                outcomes.append(("launched", ""))
+
+    _run_until_locked([threading.Thread(target=run)])
     return outcomes[0]
+
+
+@pytest.mark.parametrize("is_launched_now", [True, False])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            "status = 'draft', scheduled_at = null",
+            "This campaign has been unscheduled since you opened this page. Review it before you launch it.",
+        ),
+        ("status = 'cancelled', cancelled_at = now()", "cancelled"),
+    ],
+)
+def test_a_campaign_unscheduled_or_cancelled_during_its_launch_is_not_launched(
+    app: Flask, make_offer: Callable[..., Offer], change: str, message: str, is_launched_now: bool
+) -> None:
+    create_customers(1)
+    offer = make_offer(ends_at=None)
+    at = datetime.now(UTC) + timedelta(days=1)
+    campaign_id = launch_actions.launch_announcement(offer.id, "tests", at).campaign.id
+
+    def launch() -> object:
+        if is_launched_now:
+            return launch_actions.launch_campaign(campaign_id, "mia", expected_status="scheduled")
+        return launch_actions.schedule_campaign(campaign_id, at + timedelta(days=1), "mia", expected_status="scheduled")
+
+    db.session.execute(text("select from offer for update"))
+    db.session.execute(text(f"update campaign set {change}"))
+    key, shown = _run_until_commit(app, launch)
+
+    assert (key, message in shown) == ("conflict", True)
+    campaign = campaign_queries.get_campaign(campaign_id)
+    assert (campaign.status in ("draft", "cancelled"), campaign.launched_at) == (True, None)
+    db.session.refresh(offer)
+    assert offer.frozen_at is None
+
+
+def test_a_save_during_another_one_is_a_conflict(app: Flask, make_offer: Callable[..., Offer]) -> None:
+    draft = draft_actions.save_offer_draft(make_offer().id, EmailContent("First", "Text"), "resend", "tests")
+    draft_id, version = draft.id, draft_versions.draft_version(draft)
+    db.session.execute(text("update campaign set subject = 'Hers'"))
+
+    key, message = _run_until_commit(
+        app, lambda: draft_actions.update_draft(draft_id, EmailContent("Mine", "Text"), "resend", "mia", version)
+    )
+
+    assert (key, "Nothing was saved" in message) == ("conflict", True)
+    assert campaign_queries.get_campaign(draft_id).subject == "Hers"
 
 
 # --- pausing, resuming, cancelling --------------------------------------------------------------------
@@ -408,6 +468,46 @@ def test_a_campaign_paused_during_preparation_is_prepared_after_resuming(
     preparation.prepare_campaign(campaign.id)
     db.session.refresh(campaign)
     assert (campaign.status, campaign.total) == ("sending", 3)
+
+
+def test_the_rate_of_a_resumed_campaign_begins_again(sending: Campaign) -> None:
+    db.session.execute(text("update campaign set sending_since = '2026-01-01 00:00Z', sent_before = 1"))
+    db.session.execute(text("update batch set sent = 2, window_start = 2, window_end = 2"))
+    db.session.commit()
+    transitions.pause_campaign(sending.id, "mia")
+    resumed = transitions.resume_campaign(sending.id, "mia")
+    resumed_at = db.session.scalar(text("select max(at) from audit_entry where action = 'campaign.resumed'"))
+    assert (resumed.sent_before, resumed.sending_since) == (2, resumed_at)
+
+
+def test_a_stopping_worker_leaves_the_preparation_to_another(
+    app: Flask, make_offer: Callable[..., Offer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create_customers(3)
+    campaign = launch_actions.launch_announcement(make_offer().id, "tests").campaign
+    monkeypatch.setattr(task_queue, "stop_requested", threading.Event())
+    task_queue.stop_requested.set()
+    preparation.prepare_campaign(campaign.id)
+    db.session.refresh(campaign)
+    assert (campaign.status, campaign.total) == ("preparing", 0)
+    task_queue.stop_requested.clear()
+    preparation.prepare_campaign(campaign.id)
+    db.session.refresh(campaign)
+    assert (campaign.status, campaign.total) == ("sending", 3)
+
+
+def test_two_campaigns_have_their_own_batches_and_totals(
+    app: Flask, make_offer: Callable[..., Offer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preparation, "AUDIENCE_CHUNK_SIZE", 2)
+    create_customers(3)
+    campaigns = [launch_actions.launch_announcement(make_offer(code).id, "tests").campaign for code in ("A1A", "B2B")]
+    for campaign in campaigns:
+        preparation.prepare_campaign(campaign.id)
+    # Batches with low numbers are sent first, so each campaign begins with number 0.
+    rows = db.session.execute(text("select campaign_id, seq from batch order by campaign_id, seq")).all()
+    assert rows == [(campaign.id, seq) for campaign in campaigns for seq in (0, 1)]
+    assert db.session.scalars(text("select total from campaign")).all() == [3, 3]
 
 
 def test_a_cancelled_campaign_cannot_continue(sending: Campaign) -> None:

@@ -22,7 +22,9 @@ from webapp.campaigns import stats_queries
 from webapp.campaigns.content.placeholders import REMINDER_SUBJECT, REMINDER_TEXT, EmailContent
 from webapp.campaigns.drafts import actions as draft_actions
 from webapp.campaigns.launch import actions as launch_actions
+from webapp.campaigns.launch import audience as launch_audience
 from webapp.campaigns.launch import preparation, transitions
+from webapp.campaigns.launch.audience import AudienceCount
 from webapp.campaigns.models import Campaign, decode_gaps
 from webapp.campaigns.sending import sender
 from webapp.core.errors import DomainError
@@ -102,6 +104,47 @@ def test_a_reminder_has_its_own_default_text(announced_offer: Offer, relay: Rela
     assert (campaign.subject, campaign.text) == (REMINDER_SUBJECT, REMINDER_TEXT)
     (email,) = relay.messages
     assert "Summer is still available to you until" in email.text
+
+
+def test_redemptions_of_another_offer_do_not_matter(announced_offer: Offer, make_offer: Callable[..., Offer]) -> None:
+    ids = create_customers(3)
+    redeem(make_offer("OTHER"), ids)
+    draft = draft_actions.save_offer_draft(announced_offer.id, EmailContent(), "resend", "tests", "reminder")
+    assert launch_audience.count_campaign_recipients(draft, announced_offer) == AudienceCount(3, 0, 0, 0)
+    launch_actions.launch_campaign(draft.id, "tests")
+    preparation.prepare_campaign(draft.id)
+    assert list_recipient_ids(draft) == ids
+
+
+def test_a_large_audience_is_assumed_to_have_someone_to_remind(
+    announced_offer: Offer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = create_customers(3)
+    redeem(announced_offer, ids[:2])
+    monkeypatch.setattr(launch_audience, "REMINDER_SCAN_LIMIT", 2)
+    assert list_recipient_ids(launch_reminder(announced_offer)) == ids[2:]
+
+
+@pytest.mark.parametrize(("kind", "is_skipped"), [("reminder", False), ("announcement", True)])
+def test_a_cancelled_reminder_matters_until_the_next_one_is_finished(
+    announced_offer: Offer, kind: str, is_skipped: bool
+) -> None:
+    ids = create_customers(3)
+    cancelled = launch_reminder(announced_offer)
+    db.session.execute(text("update batch set window_start = 1"))
+    transitions.cancel_campaign(cancelled.id, "tests")
+    # An offer has one announcement; here it is newer than the cancelled reminder.
+    db.session.execute(text("delete from campaign where kind = 'announcement'"))
+    values = {
+        "status": "done",
+        "launched_at": datetime.now(UTC),
+        "finished_at": datetime.now(UTC),
+        "sent_in_batches": 0,
+    }
+    for finished_kind in sorted({"announcement", kind}):
+        db.session.add(Campaign(offer_id=announced_offer.id, kind=finished_kind, subject="s", text="t", **values))
+    db.session.commit()
+    assert list_recipient_ids(launch_reminder(announced_offer)) == (ids[1:] if is_skipped else ids)
 
 
 def test_a_customer_who_redeems_between_two_windows_is_skipped(

@@ -185,16 +185,27 @@ def test_taking_back_a_schedule_is_in_the_audit_log(draft: Campaign) -> None:
     assert (entry.actor, entry.subject) == ("tom", str(draft.id))
 
 
-def test_a_campaign_rescheduled_at_the_last_moment_does_not_start(
-    draft: Campaign, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("paused_at", [None, SOON])
+def test_a_campaign_rescheduled_at_the_last_moment_is_neither_started_nor_paused(
+    draft: Campaign, monkeypatch: pytest.MonkeyPatch, paused_at: datetime | None
 ) -> None:
     launch_actions.schedule_campaign(draft.id, SOON, "mia")
     make_due(draft)
     due = launch_actions.launch_due_campaigns.__globals__["launch_queries"].list_due_campaign_ids()
     launch_actions.schedule_campaign(draft.id, SOON, "mia")
+    db.session.execute(text("update offer set paused_at = :at"), {"at": paused_at})
+    db.session.commit()
     monkeypatch.setattr("webapp.campaigns.launch.queries.list_due_campaign_ids", lambda: due)
     assert launch_actions.launch_due_campaigns() == []
-    assert reload(draft).status == "scheduled"
+    assert (reload(draft).status, draft.pause_reason) == ("scheduled", None)
+    assert "campaign.not_started" not in db.session.scalars(select(AuditEntry.action)).all()
+
+
+@pytest.mark.parametrize("state", ["scheduled", "paused before its start"])
+def test_a_campaign_returned_to_draft_has_neither_a_time_nor_a_reason(draft: Campaign, state: str) -> None:
+    bring_to(state, draft)
+    launch_actions.unschedule_campaign(draft.id, "tom")
+    assert (reload(draft).scheduled_at, draft.pause_reason, draft.launched_by) == (None, None, None)
 
 
 def test_only_a_near_start_enqueues_a_task(draft: Campaign) -> None:
@@ -548,7 +559,8 @@ def test_the_api_schedules_reschedules_and_launches(api: FlaskClient, draft: Cam
     assert first.get_json()["scheduled_at"] == at.isoformat().replace("+00:00", "Z")
     later = (at + timedelta(hours=1)).isoformat()
     assert api.post("/api/v1/offers/SUMMER25/launch", json={"at": later}).get_json()["id"] == draft.id
-    assert api.post("/api/v1/offers/SUMMER25/launch").get_json()["status"] == "preparing"
+    launched = api.post("/api/v1/offers/SUMMER25/launch").get_json()
+    assert (launched["status"], launched["scheduled_at"]) == ("preparing", None)
     assert api.post("/api/v1/offers/SUMMER25/launch", json={"at": later}).get_json()["status"] == "preparing"
 
 
@@ -587,10 +599,18 @@ def test_the_api_lists_campaigns_by_offer_and_state_in_pages(
 
 
 def test_the_page_of_a_disabled_user_lists_the_campaigns_that_will_still_be_launched(
-    draft: Campaign, sign_in: Callable[..., FlaskClient], make_staff_user: Callable[..., StaffUser]
+    draft: Campaign,
+    sign_in: Callable[..., FlaskClient],
+    make_staff_user: Callable[..., StaffUser],
+    make_offer: Callable[..., Offer],
 ) -> None:
     eve, ann = make_staff_user("manager", email="eve@example.com"), make_staff_user("manager", email="ann@example.com")
     launch_actions.schedule_campaign(draft.id, datetime.now(UTC) + timedelta(days=1), by=eve.email)
+    launched = launch_actions.launch_announcement(make_offer("LAUNCHED").id, eve.email).campaign
+    next_offer_id = make_offer("NEXT").id
+    scheduled_next = launch_actions.launch_announcement(
+        next_offer_id, eve.email, datetime.now(UTC) + timedelta(hours=1)
+    )
     client = sign_in("admin")
     link = f'<a href="/campaigns/{draft.id}/launch">'
     assert link not in client.get(f"/settings/people/{eve.id}").text
@@ -598,5 +618,7 @@ def test_the_page_of_a_disabled_user_lists_the_campaigns_that_will_still_be_laun
     for user in (eve, ann):
         client.post(f"/settings/people/{user.id}/disable")
 
-    assert link in client.get(f"/settings/people/{eve.id}").text
+    page = client.get(f"/settings/people/{eve.id}").text
+    assert re.findall(r'<a href="/campaigns/(\d+)', page) == [str(scheduled_next.campaign.id), str(draft.id)]
+    assert (link in page, f'"/campaigns/{launched.id}' in page) == (True, False)
     assert link not in client.get(f"/settings/people/{ann.id}").text

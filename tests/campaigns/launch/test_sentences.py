@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 from flask import Flask
@@ -62,7 +63,7 @@ def test_every_step_is_recorded_with_its_campaign_and_continued_by_its_task(draf
     offer_id, campaign_id = draft.offer_id, draft.id
     tasks = []
     for action in (
-        lambda: launch_actions.schedule_campaign(campaign_id, SOON, "ann"),
+        lambda: launch_actions.schedule_campaign(campaign_id, SOON.astimezone(ZoneInfo("Europe/Berlin")), "ann"),
         lambda: launch_actions.unschedule_campaign(campaign_id, "ben"),
         lambda: launch_actions.launch_campaign(campaign_id, "cleo"),
         lambda: transitions.pause_campaign(campaign_id, "dan"),
@@ -101,6 +102,17 @@ def test_a_campaign_that_could_not_be_launched_is_launched_by_resuming_it(draft:
     db.session.commit()
     resumed = transitions.resume_campaign(draft.id, "ben")
     assert (resumed.status, resumed.launched_by, take_tasks()) == ("preparing", "ben", ["prepare"])
+
+
+def test_a_paused_or_cancelled_campaign_has_no_warning(draft: Campaign) -> None:
+    set_status(draft, "sending", delivery_warning="The mail relay can't be reached.")
+    paused = transitions.pause_campaign(draft.id, "ann")
+    assert (paused.delivery_warning, paused.pause_reason, paused.finished_at) == (None, "paused by ann", None)
+    draft.delivery_warning = "The mail relay can't be reached."
+    db.session.commit()
+    cancelled = transitions.cancel_campaign(draft.id, "ann")
+    assert (cancelled.delivery_warning, cancelled.pause_reason) == (None, None)
+    assert cancelled.finished_at == cancelled.cancelled_at is not None
 
 
 def test_due_campaigns_are_prepared_by_a_task_each(draft: Campaign, make_offer: Callable[..., Offer]) -> None:
@@ -316,6 +328,7 @@ def remind(campaign: Campaign) -> launch_actions.LaunchResult:
     ("status", "message"),
     [
         ("draft", "This offer has not been announced yet. Launch its announcement first."),
+        ("scheduled", "This offer has not been announced yet. Launch its announcement first."),
         (
             "paused",
             "The announcement of this offer is paused. Launch the reminder after it has finished, or schedule it now.",
@@ -343,6 +356,22 @@ def test_a_second_reminder_waits_for_the_first(draft: Campaign) -> None:
     assert refused(lambda: remind(draft)) == ("conflict", message)
 
 
+def test_a_reminder_needs_no_finished_announcement_of_other_offers(
+    draft: Campaign, make_offer: Callable[..., Offer]
+) -> None:
+    set_status(draft, "done", sent_in_batches=2)
+    assert launch_actions.launch_announcement(make_offer("OTHER").id, "mia").campaign.status == "preparing"
+    assert remind(draft).campaign.status == "preparing"
+
+
+def test_a_reminder_is_launched_while_emails_of_the_last_one_are_resent(draft: Campaign) -> None:
+    set_status(draft, "done", sent_in_batches=2)
+    last = remind(draft).campaign
+    # As `resend_deliveries` sets it.
+    set_status(last, "sending", sent_in_batches=1)
+    assert remind(draft).campaign.status == "preparing"
+
+
 def test_the_content_of_a_reminder_is_reported_by_the_fields_of_the_request(draft: Campaign) -> None:
     set_status(draft, "done", sent_in_batches=2)
     with pytest.raises(InvalidInput) as raised:
@@ -360,6 +389,12 @@ def test_the_content_of_a_reminder_is_reported_by_the_fields_of_the_request(draf
         ),
         (
             "insert into redemption (offer_id, customer_id, channel) select 1, id, 'form' from customer",
+            "There are no recipients: every customer who can be emailed has redeemed.",
+        ),
+        (
+            # The other customer cannot be emailed.
+            "insert into redemption (offer_id, customer_id, channel) values (1, 1, 'form'); "
+            "insert into suppression (email, reason, source) values ('c1@example.com', 'bounced', 'tests')",
             "There are no recipients: every customer who can be emailed has redeemed.",
         ),
     ],

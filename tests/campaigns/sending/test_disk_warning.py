@@ -35,6 +35,8 @@ def test_the_page_names_a_full_disk_until_sending_continues(
 
     assert WARNING in staff.get(f"/campaigns/{campaign.id}").text
     task_queue.run("campaigns.prepare", campaign.id)
+    # Only sending clears it when the campaign was prepared before.
+    assert (refresh(campaign).delivery_warning is not None) == is_prepared
     task_queue.run("campaigns.send")
     assert refresh(campaign).status == "done"
     assert WARNING not in staff.get(f"/campaigns/{campaign.id}").text

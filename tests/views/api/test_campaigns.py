@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import UTC, datetime
 
 import pytest
 from flask import Flask
@@ -247,3 +248,127 @@ def test_campaigns_are_listed_by_offer_and_status_in_pages(api: FlaskClient, unr
     assert list_ids(limit=1, cursor=body["next_cursor"]) == [first.id]
     assert api.get("/api/v1/campaigns?limit=2").get_json()["next_cursor"] is None
     assert api.get("/api/v1/campaigns?offer=NOSUCH").status_code == 404
+
+
+def test_every_field_of_a_campaign_has_its_own_value(api: FlaskClient, make_offer: Callable[..., Offer]) -> None:
+    ids = create_customers(21)
+    make_offer("Summer-25")
+    api.post("/api/v1/offers/SUMMER25/launch")
+    preparation.prepare_campaign(1)
+    states = ["failed"] + ["deferred"] * 2 + ["uncertain"] * 3 + ["skipped"] * 4 + ["left"] * 5
+    for customer_id, state in zip(ids, states, strict=False):
+        db.session.add(MailIssue(campaign_id=1, customer_id=customer_id, state=state))
+    db.session.execute(text("update batch set sent = 2, window_start = 17, window_end = 17"))
+    db.session.execute(text("update campaign set trouble = 'slow', pause_reason = 'why'"))
+    db.session.execute(
+        text("update campaign set launched_at = '2026-01-01 00:00Z', scheduled_at = '2026-01-02 00:00Z'")
+    )
+    db.session.execute(text("update campaign set finished_at = '2026-01-03 00:00+02'"))
+    db.session.commit()
+    assert api.get("/api/v1/campaigns/1").get_json() == {
+        "id": 1, "offer": "Summer-25", "kind": "announcement", "status": "sending",
+        "pause_reason": "why", "trouble": "slow",
+        "total": 21, "sent": 2, "failed": 1, "deferred": 2, "uncertain": 3, "skipped": 4, "left": 5,
+        "rate": None, "seconds_left": None, "scheduled_at": "2026-01-02T00:00:00Z",
+        "launched_at": "2026-01-01T00:00:00Z", "finished_at": "2026-01-02T22:00:00Z",
+    }  # fmt: skip
+
+
+def test_the_rate_has_two_decimals_and_a_forecast(api: FlaskClient, make_offer: Callable[..., Offer]) -> None:
+    create_customers(3)
+    make_offer()
+    api.post("/api/v1/offers/SUMMER25/launch")
+    preparation.prepare_campaign(1)
+    # A worker has sent one email in 70 seconds.
+    db.session.execute(text("update campaign set sending_since = now() - interval '70 s'"))
+    db.session.execute(text("update batch set sent = 1, window_start = 1, window_end = 1, status = 'sending'"))
+    db.session.execute(text("update batch set lease_until = now() + interval '1 hour'"))
+    db.session.commit()
+    body = api.get("/api/v1/campaigns/1").get_json()
+    assert body["rate"] == 0.01
+    assert 140 <= body["seconds_left"] < 3600
+
+
+def test_a_reminder_has_the_content_of_the_request(api: FlaskClient, make_offer: Callable[..., Offer]) -> None:
+    create_customers(1)
+    offer = make_offer()
+    now = datetime.now(UTC)
+    values = {"status": "done", "launched_at": now, "finished_at": now, "sent_in_batches": 1}
+    db.session.add(Campaign(offer_id=offer.id, subject="s", text="t", **values))
+    db.session.commit()
+    mail = {"subject": "Still there", "text": "Hello", "html": "<p>Hello</p>"}
+    response = api.post("/api/v1/offers/SUMMER25/reminders", json={"mail": mail})
+    reminder = db.session.get_one(Campaign, response.get_json()["id"])
+    assert {"subject": reminder.subject, "text": reminder.text, "html": reminder.html} == mail
+
+
+def test_every_step_is_recorded_with_the_key(api: FlaskClient, make_offer: Callable[..., Offer]) -> None:
+    create_customers(1)
+    make_offer()
+    api.post("/api/v1/offers/SUMMER25/launch")
+    for verb in ("pause", "resume", "cancel"):
+        api.post(f"/api/v1/campaigns/1/{verb}")
+    api.post("/api/v1/offers/SUMMER25/reminders", json={})
+    entries = db.session.execute(
+        select(AuditEntry.action, AuditEntry.actor)
+        .where(AuditEntry.action.startswith("campaign."))
+        .order_by(AuditEntry.id)
+    ).all()
+    steps = ("launched", "paused", "resumed", "cancelled", "launched")
+    assert entries == [(f"campaign.{step}", "API key tests") for step in steps]
+
+
+@pytest.fixture
+def undecided(api: FlaskClient, make_offer: Callable[..., Offer]) -> list[int]:
+    """A finished campaign whose emails to c0 to c3 are uncertain, and to c4 failed."""
+    ids = create_customers(5)
+    make_offer()
+    api.post("/api/v1/offers/SUMMER25/launch")
+    preparation.prepare_campaign(1)
+    for customer_id in ids:
+        state = "failed" if customer_id == ids[4] else "uncertain"
+        db.session.add(MailIssue(campaign_id=1, customer_id=customer_id, state=state))
+    db.session.execute(text("update batch set status = 'done', window_start = 5, window_end = 5"))
+    db.session.execute(text("insert into suppression (email, reason, source) values ('c2@example.com', 'bounced', '')"))
+    db.session.commit()
+    return ids
+
+
+def test_decisions_are_for_one_customer_or_for_all_emails_of_a_state(api: FlaskClient, undecided: list[int]) -> None:
+    def decide(**body: str) -> tuple[int, object]:
+        response = api.post("/api/v1/campaigns/1/decisions", json=body)
+        return response.status_code, response.get_json().get("code", response.get_json())
+
+    def states() -> list[str]:
+        return list(db.session.scalars(text("select state from mail_issue order by customer_id")))
+
+    uncertain = {"state": "uncertain", "email": "C1@example.com"}
+    assert decide(**uncertain, decision="leave") == (200, {"mails": 1, "left_out": 0})
+    assert states() == ["uncertain", "left", "uncertain", "uncertain", "failed"]
+    assert decide(**uncertain, decision="leave") == (409, "conflict")
+    assert decide(state="failed", decision="leave") == (409, "conflict")
+    assert decide(state="uncertain", decision="send_again", email="no@example.com") == (404, "not_found")
+    assert decide(state="uncertain", decision="send_again", email="c0@example.com") == (
+        200,
+        {"mails": 1, "left_out": 0},
+    )
+    assert states() == ["deferred", "left", "uncertain", "uncertain", "failed"]
+    assert decide(state="uncertain", decision="send_again") == (200, {"mails": 1, "left_out": 1})
+    assert states() == ["deferred", "left", "uncertain", "deferred", "failed"]
+    actors = select(AuditEntry.actor).where(AuditEntry.action.in_(("campaign.left_uncertain", "campaign.sent_again")))
+    assert db.session.scalars(actors).all() == ["API key tests"] * 3
+
+
+def test_a_recipient_is_found_by_any_spelling_of_the_address(api: FlaskClient, undecided: list[int]) -> None:
+    db.session.execute(text("update mail_issue set smtp_code = 550, text = '5.1.1 no', attempts = 2"))
+    db.session.commit()
+    body = api.get("/api/v1/campaigns/1/recipients/C4@Example.com").get_json()
+    at = body.pop("at")
+    assert datetime.fromisoformat(at).tzinfo is not None
+    assert at.endswith("Z")
+    assert body == {
+        "campaign": 1, "email": "c4@example.com", "state": "failed", "code": 550, "text": "5.1.1 no", "note": "",
+        "next_at": None, "attempts": 2, "ahead": None,
+    }  # fmt: skip
+    for path in ("1/recipients/no@example.com", "1/recipients/c4", "9/recipients/c4@example.com"):
+        assert api.get(f"/api/v1/campaigns/{path}").status_code == 404

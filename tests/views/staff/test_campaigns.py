@@ -13,18 +13,19 @@ from sqlalchemy import event, select, text, update
 
 from tests.support.campaigns import create_customers
 from tests.support.smtp_relay import Relay
+from webapp.accounts.models import AuditEntry
 from webapp.campaigns import queries as campaign_queries
 from webapp.campaigns import stats_queries
 from webapp.campaigns.content.placeholders import EmailContent
 from webapp.campaigns.drafts import actions as draft_actions
 from webapp.campaigns.launch import actions as launch_actions
 from webapp.campaigns.launch import preparation, transitions
-from webapp.campaigns.models import Campaign
+from webapp.campaigns.models import Campaign, MailIssue
 from webapp.campaigns.sending import auto_pause, batches, sender
 from webapp.core.extensions import db
 from webapp.core.settings import DEFAULT_SHOP_NAME, Settings
 from webapp.customers import queries as customer_queries
-from webapp.customers.models import Customer
+from webapp.customers.models import Audience, Customer
 from webapp.customers.suppressions import actions as suppression_actions
 from webapp.offers import code_actions
 from webapp.offers.models import Offer
@@ -638,3 +639,140 @@ def test_html_that_hides_the_unsubscribe_link_is_rejected(staff: FlaskClient, ma
     assert response.status_code == 422
     assert re.search(r'id="html-error".*?The unsubscribe link', response.text, re.DOTALL)
     assert "&lt;!-- never closed" in response.text
+
+
+# --- lists and reasons ----------------------------------------------------------------------------------
+
+
+def add_campaigns(offer: Offer, count: int, **values: object) -> list[int]:
+    """Add finished reminders; return their ids."""
+    row = {"offer_id": offer.id, "kind": "reminder", "subject": "s", "text": "t", "sent_in_batches": 0, **values}
+    campaigns = [Campaign(**row) for _ in range(count)]
+    db.session.add_all(campaigns)
+    db.session.commit()
+    return [campaign.id for campaign in campaigns]
+
+
+def test_the_pages_of_a_filtered_list_keep_the_filter(staff: FlaskClient, make_offer: Callable[..., Offer]) -> None:
+    offer = make_offer()
+    ids = add_campaigns(offer, 26, status="paused", launched_at=datetime.now(UTC))
+    add_campaigns(offer, 1, status="done", launched_at=datetime.now(UTC))
+
+    def list_ids(page: str) -> list[int]:
+        return [int(number) for number in re.findall(r'<a href="/campaigns/(\d+)">', page)]
+
+    first = staff.get("/campaigns?state=paused").text
+    next_url = re.findall(r'rel="next" href="([^"]+)"', first)[0].replace("&amp;", "&")
+    second = staff.get(next_url).text
+    first_url = re.findall(r'class="page-link" href="([^"]+)"', second)[0].replace("&amp;", "&")
+
+    assert list_ids(first) == ids[:0:-1]
+    assert (list_ids(second), 'rel="next"' in second) == (ids[:1], False)
+    assert list_ids(staff.get(first_url).text) == ids[:0:-1]
+    assert "First page" not in first
+
+
+def test_only_the_eight_most_frequent_reasons_are_shown(staff: FlaskClient, sending: Campaign) -> None:
+    rows = [MailIssue(campaign_id=sending.id, customer_id=1, state="sent_later", text="5.9.9 accepted")]
+    for n in range(1, 11):
+        for customer_id in range(100 * n, 101 * n):
+            reply = {"state": "failed", "smtp_code": 550, "text": f"5.0.{n} no"}
+            rows.append(MailIssue(campaign_id=sending.id, customer_id=customer_id, **reply))
+    db.session.add_all(rows)
+    db.session.commit()
+    page = staff.get(f"/campaigns/{sending.id}/progress").text
+    assert [int(n) for n in re.findall(r"550 5\.0\.(\d+) no", page)] == [10, 9, 8, 7, 6, 5, 4, 3]
+    assert "And 2 less common reasons." in page
+    assert "5.9.9" not in page
+
+
+def test_an_export_without_a_state_has_all_recipients(staff: FlaskClient, sending: Campaign, relay: Relay) -> None:
+    relay.behaviour.rcpt["c1@example.com"] = "550 no"
+    sender.send_pending_emails()
+    response = staff.get(f"/campaigns/{sending.id}/recipients.csv")
+    assert (response.mimetype, response.text.count("\r\n")) == ("text/csv", 4)
+    assert response.headers["Content-Disposition"] == f'attachment; filename="campaign-{sending.id}.csv"'
+    entry = db.session.scalars(select(AuditEntry).where(AuditEntry.action == "campaign.exported")).one()
+    assert (entry.actor, entry.subject, entry.detail) == ("manager@example.com", str(sending.id), None)
+
+
+def test_a_search_for_something_else_than_an_address_says_so(staff: FlaskClient, sending: Campaign) -> None:
+    response = staff.get(f"/campaigns/{sending.id}/who?email=ada")
+    assert (response.status_code, 'value="ada"' in response.text) == (422, True)
+    assert "No customer has this email address." not in response.text
+
+
+def test_a_finished_campaign_has_an_average_rate_and_its_end(staff: FlaskClient, sending: Campaign) -> None:
+    db.session.execute(text("update batch set status = 'done', sent = 3, window_start = 3, window_end = 3"))
+    times = "sending_since = '2026-05-01 10:00Z', finished_at = '2026-05-01 10:01Z'"
+    db.session.execute(text(f"update campaign set status = 'done', sent_in_batches = 3, {times}"))
+    db.session.commit()
+    page = " ".join(staff.get(f"/campaigns/{sending.id}/progress").text.split())
+    assert "Average rate: 3 emails per minute. Finished 1 May 2026, 10:01" in page
+
+
+def test_the_page_describes_the_campaign_as_it_was_launched(
+    staff: FlaskClient, make_offer: Callable[..., Offer]
+) -> None:
+    create_customers(1)
+    db.session.add_all([Audience(name="At the launch"), Audience(name="Chosen later")])
+    db.session.flush()
+    db.session.execute(text("insert into audience_member (audience_id, customer_id) values (1, 1)"))
+    offer = make_offer("Summer-25", audience_id=1)
+    draft_actions.save_offer_draft(offer.id, EmailContent("For {{ customer.name }}"), "hold", "tests")
+    campaign = launch_actions.launch_announcement(offer.id, "mia@example.com").campaign
+    offer.audience_id = 2
+    db.session.commit()
+    response = staff.get(f"/campaigns/{campaign.id}")
+    page = " ".join(re.sub("<[^>]*>", " ", response.text).split())
+    for shown in (
+        "Type Announcement", "Audience At the launch", "Current offer code Summer-25", "Launched by mia@example.com",
+        "If sending is interrupted Hold the affected email",
+    ):  # fmt: skip
+        assert shown in page
+    assert "frame-src 'self'" in response.headers["Content-Security-Policy"]
+    assert "sandbox" in staff.get(f"/campaigns/{campaign.id}/frame").headers["Content-Security-Policy"]
+
+
+def test_the_pages_of_recipients_keep_their_state_and_reason(
+    staff: FlaskClient, make_offer: Callable[..., Offer]
+) -> None:
+    customers = create_customers(60, first=10)
+    sending = launch_actions.launch_announcement(make_offer().id, "tests").campaign
+    preparation.prepare_campaign(sending.id)
+    for n, customer_id in enumerate(customers):
+        reply = "5.1.1 no" if n % 10 else "5.7.1 no"
+        values = {"customer_id": customer_id, "state": "failed", "smtp_code": 550, "text": reply}
+        db.session.add(MailIssue(campaign_id=sending.id, **values))
+    db.session.commit()
+
+    def list_addresses(page: str) -> list[str]:
+        return re.findall(r"<bdi>(c\d+)@example.com</bdi></a>", page)
+
+    selection = "state=failed&code=550&cause=5.1.1"
+    first = staff.get(f"/campaigns/{sending.id}/recipients?{selection}").text
+    next_url = re.findall(r'rel="next" href="([^"]+)"', first)[0].replace("&amp;", "&")
+    second = staff.get(next_url).text
+    first_url = re.findall(r'class="page-link" href="([^"]+)"', second)[0].replace("&amp;", "&")
+
+    expected = [f"c{10 + n}" for n in range(60) if n % 10]
+    assert list_addresses(first) == expected[:50]
+    assert list_addresses(second) == expected[50:]
+    assert list_addresses(staff.get(first_url).text) == expected[:50]
+
+
+def test_reasons_without_a_meaning_are_shown_as_they_are_stored(staff: FlaskClient, sending: Campaign) -> None:
+    rows = [("failed", 599, "odd"), ("uncertain", None, ""), ("skipped", None, "unsubscribed")]
+    for customer_id, (state, code, reply) in enumerate(rows, 1):
+        values = {"customer_id": customer_id, "state": state, "smtp_code": code, "text": reply}
+        db.session.add(MailIssue(campaign_id=sending.id, **values))
+    db.session.commit()
+    page = staff.get(f"/campaigns/{sending.id}/progress").text
+    links = re.findall(r'<a href="(/campaigns/\d+/recipients\?[^"]*cause=[^"]*)">([^<]*)</a>', page)
+    assert sorted(heading for _, heading in links) == [
+        "No details are stored",
+        "The server replied 599",
+        "Unsubscribed",
+    ]
+    url = next(url for url, heading in links if heading == "The server replied 599").replace("&amp;", "&")
+    assert "Filtered by reason: The server replied 599." in staff.get(url).text

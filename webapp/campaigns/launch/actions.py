@@ -78,8 +78,10 @@ def launch_campaign(
         {} if include_earlier_recipients is None else {"mails_again": include_earlier_recipients}
     )
     statuses = (expected_status,) if expected_status else ("draft", "scheduled")
-    changed = set_launched(campaign, Campaign.status.in_(statuses), by, **values)
-    return _enqueue_if_changed(get_campaign(campaign_id), changed)
+    if not set_launched(campaign, Campaign.status.in_(statuses), by, **values):
+        # It was launched, cancelled, scheduled or unscheduled concurrently.
+        return launch_campaign(campaign_id, by, include_earlier_recipients, expected_status)
+    return _enqueue_if_changed(get_campaign(campaign_id), changed=True)
 
 
 def schedule_campaign(
@@ -119,7 +121,8 @@ def schedule_campaign(
     db.session.commit()
     campaign = get_campaign(campaign_id)
     if not changed:
-        # It was launched or cancelled concurrently.
+        # It was launched, cancelled, scheduled or unscheduled concurrently.
+        require_expected_status(campaign, expected_status)
         require_status(campaign, ("scheduled",), _("It can't be scheduled."))
     return _enqueue_if_changed(campaign, changed)
 
