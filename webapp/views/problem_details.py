@@ -47,10 +47,12 @@ def problem_response(status: int, key: str, detail: str, errors: list[FieldError
 
 
 def _locate(error: FieldError) -> dict[str, str]:
-    """Return the pointer of an error; the empty pointer refers to the whole body, or to the header that is named."""
-    if error.is_header:
-        return {"pointer": "", "header": error.field}
-    return {"pointer": f"/{error.field.replace('.', '/')}" if error.field else ""}
+    """Return the pointer of an error; the empty pointer refers to the whole body.
+
+    A header is named as well: its pointer is a position in no body, but clients know it.
+    """
+    pointer = {"pointer": f"/{error.field.replace('.', '/')}" if error.field else ""}
+    return pointer | {"header": error.field} if error.is_header else pointer
 
 
 def validation_problem_response(error: ValidationError) -> Response:
@@ -69,8 +71,7 @@ def validation_problem_response(error: ValidationError) -> Response:
 class ProblemField(BaseModel):
     """An invalid field: a JSON pointer to it (RFC 6901), an error code and a message.
 
-    The name of a query parameter is a pointer too. If a header is invalid, `header` is its name, and the pointer is
-    empty.
+    The name of a query parameter is a pointer too. If a header is invalid, `header` is its name.
     """
 
     pointer: str

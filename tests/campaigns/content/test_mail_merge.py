@@ -377,7 +377,7 @@ def test_a_test_email_has_its_own_message_id_and_no_return_path_of_a_customer(
     test = MailMerge(EmailContent(), offer, 0, token="test.1").build_message(build_customer())
     real = MailMerge(EmailContent(), offer, 3).build_message(build_customer())
     assert (test.sender, parse_message(test.raw)["Message-ID"]) == ("offers@example.com", "<test.1@example.com>")
-    assert campaign_tokens.parse_return_path(real.sender) == (3, 7)
+    assert campaign_tokens.parse_return_path(str(real.sender)) == (3, 7)
 
 
 def test_an_offer_without_end_uses_the_fallback_of_the_placeholder(render: Callable[..., EmailMessage]) -> None:
