@@ -108,12 +108,9 @@ def test_the_scan_starts_at_the_upper_limit(offers: list[int]) -> None:
     assert until - timedelta(hours=5) < first.next_cursor.redeemed_at < until
 
 
-@pytest.mark.parametrize(("numbers", "stops_at"), [((4, 6, 9), 1), ((4, 5, 9), 2), ((10, 1, 1), 0), ((3, 3, 3), None)])
-def test_the_look_stops_at_the_hour_with_which_it_has_passed_enough(
-    make_offer: MakeOffer, numbers: tuple[int, ...], stops_at: int | None
-) -> None:
-    offer_id = make_offer().id
-    hours = [datetime(2026, 3, 1, 12 - n, tzinfo=UTC) for n in range(3)]
+def add_hours(offer_id: int, numbers: tuple[int, ...]) -> list[datetime]:
+    """Add hours with these numbers of redemptions, newest first; return the hours."""
+    hours = [datetime(2026, 3, 1, 12 - n, tzinfo=UTC) for n in range(len(numbers))]
     for hour, n in zip(hours, numbers, strict=True):
         values = {"offer_id": offer_id, "hour": hour, "n": n}
         db.session.execute(
@@ -121,6 +118,31 @@ def test_the_look_stops_at_the_hour_with_which_it_has_passed_enough(
         )
         db.session.execute(text("insert into hour_total (hour, n) values (:hour, :n)"), values)
     db.session.commit()
+    return hours
+
+
+def test_the_next_page_continues_before_the_hour_at_which_the_scan_stopped(make_offer: MakeOffer) -> None:
+    hours = add_hours(make_offer().id, (SCAN_LIMIT, SCAN_LIMIT, SCAN_LIMIT))
+
+    def list_stops(**period: Any) -> list[datetime]:
+        page = redemption_queries.scan_redemptions(RedemptionFilter(channel="api", **period), 50)
+        stops: list[datetime] = []
+        while page.next_cursor is not None and len(stops) < 5:
+            stops.append(page.next_cursor.redeemed_at)
+            page = redemption_queries.scan_redemptions(RedemptionFilter(channel="api", **period), 50, page.next_cursor)
+        return stops
+
+    assert list_stops() == hours
+    assert list_stops(until=hours[0]) == hours[1:]
+    assert list_stops(since=hours[1]) == hours[:1]
+
+
+@pytest.mark.parametrize(("numbers", "stops_at"), [((4, 6, 9), 1), ((4, 5, 9), 2), ((10, 1, 1), 0), ((3, 3, 3), None)])
+def test_the_look_stops_at_the_hour_with_which_it_has_passed_enough(
+    make_offer: MakeOffer, numbers: tuple[int, ...], stops_at: int | None
+) -> None:
+    offer_id = make_offer().id
+    hours = add_hours(offer_id, numbers)
 
     for criteria in (RedemptionFilter(channel="api"), RedemptionFilter(channel="api", offer_id=offer_id)):
         page = redemption_queries.scan_redemptions(criteria, 50)

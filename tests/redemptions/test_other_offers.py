@@ -19,6 +19,7 @@ from webapp.redemptions import address_limit, count_queries, erasure, group_comm
 from webapp.redemptions import facts as redemption_facts
 from webapp.redemptions import queries as redemption_queries
 from webapp.redemptions import rollback as redemption_rollback
+from webapp.redemptions.models import EXPIRED_REASON
 from webapp.redemptions.rules import RedemptionRequest, evaluate
 
 EMAILS = ("ada@example.com", "bob@example.com")
@@ -143,6 +144,24 @@ def test_a_locked_redemption_ends_the_steps_of_its_offer_only(
     assert len(cleared) < MAX_STEPS
     assert (sum(cleared), list_rows_with_data()) == (2, {(offers[0], customer_id) for customer_id in customers})
     assert sum(itertools.islice(retention.clear_old_redemption_data(10), MAX_STEPS)) == 2
+
+
+def test_a_younger_undone_redemption_of_the_same_customer_and_offer_stays(
+    offers: list[int], customers: list[int]
+) -> None:
+    for _ in range(2):
+        done = group_commit.redeem(RedemptionRequest(channel="api", code=CODES[0], email=EMAILS[0]))
+        redemption_rollback.roll_back_redemption(done.public_id, **ROLLBACK)
+    execute(
+        "update rollback set rolled_back_at = rolled_back_at - interval '11 days'"
+        " where redeemed_at = (select min(redeemed_at) from rollback)"
+    )
+
+    assert sum(retention.clear_old_redemption_data(10)) == 1
+    db.session.commit()
+
+    reasons = db.session.scalars(text("select reason from rollback order by redeemed_at")).all()
+    assert reasons == [EXPIRED_REASON, ROLLBACK["reason"]]
 
 
 @pytest.mark.parametrize("rows_per_step", [1, 1000])
