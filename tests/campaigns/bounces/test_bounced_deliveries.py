@@ -226,7 +226,7 @@ def test_a_complaint_does_not_change_the_delivery(launch_campaign: LaunchCampaig
     batches.finish_batch(claim)
     message_id = campaign_tokens.build_message_id(campaign.id, first, "example.com")
     for kind in ("complaint", "unsubscribe"):
-        bounce_actions.process_bounce_report(BounceReport(kind, tokens=(message_id,)))  # type: ignore[arg-type]
+        bounce_actions.process_bounce_report(BounceReport(kind, tokens=(message_id,)))
     suppressed = db.session.scalars(select(Suppression)).one()
     assert (suppressed.reason, suppressed.campaign_id) == ("complained", campaign.id)
     assert delivery_status(campaign, first).state == "sent"
