@@ -116,7 +116,7 @@ def test_redemptions_of_another_offer_do_not_matter(announced_offer: Offer, make
     assert list_recipient_ids(draft) == ids
 
 
-def test_a_large_audience_is_assumed_to_have_someone_to_remind(
+def test_a_large_audience_is_assumed_to_have_customers_to_remind(
     announced_offer: Offer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ids = create_customers(3)

@@ -142,3 +142,48 @@ def test_the_page_after_a_refused_launch_shows_the_reason_and_keeps_the_draft(
     # Not twice.
     assert "its code does not work now" not in response.text
     assert "its code does not work now" in staff.get(f"/campaigns/{draft.id}/launch").text
+
+
+NO_CUSTOMERS = "There are no customers in this audience yet."
+ALL_SUPPRESSED = "All addresses in this audience are suppressed."
+ALL_REDEEMED = "All customers who can get emails have redeemed, so no one needs a reminder."
+
+
+@pytest.mark.parametrize(
+    ("kind", "statement", "message"),
+    [
+        ("announcement", "delete from customer", NO_CUSTOMERS),
+        ("announcement", "insert into suppression (email, reason, source) select email, 'bounced', '' from customer",
+         ALL_SUPPRESSED),
+        ("reminder", "insert into redemption (offer_id, customer_id, channel) select 1, id, 'form' from customer",
+         ALL_REDEEMED),
+        ("reminder", "select 1", None),
+    ],
+)  # fmt: skip
+def test_the_launch_page_says_why_there_are_no_recipients(
+    staff: FlaskClient, make_offer: Callable[..., Offer], kind: str, statement: str, message: str | None
+) -> None:
+    create_customers(2)
+    db.session.execute(text(statement))
+    draft = Campaign(offer_id=make_offer().id, kind=kind, subject="s", text="t")
+    db.session.add(draft)
+    db.session.commit()
+    page = staff.get(f"/campaigns/{draft.id}/launch").text
+    assert [shown for shown in (NO_CUSTOMERS, ALL_SUPPRESSED, ALL_REDEEMED) if shown in page] == [message] * bool(
+        message
+    )
+    assert ("Launch to" in page) == (message is None)
+    heading = "Launch reminder" if kind == "reminder" else "Launch announcement"
+    assert f"<title>{heading}: Summer" in " ".join(page.split()).replace("> ", ">")
+
+
+def test_the_campaign_of_an_ended_offer_cannot_be_launched_from_its_page(
+    staff: FlaskClient, make_offer: Callable[..., Offer]
+) -> None:
+    create_customers(1)
+    draft = draft_actions.save_offer_draft(make_offer().id, EmailContent(), "resend", "tests")
+    assert "Launch to 1 customer" in staff.get(f"/campaigns/{draft.id}/launch").text
+    db.session.execute(text("update offer set ends_at = now() - interval '1 minute'"))
+    db.session.commit()
+    page = staff.get(f"/campaigns/{draft.id}/launch").text
+    assert ("Launch to" in page, "This offer has ended" in page) == (False, True)

@@ -776,3 +776,47 @@ def test_reasons_without_a_meaning_are_shown_as_they_are_stored(staff: FlaskClie
     ]
     url = next(url for url, heading in links if heading == "The server replied 599").replace("&amp;", "&")
     assert "Filtered by reason: The server replied 599." in staff.get(url).text
+
+
+def list_steps(page: str) -> list[str]:
+    """Return the steps for which a page has a form."""
+    return re.findall(r'<form[^>]*action="/campaigns/\d+/([\w-]+)"', page)
+
+
+@pytest.mark.parametrize(
+    ("status", "steps"),
+    [
+        ("preparing", ["pause", "cancel"]),
+        ("sending", ["pause", "cancel"]),
+        ("paused", ["resume", "cancel", "send-again"]),
+        ("done", ["send-again"]),
+        ("cancelled", []),
+    ],
+)
+def test_managers_see_the_steps_that_are_possible_and_viewers_none(
+    sign_in: Callable[..., FlaskClient], sending: Campaign, status: str, steps: list[str]
+) -> None:
+    db.session.add(MailIssue(campaign_id=sending.id, customer_id=1, state="failed", text="no"))
+    cancelled_at = "now()" if status == "cancelled" else "null"
+    db.session.execute(text(f"update campaign set status = :status, cancelled_at = {cancelled_at}"), {"status": status})
+    db.session.commit()
+    path = f"/campaigns/{sending.id}/progress"
+    assert list_steps(sign_in("manager").get(path).text) == steps
+    assert list_steps(sign_in("viewer").get(path).text) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "shown"),
+    [
+        ("status = 'paused', pause_reason = 'paused by mia@example.com'", "Paused Paused by mia@example.com 0 of 3"),
+        ("status = 'paused', pause_reason = 'the relay refuses'", "Paused The relay refuses 0 of 3"),
+        ("status = 'sending', trouble = 'The relay is down.'", "Sending The relay is down. 0 of 3"),
+        ("status = 'paused', launched_at = null, pause_reason = 'too late'", "Paused Too late – –"),
+        ("status = 'draft', launched_at = null", "Draft – –"),
+    ],
+)
+def test_the_list_says_why_nothing_is_sent(staff: FlaskClient, sending: Campaign, change: str, shown: str) -> None:
+    db.session.execute(text(f"update campaign set {change}"))
+    db.session.commit()
+    row = re.findall(r"<tr>(?!.*<tr>).*?</tr>", staff.get("/campaigns").text, re.DOTALL)[-1]
+    assert shown in " ".join(re.sub("<[^>]*>", " ", row).split())
