@@ -99,7 +99,7 @@ def test_customers_do_not_read_about_the_disk(
         response = post(client)
 
     assert response.status_code == 503
-    assert "for some time. Nothing was redeemed. Please try again later." in response.text
+    assert "for some time. This attempt redeemed nothing. Please try again later." in response.text
     assert "disk" not in response.text
 
 
