@@ -336,7 +336,8 @@ def test_the_page_for_removing_a_suppression_is_counted(redemption_id: str, staf
     assert counted("kind", "subject") == [("suppressions.listed", "customer 1", 1)]
 
 
-def test_replies_on_the_pages_of_a_campaign_are_counted(redemption_id: str, staff: FlaskClient) -> None:
+def add_campaign() -> None:
+    """Add a finished campaign of offer 1."""
     db.session.execute(
         text(
             "insert into campaign (offer_id, kind, subject, text, html, status, launched_at, finished_at)"
@@ -344,6 +345,10 @@ def test_replies_on_the_pages_of_a_campaign_are_counted(redemption_id: str, staf
         )
     )
     db.session.commit()
+
+
+def test_replies_on_the_pages_of_a_campaign_are_counted(redemption_id: str, staff: FlaskClient) -> None:
+    add_campaign()
     staff.get("/campaigns/1/progress", buffered=True)
     assert counted() == []
     db.session.execute(
@@ -445,6 +450,16 @@ def test_views_of_keys_are_counted_without_the_customer(
     api.get(f"/api/v1{path.format(id=redemption_id)}", environ_base=ADDRESS, buffered=True)
 
     assert counted("kind", "account", "subject") == [(kind, "API key tests", "", 1)]
+
+
+def test_a_delivery_viewed_by_a_key_is_counted(redemption_id: str, api: FlaskClient) -> None:
+    add_campaign()
+    api.get("/api/v1/campaigns/1/recipients/eve@example.com", buffered=True)
+    assert counted() == []
+
+    api.get("/api/v1/campaigns/1/recipients/ada@example.com", buffered=True)
+
+    assert counted("kind", "account", "subject") == [("customer.viewed", "API key tests", "", 1)]
 
 
 def test_the_session_is_counted(staff: FlaskClient) -> None:
