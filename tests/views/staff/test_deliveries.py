@@ -155,6 +155,33 @@ def test_a_list_has_the_deliveries_of_its_state_and_cause(
     assert list_addresses(staff, campaign, query) == [f"c{n}@example.com" for n in numbers]
 
 
+@pytest.mark.parametrize("action", ["send-again", "leave"])
+@pytest.mark.parametrize(
+    "invalid",
+    [
+        {"customer": "1x"},
+        {"customer": ""},
+        {"customer": "99999999999999999999"},
+        {"code": "55", "cause": ""},
+        {"state": "x"},
+    ],
+    ids=str,
+)
+def test_an_invalid_selection_changes_no_email(
+    staff: FlaskClient, campaign: Campaign, action: str, invalid: dict[str, str]
+) -> None:
+    add_issue(campaign, 1, "uncertain")
+    add_issue(campaign, 2, "uncertain")
+    send_all()
+
+    response = staff.post(
+        f"/campaigns/{campaign.id}/{action}", data={"state": "uncertain", **invalid}, follow_redirects=True
+    )
+
+    assert "No email was changed: the selection is invalid." in response.text
+    assert db.session.scalars(select(MailIssue.state)).all() == ["uncertain"] * 2
+
+
 def test_a_suppressed_address_is_named_in_lists_of_emails_that_could_be_resent(
     staff: FlaskClient, campaign: Campaign
 ) -> None:

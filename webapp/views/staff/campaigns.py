@@ -201,7 +201,7 @@ def cancel(campaign_id: int) -> BaseResponse:
 def resend(campaign_id: int) -> BaseResponse:
     """Resend failed or uncertain emails: one, those of a cause, or all."""
     try:
-        result = delivery_actions.resend_deliveries(campaign_id, _parse_selection(request.form), by=current_user.email)
+        result = delivery_actions.resend_deliveries(campaign_id, _parse_form_selection(), by=current_user.email)
     except DomainError as error:
         return _redirect_after_resolution(campaign_id, error.message, "warning", return_to_list=True)
     message = ngettext(
@@ -226,7 +226,7 @@ def dismiss_uncertain(campaign_id: int) -> BaseResponse:
     """Dismiss uncertain emails: one, or all."""
     try:
         count = delivery_actions.dismiss_uncertain_deliveries(
-            campaign_id, _parse_selection(request.form), by=current_user.email
+            campaign_id, _parse_form_selection(), by=current_user.email
         )
     except DomainError as error:
         return _redirect_after_resolution(campaign_id, error.message, "warning", return_to_list=True)
@@ -249,6 +249,24 @@ def _redirect_after_resolution(campaign_id: int, message: str, category: str, *,
     if request.form.get("back") in delivery_status.RECORDED_STATES and return_to_list:
         return redirect(url_for("staff.campaigns.recipients", campaign_id=campaign_id, state=request.form["back"]))
     return redirect(url_for("staff.campaigns.show", campaign_id=campaign_id))
+
+
+def _parse_form_selection() -> DeliverySelection:
+    """Parse the selected deliveries of the form.
+
+    :raises DomainError: `conflict` when a value is invalid: without it, other emails would be selected.
+    """
+    selection = _parse_selection(request.form)
+    is_invalid = (
+        ("customer" in request.form and selection.customer_id is None)
+        or (bool(request.form.get("code")) and selection.code is None)
+        or not selection.state
+    )
+    if is_invalid:
+        raise DomainError(
+            "conflict", _("No email was changed: the selection is invalid. Reload the page and try again.")
+        )
+    return selection
 
 
 def _parse_selection(values: Mapping[str, str]) -> DeliverySelection:
