@@ -5,8 +5,7 @@ The pages for drafts are in `campaign_editor` and `campaign_launch`.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from flask import Blueprint, Response, current_app, flash, redirect, request, stream_with_context, url_for
@@ -42,6 +41,7 @@ from webapp.views.staff.campaign_pages import (
     get_offer_or_404,
     preview_email,
 )
+from webapp.views.staff.delivery_selections import parse_selection, parse_submitted_selection
 from webapp.views.staff.forms.campaigns import CampaignFilterForm
 
 blueprint = Blueprint("campaigns", __name__)
@@ -54,7 +54,6 @@ IN_PROGRESS_STATUSES = ("preparing", "sending")
 UNLAUNCHED_STATUSES = ("draft", "scheduled")
 # The lists of these states show which addresses are suppressed, because their emails cannot be resent.
 _RESENDABLE_STATES = ("failed", "uncertain")
-_REPLY_CODE_PATTERN = re.compile("[2-5][0-9]{2}")
 
 
 @blueprint.get("/campaigns")
@@ -132,7 +131,7 @@ def find_recipient(campaign_id: int) -> Response:
 def recipients(campaign_id: int) -> Response:
     """List recipients by delivery state, with the relay's replies."""
     campaign = get_campaign_or_404(campaign_id)
-    selection = _parse_selection(request.args)
+    selection = parse_selection(request.args)
     state = selection.state
     after = request.args.get("after", 0, type=rendering.parse_row_id)
     page = delivery_queries.list_recipients(
@@ -170,7 +169,7 @@ def recipients(campaign_id: int) -> Response:
 def download(campaign_id: int) -> Response:
     """Stream all recipients, or those in one state, as CSV."""
     campaign = get_campaign_or_404(campaign_id)
-    state = _parse_selection(request.args).state
+    state = parse_selection(request.args).state
     delivery_actions.record_recipient_export(campaign.id, state, by=current_user.email)
     lines = delivery_export.iter_recipient_csv(delivery_queries.iter_recipients(campaign.id, state))
     response = Response(stream_with_context(lines), mimetype="text/csv")
@@ -201,7 +200,7 @@ def cancel(campaign_id: int) -> BaseResponse:
 def resend(campaign_id: int) -> BaseResponse:
     """Resend failed or uncertain emails: one, those of a cause, or all."""
     try:
-        result = delivery_actions.resend_deliveries(campaign_id, _parse_form_selection(), by=current_user.email)
+        result = delivery_actions.resend_deliveries(campaign_id, parse_submitted_selection(), by=current_user.email)
     except DomainError as error:
         return _redirect_after_resolution(campaign_id, error.message, "warning", return_to_list=True)
     message = ngettext(
@@ -226,7 +225,7 @@ def dismiss_uncertain(campaign_id: int) -> BaseResponse:
     """Dismiss uncertain emails: one, or all."""
     try:
         count = delivery_actions.dismiss_uncertain_deliveries(
-            campaign_id, _parse_form_selection(), by=current_user.email
+            campaign_id, parse_submitted_selection(), by=current_user.email
         )
     except DomainError as error:
         return _redirect_after_resolution(campaign_id, error.message, "warning", return_to_list=True)
@@ -249,43 +248,6 @@ def _redirect_after_resolution(campaign_id: int, message: str, category: str, *,
     if request.form.get("back") in delivery_status.RECORDED_STATES and return_to_list:
         return redirect(url_for("staff.campaigns.recipients", campaign_id=campaign_id, state=request.form["back"]))
     return redirect(url_for("staff.campaigns.show", campaign_id=campaign_id))
-
-
-def _parse_form_selection() -> DeliverySelection:
-    """Parse the selected deliveries of the form.
-
-    :raises DomainError: `conflict` when a value is invalid: without it, other emails would be selected.
-    """
-    selection = _parse_selection(request.form)
-    is_invalid = (
-        ("customer" in request.form and selection.customer_id is None)
-        or (bool(request.form.get("code")) and selection.code is None)
-        or not selection.state
-    )
-    if is_invalid:
-        raise DomainError(
-            "conflict", _("No email was changed: the selection is invalid. Reload the page and try again.")
-        )
-    return selection
-
-
-def _parse_selection(values: Mapping[str, str]) -> DeliverySelection:
-    """Parse the selected deliveries from a query string or form.
-
-    Invalid values are ignored.
-    """
-    state = values.get("state", "")
-    code = values.get("code", "")
-    try:
-        customer_id = rendering.parse_row_id(values.get("customer", ""))
-    except ValueError:
-        customer_id = None
-    return DeliverySelection(
-        state if state in (*delivery_status.RECORDED_STATES, *delivery_status.DERIVED_STATES) else "",
-        customer_id=customer_id,
-        code=int(code) if _REPLY_CODE_PATTERN.fullmatch(code) else None,
-        cause=values["cause"].replace("\0", "") if "cause" in values else None,
-    )
 
 
 def _format_cause_heading(cause: stats_queries.IssueCause, example: str) -> str:
