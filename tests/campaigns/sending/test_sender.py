@@ -674,13 +674,18 @@ def test_a_refused_test_email_is_reported_with_the_reply(
     assert (raised.value.key, raised.value.status, raised.value.message) == (key, status, message)
 
 
-def test_a_refused_second_copy_stays_uncertain(launch_campaign: LaunchCampaign, relay: Relay) -> None:
-    create_customers(3)
-    campaign = launch_campaign()
+def kill_worker_during_first_email() -> None:
+    """Leave the claimed batch as a worker that was killed while it sent the first email."""
     claim = batches.claim_batch("killed")
     assert claim is not None
     assert send_windows.open_send_window(claim) is not None
     expire_leases()
+
+
+def test_a_refused_second_copy_stays_uncertain(launch_campaign: LaunchCampaign, relay: Relay) -> None:
+    create_customers(3)
+    campaign = launch_campaign()
+    kill_worker_during_first_email()
     relay.behaviour.rcpt["c0@example.com"] = "550 no"
     sender.send_pending_emails()
     assert delivery_counts(campaign) == {"total": 3, "sent": 2, "uncertain": 1}
@@ -693,10 +698,7 @@ def test_a_second_copy_that_is_deferred_and_then_refused_stays_uncertain(
 ) -> None:
     create_customers(1)
     campaign = launch_campaign()
-    claim = batches.claim_batch("killed")
-    assert claim is not None
-    assert send_windows.open_send_window(claim) is not None
-    expire_leases()
+    kill_worker_during_first_email()
     relay.behaviour.rcpt["c0@example.com"] = "450 later"
     sender.send_pending_emails()
     db.session.execute(text("update mail_issue set next_at = now()"))
