@@ -5,6 +5,8 @@ from __future__ import annotations
 BASE32_ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 # Letters that are commonly mistyped for digits.
 _LOOKALIKES = str.maketrans("OIL", "011")
+# All pairs of digits, in the order of their values.
+_PAIRS = [first + second for first in BASE32_ALPHABET for second in BASE32_ALPHABET]
 
 
 def encode_base32(number: int, length: int) -> str:
@@ -12,13 +14,11 @@ def encode_base32(number: int, length: int) -> str:
 
     :raises ValueError: when the number does not fit.
     """
-    if not 0 <= number < 32**length:
+    if number < 0 or number.bit_length() > 5 * length:
         raise ValueError("the number does not fit")
-    digits = []
-    for _ in range(length):
-        number, digit = divmod(number, 32)
-        digits.append(BASE32_ALPHABET[digit])
-    return "".join(reversed(digits))
+    # Two digits at a time. Of an odd number of digits, the first has a zero before it.
+    digits = "".join([_PAIRS[number >> shift & 1023] for shift in range(10 * ((length - 1) // 2), -1, -10)])
+    return digits[-length:]
 
 
 def normalise_base32(text: str) -> str:

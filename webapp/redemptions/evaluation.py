@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from sqlalchemy import Connection
 
 from webapp.core.errors import DomainError
-from webapp.redemptions import caps, public_ids
+from webapp.redemptions import caps
 from webapp.redemptions import facts as redemption_facts
 from webapp.redemptions.errors import RedemptionRefused
 from webapp.redemptions.queries import RedemptionRecord
@@ -125,7 +125,6 @@ def build_redemption_record(
     if offer is None or facts.customer_id is None:
         raise RuntimeError("a redemption has an offer and a customer")
     return RedemptionRecord(
-        public_id=public_ids.encode_public_id(offer.id, facts.customer_id, row.redeemed_at, secret),
         offer_id=offer.id,
         customer_id=facts.customer_id,
         code=offer.code,
@@ -136,5 +135,6 @@ def build_redemption_record(
         customer_name="",
         customer_locale=facts.locale,
         row=row,
+        secret=secret,
         is_replay=is_replay,
     )

@@ -35,10 +35,11 @@ class RedemptionKey(NamedTuple):
     redeemed_at: datetime
 
 
-def load_secret(connection: Connection) -> bytes:
-    """Return the secret for `encode_public_id`, before a write whose result must not depend on another connection.
+def load_secret(connection: Connection | None = None) -> bytes:
+    """Return the secret for `encode_public_id`.
 
-    :param connection: the connection of the write, without an open transaction.
+    :param connection: the connection of a write whose result must not depend on another one, without an open
+        transaction; by default a new one is opened if the secret has to be read.
     """
     return signing_keys.get_current_secret(PUBLIC_ID_PURPOSE, connection)
 

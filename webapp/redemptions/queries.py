@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
@@ -26,13 +26,12 @@ class RedemptionRecord:
 
     `row.rolled_back_at` is set after a rollback. All values are plain: none needs the database.
 
-    :param public_id: its public id, the reference.
+    :param secret: the secret of its public id (`public_ids.load_secret`).
     :param customer_locale: the locale of the customer, if known.
     :param entered_by: the email address of the user who entered it, for the channel `staff`.
     :param is_replay: whether this result repeats the one of an earlier, identical request.
     """
 
-    public_id: str
     offer_id: int
     customer_id: int
     code: str
@@ -43,8 +42,14 @@ class RedemptionRecord:
     customer_name: str
     customer_locale: str | None
     row: RedemptionRow
+    secret: bytes = field(repr=False)
     is_replay: bool = False
     entered_by: str | None = None
+
+    @property
+    def public_id(self) -> str:
+        """The public id, the reference. It is encoded here, not while other requests wait for the group's commit."""
+        return public_ids.encode_public_id(self.offer_id, self.customer_id, self.row.redeemed_at, self.secret)
 
 
 def _alias_columns(alias: str, columns: str, prefix: str) -> str:
@@ -81,7 +86,6 @@ _JOINS = (
 
 def _build_record(row: Row[Any]) -> RedemptionRecord:
     return RedemptionRecord(
-        public_id=public_ids.encode_public_id(row.offer_id, row.customer_id, row.x_redeemed_at),
         offer_id=row.offer_id,
         customer_id=row.customer_id,
         code=row.code_as_written,
@@ -92,6 +96,7 @@ def _build_record(row: Row[Any]) -> RedemptionRecord:
         customer_name=row.customer_name,
         customer_locale=row.customer_locale,
         row=_row_from_columns(row),
+        secret=public_ids.load_secret(),
         entered_by=row.entered_by,
     )
 
@@ -269,10 +274,7 @@ def _newest_per_offer_sql(where: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ScanPage:
-    """A page of a list of redemptions and the cursor of the next one.
-
-    The cursor is None at the end of the list.
-    """
+    """A page of a list of redemptions and the cursor of the next page, None at the end of the list."""
 
     redemptions: list[RedemptionRecord]
     next_cursor: KeysetCursor | None
@@ -296,10 +298,7 @@ def scan_redemptions(redemption_filter: RedemptionFilter, limit: int, after: Key
 
 
 def _find_scan_floor(redemption_filter: RedemptionFilter, after: KeysetCursor | None) -> datetime | None:
-    """Return the hour at which a scan by channel stops.
-
-    Return None when it goes to the end of the list.
-    """
+    """Return the hour at which a scan by channel stops; None when it goes to the end of the list."""
     if redemption_filter.channel is None or redemption_filter.customer_id is not None:
         return None
     hours = "redemption_hour where offer_id = :offer_id and" if redemption_filter.offer_id else "hour_total where"
