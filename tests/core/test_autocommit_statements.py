@@ -31,8 +31,6 @@ def test_what_is_written_with_autocommit_does_not_wait_for_a_standby() -> None:
         "webapp/core/pooler_check.py": {"_pools_transactions"},
         # Takes tasks in transactions, see `test_queue_without_standby`.
         "webapp/core/queue_storage.py": {"QueueStorage._connect"},
-        # Begins its transactions itself.
-        "webapp/redemptions/group_commit.py": {"GroupCommitter._get_connection"},
         # Sets `synchronous_commit` for the connection.
         "webapp/campaigns/sending/progress.py": {"SendProgress._open_connection"},
     }

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from flask import Flask
-from sqlalchemy import text
+from sqlalchemy import event, text
 
 from tests.support.factories import MakeCustomer, MakeOffer
 from tests.support.redemptions import ROLLBACK
@@ -97,15 +97,23 @@ def test_repeats_and_refusals_are_completed_in_the_transaction_of_their_group(
 ) -> None:
     """Only a second new request of a customer needs another transaction."""
     requests, expected = GROUPS[name]
-    with recorded_statements() as recorded:
-        group_commit.get_group_committer()._redeem_group(requests)
-
     rounds: list[list[str]] = []
-    for statement, _ in recorded:
-        if statement.startswith("begin;"):
-            rounds.append([])
-        else:
-            rounds[-1].append(statement.split()[0])
+
+    def note_begin(_: object) -> None:
+        rounds.append([])
+
+    def note_statement(_: object, __: object, statement: str, *___: object) -> None:
+        rounds[-1].append(statement.split()[0])
+
+    group_commit.get_group_committer().close()
+    event.listen(db.engine, "begin", note_begin)
+    event.listen(db.engine, "before_cursor_execute", note_statement)
+    try:
+        group_commit.get_group_committer()._redeem_group(requests)
+    finally:
+        event.remove(db.engine, "begin", note_begin)
+        event.remove(db.engine, "before_cursor_execute", note_statement)
+
     assert rounds == expected
 
 

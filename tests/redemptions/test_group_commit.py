@@ -105,22 +105,6 @@ def test_the_timeouts_end_with_the_transaction(committer: GroupCommitter) -> Non
     assert [driver.execute(f"show {name}").fetchone()[0] for name in ("lock_timeout", "timezone")] == ["0", "UTC"]
 
 
-def test_a_commit_without_effect_is_an_error(
-    committer: GroupCommitter, make_offer: MakeOffer, make_customer: MakeCustomer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """SQLAlchemy documents it as such for connections in AUTOCOMMIT mode, like that of the group committer."""
-    make_offer(frozen_at=text("now()"))
-    requests = make_requests("SUMMER25", make_emails(make_customer, 2))
-    driver: Any = committer._get_connection().connection.dbapi_connection
-    monkeypatch.setattr(driver, "commit", lambda: None)
-
-    assert outcomes(committer._redeem_group(requests)) == ["unavailable"] * 2
-    assert count_rows() == 0
-    db.session.rollback()
-    assert outcomes(committer._redeem_group(requests)) == ["redeemed"] * 2
-    assert count_rows() == 2
-
-
 def test_a_locked_offer_fails_only_its_own_requests(
     committer: GroupCommitter, make_offer: MakeOffer, make_customer: MakeCustomer
 ) -> None:

@@ -65,6 +65,8 @@ class DeadlineConnection(psycopg.Connection[Any]):
 
     # A deadline for all statements of this connection; by default that of `database_timeouts` applies.
     statement_seconds: float | None = None
+    # SQL that begins each transaction of SQLAlchemy, instead of psycopg's BEGIN.
+    begin_statement = b""
     # The connection string of `connect`, and the name of the setting with it.
     url = ""
     setting = "DATABASE_URL"
@@ -210,11 +212,6 @@ class DeadlineConnection(psycopg.Connection[Any]):
                     self.cancel_safe(timeout=CANCEL_SECONDS)
         finally:
             self.close()
-
-
-def check_commits(connection: Connection) -> None:
-    """Check that commits of a connection are allowed, as `DeadlineConnection.check_commits` does."""
-    cast("DeadlineConnection", connection.connection.dbapi_connection).check_commits()
 
 
 @contextmanager

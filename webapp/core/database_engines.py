@@ -10,13 +10,17 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
+import psycopg
 from flask import Flask, current_app
-from sqlalchemy import Engine, NullPool, create_engine
+from psycopg import generators
+from psycopg.pq import ExecStatus
+from sqlalchemy import Connection, Engine, NullPool, create_engine
 from sqlalchemy.engine.interfaces import DBAPIConnection
 
 from webapp.core import database_connections, database_errors, database_timeouts
+from webapp.core.database_connections import DeadlineConnection
 from webapp.core.extensions import db
 from webapp.core.settings import Settings
 
@@ -39,6 +43,7 @@ def init_app(app: Flask) -> None:
     """Prepare the engine of the pool; create the engine for direct connections if they have their own URL."""
     with app.app_context():
         _limit_ping(db.engine)
+        db.engine.dialect.do_begin = _begin  # type: ignore[method-assign, assignment]
         database_errors.count_errors(db.engine)
     settings: Settings = app.config["SETTINGS"]
     if settings.database_direct_url:
@@ -60,6 +65,31 @@ def get_direct_engine() -> Engine:
     """
     engine: Engine | None = current_app.extensions.get("direct_engine")
     return engine or db.engine
+
+
+def set_begin_statement(connection: Connection, statement: str) -> None:
+    """Let later transactions of a connection begin with SQL that also sets their parameters, in one request.
+
+    :param connection: a detached connection of the pool's engine, because the pool would not undo this.
+    :param statement: for example `begin; set local …`.
+    """
+    cast("DeadlineConnection", connection.connection.dbapi_connection).begin_statement = statement.encode()
+
+
+def check_commits(connection: Connection) -> None:
+    """Check that commits of a connection are allowed, as `DeadlineConnection.check_commits` does."""
+    cast("DeadlineConnection", connection.connection.dbapi_connection).check_commits()
+
+
+def _begin(connection: DBAPIConnection) -> None:
+    """Begin a transaction with the statement of the connection; without one, psycopg does so with the first query."""
+    driver = cast("DeadlineConnection", connection)
+    if not driver.begin_statement:
+        return
+    driver.pgconn.send_query(driver.begin_statement)
+    for result in driver.wait(generators.execute(driver.pgconn)):
+        if result.status != ExecStatus.COMMAND_OK:
+            raise psycopg.errors.error_from_result(result)
 
 
 def _limit_ping(engine: Engine) -> None:

@@ -12,11 +12,10 @@ from typing import Any
 
 from flask_babel import gettext as _
 from psycopg.errors import LockNotAvailable
-from psycopg.pq import TransactionStatus
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError, OperationalError
 
-from webapp.core import database_connections
+from webapp.core import database_engines
 from webapp.core.database_connections import CommitRefused
 from webapp.core.errors import DomainError
 from webapp.core.extensions import db
@@ -138,7 +137,7 @@ def _redeem_in_transaction(
         transactions that cannot complete.
     """
     try:
-        database_connections.check_commits(connection)
+        database_engines.check_commits(connection)
     except CommitRefused as error:
         raise build_unavailable(error) from error
     transaction = connection.begin()
@@ -154,23 +153,9 @@ def _redeem_in_transaction(
         except DBAPIError as error:
             transaction.rollback()  # Otherwise SQLAlchemy would reject the next one of this connection.
             raise build_unavailable(error, OUTCOME_UNKNOWN) from error
-        _require_commit(connection)
     if unfrozen_indexes:
         _freeze_offers(connection, unfrozen_indexes)
     return results
-
-
-def _require_commit(connection: Connection) -> None:
-    """Check that the transaction has ended: the connection may be one for which `commit` is documented to do nothing.
-
-    :raises RedemptionUnavailable: when it has not; it ends without a commit then, as the connection is closed.
-    """
-    driver_connection: Any = connection.connection.dbapi_connection
-    if driver_connection.info.transaction_status != TransactionStatus.IDLE:
-        driver_connection.close()
-        connection.invalidate()
-        log.error("the transaction of redemptions was not committed")
-        raise RedemptionUnavailable
 
 
 def _group_requests(

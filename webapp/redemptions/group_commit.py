@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 from flask import current_app
 from flask_babel import gettext as _
-from sqlalchemy import Connection, event
+from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
-from webapp.core import database_health, database_timeouts
+from webapp.core import database_engines, database_health, database_timeouts
 from webapp.core.coalescing import Coalescer, CoalescingTimeout
 from webapp.core.errors import DomainError
 from webapp.core.extensions import db
@@ -127,23 +127,20 @@ class GroupCommitter(Coalescer[RedemptionRequest, RedemptionRecord | DomainError
         if self._connection is not None and self._connection.invalidated:
             self.close()
         if self._connection is None:
-            # psycopg must not begin the transaction: `_begin_transaction` does. SQLAlchemy documents `commit` as
-            # without effect in this mode, but calls that of psycopg, which ends any transaction; `redeem_all` checks
-            # that it has.
-            connection = db.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+            connection = db.engine.connect()
             connection.detach()
-            event.listen(connection, "begin", _begin_transaction)
+            database_engines.set_begin_statement(connection, _build_begin_statement())
             self._connection = connection
         return self._connection
 
 
-def _begin_transaction(connection: Connection) -> None:
-    """Begin a transaction with its timeouts, in one request to the server.
+def _build_begin_statement() -> str:
+    """Return SQL that begins a transaction with its timeouts.
 
     They are local to the transaction, because behind a connection pooler the next one may have another session. The
     second timeout releases the locks if this machine disappears during a transaction.
     """
-    connection.exec_driver_sql(
+    return (
         f"begin; set local lock_timeout = '{LOCK_TIMEOUT_SECONDS}s'; "
         f"set local idle_in_transaction_session_timeout = '{IDLE_IN_TRANSACTION_TIMEOUT_SECONDS}s'"
     )
