@@ -242,17 +242,17 @@ def run_until_checked(
 ) -> list[bool]:
     """Run a statement that ends once the server has been checked three times; return the results of the checks."""
     checks: list[bool] = []
-    is_running = DeadlineConnection._is_running
+    is_session_alive = DeadlineConnection._is_session_alive
     with psycopg.connect(settings.libpq_url, autocommit=True) as other:
         other.execute("select pg_advisory_lock(1)")
 
         def record_check(connection: DeadlineConnection) -> bool:
-            checks.append(is_running(connection))
+            checks.append(is_session_alive(connection))
             if len(checks) == 3:
                 other.execute("select pg_advisory_unlock(1)")
             return checks[-1]
 
-        monkeypatch.setattr(DeadlineConnection, "_is_running", record_check)
+        monkeypatch.setattr(DeadlineConnection, "_is_session_alive", record_check)
         connection.execute("select pg_advisory_lock(1)")
     return checks
 

@@ -121,7 +121,7 @@ def test_a_request_does_not_try_again_to_connect(small_app: Flask, test_settings
             connect(silent_url),
             connect(silent_url),
             # Only the check of a long statement, or of commits, asks again.
-            connect(silent_url, waits_again=True),
+            connect(silent_url, ignore_earlier_timeout=True),
             # The queue may have another server than the pool.
             connect(test_settings.libpq_url),
         ]

@@ -93,10 +93,10 @@ class DeadlineConnection(psycopg.Connection[Any]):
                 gen = self._watch(gen, state)
             return super().wait(gen, interval, seconds)
         except _WaitTimeout:
-            self._abandon()
+            self._cancel_and_close()
             raise self._name_setting(StatementTimeout(f"no response from the database within {seconds:g} s")) from None
         except _StatementLost:
-            self._abandon()
+            self._cancel_and_close()
             message = "the database no longer runs the statement, or does not respond at all"
             raise self._name_setting(StatementTimeout(message)) from None
         except psycopg.Error as error:
@@ -152,7 +152,7 @@ class DeadlineConnection(psycopg.Connection[Any]):
                 ready = yield state
                 # Nothing is ready at the end of each `interval`.
                 if ready or time.monotonic() >= check_at:
-                    if not ready and not self._is_running() and not self._is_running():
+                    if not ready and not self._is_session_alive() and not self._is_session_alive():
                         raise _StatementLost
                     check_at = time.monotonic() + SERVER_CHECK_INTERVAL_SECONDS
                 state = gen.send(ready)
@@ -160,7 +160,7 @@ class DeadlineConnection(psycopg.Connection[Any]):
             result: Result = end.value
             return result
 
-    def _is_running(self) -> bool:
+    def _is_session_alive(self) -> bool:
         """Return whether the server still has the session of this connection, asked over a new connection.
 
         A frozen server does not answer. Behind an address that leads to the current primary server, another server may
@@ -180,7 +180,7 @@ class DeadlineConnection(psycopg.Connection[Any]):
                     **server,
                     connect_timeout=math.ceil(SERVER_CHECK_SECONDS),
                     target_session_attrs="any",
-                    waits_again=True,
+                    ignore_earlier_timeout=True,
                 )
             ) as other:
                 row = other.execute(
@@ -199,7 +199,7 @@ class DeadlineConnection(psycopg.Connection[Any]):
         error.__dict__["setting"] = self.setting
         return error
 
-    def _abandon(self) -> None:
+    def _cancel_and_close(self) -> None:
         """Close the connection; ask the server to cancel the statement, so that a slow one releases its locks.
 
         A commit is never cancelled. With synchronous replication, that would make rows visible which the standby does
@@ -233,7 +233,7 @@ def connect(
     *,
     setting: str = "DATABASE_URL",
     statement_seconds: float | None = None,
-    waits_again: bool = False,
+    ignore_earlier_timeout: bool = False,
     **parameters: Any,
 ) -> DeadlineConnection:
     """Connect to the database.
@@ -242,18 +242,18 @@ def connect(
     :param setting: the name of the setting with the connection string, for `database_health.explain_connection_error`;
         for the embedded server `Settings.url_setting`.
     :param statement_seconds: a deadline for all statements of this connection, instead of that of `database_timeouts`.
-    :param waits_again: whether to try although an earlier attempt in this request has timed out.
+    :param ignore_earlier_timeout: whether to connect although an earlier attempt in this request has timed out.
     :param parameters: of `psycopg.connect`; they take precedence over those in `url`.
     :raises psycopg.OperationalError: when no server has accepted the connection within its timeout, now or before in
         this request (`StatementTimeout`).
     """
     arguments = {**database_hosts.order_hosts(url, build_connection_parameters(url)), **parameters}
     try:
-        if not waits_again and database_timeouts.has_connecting_timed_out(url):
+        if not ignore_earlier_timeout and database_timeouts.has_connecting_timed_out(url):
             raise StatementTimeout("an earlier connection attempt in this request has timed out")
         connection = DeadlineConnection.connect(**arguments)
     except psycopg.Error as error:
-        if not waits_again and "timeout expired" in str(error):
+        if not ignore_earlier_timeout and "timeout expired" in str(error):
             database_timeouts.note_connect_timeout(url)
         error.__dict__["setting"] = setting
         raise
@@ -318,7 +318,11 @@ class _CommitGuard:
         seconds = COMMIT_CHECK_SECONDS
         try:
             other = connect(
-                connection.url, setting=connection.setting, statement_seconds=seconds, waits_again=True, autocommit=True
+                connection.url,
+                setting=connection.setting,
+                statement_seconds=seconds,
+                ignore_earlier_timeout=True,
+                autocommit=True,
             )
         except psycopg.Error:
             # For example, the server accepts no more connections: a commit on this one may succeed.
