@@ -66,8 +66,12 @@ def test_the_reference_of_a_receipt_is_on_one_line(
     link = personal_links.build_personal_url(redemption.offer_id, redemption.customer_id).partition("/r/")[2]
     page = window(width=390, height=800)
     page.goto(f"{shop.url}/r/{link}")
-
     assert find_lines(page, f"^{redemption.public_id}$") == [[redemption.public_id]]
+
+    # In many fonts the widest letter.
+    widest = "W" * len(redemption.public_id)
+    page.get_by_text(redemption.public_id).evaluate("(element, text) => { element.textContent = text }", widest)
+    assert find_lines(page, f"^{widest}$") == [[widest]]
 
 
 def test_the_cells_of_all_tables_of_an_offer_are_aligned(
