@@ -310,6 +310,7 @@ def test_a_worker_logs_the_outage_and_the_recovery_once(program: StoppableProgra
     )
 
 
+@pytest.mark.slow
 def test_a_worker_without_a_database_logs_one_line(test_settings: app_settings.Settings, tmp_path: Path) -> None:
     log = tmp_path / "worker.log"
     # Connections are refused until it listens.

@@ -246,6 +246,7 @@ def test_a_request_of_a_second_is_slow(
     assert [line["ms"] for line in parse_lines(stream)] == ([1000] if is_logged else [])
 
 
+@pytest.mark.slow
 def test_the_plugins_of_alembic_are_not_logged(test_settings: Settings) -> None:
     import_alembic = "import logging; import webapp.core.logs as logs; from webapp.core.settings import load_settings; "
     import_alembic += "logs.configure_logging(load_settings()); import alembic.script"

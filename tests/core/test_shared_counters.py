@@ -165,6 +165,7 @@ def test_an_unknown_counter_is_an_error() -> None:
         SharedCounters(KEYS).add(("errors", 1))
 
 
+@pytest.mark.slow
 @requires_root
 def test_counting_continues_on_a_full_disk(tmp_path: Path) -> None:
     """A page that the file lacks could not be written: the process would be killed by SIGBUS."""

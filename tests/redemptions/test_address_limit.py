@@ -387,6 +387,7 @@ class TestConcurrency:
 
         assert counted_customers() == 1
 
+    @pytest.mark.slow
     def test_two_web_processes_redeem_up_to_the_limit_exactly(
         self, app: Flask, offer: Offer, make_customer: MakeCustomer
     ) -> None:

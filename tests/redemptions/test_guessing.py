@@ -421,6 +421,7 @@ def test_the_alert_has_other_advice_where_personal_codes_are_required(
     assert "Require personal codes" not in page
 
 
+@pytest.mark.slow
 def test_two_web_servers_share_the_counters(app: Flask, make_offer: MakeOffer) -> None:
     offer = make_offer()
     with ExitStack() as stack:

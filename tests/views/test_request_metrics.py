@@ -300,6 +300,7 @@ def test_sessions_that_wait_for_a_lock_are_counted(app: Flask, test_settings: Se
     assert load_waits().lock_waits == 0
 
 
+@pytest.mark.slow
 def test_any_web_process_reports_the_requests_of_all(app: Flask, tmp_path: Path) -> None:
     settings = replace(app.config["SETTINGS"], instance_path=tmp_path)
     key = api_key_actions.create_api_key("prometheus", ["read"], by="tests")

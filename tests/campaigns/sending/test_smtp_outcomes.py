@@ -26,6 +26,8 @@ RECIPIENT = "c1@example.com"
 ALL_ONCE = {"c0@example.com": 1, RECIPIENT: 1, "c2@example.com": 1}
 OTHERS_ONCE = {"c0@example.com": 1, "c2@example.com": 1}
 NONSENSE = "what? me?"
+# It takes as long as the timeout.
+SLOW_HANG = pytest.param("hang", marks=pytest.mark.slow)
 STAGES_BEFORE_BODY = ("greeting", "EHLO", "MAIL", "RCPT", "DATA")
 
 
@@ -120,7 +122,7 @@ def test_a_refused_body_does_not_suppress_the_address(campaign: Campaign, relay:
     assert (issue_states(campaign), suppressed_addresses()) == ({RECIPIENT: ("failed", 550)}, [])
 
 
-@pytest.mark.parametrize("event", ["drop", "hang", NONSENSE, "421 4.3.2 going down"])
+@pytest.mark.parametrize("event", ["drop", SLOW_HANG, NONSENSE, "421 4.3.2 going down"])
 @pytest.mark.parametrize("stage", STAGES_BEFORE_BODY)
 def test_a_fault_before_the_body_is_retried_on_a_new_connection(
     campaign: Campaign, relay: Relay, stage: str, event: str
@@ -159,7 +161,7 @@ def test_an_email_without_a_reply_is_uncertain_and_not_resent(campaign: Campaign
     assert relay.recipients == ALL_ONCE
 
 
-@pytest.mark.parametrize("event", ["drop", "hang", NONSENSE, "421 4.3.2 going down", "451 4.3.0 later"])
+@pytest.mark.parametrize("event", ["drop", SLOW_HANG, NONSENSE, "421 4.3.2 going down", "451 4.3.0 later"])
 @pytest.mark.parametrize("stage", ["greeting", "EHLO"])
 def test_failing_connections_affect_no_recipient(
     campaign: Campaign, relay: Relay, monkeypatch: pytest.MonkeyPatch, stage: str, event: str
