@@ -234,6 +234,12 @@ def test_a_long_name_is_cut_off(provider: OidcProvider) -> None:
     assert sign_in(provider).name == "x" * 200
 
 
+def test_a_subject_may_have_255_characters(provider: OidcProvider) -> None:
+    """OpenID Connect Core 1.0, 2."""
+    provider.claims = {"sub": "x" * 255, "email": "ada@example.com"}
+    assert sign_in(provider).subject == "x" * 255
+
+
 def test_the_client_secret_can_be_sent_in_the_form(provider: OidcProvider) -> None:
     provider.metadata = {"token_endpoint_auth_methods_supported": ["client_secret_post"]}
     assert sign_in(provider).subject == "248289761001"
