@@ -19,6 +19,7 @@ from webapp.accounts.models import AccountEmail, AuditEntry, Invitation, StaffUs
 from webapp.core import task_queue
 from webapp.core.errors import InvalidInput, NotFound
 from webapp.core.extensions import db
+from webapp.core.rate_limit import RateLimitCounter
 from webapp.core.settings import Settings
 
 MakeUser = Callable[..., StaffUser]
@@ -52,15 +53,22 @@ class TestPasswordReset:
 
     def test_the_emailed_link_sets_the_password(self, client: FlaskClient, relay: Relay, user: StaffUser) -> None:
         response = client.post("/forgot-password", data={"email": " Viewer@Example.com "})
+        db.session.execute(update(AccountEmail).values(created_at=datetime(2026, 5, 3, 10, tzinfo=UTC)))
+        db.session.commit()
         send_emails()
         received = relay.message_to("viewer@example.com")
 
         assert (response.status_code, response.location) == (302, "/forgot-password/sent")
         assert received.message["Subject"] == "Reset your Onecode password"
         assert received.text.startswith("Hello Viewer,\r\n")
-        assert "IP address: 127.0.0.1\r\n" in received.text
+        assert "Time:       3 May 2026, 12:00 CEST\r\nIP address: 127.0.0.1\r\n" in received.text
         assert client.post(path_in(received), data=NEW).location == "/"
         assert sign_in_actions.sign_in_user(user.email, NEW["password"])
+
+    def test_no_name_changes_the_lines(self, relay: Relay, user: StaffUser) -> None:
+        user.name = "Ann\r\nBcc: eve@example.com"
+        request_reset()
+        assert relay.messages[0].text.startswith("Hello Ann Bcc: eve@example.com,\r\n\r\nA password reset")
 
     def test_opening_the_link_uses_nothing_up(self, client: FlaskClient, relay: Relay) -> None:
         """Mail scanners open links."""
@@ -133,6 +141,11 @@ class TestPasswordReset:
         for _ in range(5):
             request_reset()
         assert relay.recipients == {"viewer@example.com": 3}
+        # An hour passes.
+        db.session.execute(update(RateLimitCounter).values(expires_at=RateLimitCounter.expires_at - timedelta(hours=1)))
+        db.session.commit()
+        request_reset()
+        assert relay.recipients == {"viewer@example.com": 4}
 
     def test_requests_for_another_address_do_not_count(self, relay: Relay, make_staff_user: MakeUser) -> None:
         make_staff_user("admin")
@@ -157,6 +170,7 @@ class TestPasswordReset:
         assert "Your account is disabled" in body
         assert "/invitations/" not in body
         assert account_queries.list_unused_invitations() == []
+        assert db.session.scalars(select(AuditEntry.action)).all() == ["password.reset_requested"]
 
     def test_a_request_is_in_the_audit_log_once(
         self, client: FlaskClient, relay: Relay, with_settings: Callable[..., Settings]
@@ -275,6 +289,22 @@ class TestInvitations:
         invitation_actions.withdraw_invitation(invitation.id, by="tests")
         send_emails()
         assert relay.messages == []
+
+    def test_a_used_invitation_is_not_emailed(self, relay: Relay, app: object) -> None:
+        link = invitation_actions.create_invitation("viewer", "ann@example.com", by="tests", is_emailed=True)
+        token = link.rpartition("/")[2]
+        invitation_actions.accept_invitation(token, "Ann", "ann@example.com", PASSWORD, "UTC")
+        send_emails()
+        assert relay.messages == []
+
+    def test_each_invited_person_gets_their_own_link(self, relay: Relay, app: object) -> None:
+        people = {"ann@example.com": "viewer", "bob@example.com": "manager"}
+        for email, role in people.items():
+            invitation_actions.create_invitation(role, email, by="tests", is_emailed=True)
+        send_emails()
+        for email, role in people.items():
+            token = token_in(relay.message_to(email))
+            assert invitation_actions.accept_invitation(token, "Person", email, PASSWORD, "UTC").role == role
 
     def test_a_repeated_email_has_a_link_that_works(
         self, relay: Relay, app: object, with_settings: Callable[..., Settings]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import get_args
@@ -29,6 +30,17 @@ from webapp.mail import smtp
 
 MakeUser = Callable[..., StaffUser]
 RIGHT_TO_LEFT_OVERRIDE = "\u202e"
+SECOND_FACTOR_CHANGES: dict[notices.SecondFactorChange, str] = {
+    "totp.added": "An authenticator app was added",
+    "totp.removed": "The authenticator app of your Onecode account was removed",
+    "passkey.added": "A passkey was added",
+    "passkey.removed": "A passkey of your Onecode account was removed",
+    "recovery_code.used": "A recovery code was used",
+    "recovery_codes.created": "New recovery codes were created",
+    "second_factor.reset": "An administrator removed the authenticator app, passkeys and recovery codes",
+    "identity.linked": "An account at your sign-in provider was linked",
+    "identity.unlinked": "The account at your sign-in provider was unlinked",
+}
 
 
 def send_emails() -> None:
@@ -76,7 +88,9 @@ class TestWhoIsNotified:
         send_emails()
 
         assert relay.recipients == {"ada@example.com": 1, "bob@example.com": 1}
-        body = relay.message_to("bob@example.com").text
+        received = relay.message_to("bob@example.com")
+        assert received.message["Subject"] == "New API key in Onecode: Web shop"
+        body = received.text
         for expected in ("Web shop", "read, redeem", "ada@example.com", "http://localhost/settings/api-keys"):
             assert expected in body
         assert key.split("_", 3)[3] not in body
@@ -137,9 +151,9 @@ class TestWhoIsNotified:
         assert received.message["Subject"] == "Your Onecode password was reset"
         assert link.rpartition("/")[2] not in received.text
 
-    @pytest.mark.parametrize("change", get_args(notices.SecondFactorChange))
+    @pytest.mark.parametrize(("change", "words"), SECOND_FACTOR_CHANGES.items())
     def test_a_changed_second_factor_is_reported_to_its_user(
-        self, relay: Relay, make_staff_user: MakeUser, change: notices.SecondFactorChange
+        self, relay: Relay, make_staff_user: MakeUser, change: notices.SecondFactorChange, words: str
     ) -> None:
         notices.notify_second_factor_changed(make_staff_user("viewer"), change)
         db.session.commit()
@@ -149,7 +163,10 @@ class TestWhoIsNotified:
         is_identity = change.startswith("identity.")
         subject = "Sign-in provider" if is_identity else "Two-step verification"
         assert received.message["Subject"] == f"{subject} of your Onecode account"
-        assert "Onecode account" in received.text.split("\r\n\r\n")[1]
+        assert words in received.text.split("\r\n\r\n")[1]
+
+    def test_every_change_of_a_second_factor_has_a_text(self) -> None:
+        assert set(get_args(notices.SecondFactorChange)) == set(SECOND_FACTOR_CHANGES)
 
     def test_a_reset_of_second_factors_is_reported_to_its_user(self, make_staff_user: MakeUser) -> None:
         user = make_staff_user("viewer")
@@ -172,6 +189,17 @@ class TestWhoIsNotified:
         link = invitation_actions.create_password_reset_link(user.id, by="tests")
         invitation_actions.reset_password(link.rpartition("/")[2], "a brand new one")
         assert count_emails() == 0
+        link = invitation_actions.create_password_reset_link(user.id, by="tests")
+        invitation_actions.reset_password(link.rpartition("/")[2], "another new one")
+        assert count_emails() == 1
+
+    def test_a_reset_password_of_an_invited_user_is_reported(self, make_invitation_token: Callable[..., str]) -> None:
+        user = invitation_actions.accept_invitation(
+            make_invitation_token("viewer"), "Ann", "ann@example.com", PASSWORD, "UTC"
+        )
+        link = invitation_actions.create_password_reset_link(user.id, by="tests")
+        invitation_actions.reset_password(link.rpartition("/")[2], "a brand new one")
+        assert count_emails() == 1
 
     def test_a_disabled_user_gets_no_notice(self, relay: Relay, make_staff_user: MakeUser) -> None:
         user = make_staff_user("viewer")
@@ -318,9 +346,51 @@ class TestSending:
         self, relay: Relay, make_staff_user: MakeUser, app: Flask
     ) -> None:
         notify_of_device(make_staff_user("viewer"))
-        relay.behaviour.on_body = lambda _to: send_in_another_context(app)
+        leases: list[timedelta | None] = []
+
+        def send_in_another_context(_to: object) -> None:
+            with app.app_context():
+                leases.append(db.session.scalar(select(AccountEmail.due_at - func.now())))
+                send_emails()
+
+        relay.behaviour.on_body = send_in_another_context
         send_emails()
         assert relay.recipients == {"viewer@example.com": 1}
+        assert [timedelta(minutes=9) < (lease or timedelta()) <= timedelta(minutes=10) for lease in leases] == [True]
+
+    def test_the_email_that_has_waited_longest_is_sent_first(self, relay: Relay, make_staff_user: MakeUser) -> None:
+        for role in ("viewer", "manager"):
+            notify_of_device(make_staff_user(role))
+        hour_ago = update(AccountEmail).values(due_at=func.now() - timedelta(hours=1))
+        db.session.execute(hour_ago.where(AccountEmail.id == select(func.min(AccountEmail.id)).scalar_subquery()))
+        notify_of_device(make_staff_user("admin"))
+        db.session.execute(hour_ago.where(AccountEmail.id == select(func.max(AccountEmail.id)).scalar_subquery()))
+        db.session.commit()
+        send_emails()
+        assert [received.to for received in relay.messages] == [
+            "viewer@example.com",
+            "admin@example.com",
+            "manager@example.com",
+        ]
+
+    def test_while_the_relay_is_unavailable_only_one_email_is_tried_and_waits_longer(
+        self, admins: list[StaffUser], with_settings: Callable[..., Settings]
+    ) -> None:
+        with_settings(mail_port=1)
+        api_key_actions.create_api_key("Till", ["read"], by="tests")
+        send_emails()
+        columns = AccountEmail.attempts, AccountEmail.due_at <= func.now()
+        assert db.session.execute(select(*columns).order_by(AccountEmail.id)).all() == [(1, False), (0, True)]
+
+    def test_a_worker_that_stops_begins_no_email(
+        self, relay: Relay, make_staff_user: MakeUser, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        stop_requested = threading.Event()
+        stop_requested.set()
+        monkeypatch.setattr(task_queue, "stop_requested", stop_requested)
+        notify_of_device(make_staff_user("viewer"))
+        send_emails()
+        assert (relay.messages, count_emails()) == ([], 1)
 
     def test_the_notice_of_a_killed_worker_is_sent_after_its_lease(
         self, relay: Relay, make_staff_user: MakeUser
@@ -353,8 +423,3 @@ class TestSending:
         notify_of_device(make_staff_user("admin"))
         api_key_actions.create_api_key("Till", ["read"], by="tests")
         assert (count_emails(), huey.storage.queue_size()) == (0, 0)
-
-
-def send_in_another_context(app: Flask) -> None:
-    with app.app_context():
-        send_emails()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -106,17 +107,30 @@ def test_many_addresses_in_a_minute_share_a_row(app: Flask, monkeypatch: pytest.
     ]
 
 
+def test_each_minute_has_a_bound_of_its_own(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(access_counts, "MAX_REFUSAL_ROWS", 2)
+    count_accesses([failed_sign_in(None, address) for address in ("a", "b", "c")], NOW - timedelta(minutes=1))
+
+    # The last address has a row of the minute before only.
+    count(*(failed_sign_in(None, address) for address in ("c", "d", "a")))
+
+    assert counts("address") == [("a",), ("b",), ("",), ("c",), ("d",), ("",)]
+
+
 def test_views_are_bounded_for_each_account(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(access_counts, "MAX_VIEW_ROWS", 2)
 
     count(*(view(n) for n in range(5)))
-    count(view(9, "bob@example.com"))
+    count(*(view(n, "bob@example.com") for n in (9, 8, 0)), replace(view(9, "bob@example.com"), staff_session_id=5))
 
     assert counts("account", "subject", "staff_session_id", "n") == [
         ("ann@example.com", "customer 0", 4, 1),
         ("ann@example.com", "customer 1", 4, 1),
         ("ann@example.com", "", 0, 3),
         ("bob@example.com", "customer 9", 4, 1),
+        ("bob@example.com", "customer 8", 4, 1),
+        # What Ann has viewed, and another session.
+        ("bob@example.com", "", 0, 2),
     ]
 
 

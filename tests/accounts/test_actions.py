@@ -164,12 +164,12 @@ class TestInvitations:
         assert invitation_actions.accept_invitation(token, "Ann", "ann2@example.com", PASSWORD, "UTC").id
 
     def test_a_withdrawn_invitation_is_refused(self, make_invitation_token: Token) -> None:
-        token = make_invitation_token("viewer")
+        token = make_invitation_token("viewer", "ann@example.com")
         invitation_actions.withdraw_invitation(account_queries.list_unused_invitations()[0].id, by="tests")
         with pytest.raises(NotFound):
             invitation_actions.accept_invitation(token, "Ann", "ann@example.com", PASSWORD, "UTC")
         entry = db.session.scalars(select(AuditEntry).where(AuditEntry.action == "invitation.withdrawn")).one()
-        assert (entry.actor, entry.detail) == ("tests", {"role": "viewer"})
+        assert (entry.actor, entry.subject, entry.detail) == ("tests", "ann@example.com", {"role": "viewer"})
 
     def test_an_invitation_that_expires_at_this_moment_gets_no_other_link(self, make_invitation_token: Token) -> None:
         make_invitation_token()
@@ -371,8 +371,20 @@ class TestSignIn:
         user = make_user_with_password()
         monkeypatch.setitem(app.config, "ARGON2", {"time_cost": 2, "memory_cost": 16, "parallelism": 1})
         sign_in_actions.sign_in_user(user.email, PASSWORD)
+        # As for a user who is asked for a second factor.
+        sign_in_actions.end_password_check()
+        db.session.rollback()
         assert "m=16,t=2" in user.password_hash
         assert sign_in_actions.sign_in_user(user.email, PASSWORD)
+
+    def test_the_user_is_locked_until_the_session_starts(self, make_user_with_password: Person) -> None:
+        """A concurrent change of the password ends the session, too."""
+        user = make_user_with_password("admin")
+        make_user_with_password("viewer")
+        sign_in_actions.sign_in_user(user.email, PASSWORD)
+        with db.engine.connect() as other:
+            unlocked = other.scalars(select(StaffUser.role).with_for_update(skip_locked=True)).all()
+        assert unlocked == ["viewer"]
 
     def test_a_hash_with_the_current_parameters_is_kept(self, make_user_with_password: Person) -> None:
         user = make_user_with_password()
@@ -404,6 +416,7 @@ class TestStaff:
         with pytest.raises(DomainError) as raised:
             account_actions.change_staff_role(admin.id, "manager", by="tests")
         assert raised.value.key == "last_admin"
+        assert account_actions.change_staff_role(admin.id, "admin", by="tests").role == "admin"
 
     def test_the_last_active_admin_cannot_be_disabled(self, make_user_with_password: Person) -> None:
         admin = make_user_with_password("admin")
@@ -452,6 +465,16 @@ class TestStaff:
             ("ann", "staff.sessions_ended", user.email),
         ]
 
+    def test_disabling_and_enabling_again_changes_nothing(self, make_user_with_password: Person) -> None:
+        make_user_with_password("admin")
+        user = make_user_with_password("viewer")
+        disabled_at = {account_actions.disable_staff_user(user.id, by="ann").disabled_at for _ in range(2)}
+        for _ in range(2):
+            account_actions.enable_staff_user(user.id, by="ann")
+        assert len(disabled_at) == 1
+        actions = db.session.scalars(select(AuditEntry.action).order_by(AuditEntry.id)).all()
+        assert actions == ["staff.disabled", "staff.enabled"]
+
     def test_an_unknown_user_is_not_found(self, make_user_with_password: Person) -> None:
         make_user_with_password("admin")
         with pytest.raises(NotFound):
@@ -464,6 +487,12 @@ class TestApiKeys:
             bearer(api_key_actions.create_api_key("Shop", ["read", "redeem"], by="tests"))
         )
         assert (caller.name, caller.scopes) == ("Shop", ["read", "redeem"])
+
+    @pytest.mark.parametrize("header", ["bearer {}", "BEARER  {} "])
+    def test_the_scheme_may_be_in_lower_case_and_the_key_in_spaces(self, app: Flask, header: str) -> None:
+        """The scheme is case-insensitive (RFC 9110, 11.1)."""
+        key = api_key_actions.create_api_key("Shop", ["read"], by="tests")
+        assert api_key_actions.authenticate_api_key(header.format(key)).name == "Shop"
 
     def test_the_secret_is_not_stored(self, app: Flask) -> None:
         secret = api_key_actions.create_api_key("Shop", ["read"], by="tests").split("_", 3)[3]

@@ -16,6 +16,7 @@ from sqlalchemy import Connection, event, func, select, update
 from tests.support.sql_statements import recorded_statements
 from webapp.accounts import api_key_actions
 from webapp.accounts.models import ApiKey
+from webapp.core import database_timeouts
 from webapp.core.errors import DomainError
 from webapp.core.extensions import db
 
@@ -57,6 +58,25 @@ def test_the_use_of_a_key_is_recorded_once_a_minute(client: FlaskClient, authori
 
     assert load_last_use() == first
     assert not [statement for statement, _ in statements if "UPDATE api_key" in statement]
+
+
+def test_the_use_of_one_key_is_not_that_of_another(client: FlaskClient, authorization: str) -> None:
+    api_key_actions.create_api_key("till", ["read"], by="tests")
+
+    client.get("/api/v1/offers", headers={"Authorization": authorization})
+
+    db.session.rollback()
+    used = select(ApiKey.name).where(ApiKey.last_used_at.is_not(None))
+    assert db.session.scalars(used).all() == ["prometheus"]
+
+
+def test_a_request_does_not_wait_for_another_one_that_records_the_use(
+    client: FlaskClient, authorization: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with db.engine.connect() as other, database_timeouts.statement_deadline(5):
+        other.execute(select(ApiKey.id).with_for_update())
+        assert client.get("/api/v1/offers", headers={"Authorization": authorization}).status_code == 200
+    assert "the last use of an API key was not recorded" not in caplog.text
 
 
 def test_a_later_use_is_recorded(client: FlaskClient, authorization: str, monkeypatch: pytest.MonkeyPatch) -> None:

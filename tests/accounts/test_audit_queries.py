@@ -74,6 +74,8 @@ def test_entries_of_the_same_time_are_on_one_page_each(entries: None) -> None:
     subjects = [row.subject for page in (first, second) for row in page.rows]
 
     assert subjects == ["3", "2", "1", "0"]
+    lines = b"".join(audit_queries.export_audit_entries(AuditFilter(actor="x"))).decode()
+    assert [row["subject"] for row in csv.DictReader(io.StringIO(lines))] == subjects
 
 
 @pytest.mark.parametrize(
@@ -106,6 +108,19 @@ def test_entries_are_filtered(entries: None, values: dict[str, Any], days: list[
     ]
 
 
+def test_the_last_entry_of_an_action_on_a_subject_is_found(entries: None) -> None:
+    for hours in (1, -1):
+        time = START + timedelta(hours=hours)
+        db.session.add(AuditEntry(actor="x", action="customer.changed", subject="customer 1", at=time))
+        db.session.commit()
+
+    found = audit_queries.find_last_audit_entry("customer.changed", "customer 1")
+
+    assert found is not None
+    assert found.at == START + timedelta(hours=1)
+    assert audit_queries.find_last_audit_entry("customer.changed", "SUMMER25") is None
+
+
 def test_a_search_stops_and_continues_where_it_stopped(entries: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(log_pages, "SCAN_LIMIT", 4)
 
@@ -128,14 +143,16 @@ def test_every_position_of_a_cursor_is_a_time(entries: None, microseconds: int) 
 
 
 def test_exports_escape_formulas(app: Flask) -> None:
-    db.session.add(AuditEntry(actor="=cmd", action="audience.created", subject="+1", detail={"id": 1}, at=START))
+    origin: dict[str, Any] = {"address": "203.0.113.7", "staff_session_id": 12, "api_key_id": 7}
+    values = {"actor": "=cmd", "action": "audience.created", "subject": "+1", "detail": {"id": 1}}
+    db.session.add(AuditEntry(at=START, **values, **origin))
     db.session.commit()
 
     text = b"".join(audit_queries.export_audit_entries(AuditFilter())).decode()
 
     assert text == (
         "at,actor,action,subject,detail,address,session,api_key\r\n"
-        '2026-05-01T00:00:00Z,\'=cmd,audience.created,\'+1,"{""id"": 1}",,,\r\n'
+        '2026-05-01T00:00:00Z,\'=cmd,audience.created,\'+1,"{""id"": 1}",203.0.113.7,12,7\r\n'
     )
 
 
@@ -177,6 +194,47 @@ def test_counts_are_filtered(access_rows: None, values: dict[str, Any], minutes:
     assert [row["since"] for row in csv.DictReader(io.StringIO(lines))] == [
         f"2026-05-01T00:{minute:02}:00Z" for minute in minutes
     ]
+
+
+def test_the_views_of_a_customer_are_added_up_by_hour_oldest_first(app: Flask) -> None:
+    rows = [
+        (1, "customer.viewed", "ann@example.com", "customer 1", 2),
+        (0, "redemption.viewed", "ann@example.com", "customer 1", 1),
+        (0, "customer.viewed", "ann@example.com", "customer 1", 3),
+        (0, "customer.viewed", "bob@example.com", "customer 1", 4),
+        (0, "customer.viewed", "ann@example.com", "customer 17", 5),
+    ]
+    db.session.add_all(
+        AccessCount(
+            period=START + timedelta(hours=hour), kind=kind, account=account, address="", staff_session_id=0,
+            subject=subject, n=n,
+        )
+        for hour, kind, account, subject, n in rows
+    )  # fmt: skip
+    db.session.commit()
+
+    assert list(audit_queries.iter_customer_views(1)) == [
+        (START, "customer.viewed", 7),
+        (START, "redemption.viewed", 1),
+        (START + timedelta(hours=1), "customer.viewed", 2),
+    ]
+
+
+def test_counts_are_exported_with_all_columns(access_rows: None) -> None:
+    assert b"".join(audit_queries.export_access_counts(AccessFilter())).decode() == (
+        "since,kind,account,address,subject,session,count\r\n"
+        "2026-05-01T00:02:00Z,customer.viewed,bob@example.com,203.0.113.7,customer 1,12,2\r\n"
+        '2026-05-01T00:01:00Z,sign_in.failed,"","","",,1000000\r\n'
+        '2026-05-01T00:00:00Z,sign_in.failed,ann@example.com,203.0.113.7,"",,40\r\n'
+    )
+
+
+def test_pages_of_counts_follow_each_other(access_rows: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log_pages, "LOG_PAGE_SIZE", 2)
+    first = audit_queries.load_access_page(AccessFilter())
+    second = audit_queries.load_access_page(AccessFilter(), first.next_position)
+    assert [row.n for page in (first, second) for row in page.rows] == [2, 1_000_000, 40]
+    assert second.next_position is None
 
 
 @pytest.fixture(scope="module")

@@ -112,6 +112,7 @@ def test_passwords_that_are_easy_to_guess_are_refused_with_the_reason(app: Flask
         "zoemuller1!",
         "muller-zoe-1",
         "rellum.eoz12",
+        "zoe7dragonfly",
         "z.mueller2026",
         "florist2026!",
         "Onecode-2026",
@@ -225,6 +226,25 @@ class TestActions:
         assert raised.value.errors[0].field == "password"
         db.session.rollback()
         assert sign_in_actions.sign_in_user(user.email, PASSWORD)
+
+    @pytest.mark.parametrize(
+        ("name", "email"),
+        [("Annabel Lee", "viewer@example.com"), ("Viewer", "annabel.lee@example.com")],
+        ids=["name", "email address"],
+    )
+    def test_every_new_password_is_checked_for_the_words_of_its_account(
+        self, make_user_with_password: Person, make_invitation_token: Token, name: str, email: str
+    ) -> None:
+        token = make_invitation_token("viewer")
+        with pytest.raises(InvalidInput, match="your name"):
+            invitation_actions.accept_invitation(token, name, email, "annabel.lee1", "UTC")
+        user = make_user_with_password("viewer", email=email)
+        user.name = name
+        token = invitation_actions.create_password_reset_link(user.id, by="tests").rpartition("/")[2]
+        with pytest.raises(InvalidInput, match="your name"):
+            invitation_actions.reset_password(token, "annabel.lee1")
+        with pytest.raises(InvalidInput, match="your name"):
+            sign_in_actions.change_own_password(user.id, PASSWORD, "annabel.lee1")
 
     def test_an_older_password_still_works(self, make_user_with_password: Person) -> None:
         user = make_user_with_password("viewer")

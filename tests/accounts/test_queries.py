@@ -34,6 +34,15 @@ def test_active_api_keys_come_first_newest_first(app: Flask) -> None:
     assert [key.name for key in account_queries.list_api_keys()] == ["B", "A", "D", "C"]
 
 
+def test_the_working_api_keys_of_a_user_are_listed_by_name(app: Flask) -> None:
+    for name, by in (("Zoo", "eve"), ("app", "eve"), ("Kiosk", "ann"), ("Expired", "eve"), ("Revoked", "eve")):
+        api_key_actions.create_api_key(name, ["read"], by=f"{by}@example.com")
+    db.session.execute(update(ApiKey).where(ApiKey.name == "Expired").values(expires_at=func.now()))
+    db.session.execute(update(ApiKey).where(ApiKey.name == "Revoked").values(revoked_at=func.now()))
+
+    assert account_queries.list_working_api_keys_of("eve@example.com") == ["app", "Zoo"]
+
+
 def test_the_invitations_that_can_be_used_are_listed_newest_first(app: Flask) -> None:
     for name in "abcd":
         invitation_actions.create_invitation("viewer", f"{name}@example.com", by="tests")

@@ -120,10 +120,12 @@ class TestSessions:
         assert session_queries.find_staff_session(token) is None
 
     @pytest.mark.parametrize(
-        ("minutes", "is_recent"), [(14, True), (15, False), (-5, False)], ids=["14 min", "15 min", "in the future"]
+        ("minutes", "is_recent"),
+        # The clock of the database was set back.
+        [(14, True), (15, False), (-0.5, True), (-5, False)],
     )
     def test_a_password_is_recent_for_fifteen_minutes(
-        self, make_staff_user: MakeUser, minutes: int, is_recent: bool
+        self, make_staff_user: MakeUser, minutes: float, is_recent: bool
     ) -> None:
         token = start(make_staff_user()).token
         set_times(authenticated_at=timedelta(minutes=minutes))
@@ -158,14 +160,18 @@ class TestSessions:
             session_actions.confirm_password(user.id, started.id, PASSWORD)
 
     def test_the_last_use_is_updated_at_most_once_a_minute(self, make_staff_user: MakeUser) -> None:
-        started = start(make_staff_user())
+        user = make_staff_user()
+        started, other = start(user), start(user)
         elsewhere = SessionClient("198.51.100.7", "another browser")
+        columns = select(StaffSession.client_address, StaffSession.user_agent)
         updated = []
         for seconds in (30, 61):
             set_times(last_used_at=timedelta(seconds=seconds))
             session_actions.update_last_use(started.id, elsewhere)
-            updated.append(db.session.scalars(select(StaffSession.client_address)).one())
-        assert updated == [TEST_CLIENT.address, "198.51.100.7"]
+            updated.append(tuple(db.session.execute(columns.where(StaffSession.id == started.id)).one()))
+        assert updated == [TEST_CLIENT, elsewhere]
+        assert db.session.execute(columns.where(StaffSession.id == other.id)).one() == TEST_CLIENT
+        assert [item.id for item in session_queries.list_staff_sessions(user.id)] == [started.id, other.id]
 
     def test_the_last_use_does_not_wait_for_another_request_that_records_it(self, make_staff_user: MakeUser) -> None:
         started = start(make_staff_user())
@@ -194,6 +200,22 @@ class TestSessions:
         assert count(StaffSession) == 50 + 1
         assert count(StaffDevice) == 50 + 1
         assert all(session_queries.find_staff_session(item.token) for item in (kept, first, newest))
+
+    def test_only_signing_in_counts_as_the_last_sign_in(self, make_staff_user: MakeUser) -> None:
+        user = make_staff_user()
+        times = []
+        for method in (None, "password"):
+            session_actions.start_staff_session(user.id, TEST_CLIENT, method=method)
+            times.append(db.session.scalar(select(StaffUser.last_sign_in_at)))
+        assert [time is not None for time in times] == [False, True]
+
+    def test_the_user_is_locked_before_a_session_starts(self, make_staff_user: MakeUser) -> None:
+        """Disabling the user at the same time then ends that session."""
+        user = make_staff_user()
+        with recorded_statements() as statements:
+            start(user)
+        locks = [text for text, _ in statements if text.startswith(("INSERT", "UPDATE", "DELETE")) or " FOR " in text]
+        assert locks[0].startswith("SELECT staff_user.id")
 
     def test_a_session_needs_an_active_user(self, make_staff_user: MakeUser) -> None:
         user = make_staff_user("viewer", disabled_at=func.now())
@@ -238,6 +260,23 @@ class TestEndingSessions:
         session_actions.end_own_session(user, older.id, here.id)
         assert session_queries.find_device_id(user.email, [here.device_token])
 
+    @pytest.mark.parametrize("is_one_ended", [True, False], ids=["one", "all others"])
+    def test_an_unknown_browser_makes_the_browsers_of_other_sessions_unknown(
+        self, make_staff_user: MakeUser, is_one_ended: bool
+    ) -> None:
+        """The device of the current session was deleted, since it was one of the oldest."""
+        user = make_staff_user()
+        here, other = start(user), start(user)
+        db.session.execute(
+            delete(StaffDevice).where(StaffDevice.id == session_queries.find_device_id(user.email, [here.device_token]))
+        )
+        db.session.commit()
+        if is_one_ended:
+            session_actions.end_own_session(user, other.id, here.id)
+        else:
+            session_actions.end_other_sessions(user, here.id)
+        assert session_queries.find_device_id(user.email, [other.device_token]) is None
+
     def test_the_session_of_another_user_is_not_ended(self, make_staff_user: MakeUser) -> None:
         user, other = start(make_staff_user("viewer")), start(make_staff_user("admin"))
         viewer = db.session.scalars(select(StaffUser).where(StaffUser.role == "viewer")).one()
@@ -253,6 +292,7 @@ class TestEndingSessions:
         assert [item.id for item in session_queries.list_staff_sessions(user.id)] == [here.id]
         assert session_queries.find_device_id(user.email, [here.device_token])
         assert session_queries.find_device_id(user.email, [item.device_token for item in others]) is None
+        assert db.session.scalars(select(AuditEntry.action)).all() == ["staff.sessions_ended"]
 
     @pytest.mark.parametrize(
         "change",

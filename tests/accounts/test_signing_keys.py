@@ -128,6 +128,14 @@ def test_codes_links_and_keys_from_before_a_rotation_still_work(
     assert api_key_actions.authenticate_api_key(f"Bearer {key}").scopes == ["read"]
 
 
+def test_a_new_api_key_is_stored_with_the_current_version(app: Flask) -> None:
+    signing_key_actions.rotate_signing_key("api_key", by="ann")
+    key = api_key_actions.create_api_key("Till", ["read"], by="ann")
+
+    assert db.session.execute(text("select key_version from api_key")).scalar() == 2
+    assert api_key_actions.authenticate_api_key(f"Bearer {key}").name == "Till"
+
+
 def test_an_unused_key_can_be_rotated(app: Flask) -> None:
     assert signing_key_actions.rotate_signing_key("personal_code", by="ann") == 2
 
@@ -333,6 +341,15 @@ def test_revocation_affects_one_version(app: Flask) -> None:
     signing_key_actions.revoke_signing_key("personal_code", 2, by="ann")
 
     assert [version for version, _ in signing_keys.list_accepted_keys("personal_code")] == [4, 3, 1]
+
+
+def test_the_process_that_revokes_a_version_does_not_accept_it_any_longer(app: Flask) -> None:
+    rotate_an_hour_ago("personal_link")
+    assert len(signing_keys.list_accepted_keys("personal_link")) == 2
+
+    signing_key_actions.revoke_signing_key("personal_link", 1, by="ann")
+
+    assert [version for version, _ in signing_keys.list_accepted_keys("personal_link")] == [2]
 
 
 def test_revocation_is_idempotent(app: Flask) -> None:

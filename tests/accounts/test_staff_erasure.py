@@ -15,11 +15,14 @@ from tests.support.accounts import PASSWORD
 from tests.support.databases import dump_tables
 from tests.support.factories import MakeCustomer, MakeOffer
 from tests.support.imports import ImportFileFixture
+from tests.support.sessions import TEST_CLIENT
 from webapp.accounts import (
     access_counts,
     audit_actions,
     invitation_actions,
     links,
+    session_actions,
+    session_queries,
     sign_in_actions,
     staff_erasure_actions,
 )
@@ -27,7 +30,7 @@ from webapp.accounts import actions as account_actions
 from webapp.accounts import queries as account_queries
 from webapp.accounts.factors import totp_actions
 from webapp.accounts.factors.models import TotpAuthenticator
-from webapp.accounts.models import AuditEntry, Invitation, StaffUser
+from webapp.accounts.models import AccessCount, AuditEntry, Invitation, StaffUser
 from webapp.accounts.oidc import actions as oidc_actions
 from webapp.accounts.oidc.provider import OidcClaims
 from webapp.campaigns.deliveries import actions as delivery_actions
@@ -121,6 +124,27 @@ def test_the_work_of_an_erased_user_stays_under_the_label(eve: StaffUser, admin:
     assert [record.row.rolled_back_by for record in redemption_queries.list_customer_redemptions(1)] == [label]
     last = db.session.scalars(select(AuditEntry).order_by(AuditEntry.id.desc()).limit(1)).one()
     assert (last.actor, last.action, last.subject) == (admin.email, "staff.erased", label)
+
+
+def test_nothing_of_another_user_is_changed(admin: StaffUser, make_staff_user: Callable[..., StaffUser]) -> None:
+    former = make_staff_user("viewer", email=EVE, disabled_at=func.now())
+    for account in (EVE, admin.email):
+        access_counts.count_accesses([access_counts.Access("sign_in.failed", "192.0.2.7", account=account)])
+        db.session.add(AuditEntry(actor=account, action="profile.changed", subject=account, address="198.51.100.77"))
+    session_actions.start_staff_session(admin.id, TEST_CLIENT)
+    totp_actions.start_totp_setup(admin.id)
+
+    label = staff_erasure_actions.erase_staff_user(former.id, by=admin.email)
+
+    assert set(db.session.scalars(select(AccessCount.account))) == {label, admin.email}
+    changes = select(AuditEntry.actor, AuditEntry.subject, AuditEntry.address).order_by(AuditEntry.id)
+    assert db.session.execute(changes.where(AuditEntry.action == "profile.changed")).all() == [
+        (label, label, None),
+        (admin.email, admin.email, "198.51.100.77"),
+    ]
+    assert len(session_queries.list_staff_sessions(admin.id)) == 1
+    assert db.session.scalars(select(TotpAuthenticator.staff_user_id)).all() == [admin.id]
+    assert [user.email for user in account_queries.list_staff_users()] == [admin.email]
 
 
 def test_an_invitation_of_an_erased_user_is_deleted(eve: StaffUser, admin: StaffUser) -> None:

@@ -124,6 +124,13 @@ def test_many_old_audit_entries_are_deleted_in_steps(
     assert runs() == {"audit": (8, True)}
 
 
+def test_the_count_of_old_audit_entries_is_bounded(app: Flask) -> None:
+    for age in (OVER, OVER, OVER, UNDER):
+        add_entry(age)
+
+    assert [audit_retention.count_old_audit_entries(DAYS, limit) for limit in (2, 10)] == [2, 3]
+
+
 # --- redemptions ----------------------------------------------------------------------------------
 
 

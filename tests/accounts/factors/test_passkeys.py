@@ -8,11 +8,12 @@ from dataclasses import replace
 
 import pytest
 import time_machine
+from sqlalchemy import select
 
 from tests.support.authenticator import USER_PRESENT, SoftwareAuthenticator, decode
 from webapp.accounts import audit_queries
 from webapp.accounts.factors import actions as factor_actions
-from webapp.accounts.factors import passkey_actions, passkeys
+from webapp.accounts.factors import passkey_actions, passkeys, recovery_code_actions
 from webapp.accounts.factors import queries as factor_queries
 from webapp.accounts.factors.models import Passkey
 from webapp.accounts.factors.passkeys import Challenge
@@ -53,6 +54,7 @@ def key_of_refusal(response: str, challenge: Challenge | None, user_id: int | No
         ("https://offers.example.com:443", ("offers.example.com", "https://offers.example.com")),
         ("https://offers.example.com:8443", ("offers.example.com", "https://offers.example.com:8443")),
         ("http://localhost:8000", ("localhost", "http://localhost:8000")),
+        ("http://localhost:80", ("localhost", "http://localhost")),
         ("http://127.0.0.1:8000", None),
         ("https://192.0.2.1", None),
         ("https://[2001:db8::1]", None),
@@ -83,8 +85,12 @@ def test_the_options_ask_for_user_verification_and_exclude_known_passkeys(
     assert options["authenticatorSelection"]["residentKey"] == "preferred"
     assert [decode(item["id"]) for item in options["excludeCredentials"]] == [authenticator.credential_id]
     assert decode(options["user"]["id"]) == authenticator.user_handle
-    options, _ = passkeys.build_authentication_options()
+    assert (options["user"]["name"], options["user"]["displayName"]) == (user.email, user.name)
+    options, _ = passkeys.build_authentication_options(known)
     assert options["userVerification"] == "required"
+    assert [(decode(item["id"]), item["transports"]) for item in options["allowCredentials"]] == [
+        (authenticator.credential_id, ["internal"])
+    ]
 
 
 def test_a_passkey_signs_in_and_its_use_is_recorded(user: StaffUser, authenticator: SoftwareAuthenticator) -> None:
@@ -98,7 +104,9 @@ def test_a_passkey_signs_in_and_its_use_is_recorded(user: StaffUser, authenticat
 
 
 def test_the_first_passkey_comes_with_recovery_codes(user: StaffUser) -> None:
-    assert len(add_passkey(user, SoftwareAuthenticator())) == 10
+    codes = add_passkey(user, SoftwareAuthenticator())
+    assert len(codes) == 10
+    recovery_code_actions.use_recovery_code(user.id, codes[0])
     assert add_passkey(user, SoftwareAuthenticator(), "Phone") == []
     assert [passkey.name for passkey in factor_queries.list_passkeys(user.id)] == ["Laptop", "Phone"]
 
@@ -246,6 +254,31 @@ def test_a_sign_count_that_has_not_grown_is_refused_and_recorded(
     assert refused is not None
     assert (refused.actor, refused.detail) == (user.email, {"name": "Laptop"})
     assert factor_queries.list_passkeys(user.id)[0].sign_count == 2
+
+
+def test_the_use_of_one_passkey_is_not_that_of_another(user: StaffUser, authenticator: SoftwareAuthenticator) -> None:
+    phone = SoftwareAuthenticator()
+    add_passkey(user, phone, "Phone")
+    authenticator.sign_count = 70
+    options, challenge = passkeys.build_authentication_options()
+    passkey_actions.verify_passkey(authenticator.get(options), challenge)
+    db.session.commit()
+    used = {passkey.name: passkey.last_used_at is not None for passkey in factor_queries.list_passkeys(user.id)}
+    assert used == {"Laptop": True, "Phone": False}
+    options, challenge = passkeys.build_authentication_options()
+    assert passkey_actions.verify_passkey(phone.get(options), challenge) == user
+
+
+def test_the_user_is_locked_until_the_session_starts(
+    user: StaffUser, authenticator: SoftwareAuthenticator, make_staff_user: Callable[..., StaffUser]
+) -> None:
+    """A concurrent reset of the second factors ends the session, too."""
+    make_staff_user("viewer")
+    options, challenge = passkeys.build_authentication_options()
+    passkey_actions.verify_passkey(authenticator.get(options), challenge)
+    with db.engine.connect() as other:
+        unlocked = other.scalars(select(StaffUser.role).with_for_update(skip_locked=True)).all()
+    assert unlocked == ["viewer"]
 
 
 def test_an_authenticator_without_a_counter_is_accepted(user: StaffUser, authenticator: SoftwareAuthenticator) -> None:

@@ -12,12 +12,13 @@ import pytest
 from flask import Flask
 from sqlalchemy import func, select, update
 
-from tests.support.factors import add_app, code_now
+from tests.support.authenticator import SoftwareAuthenticator
+from tests.support.factors import add_app, add_passkey, code_now
 from tests.support.sql_statements import recorded_statements
 from webapp.accounts.factors import actions as factor_actions
 from webapp.accounts.factors import queries as factor_queries
-from webapp.accounts.factors import totp, totp_actions
-from webapp.accounts.factors.models import TotpAuthenticator
+from webapp.accounts.factors import recovery_code_actions, totp, totp_actions
+from webapp.accounts.factors.models import RecoveryCode, TotpAuthenticator
 from webapp.accounts.models import StaffUser
 from webapp.core.errors import DomainError, InvalidInput
 from webapp.core.extensions import db
@@ -65,6 +66,12 @@ def test_a_malformed_code_is_wrong(code: str) -> None:
     assert totp.find_totp_step(RFC_SECRET, code, NOON) is None
 
 
+def test_apps_show_the_program_and_the_account() -> None:
+    assert totp.build_provisioning_uri(RFC_SECRET, "ada@example.com", "Onecode") == (
+        f"otpauth://totp/Onecode:ada%40example.com?secret={RFC_SECRET}&issuer=Onecode"
+    )
+
+
 def test_a_secret_is_stored_encrypted_for_its_user(user: StaffUser) -> None:
     secret = totp_actions.start_totp_setup(user.id)
     stored = db.session.scalars(select(TotpAuthenticator.secret_encrypted)).one()
@@ -93,10 +100,13 @@ def test_the_setup_keeps_its_secret_until_it_is_confirmed(user: StaffUser) -> No
 def test_a_setup_that_was_not_finished_is_started_again_after_an_hour(user: StaffUser) -> None:
     """Someone may have seen the secret, which the user would confirm long afterwards."""
     secret = totp_actions.start_totp_setup(user.id)
-    db.session.execute(update(TotpAuthenticator).values(created_at=func.now() - timedelta(minutes=61)))
-    db.session.commit()
-    new_secret = totp_actions.start_totp_setup(user.id)
-    assert new_secret != secret
+    secrets = []
+    for minutes in (59, 61):
+        db.session.execute(update(TotpAuthenticator).values(created_at=func.now() - timedelta(minutes=minutes)))
+        db.session.commit()
+        secrets.append(totp_actions.start_totp_setup(user.id))
+    new_secret = secrets[1]
+    assert [shown == secret for shown in secrets] == [True, False]
     with pytest.raises(InvalidInput):
         totp_actions.confirm_totp(user.id, code_now(secret))
     assert totp_actions.confirm_totp(user.id, code_now(new_secret))
@@ -247,6 +257,72 @@ class TestRemoval:
         assert factor_queries.load_factor_overview(user.id).recovery_codes_left == 10
 
     def test_a_reset_removes_everything(self, user: StaffUser, secret: str) -> None:
+        add_passkey(user, SoftwareAuthenticator())
         factor_actions.reset_second_factor(user.id, by="admin@example.com")
         overview = factor_queries.load_factor_overview(user.id)
         assert (overview.is_enabled, overview.recovery_codes_left) == (False, 0)
+
+    def test_the_recovery_codes_stay_with_another_factor(self, user: StaffUser, secret: str) -> None:
+        add_passkey(user, SoftwareAuthenticator())
+        factor_actions.remove_totp(user.id)
+        assert factor_queries.load_factor_overview(user.id).recovery_codes_left == 10
+
+
+class TestTwoUsers:
+    @pytest.fixture
+    def other(self, make_staff_user: MakeUser) -> StaffUser:
+        """Another user, with every factor and an app that is being set up."""
+        other = make_staff_user("viewer")
+        add_app(other)
+        add_passkey(other, SoftwareAuthenticator())
+        totp_actions.start_totp_setup(other.id)
+        return other
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            factor_actions.remove_totp,
+            lambda user_id: factor_actions.reset_second_factor(user_id, by="admin@example.com"),
+            lambda user_id: totp_actions.confirm_totp(user_id, code_now(totp_actions.start_totp_setup(user_id))),
+            totp_actions.discard_totp_setup,
+            recovery_code_actions.replace_recovery_codes,
+        ],
+        ids=["removed", "reset", "replaced", "set-up discarded", "new codes"],
+    )
+    def test_the_factors_of_the_other_stay(
+        self, user: StaffUser, secret: str, other: StaffUser, change: Callable[[int], object]
+    ) -> None:
+        before = factor_queries.load_factor_overview(other.id)
+        pending = factor_queries.find_pending_totp_authenticator(other.id)
+        assert (before.is_enabled, len(before.passkeys), before.recovery_codes_left) == (True, 1, 10)
+        assert pending is not None
+
+        change(user.id)
+
+        assert factor_queries.load_factor_overview(other.id) == before
+        assert factor_queries.find_pending_totp_authenticator(other.id) == pending
+
+    def test_each_has_an_overview_and_recovery_codes_of_their_own(
+        self, user: StaffUser, other: StaffUser, make_staff_user: MakeUser
+    ) -> None:
+        assert not factor_queries.load_factor_overview(user.id).is_enabled
+        assert not factor_queries.has_second_factor(user.id)
+        assert factor_queries.find_totp_authenticator(user.id) is None
+        assert factor_queries.list_users_with_second_factor() == {other.id}
+        _, codes = add_app(user)
+        assert len(codes) == 10
+        assert len(add_passkey(make_staff_user("admin"), SoftwareAuthenticator())) == 10
+        assert recovery_code_actions.use_recovery_code(user.id, codes[0]) == 9
+
+    def test_codes_of_both_are_accepted_in_the_same_time_step(
+        self, user: StaffUser, secret: str, make_staff_user: MakeUser
+    ) -> None:
+        other = make_staff_user("viewer")
+        other_secret, _ = add_app(other)
+        totp_actions.use_totp_code(user.id, code_now(secret, 1))
+        totp_actions.use_totp_code(other.id, code_now(other_secret))
+
+
+def test_new_recovery_codes_come_with_a_new_app_if_all_were_used(user: StaffUser, secret: str) -> None:
+    db.session.execute(update(RecoveryCode).values(used_at=func.now()))
+    assert len(totp_actions.confirm_totp(user.id, code_now(totp_actions.start_totp_setup(user.id)))) == 10

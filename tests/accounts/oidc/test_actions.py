@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from sqlalchemy import select
@@ -11,6 +12,7 @@ from webapp.accounts import audit_queries, passwords
 from webapp.accounts.models import StaffUser
 from webapp.accounts.oidc import actions as oidc_actions
 from webapp.accounts.oidc import queries as oidc_queries
+from webapp.accounts.oidc.models import OidcIdentity
 from webapp.accounts.oidc.provider import OidcClaims
 from webapp.core.errors import DomainError, NotFound
 from webapp.core.extensions import db
@@ -85,6 +87,27 @@ def test_an_administrator_unlinks_the_accounts_of_a_user(make_staff_user: MakeUs
     assert entry.actor == "ann@example.com"
 
 
+def test_the_identities_of_others_and_at_other_providers_stay(make_staff_user: MakeUser) -> None:
+    user, other = make_staff_user("manager"), make_staff_user("viewer")
+    for owner, identity in (
+        (user, claims("1")),
+        (user, replace(claims("1"), issuer="https://former.example.com")),
+        (other, claims("2")),
+    ):
+        oidc_actions.link_identity(owner.id, identity)
+    oidc_actions.find_user_for_claims(claims("1"))
+    columns = OidcIdentity.staff_user_id, OidcIdentity.issuer
+    used = db.session.execute(select(*columns).where(OidcIdentity.last_used_at.is_not(None))).all()
+    assert used == [(user.id, ISSUER)]
+    assert [row.issuer for row in oidc_queries.list_identities(user.id)] == [ISSUER, "https://former.example.com"]
+
+    oidc_actions.unlink_identity(user.id, ISSUER)
+
+    remaining = db.session.execute(select(*columns).order_by(OidcIdentity.id)).all()
+    assert remaining == [(user.id, "https://former.example.com"), (other.id, ISSUER)]
+    assert oidc_queries.find_identity_of_user(user.id, ISSUER) is None
+
+
 def test_a_disabled_user_is_refused(make_staff_user: MakeUser) -> None:
     user = make_staff_user()
     oidc_actions.link_identity(user.id, claims())
@@ -95,11 +118,11 @@ def test_a_disabled_user_is_refused(make_staff_user: MakeUser) -> None:
 
 class TestInvitations:
     def accept(self, token: str, claims: OidcClaims, email: str = "typed@example.com") -> StaffUser:
-        return oidc_actions.accept_invitation_with_identity(token, claims, "Ada", email, "UTC")
+        return oidc_actions.accept_invitation_with_identity(token, claims, "Ada", email, "Asia/Tokyo")
 
     def test_the_new_user_signs_in_with_the_identity(self, make_invitation_token: Callable[..., str]) -> None:
         user = self.accept(make_invitation_token("viewer"), claims())
-        assert (user.email, user.role) == ("typed@example.com", "viewer")
+        assert (user.email, user.role, user.time_zone) == ("typed@example.com", "viewer", "Asia/Tokyo")
         assert oidc_actions.find_user_for_claims(claims()) == user
         # Signing in with a password takes as long as for other users, and fails.
         assert user.password_hash.startswith("$argon2id$")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import json
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
@@ -57,6 +59,26 @@ def test_a_missing_email_address_is_read_from_the_user_info(provider: OidcProvid
     assert sign_in(provider).email == "ada@example.com"
     provider.userinfo["sub"] = "another"
     assert key_of_failure(provider) == "oidc_invalid"
+
+
+def test_the_id_token_counts_more_than_the_user_info(provider: OidcProvider) -> None:
+    provider.claims = {"name": "Ada", "amr": ["pwd"]}
+    provider.userinfo |= {"email": "ada@example.com", "name": "Eve", "amr": ["mfa"]}
+    claims = sign_in(provider)
+    assert (claims.email, claims.name, claims.is_multi_factor) == ("ada@example.com", "Ada", False)
+
+
+def test_the_user_info_is_read_only_for_a_missing_email_address(provider: OidcProvider) -> None:
+    provider.claims = {"email": "ada@example.com"}
+    assert sign_in(provider).email == "ada@example.com"
+    assert "/userinfo" not in provider.requests
+
+
+def test_a_provider_may_have_no_user_info(provider: OidcProvider) -> None:
+    metadata = provider.respond("/.well-known/openid-configuration", {}, "")[1]
+    del metadata["userinfo_endpoint"]
+    provider.bodies["/.well-known/openid-configuration"] = json.dumps(metadata).encode()
+    assert sign_in(provider).email == ""
 
 
 YEAR_2100 = 4_102_444_800
@@ -212,8 +234,66 @@ def test_a_long_name_is_cut_off(provider: OidcProvider) -> None:
     assert sign_in(provider).name == "x" * 200
 
 
+def test_a_subject_may_have_255_characters(provider: OidcProvider) -> None:
+    """OpenID Connect Core 1.0, 2."""
+    provider.claims = {"sub": "x" * 255, "email": "ada@example.com"}
+    assert sign_in(provider).subject == "x" * 255
+
+
 def test_the_client_secret_can_be_sent_in_the_form(provider: OidcProvider) -> None:
     provider.metadata = {"token_endpoint_auth_methods_supported": ["client_secret_post"]}
+    assert sign_in(provider).subject == "248289761001"
+
+
+def test_texts_that_cannot_be_shown_are_ignored(provider: OidcProvider) -> None:
+    provider.claims = {"name": "A\x00da", "email": "ada@example.com\r\n"}
+    claims = sign_in(provider)
+    assert (claims.name, claims.email) == ("", "")
+
+
+def test_the_client_secret_is_sent_in_the_header_by_default(
+    provider: OidcProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OpenID Connect Discovery 1.0, 3: `client_secret_basic` is the default."""
+    respond = provider.respond
+
+    def respond_to_header(path: str, form: dict[str, str], authorization: str) -> tuple[int, dict[str, Any]]:
+        return respond(path, form | {"client_secret": ""}, authorization)
+
+    monkeypatch.setattr(provider, "respond", respond_to_header)
+    assert sign_in(provider).subject == "248289761001"
+
+
+def test_a_password_file_of_the_machine_is_not_sent(
+    provider: OidcProvider, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "netrc").write_text("default login eve password secret\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    provider.userinfo |= {"email": "ada@example.com"}
+    assert sign_in(provider).email == "ada@example.com"
+
+
+def test_an_issuer_may_end_with_a_slash(
+    provider: OidcProvider, with_settings: Callable[..., object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is removed before the path of the metadata is added (OpenID Connect Discovery 1.0, 4.1)."""
+    issuer, respond = f"{provider.url}/realm/", provider.respond
+    monkeypatch.setattr(provider, "respond", lambda path, *data: respond(path.removeprefix("/realm"), *data))
+    with_settings(oidc=replace(provider.settings, issuer=issuer))
+    provider.metadata, provider.claims = {"issuer": issuer}, {"iss": issuer}
+    assert sign_in(provider).issuer == issuer
+
+
+def test_an_endpoint_may_have_a_query(provider: OidcProvider) -> None:
+    provider.metadata = {"authorization_endpoint": f"{provider.url}/authorize?tenant=7"}
+    url, _ = oidc_provider.start_flow(REDIRECT_URI, "sign-in")
+    assert ("tenant", "7") in parse_qsl(urlsplit(url).query)
+
+
+def test_corrected_metadata_is_used_at_once(provider: OidcProvider) -> None:
+    provider.metadata = {"issuer": "https://evil.example"}
+    assert key_of_failure(provider) == "oidc_unavailable"
+    provider.metadata = {}
     assert sign_in(provider).subject == "248289761001"
 
 
