@@ -496,6 +496,16 @@ def test_the_audit_log_has_the_uploader(receive_file: Receive, kind: str) -> Non
     assert entry.detail == {"id": import_id}
 
 
+def test_an_erased_user_is_replaced_only_in_their_own_imports(receive_file: Receive) -> None:
+    receive_file(make_file(1))
+    import_actions.store_import_file(iter([make_file(1).encode()]), "a.csv", "text/csv", "", by="eve@example.com")
+
+    import_actions.replace_staff_in_imports("eve@example.com", "erased user 7")
+    db.session.commit()
+
+    assert [row.by for row in import_queries.list_imports()] == ["erased user 7", "tests"]
+
+
 def test_the_sweep_enqueues_an_import_whose_task_was_lost(receive_file: Receive) -> None:
     receive_file(make_file(1))
     huey.storage.flush_queue()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 from flask import Flask
@@ -17,6 +17,7 @@ from webapp.customers import queries as customer_queries
 from webapp.customers.imports import processing as import_processing
 from webapp.customers.imports import queries as import_queries
 from webapp.customers.models import CustomerImport, Suppression
+from webapp.views.api.schemas.customers import import_json
 
 CSV = "text/csv"
 NDJSON = "application/x-ndjson"
@@ -69,6 +70,12 @@ def test_the_progress_has_every_number_and_time(api: FlaskClient) -> None:
         "errors": [],
         "next_cursor": None,
     }
+
+
+def test_times_are_in_utc_with_any_time_zone_of_the_database() -> None:
+    at = datetime(2026, 5, 1, 1, tzinfo=timezone(timedelta(hours=2)))
+
+    assert import_json(CustomerImport(created_at=at), [], None)["created_at"] == "2026-04-30T23:00:00Z"
 
 
 @pytest.mark.parametrize(("content_type", "name"), [(CSV, "tests.csv"), (NDJSON, "tests.ndjson")])
@@ -156,9 +163,9 @@ def test_an_invalid_file_is_rejected(
 
 
 def test_a_file_that_is_too_large_is_rejected(api: FlaskClient, with_settings: Callable[..., Settings]) -> None:
-    with_settings(max_upload_bytes=100_000)
+    with_settings(max_upload_bytes=1_500_000)
 
-    response = api.post("/api/v1/customers/import", data=b"email\n" + b"a@example.com\n" * 10_000, content_type=CSV)
+    response = api.post("/api/v1/customers/import", data=b"email\n" + b"a@example.com\n" * 150_000, content_type=CSV)
 
     assert (response.status_code, response.get_json()["code"]) == (413, "too_large")
     assert import_queries.list_imports() == []
