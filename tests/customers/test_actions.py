@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import pytest
 from flask import Flask, current_app
-from sqlalchemy import select, text
+from sqlalchemy import func, select, text
 
 from tests.support.factories import MakeCustomer
 from webapp.accounts.models import AuditEntry
@@ -122,11 +123,37 @@ def test_the_audit_log_has_the_updated_fields_but_no_personal_data(make_customer
 
 def test_an_update_without_changes_is_not_in_the_audit_log(make_customer: MakeCustomer) -> None:
     ada = make_customer("ada@example.com", source_id="C1")
-    make_audience("VIP", ada)
+    vip = make_audience("VIP", ada)
 
     customer_actions.upsert_customer(CustomerValues("ada@example.com", None, None, "C1"), ["VIP"], by="tests")
+    customer_actions.update_customer(ada.id, CustomerValues("ada@example.com", None, None, "C1"), [vip.id], by="tests")
 
     assert db.session.scalars(select(AuditEntry)).all() == []
+
+
+def test_leaving_an_audience_is_in_the_audit_log(make_customer: MakeCustomer) -> None:
+    ada = make_customer("ada@example.com")
+    vip, _ = make_audience("VIP", ada), make_audience("News", ada)
+
+    customer_actions.update_customer(ada.id, CustomerValues("ada@example.com", None), [vip.id], by="tests")
+
+    assert db.session.scalars(select(AuditEntry.detail)).all() == [{"fields": ["audiences"]}]
+
+
+def test_an_update_keeps_the_time_of_an_activity_within_the_last_week(make_customer: MakeCustomer) -> None:
+    now = db.session.execute(select(func.now())).scalar_one()
+    recent, stale = (
+        make_customer(f"{days}@example.com", source_id=str(days), active_at=now - timedelta(days=days)).id
+        for days in (6, 8)
+    )
+
+    for source_id in ("6", "8"):
+        values = CustomerValues(f"{source_id}@example.com", None, None, source_id)
+        customer_actions.upsert_customer(values, None, by="tests")
+
+    db.session.expire_all()
+    assert db.session.get_one(Customer, recent).active_at == now - timedelta(days=6)
+    assert db.session.get_one(Customer, stale).active_at >= now
 
 
 # --- by source id --------------------------------------------------------------------------------
@@ -139,6 +166,8 @@ def test_upsert_creates_a_customer_once(app: Flask) -> None:
     again, is_new_again = customer_actions.upsert_customer(values, ["VIP"], by="tests")
 
     assert (first.id, is_new, is_new_again) == (again.id, True, False)
+    entries = db.session.execute(select(AuditEntry.action, AuditEntry.subject, AuditEntry.detail)).all()
+    assert entries == [("customer.created", f"customer {first.id}", None)]
     assert [found.name for found in customer_queries.list_customer_audiences(first.id)] == ["VIP"]
 
 
@@ -162,6 +191,13 @@ def test_upsert_sets_the_source_id_of_a_known_email(make_customer: MakeCustomer)
     )
 
     assert (found.id, found.source_id, is_new) == (ada.id, "C1", False)
+
+
+def test_upsert_without_audiences_is_in_the_audit_log(app: Flask) -> None:
+    customer_actions.upsert_customer(CustomerValues("ada@example.com", source_id="C1"), None, by="API key till")
+
+    entries = db.session.execute(select(AuditEntry.actor, AuditEntry.action)).all()
+    assert entries == [("API key till", "customer.created")]
 
 
 def test_upsert_rejects_the_email_of_another_customer(make_customer: MakeCustomer) -> None:
@@ -280,6 +316,7 @@ def test_an_audience_may_keep_its_own_name(app: Flask) -> None:
         ("Hopper-Brew", ["grace@example.com"]),
         ("C1", ["grace@example.com", "ada@example.com"]),
         ("C12", ["grace@example.com"]),
+        ("hopper@", []),
         ("example.com", []),
         ("%", []),
         ("_", []),
@@ -318,8 +355,8 @@ def test_customers_are_paged_in_both_directions(make_customer: MakeCustomer) -> 
 
 
 def test_the_list_of_an_audience_has_only_its_members(make_customer: MakeCustomer) -> None:
-    ada, _ = make_customer("ada@example.com"), make_customer("grace@example.com")
-    vip = make_audience("VIP", ada)
+    ada, grace = make_customer("ada@example.com"), make_customer("grace@example.com")
+    vip, _ = make_audience("VIP", ada), make_audience("News", grace)
 
     assert [row.id for row in customer_queries.list_customers("", vip.id)] == [ada.id]
     assert customer_queries.list_customers("grace", vip.id) == []
@@ -351,10 +388,11 @@ def test_customer_ids_are_listed_in_pages(make_customer: MakeCustomer) -> None:
 
 
 def test_audience_totals_count_suppressed_customers(make_customer: MakeCustomer) -> None:
-    _, grace = make_customer("ada@example.com"), make_customer("grace@example.com", suppressed="unsubscribed")
-    vip = make_audience("VIP", grace)
+    ada, grace = make_customer("ada@example.com"), make_customer("grace@example.com", suppressed="unsubscribed")
+    bob = make_customer("bob@example.com", suppressed="bounced")
+    vip, _ = make_audience("VIP", grace), make_audience("News", ada, bob)
 
-    assert customer_queries.count_audience_members(None) == customer_queries.AudienceTotals(2, 1)
+    assert customer_queries.count_audience_members(None) == customer_queries.AudienceTotals(3, 2)
     assert customer_queries.count_audience_members(vip.id) == customer_queries.AudienceTotals(1, 1)
 
 

@@ -333,6 +333,13 @@ def test_every_export_is_in_the_audit_log_without_personal_data(
     ]
 
 
+def test_an_export_of_all_customers_is_in_the_audit_log(staff: FlaskClient) -> None:
+    staff.get("/customers.csv")
+
+    entries = db.session.execute(select(AuditEntry.actor, AuditEntry.action, AuditEntry.subject)).all()
+    assert entries == [("manager@example.com", "customers.exported", "all customers")]
+
+
 def test_an_export_of_rejected_rows_is_in_the_audit_log(staff: FlaskClient, import_file: Callable[..., Any]) -> None:
     row = import_file("email\nada@@example.com\n")
 

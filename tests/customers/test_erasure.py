@@ -207,6 +207,42 @@ def test_erasing_deletes_rejected_rows_with_either_form_of_an_international_doma
     assert remaining == ["", "", "bo@example.com"]
 
 
+def test_erasing_keeps_the_reason_for_which_a_row_was_rejected(import_file: ImportFileFixture) -> None:
+    row = import_file(f"email,name\nada@example.com,Ada\nada@example.com,{'x' * 201}\n")
+    ada = customer_queries.find_customer_by_email("ada@example.com")
+    assert ada is not None
+
+    customer_actions.erase_customer(ada.id, by="tests")
+
+    rejected = import_queries.list_rejected_rows(row.id)
+    assert [(item.row, item.detail) for item in rejected] == [("", "The name can have at most 200 characters.")]
+
+
+def test_erasing_keeps_the_audiences_of_other_customers(import_file: ImportFileFixture) -> None:
+    import_file("email\nada@example.com\nbob@example.com\n", audience="VIP")
+    ada, bob = (customer_queries.find_customer_by_email(f"{name}@example.com") for name in ("ada", "bob"))
+    assert ada is not None
+    assert bob is not None
+
+    customer_actions.erase_customer(ada.id, by="tests")
+    task_queue.run("customers.sweep_customers")
+
+    audiences = [customer_queries.list_customer_audiences(customer.id) for customer in (ada, bob)]
+    assert [[audience.name for audience in found] for found in audiences] == [[], ["VIP"]]
+
+
+def test_erasing_deletes_the_row_of_a_source_id_that_another_customer_has(
+    import_file: ImportFileFixture, make_customer: MakeCustomer
+) -> None:
+    ada, _ = make_customer("ada@example.com"), make_customer("bob@example.com", source_id="C1")
+    row = import_file("email,name,source_id,locale,audience\nada@example.com,Ada King,C1,en,VIP\n")
+    assert [item.row for item in import_queries.list_rejected_rows(row.id)] == ["ada@example.com,Ada King,C1,en,VIP"]
+
+    customer_actions.erase_customer(ada.id, by="tests")
+
+    assert [item.row for item in import_queries.list_rejected_rows(row.id)] == [""]
+
+
 def test_erasing_deletes_what_a_warning_quotes_from_the_row(
     import_file: ImportFileFixture, make_customer: MakeCustomer
 ) -> None:
@@ -288,9 +324,14 @@ def test_customer_lists_and_exports_omit_erased_customers(staff: FlaskClient, ad
     assert "erased" not in staff.get("/customers.csv").text
 
 
+def erasing_actors() -> list[str]:
+    return list(db.session.scalars(select(AuditEntry.actor).where(AuditEntry.action == "customer.erased")))
+
+
 def test_the_api_erases_by_source_id(api: Any, ada: Customer) -> None:
     first, second = api.delete("/api/v1/customers/C-1815"), api.delete("/api/v1/customers/C-1815")
 
+    assert erasing_actors() == ["API key tests"]
     assert (first.status_code, first.data, second.status_code) == (204, b"", 404)
     assert customer_queries.find_customer_by_email("ada@example.com") is None
 
@@ -298,6 +339,7 @@ def test_the_api_erases_by_source_id(api: Any, ada: Customer) -> None:
 def test_the_api_erases_by_email(api: Any, ada: Customer) -> None:
     statuses = [api.post("/api/v1/erasures", json={"email": "ADA@example.com"}).status_code for _ in range(2)]
 
+    assert erasing_actors() == ["API key tests"]
     assert statuses == [204, 404]
     assert customer_queries.find_customer_by_source_id("C-1815") is None
 

@@ -61,6 +61,7 @@ def test_the_customers_of_an_audience_are_paged_by_id(make_customer: MakeCustome
     rows = [make_customer(f"c{n}@example.com", erased_at=PAST if n == 2 else None) for n in range(5)]
     # Joined in another order than that of the ids.
     audience_id = add_audience("VIP", *(rows[n] for n in (4, 0, 3, 2)))
+    add_audience("News", *rows)
 
     def ids(audience: int | None, after: int, limit: int = 9) -> list[int]:
         return [
@@ -260,3 +261,5 @@ def test_a_search_of_suppressions_finds_the_start_of_an_address(app: Flask, q: s
     db.session.commit()
 
     assert [row.email for row in suppression_queries.list_suppressions(q)] == ["b@example.com"]
+    assert [row.email for row in suppression_queries.list_suppressions(q, "bounced")] == ["b@example.com"]
+    assert suppression_queries.list_suppressions(q, "complained") == []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,7 +15,21 @@ from flask.testing import FlaskClient
 from sqlalchemy import select, text
 
 from tests.support.factories import MakeCustomer, MakeOffer
-from tests.support.imports import ImportFileFixture
+from tests.support.retention import (
+    DAYS,
+    OVER,
+    UNDER,
+    SetPeriods,
+    add_entry,
+    age_customers,
+    allow_another_run,
+    execute,
+    is_erased,
+    make_older,
+    redeem,
+    run_retention,
+    runs,
+)
 from webapp.accounts import audit_retention
 from webapp.accounts.models import AuditEntry
 from webapp.campaigns import retention as campaign_retention
@@ -25,11 +39,6 @@ from webapp.campaigns.launch import preparation
 from webapp.campaigns.models import Campaign
 from webapp.core import task_queue
 from webapp.core.extensions import db
-from webapp.core.settings import Settings
-from webapp.customers import actions as customer_actions
-from webapp.customers import queries as customer_queries
-from webapp.customers.models import Customer
-from webapp.customers.validation import CustomerValues
 from webapp.offers.models import OfferCounter
 from webapp.redemptions import count_queries, group_commit
 from webapp.redemptions import queries as redemption_queries
@@ -37,62 +46,12 @@ from webapp.redemptions import retention as redemption_retention
 from webapp.redemptions import rollback as redemption_rollback
 from webapp.redemptions.errors import RedemptionRefused
 from webapp.redemptions.models import EXPIRED_REASON
-from webapp.redemptions.rules import Order, RedemptionRequest
+from webapp.redemptions.rules import RedemptionRequest
 from webapp.retention import actions as retention_actions
-from webapp.retention import inactive_customers
 from webapp.retention import queries as retention_queries
 from webapp.retention.models import RetentionRun
 
-DAYS = 100
-# A little more and a little less than a period of `DAYS` days.
-OVER, UNDER = timedelta(days=DAYS, minutes=5), timedelta(days=DAYS, minutes=-5)
-
-SetPeriods = Callable[..., Settings]
-
-
-@pytest.fixture
-def set_periods(with_settings: Callable[..., Settings]) -> SetPeriods:
-    """Sets retention periods in days: `set_periods(audit=90)`."""
-    names = {
-        "customers": "customer_days",
-        "redemptions": "redemption_days",
-        "deliveries": "delivery_days",
-        "audit": "audit_days",
-    }
-    return lambda **days: with_settings(**{f"retention_{names[kind]}": number for kind, number in days.items()})
-
-
-def run_retention() -> None:
-    task_queue.run("retention.run")
-    db.session.rollback()
-    db.session.expire_all()
-
-
-def execute(statement: str, **values: object) -> None:
-    db.session.execute(text(statement), values)
-    db.session.commit()
-
-
-def runs() -> dict[str, tuple[int, bool]]:
-    """Return the removed rows and the completeness of the last run, by kind."""
-    db.session.rollback()
-    db.session.expire_all()
-    return {run.kind: (run.removed, run.is_complete) for run in db.session.scalars(select(RetentionRun))}
-
-
-def allow_another_run() -> None:
-    execute("update retention_run set started_at = now() - interval '1 hour'")
-
-
 # --- audit log ------------------------------------------------------------------------------------
-
-
-def add_entry(age: timedelta, action: str = "shop.saved") -> None:
-    execute(
-        "insert into audit_entry (at, actor, action, subject) values (now() - :age, 'tests', :action, 'Shop')",
-        age=age,
-        action=action,
-    )
 
 
 def test_audit_entries_are_deleted_after_their_period(app: Flask, set_periods: SetPeriods) -> None:
@@ -132,25 +91,6 @@ def test_the_count_of_old_audit_entries_is_bounded(app: Flask) -> None:
 
 
 # --- redemptions ----------------------------------------------------------------------------------
-
-
-def redeem(code: str = "SUMMER25", email: str = "ada@example.com") -> redemption_queries.RedemptionRecord:
-    return group_commit.redeem(
-        RedemptionRequest(
-            channel="api",
-            code=code,
-            email=email,
-            order=Order("A-1", 4999, "EUR"),
-            metadata={"gift": "poems"},
-            api_key_id=1,
-            idempotency_key="key",
-            body_hash=b"hash",
-        )
-    )
-
-
-def make_older(age: timedelta, table: str = "redemption", column: str = "redeemed_at") -> None:
-    execute(f"update {table} set {column} = {column} - cast(:age as interval)", age=age)
 
 
 @pytest.mark.parametrize(("age", "is_cleared"), [(OVER, True), (UNDER, False)])
@@ -393,246 +333,6 @@ def test_replies_of_another_campaign_to_the_same_customers_stay(
     assert db.session.scalars(cleared).all() == [ended_campaign.id]
 
 
-# --- inactive customers ---------------------------------------------------------------------------
-
-
-def age_customers() -> None:
-    """Make all customers look as if they had last been edited or imported long ago."""
-    execute("update customer set active_at = now() - interval '1000 days', created_at = now() - interval '1000 days'")
-
-
-def is_erased(customer_id: int) -> bool:
-    db.session.rollback()
-    db.session.expire_all()
-    customer = customer_queries.find_customer(customer_id)
-    assert customer is not None
-    return customer.erased_at is not None
-
-
-@pytest.mark.parametrize(
-    ("age", "erased"),
-    [
-        (timedelta(days=DAYS + 7, minutes=5), True),
-        # `active_at` is up to a week too early, so an earlier erasure could be too early.
-        (timedelta(days=DAYS + 7, minutes=-5), False),
-    ],
-)
-def test_inactive_customers_are_erased_after_their_period(
-    make_customer: MakeCustomer, set_periods: SetPeriods, age: timedelta, erased: bool
-) -> None:
-    ada = make_customer()
-    make_older(age, "customer", "active_at")
-    set_periods(customers=DAYS)
-
-    run_retention()
-
-    assert is_erased(ada.id) is erased
-    entries = db.session.execute(select(AuditEntry.actor, AuditEntry.action, AuditEntry.subject)).all()
-    assert entries == ([("retention period", "customer.erased", f"customer {ada.id}")] if erased else [])
-    assert runs() == {"customers": (int(erased), True)}
-
-
-@pytest.mark.parametrize(("age", "erased"), [(OVER, True), (UNDER, False)])
-@pytest.mark.parametrize("is_undone", [False, True])
-def test_redemptions_count_as_activity(
-    make_customer: MakeCustomer,
-    make_offer: MakeOffer,
-    set_periods: SetPeriods,
-    age: timedelta,
-    erased: bool,
-    is_undone: bool,
-) -> None:
-    ada = make_customer()
-    make_offer()
-    redemption = redeem()
-    if is_undone:
-        redemption_rollback.roll_back_redemption(redemption.public_id, "mistake", by="tests")
-        make_older(age, "rollback", "rolled_back_at")
-        make_older(OVER, "rollback", "redeemed_at")
-    else:
-        make_older(age)
-    age_customers()
-    set_periods(customers=DAYS)
-
-    run_retention()
-
-    assert is_erased(ada.id) is erased
-
-
-def launch_campaign(make_offer: MakeOffer, age: timedelta) -> Campaign:
-    campaign = launch_actions.launch_announcement(make_offer().id, "tests").campaign
-    preparation.prepare_campaign(campaign.id)
-    execute("update campaign set launched_at = now() - cast(:age as interval)", age=age)
-    return campaign
-
-
-@pytest.mark.parametrize(
-    ("age", "state", "erased"),
-    [
-        (OVER, None, True),
-        (UNDER, None, False),
-        (UNDER, "skipped", True),
-        (UNDER, "failed", True),
-        (UNDER, "left", False),
-    ],
-)
-def test_campaign_emails_count_as_activity(
-    make_customer: MakeCustomer,
-    make_offer: MakeOffer,
-    set_periods: SetPeriods,
-    age: timedelta,
-    state: str | None,
-    erased: bool,
-) -> None:
-    make_customer("first@example.com")
-    ada = make_customer()
-    make_customer("last@example.com")
-    campaign = launch_campaign(make_offer, age)
-    if state:
-        execute(
-            "insert into mail_issue (campaign_id, customer_id, state) values (:campaign, :customer, :state)",
-            campaign=campaign.id,
-            customer=ada.id,
-            state=state,
-        )
-    age_customers()
-    set_periods(customers=DAYS)
-
-    run_retention()
-
-    assert is_erased(ada.id) is erased
-
-
-def test_a_campaign_does_not_count_for_customers_who_are_no_recipients(
-    make_customer: MakeCustomer, make_offer: MakeOffer, set_periods: SetPeriods
-) -> None:
-    recipients = [
-        make_customer("first@example.com"),
-        make_customer("second@example.com"),
-        make_customer("c@example.com"),
-    ]
-    launch_campaign(make_offer, UNDER)
-    # The second one is within the range of the batch, but no recipient.
-    execute("update batch set gaps = array[1, 2]")
-    late = make_customer("late@example.com")
-    age_customers()
-    set_periods(customers=DAYS)
-
-    run_retention()
-
-    assert [is_erased(customer.id) for customer in (*recipients, late)] == [False, True, False, True]
-
-
-def test_the_newest_campaign_of_each_recipient_is_the_last_activity(
-    make_customer: MakeCustomer, make_offer: MakeOffer, set_periods: SetPeriods
-) -> None:
-    """All are recipients of a campaign, the second one only of the older campaign."""
-    both, only_older = make_customer("first@example.com"), make_customer("second@example.com")
-    launch_campaign(make_offer, UNDER)
-    only_newer = make_customer("c@example.com")
-    newer = launch_actions.launch_announcement(make_offer("AUTUMN25").id, "tests").campaign
-    preparation.prepare_campaign(newer.id)
-    execute("update batch set gaps = array[1, 2] where campaign_id = :id", id=newer.id)
-    age_customers()
-    set_periods(customers=DAYS)
-
-    run_retention()
-
-    db.session.rollback()
-    launched = select(Campaign.launched_at).order_by(Campaign.id)
-    older_at, newer_at = db.session.scalars(launched).all()
-    active = [db.session.get_one(Customer, item.id).active_at for item in (both, only_older, only_newer)]
-    assert active == [newer_at, older_at, newer_at]
-
-
-def test_nothing_is_erased_while_a_campaign_is_being_prepared(
-    make_customer: MakeCustomer, make_offer: MakeOffer, set_periods: SetPeriods
-) -> None:
-    ada = make_customer()
-    launch_actions.launch_announcement(make_offer().id, "tests")
-    age_customers()
-    set_periods(customers=DAYS)
-
-    run_retention()
-
-    assert not is_erased(ada.id)
-
-
-def edit(customer: Customer) -> None:
-    values = CustomerValues(customer.email, customer.name, customer.locale, customer.source_id)
-    customer_actions.update_customer(customer.id, values, [], by="tests")
-
-
-def put(customer: Customer) -> None:
-    customer_actions.upsert_customer(CustomerValues(customer.email, source_id="C-1"), None, by="tests")
-
-
-@pytest.mark.parametrize("keep_active", [edit, put])
-def test_editing_a_customer_counts_as_activity_even_without_a_change(
-    make_customer: MakeCustomer, set_periods: SetPeriods, keep_active: Callable[[Customer], None]
-) -> None:
-    ada = make_customer("ada@example.com", source_id="C-1")
-    age_customers()
-    db.session.refresh(ada)
-    keep_active(ada)
-    set_periods(customers=DAYS)
-
-    run_retention()
-
-    assert not is_erased(ada.id)
-
-
-@pytest.mark.parametrize("name", ["Ada Lovelace", "Ada King"])
-def test_an_import_counts_as_activity_and_unchanged_rows_stay_unchanged(
-    make_customer: MakeCustomer, set_periods: SetPeriods, import_file: ImportFileFixture, name: str
-) -> None:
-    ada, bob = make_customer("ada@example.com"), make_customer("bob@example.com")
-    age_customers()
-    done = import_file(f"email,name\nada@example.com,{name}\n")
-    set_periods(customers=DAYS)
-
-    run_retention()
-
-    assert [is_erased(customer.id) for customer in (ada, bob)] == [False, True]
-    assert (done.unchanged, done.updated) == ((1, 0) if name == "Ada Lovelace" else (0, 1))
-
-
-def test_an_import_does_not_write_recently_active_customers(
-    make_customer: MakeCustomer, import_file: ImportFileFixture
-) -> None:
-    make_customer("ada@example.com")
-    version = text("select xmin::text from customer")
-    before = db.session.scalar(version)
-    db.session.rollback()
-
-    import_file("email,name\nada@example.com,Ada Lovelace\n")
-
-    assert db.session.scalar(version) == before
-
-
-def test_a_customer_who_becomes_active_before_the_erasure_is_kept(make_customer: MakeCustomer) -> None:
-    ada = make_customer()
-    since = datetime.now(UTC) - timedelta(days=DAYS)
-
-    assert customer_actions.erase_customer(ada.id, by="tests", if_inactive_since=since) is False
-    assert not is_erased(ada.id)
-
-
-def test_customers_are_checked_again_only_when_their_activity_is_old(
-    make_customer: MakeCustomer, make_offer: MakeOffer, set_periods: SetPeriods
-) -> None:
-    make_customer()
-    make_offer()
-    redeem()
-    make_older(UNDER)
-    age_customers()
-    set_periods(customers=DAYS)
-    run_retention()
-
-    db.session.rollback()
-    assert inactive_customers.count_candidates(DAYS, 10) == 0
-
-
 # --- runs -----------------------------------------------------------------------------------------
 
 
@@ -685,6 +385,27 @@ def test_a_run_that_exceeds_its_time_continues_soon(
     assert (first_run, too_soon) == ({"audit": (1, False)},) * 2
     assert runs() == {"audit": (1, True)}
     assert db.session.scalars(select(RetentionRun.removed_in_total)).one() == 2
+
+
+def test_a_run_that_failed_is_repeated_soon(make_customer: MakeCustomer, set_periods: SetPeriods) -> None:
+    set_periods(customers=DAYS)
+    run_retention()
+    allow_another_run()
+    make_customer()
+    age_customers()
+    execute("alter table rollback rename to hidden")
+    try:
+        run_retention()
+    finally:
+        db.session.rollback()
+        execute("alter table hidden rename to rollback")
+    failed = db.session.execute(select(RetentionRun.finished_at, RetentionRun.is_complete)).one()
+    execute("update retention_run set started_at = now() - interval '1 minute'")
+
+    run_retention()
+
+    assert failed == (None, False)
+    assert runs() == {"customers": (1, True)}
 
 
 def test_a_kind_of_data_with_much_to_delete_leaves_time_for_the_others(
@@ -779,6 +500,33 @@ def test_the_page_shows_periods_and_what_is_due(
     assert "1 entry is due." in before
     assert "1 removed, 1 in total" in after
     assert "Nothing is due." in after
+
+
+def test_the_page_counts_only_up_to_a_limit_and_says_what_continues(
+    staff: FlaskClient, set_periods: SetPeriods, make_customer: MakeCustomer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retention_queries, "MAX_DUE_COUNT", 2)
+    for number in range(3):
+        make_customer(f"c{number}@example.com")
+    age_customers()
+    add_entry(OVER)
+    add_entry(OVER)
+    add_entry(OVER)
+    set_periods(customers=DAYS, audit=DAYS)
+    for kind, is_complete in (("customers", False), ("audit", True)):
+        execute(
+            "insert into retention_run (kind, started_at, finished_at, is_complete) "
+            "values (:kind, now(), now(), :done)",
+            kind=kind,
+            done=is_complete,
+        )
+
+    page = staff.get("/settings/privacy").text
+
+    assert [status.due for status in retention_queries.list_retention_statuses()] == [2, 0, 0, 2]
+    assert "more than 2 customers are checked for activity next." in page
+    customers, audit = page.partition("RETENTION_CUSTOMER_DAYS")[2].split("RETENTION_AUDIT_DAYS")
+    assert ["It continues within a minute." in part for part in (customers, audit)] == [True, False]
 
 
 def test_viewers_do_not_see_the_page(sign_in: Callable[..., FlaskClient]) -> None:

@@ -33,7 +33,7 @@ _REPLACE_HASH_WITH_EMAIL = text(
     with deleted as (delete from suppression where email = :hash returning *)
     insert into suppression as existing (email, reason, at, source)
     select :key, reason, at, source from deleted
-    on conflict (email) do update set reason = excluded.reason, at = excluded.at, source = excluded.source
+    on conflict (email) do update set reason = excluded.reason, at = excluded.at, source = excluded.source, words = ''
     where array_position(array['bounced', 'unsubscribed', 'complained'], excluded.reason)
       > array_position(array['bounced', 'unsubscribed', 'complained'], existing.reason)
     """

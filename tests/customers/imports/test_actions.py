@@ -6,8 +6,9 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, cast
 
+import psycopg
 import pytest
 from flask import Flask, current_app
 from sqlalchemy import func, literal_column, select, update
@@ -17,8 +18,8 @@ from tests.support.imports import ImportFileFixture, customers_by_email, import_
 from tests.support.redemptions import count_lock_waiters
 from tests.support.rejected_writes import rejected_writes
 from webapp.accounts.models import AuditEntry
-from webapp.core import task_queue
-from webapp.core.errors import InvalidInput
+from webapp.core import database_timeouts, task_queue
+from webapp.core.errors import DomainError, InvalidInput
 from webapp.core.extensions import db, huey
 from webapp.customers import actions as customer_actions
 from webapp.customers import queries as customer_queries
@@ -134,6 +135,24 @@ def test_an_empty_cell_or_a_missing_column_keeps_the_value(
     assert import_counts(row) == {"rows": 1, "unchanged": 1}
 
 
+def test_an_import_updates_the_language_and_the_spelling(
+    import_file: ImportFileFixture, make_customer: MakeCustomer
+) -> None:
+    make_customer("ada@example.com", name="Ada", locale="en")
+
+    rows = [import_file("email,locale\nada@example.com,de\n"), import_file("email\nAda@Example.com\n")]
+
+    ada = customers_by_email()["ada@example.com"]
+    assert (ada.locale, ada.email_as_given, ada.name) == ("de", "Ada@Example.com", "Ada")
+    assert [import_counts(row) for row in rows] == [{"rows": 1, "updated": 1}] * 2
+
+
+def test_an_import_keeps_the_rejected_rows_of_other_imports(import_file: ImportFileFixture) -> None:
+    first, second = import_file("email\nbad\n"), import_file("email\nada@example.com\nworse\n")
+
+    assert (rejected_rows(first), rejected_rows(second)) == ([(2, "email_invalid")], [(3, "email_invalid")])
+
+
 def test_an_import_keeps_a_customer_unsubscribed(import_file: ImportFileFixture, make_customer: MakeCustomer) -> None:
     ada = make_customer("ada@example.com", name="Ada", suppressed="unsubscribed")
 
@@ -211,14 +230,17 @@ def test_rows_are_locked_in_the_order_of_their_addresses(app: Flask, make_custom
 
 
 @pytest.mark.parametrize(
-    ("merged_to", "seconds", "speed"), [(None, 10, 10), ([30], 10, 4), (None, 0.9, None)], ids=["read", "merged", "new"]
+    ("merged_to", "seconds", "speed"), [(None, 10, 10), ([30], 1, 40), (None, 0.9, None)], ids=["read", "merged", "new"]
 )
 def test_the_speed_is_that_of_the_current_step(merged_to: list[int] | None, seconds: float, speed: int | None) -> None:
     started_at = datetime(2026, 5, 1, tzinfo=UTC)
     counts = {"rows": 100, "rejected": 10, "duplicates": 5, "created": 20, "updated": 4, "unchanged": 1}
     row = CustomerImport(started_at=started_at, merged_to=merged_to, **counts)
+    now = started_at + timedelta(seconds=seconds)
 
-    assert row.rows_per_second(started_at + timedelta(seconds=seconds)) == speed
+    assert row.rows_per_second(now) == speed
+    row.finished_at = now
+    assert row.rows_per_second(now + timedelta(days=1)) == speed
 
 
 # --- source ids ----------------------------------------------------------------------------------
@@ -297,6 +319,13 @@ def test_all_customers_of_a_file_join_the_chosen_audience(
     assert audience_members("Newsletter") == {"ada@example.com", "grace@example.com"}
 
 
+def test_customers_join_the_chosen_audience_and_that_of_their_row(import_file: ImportFileFixture) -> None:
+    import_file("email,audience\nada@example.com,VIP\nbob@example.com,\n", audience="Newsletter")
+
+    assert audience_members("VIP") == {"ada@example.com"}
+    assert audience_members("Newsletter") == {"ada@example.com", "bob@example.com"}
+
+
 def test_a_column_names_the_audience_of_each_row(import_file: ImportFileFixture) -> None:
     db.session.add(Audience(name="VIP"))
     db.session.commit()
@@ -353,11 +382,36 @@ def test_a_file_that_is_rejected_at_its_start_stores_nothing(receive_file: Recei
     assert customer_queries.list_audiences() == []
 
 
-def test_an_import_without_rows_fails_in_the_worker(import_file: ImportFileFixture) -> None:
+def test_an_import_without_rows_fails_in_the_worker(import_file: ImportFileFixture, receive_file: Receive) -> None:
+    waiting = receive_file("email\nbob@example.com\n")
+
     row = import_file("email,name\n" + "\n" * 70_000)
 
-    assert (row.status, row.error_code) == ("failed", "rows_missing")
-    assert db.session.scalar(select(func.count()).select_from(ImportChunk)) == 0
+    assert (row.status, row.error_code, row.finished_at is not None) == ("failed", "rows_missing", True)
+    assert db.session.scalars(select(ImportChunk.import_id)).all() == [waiting]
+
+
+def test_a_finished_import_cannot_fail(import_file: ImportFileFixture) -> None:
+    """A worker that another one has overtaken may still report an error."""
+    row = import_file("email\nada@example.com\n")
+
+    import_actions.fail_import(row.id, "disk_full", "The disk is full.")
+
+    assert [(found.status, found.error) for found in import_queries.list_imports()] == [("done", None)]
+
+
+@pytest.mark.parametrize(("header", "code"), [("email,reason,reason", "header_ambiguous"), ("email,name,name", None)])
+def test_only_columns_of_a_suppression_list_must_not_be_repeated(
+    receive_file: Receive, header: str, code: str | None
+) -> None:
+    errors = []
+    try:
+        receive_file(f"{header}\nada@example.com,x,x\n", kind="suppressions")
+    except InvalidInput as error:
+        errors = [item.key for item in error.errors]
+
+    assert errors == ([code] if code else [])
+    assert len(import_queries.list_imports()) == (code is None)
 
 
 def test_an_interrupted_upload_fails_and_keeps_no_chunk(app: Flask) -> None:
@@ -384,6 +438,22 @@ def test_the_sweep_fails_an_upload_whose_web_process_died(app: Flask) -> None:
 
     assert import_queries.list_imports()[0].error_code == "upload_broken"
     assert db.session.scalar(select(func.count()).select_from(ImportChunk)) == 0
+
+
+def test_an_upload_that_the_sweep_has_failed_is_not_queued(app: Flask) -> None:
+    def chunks() -> Iterator[bytes]:
+        yield make_file(2_500).encode()
+        expire_leases()
+        import_actions.fail_stalled_uploads()
+        yield b"late@example.com,Late,L1\n"
+
+    with pytest.raises(DomainError, match="timed out") as raised:
+        import_actions.store_import_file(chunks(), "customers.csv", "text/csv", "Ghost", by="tests")
+
+    assert raised.value.status == 408
+    assert [(row.status, row.error_code) for row in import_queries.list_imports()] == [("failed", "upload_broken")]
+    assert db.session.scalar(select(func.count()).select_from(ImportChunk)) == 0
+    assert (huey.storage.queue_size(), list(customer_queries.list_audiences())) == (0, [])
 
 
 def test_the_sweep_keeps_a_running_upload(app: Flask) -> None:
@@ -417,12 +487,23 @@ def test_an_upload_enqueues_its_import(app: Flask) -> None:
     assert huey.storage.queue_size() == 1
 
 
-def test_the_audit_log_has_the_uploader(receive_file: Receive) -> None:
-    import_id = receive_file(make_file(1))
+@pytest.mark.parametrize("kind", ["customers", "suppressions"])
+def test_the_audit_log_has_the_uploader(receive_file: Receive, kind: str) -> None:
+    import_id = receive_file(make_file(1), kind=kind)
 
     entry = db.session.scalars(select(AuditEntry)).one()
-    assert (entry.actor, entry.action, entry.subject) == ("tests", "customers.import", "customers.csv")
+    assert (entry.actor, entry.action, entry.subject) == ("tests", f"{kind}.import", "customers.csv")
     assert entry.detail == {"id": import_id}
+
+
+def test_an_erased_user_is_replaced_only_in_their_own_imports(receive_file: Receive) -> None:
+    receive_file(make_file(1))
+    import_actions.store_import_file(iter([make_file(1).encode()]), "a.csv", "text/csv", "", by="eve@example.com")
+
+    import_actions.replace_staff_in_imports("eve@example.com", "erased user 7")
+    db.session.commit()
+
+    assert [row.by for row in import_queries.list_imports()] == ["erased user 7", "tests"]
 
 
 def test_the_sweep_enqueues_an_import_whose_task_was_lost(receive_file: Receive) -> None:
@@ -509,7 +590,7 @@ def test_another_worker_completes_the_import_of_a_killed_one(
 
     monkeypatch.setattr(staging, step, die_at_call)
     with pytest.raises(ImportKilled):
-        import_processing.run_import(import_id)
+        task_queue.run("customers.process_import", import_id)
     monkeypatch.setattr(staging, step, original)
     expire_leases()
     task_queue.run("customers.process_import", import_id)
@@ -643,6 +724,27 @@ def test_an_import_names_a_full_disk_and_keeps_committed_rows(
     assert 0 < len(customers_by_email()) < 40
     import_file(make_file(40))
     assert len(customers_by_email()) == 40
+
+
+def test_an_import_fails_with_the_error_that_stopped_its_other_part() -> None:
+    claim = import_claims.ImportClaim(1, 1, "text/csv", None, 0, None, "customers")
+    connection = cast("staging.Connection", None)
+
+    def work(partition: import_claims.Partition) -> None:
+        if partition.index == 1:
+            raise psycopg.errors.DiskFull
+        assert claim.abort_event.wait(60)
+        raise import_claims.LeaseLost
+
+    with pytest.raises(psycopg.errors.DiskFull):
+        import_claims.run_in_parallel(
+            claim, work, [import_claims.Partition(claim, index, connection) for index in range(2)]
+        )
+
+
+def test_statements_of_an_import_have_no_short_deadline(app: Flask) -> None:
+    with database_timeouts.statement_deadline(0.01), import_claims.open_connection() as connection:
+        assert connection.execute("select 1 from pg_sleep(0.05)").fetchall() == [(1,)]
 
 
 def test_an_import_overwrites_changes_made_after_its_upload(receive_file: Receive) -> None:

@@ -76,6 +76,23 @@ def test_first_and_last_name_are_joined(header: str) -> None:
     assert accepted_rows(f"{header},mail\nAda,Lovelace,ada@example.com\n")[0].name == "Ada Lovelace"
 
 
+@pytest.mark.parametrize(("cells", "name"), [(",Ada,King", "Ada King"), ("Countess,Ada,King", "Countess")])
+def test_first_and_last_name_fill_an_empty_name(cells: str, name: str) -> None:
+    rows = accepted_rows(f"email,name,first name,last name\nada@example.com,{cells}\n")
+
+    assert [row.name for row in rows] == [name]
+
+
+def test_the_best_known_name_of_a_column_is_used() -> None:
+    rows = accepted_rows("mail,email,customer number,id\nold@example.com,ada@example.com,2,1\n")
+
+    assert [(row.email, row.source_id) for row in rows] == [("ada@example.com", "1")]
+
+
+def test_unknown_columns_may_have_the_same_name() -> None:
+    assert len(accepted_rows("email,,note,note,\nada@example.com,1,2,3,4\n")) == 1
+
+
 def test_id_and_language_are_accepted_as_column_names() -> None:
     row = accepted_rows("id,language,email\n7,de,ada@example.com\n")[0]
 
@@ -94,6 +111,18 @@ def test_a_sep_line_sets_the_delimiter() -> None:
 
     assert [(row.line, row.name) for row in accepted_rows(file)] == [(3, "Ada")]
     assert rejected_rows(file) == [(4, "email_invalid")]
+
+
+def test_a_sep_line_sets_any_delimiter() -> None:
+    assert [row.name for row in accepted_rows("sep=^\r\nemail^name\r\nada@example.com^Ada, Countess\r\n")] == [
+        "Ada, Countess"
+    ]
+
+
+def test_quotation_marks_may_follow_a_space() -> None:
+    rows = accepted_rows('"email", "name"\n"ada@example.com", "King, Ada"\n')
+
+    assert [(row.email, row.name) for row in rows] == [("ada@example.com", "King, Ada")]
 
 
 def test_a_byte_order_mark_is_ignored() -> None:
@@ -119,8 +148,13 @@ def test_unknown_columns_are_ignored() -> None:
         ("email,name,email\na@example.com,A,b@example.com\n", "header_ambiguous"),
         (b"\xff\xd8\xff\xe0\x00\x10JFIF" + bytes(range(256)) * 20, "file_binary"),
         (b"\x89PNG\r\n\x1a\n" + bytes(200), "file_binary"),
+        (b"GIF89a" + b"a" * 200, "file_binary"),
+        (b"%PDF-1.7\nemail,name\nada@example.com,Ada\n", "file_binary"),
+        (b"\x1f\x8b\x08" + b"a" * 200, "file_binary"),
         (b"PK\x03\x04" + bytes(200), "file_workbook"),
+        (b"\xd0\xcf\x11\xe0" + bytes(200), "file_workbook"),
         ("email,name\nada@example.com,Ada\n".encode("utf-16"), "encoding_utf16"),
+        ("\ufeffemail,name\nada@example.com,Ada\n".encode("utf-16-be"), "encoding_utf16"),
         ("email,name\nada@example.com,Ada\n".encode("utf-16-le"), "encoding_utf16"),
     ],
 )
@@ -185,6 +219,30 @@ def test_a_latin_1_row_is_rejected_and_reported_as_text() -> None:
 @pytest.mark.parametrize("address", [b"\xe9@example.com", b"ada@\xe9.example.com", b"a\xe9\xff@x.de"])
 def test_an_email_that_is_not_utf_8_is_rejected_for_its_encoding(address: bytes) -> None:
     assert rejected_rows(b"email\n" + address + b"\nb@example.com\n") == [(2, "encoding_invalid")]
+
+
+def test_a_file_that_ends_within_a_character_is_rejected_there() -> None:
+    assert rejected_rows("email,name\nada@example.com,Zoë".encode()[:-1]) == [(2, "encoding_invalid")]
+
+
+@pytest.mark.parametrize(
+    ("column", "code"), [("source_id", "source_id_invalid"), ("audience", "audience_invalid"), ("name", "name_invalid")]
+)
+def test_a_value_that_is_too_long_rejects_its_row(column: str, code: str) -> None:
+    file = f"email,{column}\nada@example.com,{'x' * 201}\nbob@example.com,{'x' * 100}\n"
+
+    assert (rejected_rows(file), [row.line for row in accepted_rows(file)]) == ([(2, code)], [3])
+
+
+def test_the_excerpt_of_a_rejected_row_is_limited() -> None:
+    [rejection] = parse(f"email,name\nbad,{'x' * 5000}\n")
+
+    assert isinstance(rejection, Rejection)
+    assert rejection.row == f"bad,{'x' * 996}"
+
+
+def test_spaces_around_an_email_are_removed() -> None:
+    assert [row.email_as_given for row in accepted_rows("email,name\n Ada@example.com ,Ada\n")] == ["Ada@example.com"]
 
 
 def test_invalid_utf_8_in_an_ignored_column_is_accepted() -> None:
@@ -290,8 +348,46 @@ def test_an_unknown_locale_is_only_a_warning(file: str, media_type: str) -> None
     ]
 
 
+def test_a_row_with_an_unknown_locale_keeps_its_other_values() -> None:
+    warning, ada = parse(f"email,name,source_id,locale,audience\nAda@example.com,Ada,C1,{'x' * 99},VIP\n")
+
+    assert ada == Row(2, "ada@example.com", "Ada@example.com", "Ada", "", "C1", "VIP")
+    assert isinstance(warning, Rejection)
+    assert f"“{'x' * 60}”" in warning.detail
+
+
 def test_an_invalid_row_with_an_unknown_locale_has_no_warning() -> None:
     assert rejected_rows("email,locale\nada,klingon\n") == [(2, "email_invalid")]
+
+
+# --- suppression lists ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("column", ["Reason", "why", "Type"])
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ("", "unsubscribed"),
+        ("Unsubscribe", "unsubscribed"),
+        ("cleaned", "bounced"),
+        (" Bounce ", "bounced"),
+        ("complaint", "complained"),
+        ("abuse", "complained"),
+        ("SPAM", "complained"),
+    ],
+)
+def test_the_reasons_of_other_mailing_tools_are_known(column: str, given: str, reason: str) -> None:
+    rows = parse_rows([f"email,{column}\nada@example.com,{given}\n".encode()], CSV, "suppressions")
+
+    assert list(rows) == [("ada@example.com", f"2\tada@example.com\t{reason}")]
+
+
+@pytest.mark.parametrize(("hashed", "is_accepted"), [("0" * 64, True), ("0" * 63, False), ("A" * 64, False)])
+def test_only_a_complete_hash_replaces_an_email(hashed: str, is_accepted: bool) -> None:
+    [item] = parse_rows([f"email\n sha256:{hashed} \n".encode()], CSV, "suppressions")
+
+    assert (item == (f"sha256:{hashed}", f"2\tsha256:{hashed}\tunsubscribed")) is is_accepted
+    assert isinstance(item, Rejection) is not is_accepted
 
 
 # --- NDJSON --------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 import pytest
@@ -15,12 +16,17 @@ from tests.support.redemptions import count_lock_waiters
 from tests.support.suppressions import add_suppression, suppression_reasons
 from webapp.accounts.models import AuditEntry
 from webapp.core.email_addresses import hash_email
+from webapp.core.errors import DomainError, InvalidInput
 from webapp.core.extensions import db
+from webapp.core.settings import Settings
 from webapp.customers import actions as customer_actions
 from webapp.customers import queries as customer_queries
 from webapp.customers.models import ERASED_EMAIL_PLACEHOLDER, Suppression
 from webapp.customers.suppressions import actions as suppression_actions
+from webapp.customers.suppressions import queries as suppression_queries
 from webapp.customers.validation import CustomerValues
+
+PAST = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
 
 @pytest.mark.parametrize(
@@ -44,21 +50,22 @@ def test_only_a_stronger_reason_replaces_the_first(app: Flask, first: str, then:
 
 @pytest.mark.parametrize("interface", ["action", "import"])
 @pytest.mark.parametrize(("reason", "is_newer"), [("complained", True), ("bounced", False)])
-def test_the_time_is_that_of_the_strongest_reason(
+def test_time_source_and_detail_are_those_of_the_strongest_reason(
     import_file: ImportFileFixture, interface: str, reason: str, is_newer: bool
 ) -> None:
-    earlier = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
-    add_suppression(reason="unsubscribed")
-    db.session.execute(text("update suppression set at = :at"), {"at": earlier})
+    add_suppression(reason="unsubscribed", source="api", words="by phone")
+    db.session.execute(text("update suppression set at = :at"), {"at": PAST})
     db.session.commit()
 
     if interface == "action":
-        add_suppression(reason=reason)
+        add_suppression(reason=reason, source="relay", words="a report")
     else:
         import_file(f"email,reason\nada@example.com,{reason}\n", kind="suppressions")
 
     db.session.expire_all()
-    assert (db.session.get_one(Suppression, "ada@example.com").at > earlier) is is_newer
+    row = db.session.get_one(Suppression, "ada@example.com")
+    newer = ("relay", "a report") if interface == "action" else ("import", "")
+    assert (row.at > PAST, row.source, row.detail) == (is_newer, *(newer if is_newer else ("api", "by phone")))
 
 
 def test_only_a_campaign_requires_a_customer_with_the_address(app: Flask, make_customer: MakeCustomer) -> None:
@@ -94,7 +101,9 @@ def test_requests_of_the_customer_apply_to_their_new_email_but_bounces_do_not(
     app: Flask, make_customer: MakeCustomer, reason: str, follows: bool, interface: str
 ) -> None:
     ada = make_customer("ada@example.com", source_id="C1")
-    add_suppression("ada@example.com", reason, words="as it was")
+    add_suppression("ada@example.com", reason, "relay", words="as it was")
+    db.session.execute(text("update suppression set at = :at"), {"at": PAST})
+    db.session.commit()
     if interface == "staff":
         customer_actions.update_customer(
             ada.id, CustomerValues("new@example.com", "Ada", source_id="C1"), [], by="tests"
@@ -107,9 +116,27 @@ def test_requests_of_the_customer_apply_to_their_new_email_but_bounces_do_not(
     assert suppression_reasons() == {hash_email("ada@example.com"): reason} | (
         {"new@example.com": reason} if follows else {}
     )
+    # Of the old address nothing is kept that could name the customer.
+    kept = {hash_email("ada@example.com"): ""} | ({"new@example.com": "as it was"} if follows else {})
+    assert {row.email: (row.at, row.source, row.detail) for row in db.session.scalars(select(Suppression))} == {
+        email: (PAST, "relay", detail) for email, detail in kept.items()
+    }
     other = customer_actions.create_customer(CustomerValues("ada@example.com", "Other"), [], by="tests")
     assert customer_queries.find_suppression_reasons([other.id]) == {other.id: reason}
     assert customer_queries.count_audience_members(None) == customer_queries.AudienceTotals(2, 1 + follows)
+
+
+def test_a_removed_suppression_is_removed_under_the_address_and_its_hash(make_customer: MakeCustomer) -> None:
+    ada = make_customer("ada@example.com", suppressed="bounced")
+    add_suppression(hash_email("ada@example.com"), "complained")
+    found = suppression_queries.find_suppression_by_email("ada@example.com")
+    assert found is not None
+    assert found.reason == "complained"
+
+    suppression_actions.remove_suppression("ada@example.com", by="tests")
+
+    assert customer_queries.find_suppression_reasons([ada.id]) == {}
+    assert suppression_reasons() == {}
 
 
 def test_a_suppression_ignores_the_case_of_an_email(app: Flask, make_customer: MakeCustomer) -> None:
@@ -124,10 +151,12 @@ def test_an_erased_customer_stays_suppressed_when_created_again(
     import_file: ImportFileFixture, make_customer: MakeCustomer, reason: str, interface: str
 ) -> None:
     ada = make_customer("ada@example.com")
-    add_suppression("ada@example.com", reason, words="ada@example.com said so")
+    add_suppression("ada@example.com", reason, "relay", words="ada@example.com said so")
+    db.session.execute(text("update suppression set at = :at"), {"at": PAST})
     customer_actions.erase_customer(ada.id, by="tests")
     assert suppression_reasons() == {hash_email("ada@example.com"): reason}
-    assert db.session.scalars(select(Suppression.detail)).all() == [""]
+    kept = db.session.execute(select(Suppression.detail, Suppression.source, Suppression.at)).all()
+    assert kept == [("", "relay", PAST)]
 
     if interface == "import":
         import_file("email\nbob@example.com\nADA@example.com\n")
@@ -159,7 +188,7 @@ STRONGER = [
 def test_of_an_address_and_its_hash_the_stronger_reason_is_kept(
     import_file: ImportFileFixture, make_customer: MakeCustomer, plain: str, hashed: str, kept: str, interface: str
 ) -> None:
-    add_suppression("ada@example.com", plain, source="api")
+    add_suppression("ada@example.com", plain, source="api", words="by phone")
     add_suppression(hash_email("ada@example.com"), hashed, source="relay")
     db.session.execute(text("update suppression set at = '2026-01-02T03:04:05Z'"))
     db.session.commit()
@@ -176,27 +205,36 @@ def test_of_an_address_and_its_hash_the_stronger_reason_is_kept(
 
     assert suppression_reasons() == {"ada@example.com": kept}
     row = db.session.get_one(Suppression, "ada@example.com")
-    assert (row.source, row.at) == ("api" if kept == plain else "relay", datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC))
+    assert (row.source, row.detail, row.at) == (*(("api", "by phone") if kept == plain else ("relay", "")), PAST)
 
 
 @pytest.mark.parametrize(("new", "old", "kept"), STRONGER)
 def test_a_moved_suppression_does_not_weaken_that_of_the_new_address(
     make_customer: MakeCustomer, new: str, old: str, kept: str
 ) -> None:
-    ada = make_customer("ada@example.com", suppressed=old)
-    add_suppression("new@example.com", new)
+    ada = make_customer("ada@example.com")
+    add_suppression("ada@example.com", old, "api", words="old")
+    add_suppression("new@example.com", new, "relay", words="new")
+    db.session.execute(text("update suppression set at = :at where words = 'old'"), {"at": PAST})
     customer_actions.update_customer(ada.id, CustomerValues("new@example.com", "Ada"), [], by="tests")
     assert suppression_reasons() == {"new@example.com": kept, hash_email("ada@example.com"): old}
+    row = db.session.get_one(Suppression, "new@example.com")
+    expected = ("relay", "new", False) if kept == new else ("api", "old", True)
+    assert (row.source, row.detail, row.at == PAST) == expected
 
 
 @pytest.mark.parametrize(("hashed", "plain", "kept"), [row for row in STRONGER if row[1] != "bounced"])
 def test_an_erasure_keeps_the_stronger_reason_under_the_hash(
     make_customer: MakeCustomer, hashed: str, plain: str, kept: str
 ) -> None:
-    ada = make_customer("ada@example.com", suppressed=plain)
-    add_suppression(hash_email("ada@example.com"), hashed)
+    ada = make_customer("ada@example.com")
+    add_suppression("ada@example.com", plain, "api")
+    add_suppression(hash_email("ada@example.com"), hashed, "relay")
+    db.session.execute(text("update suppression set at = :at where source = 'api'"), {"at": PAST})
     customer_actions.erase_customer(ada.id, by="tests")
     assert suppression_reasons() == {hash_email("ada@example.com"): kept}
+    row = db.session.scalars(select(Suppression)).one()
+    assert (row.source, row.at == PAST) == (("relay", False) if kept == hashed else ("api", True))
 
 
 def test_an_erased_customer_cannot_be_unsubscribed(make_customer: MakeCustomer) -> None:
@@ -238,6 +276,29 @@ def test_every_change_of_the_list_is_in_the_audit_log(make_customer: MakeCustome
 def test_a_detail_is_cut_and_loses_its_null_characters(app: Flask) -> None:
     add_suppression(words="a\0" * 999 + "bcd")
     assert db.session.get_one(Suppression, "ada@example.com").detail == "a" * 999 + "b"
+
+
+def test_a_long_note_is_cut_before_the_earlier_detail(app: Flask) -> None:
+    add_suppression("ada@example.com", "bounced", words="5.1.1 User unknown")
+    suppression_actions.add_suppression_by_staff("ada@example.com", "unsubscribed", "tests", "x" * 2000)
+    detail = db.session.get_one(Suppression, "ada@example.com").detail
+    assert (len(detail), detail.strip("x")) == (1000, "; before: bounced, 5.1.1 User unknown")
+
+
+@pytest.mark.parametrize("address", ["news@example.com", "BOUNCES@example.com"])
+def test_no_address_of_the_shop_can_be_suppressed(with_settings: Callable[..., Settings], address: str) -> None:
+    with_settings(mail_default_sender="Shop <News@Example.com>", mail_bounce_address="Bounces@example.com")
+    with pytest.raises(InvalidInput) as raised:
+        suppression_actions.add_suppression_by_staff(address, "bounced", by="tests")
+    assert raised.value.errors[0].key == "own_address"
+    assert suppression_reasons() == {}
+
+
+def test_an_email_by_hand_is_refused_for_any_spelling_of_a_suppressed_address(app: Flask) -> None:
+    add_suppression(hash_email("ada@example.com"), "unsubscribed")
+    with pytest.raises(DomainError, match="suppression list") as raised:
+        suppression_actions.check_not_suppressed(" ADA@Example.com")
+    assert raised.value.key == "suppressed"
 
 
 def test_a_bounce_waits_for_an_erasure_that_is_about_to_commit(app: Flask, make_customer: MakeCustomer) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 from flask import Flask
@@ -10,10 +11,13 @@ from flask.testing import FlaskClient
 
 from tests.support.factories import MakeCustomer
 from webapp.accounts import api_key_actions
+from webapp.core.extensions import db
 from webapp.core.settings import Settings
 from webapp.customers import queries as customer_queries
 from webapp.customers.imports import processing as import_processing
 from webapp.customers.imports import queries as import_queries
+from webapp.customers.models import CustomerImport, Suppression
+from webapp.views.api.schemas.customers import import_json
 
 CSV = "text/csv"
 NDJSON = "application/x-ndjson"
@@ -40,6 +44,69 @@ def test_a_file_is_imported_and_its_progress_reported(api: FlaskClient) -> None:
         "error": None,
     }
     assert [(error["line"], error["code"]) for error in progress["errors"]] == [(3, "email_invalid")]
+
+
+def test_the_progress_has_every_number_and_time(api: FlaskClient) -> None:
+    """All numbers differ, so that none can be that of another name."""
+    numbers = {"size": 90, "read": 80, "rows": 70, "created": 10, "updated": 20, "unchanged": 3, "duplicates": 4}
+    at = datetime(2026, 5, 1, 12, tzinfo=UTC)
+    row = CustomerImport(
+        filename="a.csv", media_type=CSV, status="failed", error_code="disk_full", error="It is full.", by="tests"
+    )
+    for name, value in {**numbers, "rejected": 33, "created_at": at, "finished_at": at + timedelta(hours=1)}.items():
+        setattr(row, name, value)
+    db.session.add(row)
+    db.session.commit()
+
+    assert api.get(f"/api/v1/imports/{row.id}").get_json() == {
+        "id": row.id,
+        "status": "failed",
+        "error": {"code": "disk_full", "detail": "It is full."},
+        "filename": "a.csv",
+        **numbers,
+        "rejected": 33,
+        "created_at": "2026-05-01T12:00:00Z",
+        "finished_at": "2026-05-01T13:00:00Z",
+        "errors": [],
+        "next_cursor": None,
+    }
+
+
+def test_times_are_in_utc_with_any_time_zone_of_the_database() -> None:
+    at = datetime(2026, 5, 1, 1, tzinfo=timezone(timedelta(hours=2)))
+
+    assert import_json(CustomerImport(created_at=at), [], None)["created_at"] == "2026-04-30T23:00:00Z"
+
+
+@pytest.mark.parametrize(("content_type", "name"), [(CSV, "tests.csv"), (NDJSON, "tests.ndjson")])
+def test_a_file_is_named_after_its_key(api: FlaskClient, content_type: str, name: str) -> None:
+    file = "email\nada@example.com\n" if content_type == CSV else '{"email": "ada@example.com"}'
+
+    api.post("/api/v1/customers/import", data=file, content_type=content_type)
+
+    assert [(row.filename, row.by) for row in import_queries.list_imports()] == [(name, "API key tests")]
+
+
+@pytest.mark.parametrize("reason", ["unsubscribed", "bounced"])
+def test_a_suppressed_customer_says_why_and_since_when(
+    api: FlaskClient, make_customer: MakeCustomer, reason: str
+) -> None:
+    make_customer("Ada@example.com", source_id="C1")
+    since = datetime(2026, 5, 1, 12, tzinfo=UTC)
+    suppression = Suppression(email="ada@example.com", reason=reason, at=since, source="relay", detail="5.1.1")
+    db.session.add(suppression)
+    db.session.commit()
+
+    customer = api.get("/api/v1/customers/C1").get_json()
+
+    assert customer["email"] == "Ada@example.com"
+    assert customer["suppression"] == {
+        "reason": reason,
+        "since": "2026-05-01T12:00:00Z",
+        "source": "relay",
+        "detail": "5.1.1",
+    }
+    assert customer["unsubscribed_at"] == ("2026-05-01T12:00:00Z" if reason == "unsubscribed" else None)
 
 
 def test_ndjson_with_a_charset_is_imported_into_the_audience(api: FlaskClient) -> None:
@@ -96,11 +163,12 @@ def test_an_invalid_file_is_rejected(
 
 
 def test_a_file_that_is_too_large_is_rejected(api: FlaskClient, with_settings: Callable[..., Settings]) -> None:
-    with_settings(max_upload_bytes=1000)
+    with_settings(max_upload_bytes=1_500_000)
 
-    response = api.post("/api/v1/customers/import", data=b"email\n" + b"a@example.com\n" * 100, content_type=CSV)
+    response = api.post("/api/v1/customers/import", data=b"email\n" + b"a@example.com\n" * 150_000, content_type=CSV)
 
     assert (response.status_code, response.get_json()["code"]) == (413, "too_large")
+    assert import_queries.list_imports() == []
 
 
 def test_an_unknown_import_is_not_found(api: FlaskClient) -> None:

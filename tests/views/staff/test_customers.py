@@ -12,7 +12,7 @@ from itertools import chain
 
 import pytest
 from flask.testing import FlaskClient
-from sqlalchemy import select, update
+from sqlalchemy import select, text, update
 from werkzeug.test import TestResponse
 
 from tests.support.factories import MakeCustomer
@@ -70,6 +70,21 @@ def test_the_list_can_be_filtered_by_audience(staff: FlaskClient, make_customer:
 
     assert "vip@example.com" in page
     assert "other@example.com" not in page
+    assert f'href="/customers.csv?audience={vip.id}"' in page
+    assert 'href="/customers.csv"' in staff.get("/customers").text
+
+
+def test_the_list_shows_who_is_suppressed(staff: FlaskClient, make_customer: MakeCustomer) -> None:
+    make_customer("ada@example.com", suppressed="complained")
+    make_customer("bob@example.com")
+
+    page = staff.get("/customers").text
+
+    rows = [re.sub(r"<[^>]*>", " ", row).split() for row in page.partition("<tbody>")[2].split("</tr>")[:2]]
+    assert [(row[0], "Complained" in row, "Allowed" in row) for row in rows] == [
+        ("bob@example.com", False, True),
+        ("ada@example.com", True, False),
+    ]
 
 
 @pytest.mark.parametrize("query", ["audience=x", "audience=99999999999999999999", "before=x", "q=%00", "after=-1"])
@@ -81,10 +96,39 @@ def test_pages_are_linked_both_ways(
     staff: FlaskClient, make_customer: MakeCustomer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("webapp.views.staff.customers.PAGE_SIZE", 2)
-    ids = [make_customer(f"c{n}@example.com").id for n in range(3)]
+    for n in range(5):
+        make_customer(f"c{n}@example.com")
+        make_customer(f"other{n}@example.com")
 
-    assert f"before={ids[1]}" in staff.get("/customers").text
-    assert f"after={ids[0]}" in staff.get(f"/customers?before={ids[1]}").text
+    def follow(url: str, rel: str) -> tuple[list[list[str]], str]:
+        pages, last_url = [], url
+        while url:
+            page, last_url = staff.get(url).text, url
+            pages.append(re.findall(r">(\w+)@example.com</bdi>", page))
+            url = html.unescape(page.partition(f'rel="{rel}" href="')[2].partition('"')[0])
+        return pages, last_url
+
+    forward, last_url = follow("/customers?q=c", "next")
+    back, first_url = follow(last_url, "prev")
+
+    assert forward == [["c4", "c3"], ["c2", "c1"], ["c0"]]
+    assert back == forward[::-1]
+    assert 'rel="prev"' not in staff.get("/customers?q=c").text + staff.get(first_url).text
+
+
+def test_estimated_numbers_are_shown_as_such(
+    staff: FlaskClient, make_customer: MakeCustomer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vip = audience_actions.create_audience("VIP", by="tests")
+    for n in range(3):
+        customer_actions.create_customer(CustomerValues(f"c{n}@example.com"), [vip.id], by="tests")
+    db.session.execute(text("analyze customer, audience_member"))
+    db.session.commit()
+
+    assert "About" not in staff.get("/customers").text + staff.get("/customers/audiences").text
+    monkeypatch.setattr(customer_queries, "EXACT_COUNT_LIMIT", 3)
+    assert "About 3 customers" in staff.get("/customers").text
+    assert "About 3" in staff.get("/customers/audiences").text
 
 
 # --- one customer --------------------------------------------------------------------------------
@@ -150,12 +194,29 @@ def test_invalid_input_is_reported_and_kept(staff: FlaskClient) -> None:
 
 def test_a_customer_is_updated(staff: FlaskClient, make_customer: MakeCustomer) -> None:
     ada = make_customer("ada@example.com", source_id="C1", locale="en")
-    assert 'value="ada@example.com"' in staff.get(f"/customers/{ada.id}/edit").text
+    page = staff.get(f"/customers/{ada.id}/edit").text
+    assert all(f'value="{value}"' in page for value in ("ada@example.com", "Ada Lovelace", "C1", "en"))
 
     staff.post(f"/customers/{ada.id}/edit", data={"email": "countess@example.com", "name": "Ada", "source_id": "C1"})
 
     db.session.expire_all()
     assert (ada.email, ada.source_id, ada.locale) == ("countess@example.com", "C1", None)
+
+
+def test_saving_the_unchanged_form_changes_nothing(staff: FlaskClient) -> None:
+    vip, _ = audience_actions.create_audience("VIP", by="tests"), audience_actions.create_audience("News", by="tests")
+    values = CustomerValues("Ada@Example.com", "Ada", "en-GB", "C1")
+    ada = customer_actions.create_customer(values, [vip.id], by="tests")
+    page = staff.get(f"/customers/{ada.id}/edit").text
+    inputs = [dict(re.findall(r'(\w+)="([^"]*)"', tag)) | {"tag": tag} for tag in re.findall(r"<input[^>]*>", page)]
+    form = {item["name"]: item.get("value", "") for item in inputs if item.get("type") != "checkbox" and "name" in item}
+    checked = [item["value"] for item in inputs if re.search(r"\bchecked\b", item["tag"])]
+
+    response = staff.post(f"/customers/{ada.id}/edit", data={**form, "audiences": checked})
+
+    assert response.status_code == 302
+    assert checked == [str(vip.id)]
+    assert "customer.changed" not in db.session.scalars(select(AuditEntry.action)).all()
 
 
 def test_viewers_can_read_but_not_create_import_or_export(
@@ -177,6 +238,7 @@ def test_audiences_are_created_and_renamed(staff: FlaskClient) -> None:
     staff.post("/customers/audiences", data={"name": "VIP"})
     vip = customer_queries.find_audience_by_name("VIP")
     assert vip is not None
+    assert 'value="VIP"' in staff.get(f"/customers/audiences/{vip.id}").text
 
     staff.post(f"/customers/audiences/{vip.id}", data={"name": "Regulars"})
 
@@ -202,6 +264,13 @@ def test_an_upload_is_queued_and_redirects_to_its_import(staff: FlaskClient) -> 
     assert response.status_code == 302
     assert response.headers["Location"] == f"/customers/imports/{row.id}"
     assert (row.status, row.filename, row.by) == ("queued", "customers.csv", "manager@example.com")
+    [audience] = customer_queries.list_audiences()
+    assert (audience.id, audience.name) == (row.audience_id, "VIP")
+    assert "Audience: VIP." in staff.get(f"/customers/imports/{row.id}").text
+
+
+def test_the_form_for_an_audience_names_it(staff: FlaskClient) -> None:
+    assert 'value="New &amp; old"' in staff.get("/customers/import?audience=New+%26+old").text
 
 
 @pytest.mark.parametrize(
@@ -263,9 +332,10 @@ def test_a_file_of_another_type_is_rejected(
     assert import_queries.list_imports() == []
 
 
-@pytest.mark.parametrize("name", ["A.CSV", "a.tsv", "a.txt", "a.ndjson", "a.jsonl"])
+@pytest.mark.parametrize("name", ["A.CSV", "a.tsv", "a.txt", "a.ndjson", "a.jsonl", "A.JSONL"])
 def test_text_files_are_accepted(staff: FlaskClient, name: str) -> None:
-    file = b'{"email": "ada@example.com"}' if name.endswith(("ndjson", "jsonl")) else b"email\nada@example.com\n"
+    is_json = name.lower().endswith(("ndjson", "jsonl"))
+    file = b'{"email": "ada@example.com"}' if is_json else b"email\nada@example.com\n"
 
     assert upload(staff, file, name).status_code == 302
 
@@ -388,6 +458,48 @@ def test_an_import_with_some_rejected_rows_is_done(staff: FlaskClient, import_fi
     assert "Import another file" not in page
 
 
+def test_the_page_of_an_import_leads_to_its_audience(staff: FlaskClient, import_file: ImportFileFixture) -> None:
+    done = import_file("email\nada@example.com\n", audience="VIP")
+    rejected = import_file("email\nbad\n", audience="VIP")
+
+    pages = [staff.get(f"/customers/imports/{row.id}").text for row in (done, rejected)]
+
+    assert f'href="/customers?audience={done.audience_id}"' in pages[0]
+    assert 'href="/customers/import?audience=VIP"' in pages[1]
+
+
+def test_the_page_of_a_running_import_shows_its_step(staff: FlaskClient, import_file: ImportFileFixture) -> None:
+    row = import_file("email\nno address\nada@example.com\nbob@example.com\n")
+    row.status, row.finished_at, row.created = "running", None, 1
+    db.session.commit()
+    merging = staff.get(f"/customers/imports/{row.id}").text
+    row.merged_to, row.size, row.read = None, 4096, 1024
+    db.session.commit()
+    reading = staff.get(f"/customers/imports/{row.id}").text
+
+    assert "Step 2 of 2: customers imported" in merging
+    assert 'max="2" value="1"' in merging
+    assert "Step 1 of 2: reading the file (kB)" in reading
+    assert 'max="4" value="1"' in reading
+    # Rejected rows are listed when all are known.
+    assert "no address" not in merging + reading
+
+
+def test_the_page_of_a_failed_import_says_why(staff: FlaskClient, import_file: ImportFileFixture) -> None:
+    row = import_file("email\n" + "\n" * 70_000)
+
+    assert "The file has a header but no rows." in staff.get(f"/customers/imports/{row.id}").text
+
+
+def test_the_page_of_an_import_shows_its_speed(staff: FlaskClient, import_file: ImportFileFixture) -> None:
+    row = import_file("email\nada@example.com\nbob@example.com\n")
+    assert row.started_at is not None
+    row.finished_at = row.started_at + timedelta(seconds=1)
+    db.session.commit()
+
+    assert "2 rows per second." in staff.get(f"/customers/imports/{row.id}").text
+
+
 def test_the_page_of_an_unfinished_import_polls(staff: FlaskClient, receive_file: Callable[..., int]) -> None:
     import_id = receive_file("email\nada@example.com\n")
 
@@ -438,12 +550,15 @@ def test_rejected_rows_are_shown_in_pages(
 def test_the_list_of_imports_links_to_its_first_page(
     staff: FlaskClient, import_file: ImportFileFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("webapp.views.staff.imports.PAGE_SIZE", 1)
+    monkeypatch.setattr("webapp.views.staff.imports.PAGE_SIZE", 2)
     ids = [import_file("email\nada@example.com\n").id for _index in range(3)]
 
-    last_page = staff.get(f"/customers/imports?before={ids[1]}").text
+    first_page = staff.get("/customers/imports").text
+    last_page = staff.get(first_page.partition('rel="next" href="')[2].partition('"')[0]).text
 
-    assert f"/customers/imports/{ids[0]}" in last_page
+    listed = [re.findall(r'href="/customers/imports/(\d+)"', page) for page in (first_page, last_page)]
+    assert listed == [[str(ids[2]), str(ids[1])], [str(ids[0])]]
+    assert 'rel="next"' not in last_page
     assert re.search(r'href="/customers/imports">\s*<svg.*</svg>\s*First page', last_page, re.DOTALL)
     assert 'rel="prev"' not in last_page
 
@@ -451,8 +566,10 @@ def test_the_list_of_imports_links_to_its_first_page(
 def test_rejected_rows_are_downloaded_with_their_reasons(staff: FlaskClient, import_file: ImportFileFixture) -> None:
     row = import_file('email,name\n"=bad","x\ny"\n')
 
-    rows = list(csv.reader(io.StringIO(staff.get(f"/customers/imports/{row.id}/rejected.csv").text)))
+    response = staff.get(f"/customers/imports/{row.id}/rejected.csv")
+    rows = list(csv.reader(io.StringIO(response.text)))
 
+    assert response.headers["Content-Disposition"] == f'attachment; filename="import-{row.id}-rejected.csv"'
     assert rows[0] == ["line", "code", "detail", "row"]
     assert rows[1][:2] == ["2", "email_invalid"]
     assert rows[1][3] == '"=bad","x\ny"'
@@ -514,14 +631,14 @@ def test_an_export_can_be_imported_and_contains_no_formula(
 def test_an_export_of_an_audience_lists_its_members_and_is_audited(
     staff: FlaskClient, make_customer: MakeCustomer
 ) -> None:
-    vip = audience_actions.create_audience("VIP", by="tests")
+    vip, news = (audience_actions.create_audience(name, by="tests") for name in ("VIP", "News"))
     customer_actions.create_customer(CustomerValues("vip@example.com"), [vip.id], by="tests")
-    make_customer("other@example.com")
+    customer_actions.create_customer(CustomerValues("other@example.com"), [news.id], by="tests")
+    make_customer("another@example.com")
 
     file = staff.get(f"/customers.csv?audience={vip.id}").text
 
-    assert "vip@example.com" in file
-    assert "other@example.com" not in file
+    assert re.findall(r"\w+@example.com", file) == ["vip@example.com"]
     assert db.session.query(AuditEntry).filter_by(action="customers.exported", subject="VIP").count() == 1
 
 

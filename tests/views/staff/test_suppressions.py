@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,7 @@ from tests.support.imports import import_counts, rejected_rows
 from tests.support.suppressions import add_suppression, suppression_reasons
 from webapp.accounts.models import AuditEntry
 from webapp.campaigns import queries as campaign_queries
+from webapp.campaigns.launch import actions as launch_actions
 from webapp.core.email_addresses import hash_email
 from webapp.core.extensions import db
 from webapp.customers import actions as customer_actions
@@ -52,16 +54,26 @@ def test_the_list_is_searched_by_address_hash_and_reason(staff: FlaskClient) -> 
 def test_a_long_list_is_paginated(staff: FlaskClient) -> None:
     for n in range(120):
         db.session.add(Suppression(email=f"c{n:03}@example.com", reason="bounced", source="import"))
+        db.session.add(Suppression(email=f"c{n:03}@example.net", reason="complained", source="import"))
+        db.session.add(Suppression(email=f"d{n:03}@example.net", reason="bounced", source="import"))
     db.session.commit()
-    listed, url = [], LIST
+    assert "360 addresses" in staff.get(LIST).text
+    filters = "?q=c&reason=bounced"
+    listed, url = [], LIST + filters
     while url:
         page = staff.get(url).text
         listed += [n for n in range(120) if f"c{n:03}@example.com</bdi>" in page]
         next_url = page.partition('rel="next" href="')[2].partition('"')[0]
         url = next_url.replace("&amp;", "&")
+        assert "example.net" not in page
     assert listed == list(range(120))
     assert "First page" in page
+    assert f'href="{LIST}{filters.replace("&", "&amp;")}"' in page
     assert 'rel="prev"' not in page
+
+
+def test_the_form_of_an_address_has_it(staff: FlaskClient) -> None:
+    assert 'value="ada+1@example.com"' in staff.get(f"{LIST}/new?email=ada%2B1@example.com").text
 
 
 def test_an_address_is_added(staff: FlaskClient, make_customer: MakeCustomer) -> None:
@@ -128,6 +140,30 @@ def test_a_manager_removes_a_customer_after_a_warning(staff: FlaskClient, make_c
     assert audit_entries() == [("suppression.lifted", f"customer {ada.id}")]
 
 
+@pytest.mark.parametrize(
+    ("reason", "warning"),
+    [("bounced", "reported that this address does not exist."), ("unsubscribed", "This person unsubscribed.")],
+)
+def test_the_warning_before_a_removal_depends_on_the_reason(
+    staff: FlaskClient, make_customer: MakeCustomer, reason: str, warning: str
+) -> None:
+    make_customer("ada@example.com", suppressed=reason)
+
+    assert warning in staff.get(f"{LIST}/lift?email=ada@example.com").text
+
+
+def test_an_entry_of_a_campaign_names_its_offer(
+    staff: FlaskClient, make_customer: MakeCustomer, make_offer: Callable[..., Any]
+) -> None:
+    make_customer("ada@example.com")
+    for code in ("SUMMER25", "WINTER"):
+        launch_actions.launch_announcement(make_offer(code, name=code.title()).id, "tests")
+    add_suppression("ada@example.com", "unsubscribed", source=2)
+
+    for path in (LIST, "/customers/1", f"{LIST}/lift?email=ada@example.com"):
+        assert re.search(r'<a href="/campaigns/2">\s*Campaign for Winter\s*</a>', staff.get(path).text)
+
+
 def test_the_removed_address_is_that_of_the_form(staff: FlaskClient, make_customer: MakeCustomer) -> None:
     for name in ("ada", "bob"):
         make_customer(f"{name}@example.com", suppressed="complained")
@@ -188,7 +224,7 @@ def test_a_list_of_another_mailing_tool_is_imported(staff: FlaskClient, make_cus
         "long@example.com;spam;x;y\n"
         ";bounced\n",
     )
-    assert row.status == "done"
+    assert (row.status, row.by) == ("done", "manager@example.com")
     assert import_counts(row) == {"rows": 10, "created": 6, "unchanged": 1, "duplicates": 1, "rejected": 2}
     assert rejected_rows(row) == [
         (7, "email_invalid"),

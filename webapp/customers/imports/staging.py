@@ -220,7 +220,7 @@ _RESTORE_SUPPRESSIONS: LiteralString = """
     cast(%(emails)s as text[]), cast(%(reasons)s as text[]), cast(%(times)s as timestamptz[]),
     cast(%(sources)s as text[])
   )
-  on conflict (email) do update set reason = excluded.reason, at = excluded.at, source = excluded.source
+  on conflict (email) do update set reason = excluded.reason, at = excluded.at, source = excluded.source, words = ''
   where array_position(array['bounced', 'unsubscribed', 'complained'], excluded.reason)
     > array_position(array['bounced', 'unsubscribed', 'complained'], existing.reason)
 """
