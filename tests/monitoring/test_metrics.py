@@ -153,8 +153,12 @@ def test_relay_trouble_and_automatic_pauses_are_counted(api: FlaskClient, campai
     assert scrape_troubles() == (0, 0)
     campaign.delivery_warning = "The mail relay can't be reached."
     assert scrape_troubles() == (1, 0)
-    campaign.delivery_warning, campaign.status, campaign.pause_reason = None, "paused", "the relay refuses us: 535"
+    # The warning of a campaign that no longer sends is history, as is the reason of a pause that has ended.
+    campaign.status, campaign.pause_reason = "done", "the relay refuses us: 535"
+    assert scrape_troubles() == (0, 0)
+    campaign.delivery_warning, campaign.status = None, "paused"
     assert scrape_troubles() == (0, 1)
+    assert scrape(api)["onecode_campaign_mails", (str(campaign.id), "sent")] == 2
     campaign.pause_reason = "paused by ada@example.com"
     assert scrape_troubles() == (0, 0)
 
@@ -207,9 +211,14 @@ def test_counts_of_redemptions_failed_codes_and_imports_match_the_rows(
 
 def test_queue_database_and_migration_have_metrics(api: FlaskClient) -> None:
     db.session.execute(
-        text("insert into huey_task (queue, data) values ('onecode', ''), ('onecode', ''), ('other', '')")
+        text(
+            "insert into huey_task (queue, data, enqueued_at) values ('onecode', '', now()), ('onecode', '', now()),"
+            " ('other', '', now() - interval '1 day')"
+        )
     )
-    db.session.execute(text("insert into huey_schedule (queue, data, timestamp) values ('onecode', '', 0)"))
+    db.session.execute(
+        text("insert into huey_schedule (queue, data, timestamp) values ('onecode', '', 0), ('other', '', 0)")
+    )
     db.session.commit()
 
     found = scrape(api)
