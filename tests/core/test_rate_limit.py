@@ -215,12 +215,6 @@ def test_reading_a_page_is_not_counted(client: FlaskClient) -> None:
     assert count_rows() == 0
 
 
-def test_no_two_views_share_a_limit(app: Flask) -> None:
-    views = {view for view in app.view_functions.values() if hasattr(view, "request_limits")}
-    names = [name for view in views for name in {limit._name for limit, _key in view.request_limits}]
-    assert len(names) == len(set(names)) > 5
-
-
 def test_a_text_that_is_no_email_counts_without_the_spaces_around_it() -> None:
     assert email_attempt_key(" x\n") == email_attempt_key("x") != email_attempt_key("X")
 

@@ -99,12 +99,12 @@ def test_every_value_has_its_name_and_labels(monkeypatch: pytest.MonkeyPatch) ->
     page, _media_type = exposition.render_metrics(SNAPSHOT, ServerMetrics("1.2", WEB, WriteCheck(True, 0.25)))
 
     samples = [sample for family in parse_metrics(page.decode()) for sample in family.samples]
+    labels = [",".join(f'{name}="{value}"' for name, value in sorted(sample.labels.items())) for sample in samples]
     found = {
-        sample.name + ("{" + ",".join(f'{k}="{v}"' for k, v in sorted(sample.labels.items())) + "}") * bool(sample.labels)
-        + f" {sample.value:g}"
-        for sample in samples
+        f"{sample.name}{{{text}}} {sample.value:g}".replace("{}", "")
+        for sample, text in zip(samples, labels, strict=True)
         if sample.value
-    }  # fmt: skip
+    }
     assert found == set(VALUES.split("\n")) - {""}
 
 
