@@ -75,7 +75,7 @@ class FatalDiskFull(errors.DiskFull):
 )
 def test_a_server_that_stops_for_a_full_disk_is_an_outage(error: BaseException | None, is_full: bool) -> None:
     assert database_health.is_disk_full(error) is is_full
-    assert database_health.is_disk_full(OperationalError("", {}, error)) is is_full
+    assert database_health.is_disk_full(OperationalError("", {}, error or ValueError())) is is_full
 
 
 @pytest.mark.parametrize(

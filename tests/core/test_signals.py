@@ -61,7 +61,9 @@ def test_a_process_waits_for_its_parent_with_any_kernel(
         return 8
 
     waits: Queue[tuple[int, int | None]] = Queue()
-    monkeypatch.setattr(signals.multiprocessing, "parent_process", lambda: SimpleNamespace(pid=1234, sentinel=7))
+    monkeypatch.setattr(
+        "webapp.core.signals.multiprocessing.parent_process", lambda: SimpleNamespace(pid=1234, sentinel=7)
+    )
     monkeypatch.setattr("webapp.core.signals.os.pidfd_open", open_descriptor)
     monkeypatch.setattr(signals, "_stop_after", lambda *arguments: waits.put(arguments))
 
@@ -71,7 +73,7 @@ def test_a_process_waits_for_its_parent_with_any_kernel(
 
 
 def test_a_process_without_a_parent_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(signals.multiprocessing, "parent_process", lambda: None)
+    monkeypatch.setattr("webapp.core.signals.multiprocessing.parent_process", lambda: None)
     monkeypatch.setattr("webapp.core.signals.os.pidfd_open", pytest.fail)
 
     signals.stop_with_parent()
