@@ -316,6 +316,7 @@ def test_the_environment_precedes_the_env_file_and_that_the_saved_port(
     assert (settings.mail_connections, settings.shop_name, settings.port) == (6, "Florist", 8123)
     # The mail sink and its page.
     assert (settings.mail_port, settings.sink_page_port, settings.public_url) == (8124, 8125, "http://127.0.0.1:8123")
+    assert settings.mail_server == "127.0.0.1"
     (tmp_path / ".env").write_text("PORT=8200\n")
     assert app_settings.load_settings().port == 8200
 

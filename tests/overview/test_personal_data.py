@@ -278,11 +278,10 @@ def test_suppressions_are_in_the_order_of_time_and_audiences_in_that_of_their_na
 ) -> None:
     ada = make_customer("ada@example.com", suppressed="unsubscribed")
     hashed = Suppression(email=hash_email("ada@example.com"), reason="bounced", source="tests")
-    db.session.add_all(
-        [hashed, *(Audience(id=7 - n, name=name) for n, name in enumerate(("Alumni", "Guests", "VIPs")))]
-    )
+    audiences = [Audience(id=key, name=name) for key, name in ((5, "Guests"), (7, "VIPs"), (6, "Alumni"))]
+    db.session.add_all([hashed, *audiences])
     db.session.flush()
-    for audience_id in (6, 5, 7):
+    for audience_id in (5, 6, 7):
         db.session.add(AudienceMember(audience_id=audience_id, customer_id=ada.id))
     hashed.at = datetime(2026, 1, 1, tzinfo=UTC)
     db.session.commit()
