@@ -325,6 +325,7 @@ def test_the_secret_is_created_once_in_a_folder_of_the_users_home(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
 
     first, second = (app_settings.load_settings({"INSTANCE_PATH": "~/a/b"}) for _ in range(2))
 
