@@ -43,6 +43,20 @@ def test_the_text_of_the_process_that_was_faster_is_returned(tmp_path: Path, mon
     assert os.listdir(tmp_path) == ["secret_key"]
 
 
+def test_a_process_that_was_killed_while_writing_does_not_prevent_the_next_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "port"
+    with monkeypatch.context() as killed:
+        killed.setattr(os, "replace", lambda *_paths: None)
+        atomic_files.write_atomically(path, "8000")
+    assert not path.exists()
+
+    atomic_files.write_atomically(path, "8001")
+
+    assert path.read_text() == "8001"
+
+
 def test_a_failed_write_keeps_the_old_text_and_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "port"
     path.write_text("8000")
@@ -62,6 +76,9 @@ def test_a_failed_write_keeps_the_old_text_and_leaves_no_file(tmp_path: Path, mo
     ("error", "expected"),
     [
         (OSError(errno.ENOSPC, "full"), True),
+        (OSError(errno.EDQUOT, "quota exceeded"), True),
+        (OSError(errno.EROFS, "read-only"), True),
+        (OSError(errno.EPERM, "not permitted"), True),
         (OSError(errno.ENOENT, "missing", "{folder}/a"), True),
         (OSError(errno.ENOENT, "missing", "/elsewhere"), False),
         (OSError("1 error: No space left on device"), True),

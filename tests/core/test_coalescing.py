@@ -105,6 +105,25 @@ def test_an_error_reaches_only_the_requests_of_its_group() -> None:
     assert coalescer.submit(4) == 8
 
 
+@pytest.mark.parametrize(("results", "error"), [(SystemExit(), SystemExit), ([], RuntimeError), ([1, 2], RuntimeError)])
+def test_after_a_handler_that_ends_or_returns_a_wrong_number_of_results_the_next_one_runs(
+    results: BaseException | list[int], error: type[BaseException]
+) -> None:
+    answers: list[BaseException | list[int]] = [results, [42]]
+
+    def work(requests: Sequence[int]) -> list[int]:
+        answer = answers.pop(0)
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
+
+    coalescer = Coalescer(work, max_group_size=4, timeout=0.05)
+    with pytest.raises(error):
+        coalescer.submit(1)
+
+    assert coalescer.submit(21) == 42
+
+
 def test_a_request_that_times_out_while_waiting_is_not_processed() -> None:
     work = WorkItem()
     coalescer = Coalescer(work, max_group_size=64, timeout=0.05)

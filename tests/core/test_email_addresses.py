@@ -21,6 +21,8 @@ from webapp.core.errors import InvalidInput
         ("ada@Bu\u0308cher.example", "ada@xn--bcher-kva.example"),
         ("ada@B\u00dcCHER.example", "ada@xn--bcher-kva.example"),
         ("ada@xn--bcher-kva.example", "ada@xn--bcher-kva.example"),
+        ("ada@XN--BCHER-KVA.example", "ada@xn--bcher-kva.example"),
+        ("ada@stra\u00dfe.example", "ada@xn--strae-oqa.example"),
         ("\u0939\u093f\u0928\u094d\u0926\u0940@example.com", "\u0939\u093f\u0928\u094d\u0926\u0940@example.com"),
     ],
 )
@@ -59,6 +61,8 @@ def test_an_address_of_the_maximum_length_is_valid(given: str) -> None:
         "ada@example",
         "ada@example.1",
         "ada@-example.com",
+        "ada@xn--a.example",
+        "\u00e9\u200b@example.com",
         "example.com",
         "a@b@example.com",
     ],
@@ -86,6 +90,7 @@ def test_a_hash_is_that_of_the_address_in_utf_8() -> None:
     [
         ("550 <ada@example.com> unknown", "550 … unknown"),
         ('550 "Ada L"@example.com unknown', "550 … unknown"),
+        ("550 <ren\u00e9@example.com> unknown", "550 … unknown"),
         ("550 user@ unknown", "550 user@ unknown"),
     ],
 )

@@ -70,6 +70,8 @@ def test_times_for_customers_are_those_of_the_language() -> None:
     assert formatting.format_day(at, "Europe/Berlin", "de") == "4. Mai 2026"
     assert formatting.format_customer_datetime(at, "Europe/Berlin", "de") == "4. Mai 2026, 00:30 CEST"
     assert formatting.format_customer_datetime(at, "UTC", "en") == "3 May 2026, 22:30 UTC"
+    assert formatting.format_customer_datetime(at, "UTC", "en_US") == "May 3, 2026, 10:30\u202fPM UTC"
+    assert formatting.format_customer_datetime(at, "UTC", "co") == "3 di maghju di u 2026 à 22:30 UTC"
     assert formatting.format_last_day(at, "UTC", "ar_EG") == "٣ مايو ٢٠٢٦، ١٠:٣٠ م"
 
 
@@ -87,6 +89,7 @@ def test_times_for_machines_are_in_utc() -> None:
         ("2026-06-01T00:00:00Z", "UTC", "31 May 2026"),
         ("2026-05-31T22:00:00Z", "Europe/Berlin", "31 May 2026"),
         ("2026-05-31T22:00:00Z", "UTC", "31 May 2026, 22:00"),
+        ("2026-06-01T00:00:01Z", "UTC", "1 June 2026, 00:00"),
         ("2026-06-01T00:01:00Z", "UTC", "1 June 2026, 00:01"),
         ("2026-06-01T01:00:00Z", "UTC", "1 June 2026, 01:00"),
     ],

@@ -57,6 +57,18 @@ def test_a_time_that_occurs_twice_keeps_its_fold(hour: int, fold: int) -> None:
     assert (twice, once.fold) == (LocalDateTime(date(2026, 10, 25), time(2, 30), fold), None)
 
 
+def test_the_second_of_two_midnights_is_a_time_and_no_day() -> None:
+    havana, first = ZoneInfo("America/Havana"), datetime(2026, 11, 1, 4, tzinfo=UTC)
+    second = datetime(2026, 11, 1, 5, tzinfo=UTC)
+    day = date(2026, 11, 1)
+
+    assert local_time.window_start(LocalDateTime(day), havana) == first
+    assert local_time.utc_to_local(first, havana, is_window_end=True) == LocalDateTime(date(2026, 10, 31))
+    for is_window_end in (False, True):
+        assert local_time.utc_to_local(second, havana, is_window_end=is_window_end) == LocalDateTime(day, time(0), 1)
+    assert local_time.window_end(LocalDateTime(day, time(0), 1), havana) == second
+
+
 def test_an_error_is_about_the_field_and_names_the_time(app: Flask) -> None:
     texts = []
     for day, clock in ((date(2026, 3, 29), time(2, 30)), (date(2026, 10, 25), time(2, 0))):

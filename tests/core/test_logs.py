@@ -109,9 +109,10 @@ def test_the_json_format_has_time_level_logger_message_and_context(test_settings
 
 def test_control_characters_in_messages_are_escaped(test_settings: Settings) -> None:
     with captured_logs(test_settings, "text") as stream:
-        logging.getLogger("webapp.some").warning("said\n2026-01-01T00:00:00.000Z ERROR webapp %s", "\x1b[31m\u2028é")
+        text = "said\n2026-01-01T00:00:00.000Z ERROR webapp %s"
+        logging.getLogger("webapp.some").warning(text, "\x1b[31m\x9b31m\x7f\u2028é")
 
-    assert stream.getvalue().endswith(r" said\n2026-01-01T00:00:00.000Z ERROR webapp \x1b[31m\u2028é" + "\n")
+    assert stream.getvalue().endswith(r" said\n2026-01-01T00:00:00.000Z ERROR webapp \x1b[31m\x9b31m\x7f\u2028é" + "\n")
     assert stream.getvalue().count("\n") == 1
 
 
@@ -133,6 +134,21 @@ def test_the_log_context_ends_with_its_block(test_settings: Settings) -> None:
         logging.getLogger("webapp.some").info("said")
 
     assert "campaign_id" not in parse_lines(stream)[0]
+
+
+def test_lines_of_the_web_server_and_of_huey_have_one_format(
+    test_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, own = logging.getLogger("_granian"), io.StringIO()
+    monkeypatch.setattr(server, "handlers", [logging.StreamHandler(own)])
+    monkeypatch.setattr(server, "propagate", False)
+    with captured_logs(test_settings) as stream:
+        server.error("worker-1 got %s", "zora@example.com")
+        logging.getLogger("huey.consumer").info("idle")
+        logging.getLogger("huey.consumer").warning("slow")
+
+    assert [line["message"] for line in parse_lines(stream)] == ["worker-1 got …", "slow"]
+    assert own.getvalue() == ""
 
 
 def test_the_log_level_is_a_setting(test_settings: Settings) -> None:

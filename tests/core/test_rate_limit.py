@@ -25,6 +25,7 @@ from webapp.core.rate_limit import (
     _delete_expired,
     allow_again,
     client_address,
+    email_attempt_key,
     use_once,
 )
 from webapp.core.settings import Settings
@@ -194,6 +195,28 @@ def test_the_time_to_wait_is_in_whole_minutes(app: Flask, seconds: int, text: st
 
     assert (error.message, error.wait_text) == (f"Please wait {text} and try again.", text)
     assert (error.key, error.status, error.retry_after_seconds) == ("rate_limited", 429, seconds)
+
+
+def test_the_wait_is_at_least_a_second(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The window may end between counting an attempt and asking for its end."""
+    limit = RateLimit("a limit", "1 per minute")
+    limit.count("ann")
+    monkeypatch.setattr(TableStorage, "get_expiry", lambda *_key: 0.0)
+
+    with pytest.raises(TooManyRequests) as raised:
+        limit.count("ann")
+
+    assert raised.value.retry_after_seconds == 1
+
+
+def test_reading_a_page_is_not_counted(client: FlaskClient) -> None:
+    for method in ("GET", "HEAD", "OPTIONS"):
+        client.open("/sign-in", method=method)
+    assert count_rows() == 0
+
+
+def test_a_text_that_is_no_email_counts_without_the_spaces_around_it() -> None:
+    assert email_attempt_key(" x\n") == email_attempt_key("x") != email_attempt_key("X")
 
 
 def test_a_token_is_used_once_until_it_is_allowed_again(app: Flask) -> None:

@@ -170,6 +170,19 @@ assert len(LONG_HOST) == 253
         ("PUBLIC_CUSTOMERS_PER_ADDRESS", "", "public_customers_per_address", 10),
         ("PUBLIC_CUSTOMERS_PER_ADDRESS", "0", "public_customers_per_address", 0),
         ("PUBLIC_CUSTOMERS_PER_ADDRESS", "1000", "public_customers_per_address", 1000),
+        ("PORT", "", "port", 8000),
+        ("PUBLIC_URL", "", "public_url", "http://127.0.0.1:8000"),
+        ("WEB_HOST", "", "web_host", "127.0.0.1"),
+        ("WEB_HOST", " ::0 ", "web_host", "::"),
+        ("WEB_WORKERS", "", "web_workers", 2),
+        ("TRUSTED_PROXIES", "", "trusted_proxies", 0),
+        ("MAIL_PORT", "", "mail_port", 25),
+        ("MAIL_DEFAULT_SENDER", "", "mail_default_sender", "offers@example.com"),
+        ("SESSION_IDLE_HOURS", "", "session_idle_hours", 12),
+        ("SESSION_IDLE_HOURS", "8760", "session_idle_hours", 8760),
+        ("SESSION_MAX_DAYS", "", "session_max_days", 14),
+        ("SESSION_MAX_DAYS", "365", "session_max_days", 365),
+        ("SECRET_KEY", "chosen", "secret_key", "chosen"),
         ("LOG_FORMAT", "JSON", "log_format", "json"),
         ("LOG_FORMAT", "", "log_format", "text"),
         ("LOG_LEVEL", "warning", "log_level", "WARNING"),
@@ -199,6 +212,12 @@ def test_a_valid_value_is_accepted_up_to_its_limits(
         ("MAIL_CONNECTIONS", "33"),
         ("PORT", "0"),
         ("PORT", "65534"),
+        ("PORT", "８０００"),
+        ("WEB_HOST", "localhost"),
+        ("SESSION_IDLE_HOURS", "0"),
+        ("SESSION_IDLE_HOURS", "8761"),
+        ("SESSION_MAX_DAYS", "0"),
+        ("SESSION_MAX_DAYS", "366"),
         ("MAIL_PORT", "65536"),
         ("WEB_WORKERS", "65"),
         ("TRUSTED_PROXIES", "-1"),
@@ -253,6 +272,8 @@ def test_the_path_of_the_socket_is_short(
 ) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: user)
     instance = Path("/" + "x" * (length - len("//socket")))
+    # Bytes count, not characters.
+    assert len(os.fsencode(app_settings.socket_folder(Path("/" + "ü" * 40)))) <= 80
 
     folder = app_settings.socket_folder(instance)
 
@@ -277,6 +298,46 @@ def test_an_unreadable_env_file_is_an_error(
 
     with pytest.raises(SettingsError, match=f"cannot be read \\({reason}\\)"):
         app_settings.read_env_file()
+
+
+def test_the_environment_precedes_the_env_file_and_that_the_saved_port(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app_settings, "ROOT", tmp_path)
+    for name in app_settings.SETTING_NAMES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MAIL_CONNECTIONS", "6")
+    (tmp_path / "instance").mkdir()
+    (tmp_path / "instance" / "port").write_text("8123\n")
+    (tmp_path / ".env").write_text("MAIL_CONNECTIONS=5\nSHOP_NAME=Florist\n")
+
+    settings = app_settings.load_settings()
+
+    assert (settings.mail_connections, settings.shop_name, settings.port) == (6, "Florist", 8123)
+    # The mail sink and its page.
+    assert (settings.mail_port, settings.sink_page_port, settings.public_url) == (8124, 8125, "http://127.0.0.1:8123")
+    assert settings.mail_server == "127.0.0.1"
+    (tmp_path / ".env").write_text("PORT=8200\n")
+    assert app_settings.load_settings().port == 8200
+
+
+def test_the_secret_is_created_once_in_a_folder_of_the_users_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+
+    first, second = (app_settings.load_settings({"INSTANCE_PATH": "~/a/b"}) for _ in range(2))
+
+    assert first.instance_path == tmp_path / "a" / "b"
+    assert len(first.secret_key) == 43
+    assert first.secret_key == second.secret_key == (tmp_path / "a" / "b" / "secret_key").read_text()
+    assert (tmp_path / "a" / "b" / "secret_key").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_direct_connection_needs_the_other_one_too(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"^DATABASE_DIRECT_URL is set and DATABASE_URL is not; "):
+        _load(tmp_path, DATABASE_DIRECT_URL="postgresql://h/d")
 
 
 def test_the_env_file_has_the_variables_with_a_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,8 @@ import os
 import signal
 import subprocess
 import sys
+from queue import Queue
+from types import SimpleNamespace
 
 import pytest
 
@@ -45,6 +47,36 @@ def test_a_signal_that_arrives_in_another_thread_is_handled() -> None:
     )
 
     assert result.stdout == "stopped\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "descriptor"), [(None, 8), (ProcessLookupError(), None), (OSError(38, "Function not implemented"), 7)]
+)
+def test_a_process_waits_for_its_parent_with_any_kernel(
+    monkeypatch: pytest.MonkeyPatch, error: OSError | None, descriptor: int | None
+) -> None:
+    def open_descriptor(_pid: int) -> int:
+        if error is not None:
+            raise error
+        return 8
+
+    waits: Queue[tuple[int, int | None]] = Queue()
+    monkeypatch.setattr(
+        "webapp.core.signals.multiprocessing.parent_process", lambda: SimpleNamespace(pid=1234, sentinel=7)
+    )
+    monkeypatch.setattr("webapp.core.signals.os.pidfd_open", open_descriptor)
+    monkeypatch.setattr(signals, "_stop_after", lambda *arguments: waits.put(arguments))
+
+    signals.stop_with_parent()
+
+    assert waits.get(timeout=60) == (1234, descriptor)
+
+
+def test_a_process_without_a_parent_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("webapp.core.signals.multiprocessing.parent_process", lambda: None)
+    monkeypatch.setattr("webapp.core.signals.os.pidfd_open", pytest.fail)
+
+    signals.stop_with_parent()
 
 
 @pytest.mark.parametrize("is_parent_alive", [True, False])

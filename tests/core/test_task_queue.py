@@ -8,6 +8,7 @@ import math
 import pickle
 import subprocess
 import sys
+import threading
 from collections import Counter
 from dataclasses import replace
 from typing import get_args
@@ -122,6 +123,57 @@ def test_a_task_that_an_outage_interrupts_is_enqueued_again(
         database_health.mark_recovered()
 
     assert [(task.name, task.args) for task in huey.pending()] == [("prepare", (5,))] * is_enqueued_again
+
+
+def fail_once(monkeypatch: pytest.MonkeyPatch, name: TaskName, *args: int) -> list[tuple[int, ...]]:
+    """Let a task be interrupted by an outage; return the arguments with which it was enqueued again."""
+
+    def fail(*_args: int) -> None:
+        raise psycopg.OperationalError("server closed the connection unexpectedly")
+
+    monkeypatch.setitem(task_queue._functions, name, fail)
+    monkeypatch.setattr(task_queue, "RESUME_INTERVAL_SECONDS", 0)
+    task_queue.enqueue(name, *args)
+    try:
+        huey.execute(huey.dequeue())
+    finally:
+        database_health.mark_recovered()
+    return [task.args for task in huey.pending()]
+
+
+def test_a_periodic_task_that_an_outage_interrupts_is_left_to_its_schedule(
+    app: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert fail_once(monkeypatch, "campaigns.sweep") == []
+
+
+def test_a_worker_that_stops_does_not_wait_for_the_queue(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+    stopping = threading.Event()
+    stopping.set()
+    monkeypatch.setattr(task_queue, "stop_requested", stopping)
+
+    assert fail_once(monkeypatch, "campaigns.prepare", 5) == []
+
+
+def test_a_task_is_left_to_the_sweep_when_the_queue_stays_unavailable(
+    app: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(task_queue, "MAX_RESUME_SECONDS", 0)
+
+    assert fail_once(monkeypatch, "campaigns.prepare", 5) == []
+
+
+def test_timeouts_count_for_each_task_until_it_is_given_up(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(task_queue, "_statement_timeouts", Counter())
+    error, attempts = StatementTimeout("no response"), task_queue.MAX_STATEMENT_TIMEOUTS + 1
+
+    found = [
+        [task_queue._is_too_slow("campaigns.prepare", (campaign_id,), error) for campaign_id in (5, 6)]
+        for _ in range(2 * attempts)
+    ]
+
+    assert found == [*[[False, False]] * (attempts - 1), [True, True]] * 2
+    assert not task_queue._is_too_slow("campaigns.prepare", (5,), psycopg.OperationalError("server closed"))
 
 
 @pytest.mark.parametrize("is_completed_between", [False, True])

@@ -95,10 +95,16 @@ def test_a_worker_that_shuts_down_is_no_longer_alive(live_worker: live_server.Li
 
 
 def test_workers_are_checked_by_host(app: Flask) -> None:
-    monitoring_actions.record_heartbeat(WorkerIdentity("1", host="elsewhere"))
+    worker = WorkerIdentity("1", host="elsewhere")
+    monitoring_actions.record_heartbeat(worker, busy_seconds=30)
 
     assert not monitoring_queries.is_worker_alive(HERE)
     assert monitoring_queries.is_worker_alive("elsewhere")
+
+    monitoring_actions.record_shutdown(worker)
+
+    assert not monitoring_queries.is_worker_alive("elsewhere")
+    assert load_row(worker).busy_since is None
 
 
 class OneRound(threading.Event):
@@ -120,6 +126,19 @@ def test_a_worker_without_the_queue_is_not_alive(
     heartbeat._heartbeat_loop(app, WorkerIdentity("1"), OneRound())
 
     assert monitoring_queries.is_worker_alive(HERE) == is_alive
+
+
+def test_the_loop_records_what_the_worker_does(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(task_queue, "_task_started_at", {1: time.monotonic() - 5, 2: time.monotonic() - 900})
+    monkeypatch.setattr(task_queue, "_periodic_task_completed_at", {"campaigns.sweep": time.monotonic() - 50})
+    monkeypatch.setattr(monitoring_actions, "record_shutdown", lambda worker: None)
+
+    heartbeat._heartbeat_loop(app, WorkerIdentity("1"), OneRound())
+
+    metrics = monitoring_queries.load_worker_metrics()
+    assert 900 <= metrics.longest_busy_seconds < 1000
+    now = float(db.session.scalars(text("select extract(epoch from now())")).one())
+    assert 50 <= now - metrics.periodic_task_completed_at["campaigns.sweep"] < 150
 
 
 def test_the_check_fails_without_the_database(test_settings: Settings) -> None:
@@ -270,6 +289,15 @@ def test_tasks_of_another_queue_need_no_worker(app: Flask) -> None:
     add_task("other", 3600)
 
     assert not monitoring_queries.is_worker_missing()
+
+
+def test_no_worker_is_missing_while_another_one_is_silent(app: Flask) -> None:
+    monitoring_actions.record_heartbeat(WorkerIdentity("1.0"))
+    age_heartbeats(3600)
+    monitoring_actions.record_heartbeat(WorkerIdentity("1.0"))
+
+    assert not monitoring_queries.is_worker_missing()
+    assert monitoring_queries.load_worker_metrics().alive_count == 1
 
 
 def test_a_worker_that_was_shut_down_is_missing_after_a_minute(app: Flask) -> None:

@@ -37,7 +37,8 @@ from webapp.monitoring import queries as monitoring_queries
 from webapp.monitoring import readiness
 from webapp.monitoring.actions import WorkerIdentity
 from webapp.offers.models import Offer
-from webapp.redemptions.models import AddressExcess, FailedCodeAttempt
+from webapp.redemptions import hourly_counts
+from webapp.redemptions.models import AddressExcess, FailedCodeAttempt, Redemption, Rollback
 from webapp.views.api import metrics
 
 Values = dict[tuple[str, tuple[str, ...]], float]
@@ -153,8 +154,12 @@ def test_relay_trouble_and_automatic_pauses_are_counted(api: FlaskClient, campai
     assert scrape_troubles() == (0, 0)
     campaign.delivery_warning = "The mail relay can't be reached."
     assert scrape_troubles() == (1, 0)
-    campaign.delivery_warning, campaign.status, campaign.pause_reason = None, "paused", "the relay refuses us: 535"
+    # The warning of a campaign that no longer sends is history, as is the reason of a pause that has ended.
+    campaign.status, campaign.pause_reason = "done", "the relay refuses us: 535"
+    assert scrape_troubles() == (0, 0)
+    campaign.delivery_warning, campaign.status = None, "paused"
     assert scrape_troubles() == (0, 1)
+    assert scrape(api)["onecode_campaign_mails", (str(campaign.id), "sent")] == 2
     campaign.pause_reason = "paused by ada@example.com"
     assert scrape_troubles() == (0, 0)
 
@@ -205,11 +210,42 @@ def test_counts_of_redemptions_failed_codes_and_imports_match_the_rows(
     assert [found["onecode_imports", (state,)] for state in ("queued", "done", "failed")] == [0, 2, 1]
 
 
+def test_every_redemption_is_counted_once_whether_its_hour_was_counted_or_not(
+    app: Flask, make_offer: Callable[..., Offer]
+) -> None:
+    now = datetime.now(UTC)
+    for number, code in enumerate(("SUMMER25", "WINTER")):
+        offer_id = make_offer(code).id
+        times = [now, now - timedelta(hours=3), now - timedelta(hours=30 + number)]
+        db.session.add_all(
+            Redemption(offer_id=offer_id, customer_id=n, redeemed_at=at, channel="api") for n, at in enumerate(times)
+        )
+    rollback = {"redeemed_at": now, "channel": "api", "rolled_back_by": "tests", "reason": ""}
+    db.session.add_all(Rollback(offer_id=1, customer_id=n, **rollback) for n in range(2))
+    db.session.commit()
+
+    counts = [monitoring_queries.load_redemption_metrics()]
+    hourly_counts.update_hourly_counts()
+    # A redemption at the very time from which on they are counted one by one.
+    db.session.execute(
+        text("update redemption set redeemed_at = (select counted_until from redemption_tally) where customer_id = 0")
+    )
+    db.session.commit()
+    counts.append(monitoring_queries.load_redemption_metrics())
+
+    assert [(found.redemptions, found.rollbacks) for found in counts] == [(8, 2)] * 2
+
+
 def test_queue_database_and_migration_have_metrics(api: FlaskClient) -> None:
     db.session.execute(
-        text("insert into huey_task (queue, data) values ('onecode', ''), ('onecode', ''), ('other', '')")
+        text(
+            "insert into huey_task (queue, data, enqueued_at) values ('onecode', '', now()), ('onecode', '', now()),"
+            " ('other', '', now() - interval '1 day')"
+        )
     )
-    db.session.execute(text("insert into huey_schedule (queue, data, timestamp) values ('onecode', '', 0)"))
+    db.session.execute(
+        text("insert into huey_schedule (queue, data, timestamp) values ('onecode', '', 0), ('other', '', 0)")
+    )
     db.session.commit()
 
     found = scrape(api)

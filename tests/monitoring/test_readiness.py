@@ -134,6 +134,15 @@ def test_checks_need_no_connection_of_the_pool(app: Flask, client: FlaskClient) 
     assert db.engine.pool.status() == before
 
 
+def test_an_outage_that_a_process_without_requests_has_seen_ends_with_the_check(client: FlaskClient) -> None:
+    database_health.report_if_outage(psycopg.errors.AdminShutdown("terminating connection"))
+    try:
+        assert client.get("/readyz").status_code == 200
+        assert not database_health.is_database_unavailable()
+    finally:
+        database_health.mark_recovered()
+
+
 def test_an_unreachable_database_is_reported(app: Flask, test_settings: Settings) -> None:
     unreachable = replace(test_settings, database_url="postgresql://nobody@127.0.0.1:1/nothing")
     try:

@@ -81,7 +81,17 @@ VALIDITY_PERIODS: list[tuple[dict[str, Any], bool, str]] = [
         False,
         "Was valid until 1 June 2026 at 13:05 (Europe/Berlin).",
     ),
+    (
+        {"starts_at": MAY, "ends_at": JUNE.replace(minute=30)},
+        False,
+        "Was valid until 1 June 2026 at 00:30 (Europe/Berlin).",
+    ),
     ({"starts_at": FAR_FUTURE, "ends_at": None}, False, "Starts on 1 June 2098 at 00:00 (Europe/Berlin)."),
+    (
+        {"starts_at": FAR_FUTURE, "ends_at": FAR_FUTURE.replace(year=2099)},
+        False,
+        "Starts on 1 June 2098 at 00:00 (Europe/Berlin).",
+    ),
 ]
 
 
@@ -206,6 +216,7 @@ def test_an_earlier_code_is_described_while_open_and_when_closed(
     code_actions.renew_code(offer.id, "sommer-26", by="tests")
 
     open_code = checks_by_name(explain_eligibility(ADA))["code"]
+    current_code = checks_by_name(explain_eligibility(replace(ADA, code="SOMMER26")))["code"]
     code_actions.close_code(offer.id, "SUMMER25", by="tests")
     db.session.execute(text("update offer_code set closed_at = '2026-05-03 10:00Z' where closed_at is not null"))
     db.session.commit()
@@ -218,11 +229,31 @@ def test_an_earlier_code_is_described_while_open_and_when_closed(
         True,
         "SUMMER25 is an earlier code of “Summer” that is still valid. The current code is sommer-26.",
     )
+    assert current_code == (True, "SOMMER26 is the code of “Summer”.")
     sentence = (
         "SUMMER25 was a code of “Summer” and was closed on 3 May 2026, 12:00 CEST. The current code is sommer-26."
     )
     assert checks_by_name(closed)["code"] == checks_by_name(closed_personal)["code"] == (False, sentence)
     assert (closed.reason, closed.failed_detail) == ("not_found", sentence)
+    utc = checks_by_name(explain_eligibility(ADA, "UTC"))["code"]
+    assert utc == (False, sentence.replace("12:00 CEST", "10:00 UTC"))
+
+
+def test_redemptions_and_emails_of_other_offers_are_not_shown(
+    make_offer: MakeOffer, make_customer: MakeCustomer
+) -> None:
+    make_customer(), make_offer()
+    winter = make_offer("WINTER", name="Winter")
+    preparation.prepare_campaign(launch_actions.launch_announcement(winter.id, "tests").campaign.id)
+    for _ in range(2):
+        redemption = group_commit.redeem(replace(ADA, code="WINTER"))
+        redemption_rollback.roll_back_redemption(redemption.public_id, "wrong offer", by="tests")
+
+    summer, other = explain_eligibility(ADA), explain_eligibility(replace(ADA, code="WINTER"))
+
+    assert (summer.redemptions, summer.emails) == ((), ())
+    assert checks_by_name(summer)["unused"] == (True, "Not redeemed by this customer yet.")
+    assert (len(other.redemptions), len(other.emails)) == (2, 1)
 
 
 def test_checks_without_customer_or_offer_are_not_checked(make_offer: MakeOffer, make_customer: MakeCustomer) -> None:

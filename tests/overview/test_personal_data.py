@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -19,11 +20,14 @@ from webapp.accounts import access_counts, api_key_actions
 from webapp.accounts.models import AuditEntry, StaffUser
 from webapp.campaigns.launch import actions as launch_actions
 from webapp.campaigns.launch import preparation
+from webapp.campaigns.models import Campaign
+from webapp.core.email_addresses import hash_email
 from webapp.core.extensions import db
+from webapp.core.formatting import format_rfc3339
 from webapp.core.request_origin import RequestOrigin
 from webapp.customers import actions as customer_actions
 from webapp.customers import queries as customer_queries
-from webapp.customers.models import Customer
+from webapp.customers.models import Audience, AudienceMember, Customer, Suppression
 from webapp.customers.suppressions import actions as suppression_actions
 from webapp.customers.validation import CustomerValues
 from webapp.overview import personal_data
@@ -208,6 +212,13 @@ def test_the_export_has_everything_that_is_stored(ada: Customer) -> None:
     )
     waiting, failed = exported["emails"]
     assert (waiting["offer"], waiting["status"]) == ("Winter", "waiting")
+    campaign = db.session.get_one(Campaign, waiting["campaign"])
+    assert (waiting["kind"], waiting["subject"], waiting["code"], waiting["launched_at"]) == (
+        "announcement",
+        campaign.subject,
+        "WINTER",
+        format_rfc3339(campaign.launched_at),
+    )
     assert (failed["status"], failed["reply_code"], failed["reply"]) == (
         "failed",
         550,
@@ -239,7 +250,9 @@ def test_the_export_names_no_staff(
     staff = StaffEntry(eve.id, eve.email, RequestOrigin())
     group_commit.redeem(RedemptionRequest(channel="staff", code="WINTER", email="ada@example.com", staff=staff))
     db.session.execute(
-        text("update mail_issue set state = 'left', smtp_code = null, text = 'timed out; dismissed by eve@example.com'")
+        text(
+            "update mail_issue set state = 'left', smtp_code = null, text = 'late; lost; dismissed by eve@example.com'"
+        )
     )
     db.session.commit()
 
@@ -247,7 +260,7 @@ def test_the_export_names_no_staff(
     document = client.get(f"/customers/{ada.id}/{path}").text
 
     assert "eve@example.com" not in document
-    assert "timed out" in document
+    assert "late; lost" in document
     if kind == "json":
         assert [item["entered_by"] for item in json.loads(document)["redemptions"]] == ["staff", None, None]
 
@@ -258,6 +271,25 @@ def test_a_suppression_under_the_hash_is_exported(make_customer: MakeCustomer) -
     db.session.commit()
 
     assert [entry["address"] for entry in export(ada)["suppressions"]] == ["hash"]
+
+
+def test_suppressions_are_in_the_order_of_time_and_audiences_in_that_of_their_names(
+    make_customer: MakeCustomer,
+) -> None:
+    ada = make_customer("ada@example.com", suppressed="unsubscribed")
+    hashed = Suppression(email=hash_email("ada@example.com"), reason="bounced", source="tests")
+    audiences = [Audience(id=key, name=name) for key, name in ((5, "Guests"), (7, "VIPs"), (6, "Alumni"))]
+    db.session.add_all([hashed, *audiences])
+    db.session.flush()
+    for audience_id in (5, 6, 7):
+        db.session.add(AudienceMember(audience_id=audience_id, customer_id=ada.id))
+    hashed.at = datetime(2026, 1, 1, tzinfo=UTC)
+    db.session.commit()
+
+    exported = export(ada)
+
+    assert [entry["reason"] for entry in exported["suppressions"]] == ["bounced", "unsubscribed"]
+    assert [audience["name"] for audience in exported["audiences"]] == ["Alumni", "Guests", "VIPs"]
 
 
 @pytest.mark.parametrize(

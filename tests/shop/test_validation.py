@@ -54,6 +54,11 @@ def test_an_address_may_have_eight_lines_within_its_length(app: Flask) -> None:
     assert find_errors(ShopValues("Shop", address="a\nb\0")) == [("address", "bad_character")]
 
 
+@pytest.mark.parametrize("character", ["\x1b", "\ud800", "\ue000", "\u2028", "\u2029"])
+def test_a_character_without_a_meaning_in_emails_is_rejected(app: Flask, character: str) -> None:
+    assert find_errors(ShopValues(f"Flowers{character}Shop")) == [("name", "bad_character")]
+
+
 @pytest.mark.parametrize("field", ["name", "unsubscribe_words", "button_words"])
 def test_required_texts_need_a_visible_character(app: Flask, field: str) -> None:
     assert find_errors(replace(ShopValues("Shop"), **{field: " \t"})) == [(field, "missing")]

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, get_args
 
 import psycopg
@@ -279,6 +280,28 @@ def test_a_refused_connection_is_counted(app: Flask, test_settings: Settings) ->
         db.session.execute(text("select 1"))
 
     assert new_errors(before) == {"unavailable": 1}
+
+
+@pytest.mark.parametrize("error", [None, OSError(28, "No space left on device")])
+def test_each_server_of_an_instance_counts_in_a_file_of_its_own(
+    app: Flask, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: OSError | None
+) -> None:
+    settings: Settings = app.config["SETTINGS"]
+    servers: list[tuple[Path, str]] = []
+
+    def share(folder: Path, server: str) -> None:
+        servers.append((folder, server))
+        if error is not None:
+            raise error
+
+    monkeypatch.setattr(web_metrics, "_counters", SimpleNamespace(share=share))
+    for port in (8000, 8003):
+        web_metrics.share_between_processes(replace(settings, web_host="127.0.0.1", port=port))
+
+    folder = settings.instance_path / "metrics"
+    assert servers == [(folder, "127.0.0.1:8000"), (folder, "127.0.0.1:8003")]
+    logged = "each web process reports only its own requests in /metrics: [Errno 28] No space left on device"
+    assert caplog.messages == ([] if error is None else [logged] * 2)
 
 
 def load_waits() -> DatabaseMetrics:

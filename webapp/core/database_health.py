@@ -232,7 +232,7 @@ CONNECTION_ERROR_HINTS = (
         "sslmode requires SSL, which the server of DATABASE_URL does not support; enable ssl there, or remove sslmode",
     ),
     (
-        r"server at \"([^\"]*)\"(?: \([^)]*\))?, port (\d+) failed: (?:Connection refused|.*time.?out|No route)",
+        r"server at \"([^\"]*)\"(?: \([^)]*\))?, port (\d+) failed: (?:Connection refused|.*timed?.?out|No route)",
         "nothing answers at {}, the address in DATABASE_URL; is PostgreSQL running there and reachable from this host?",
     ),
     (

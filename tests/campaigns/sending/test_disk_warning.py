@@ -20,7 +20,7 @@ WARNING = "The disk of the database is full."
 @pytest.mark.usefixtures("relay")
 @pytest.mark.parametrize("is_prepared", [False, True])
 def test_the_page_names_a_full_disk_until_sending_continues(
-    staff: FlaskClient, launch_campaign: LaunchCampaign, is_prepared: bool
+    staff: FlaskClient, launch_campaign: LaunchCampaign, caplog: pytest.LogCaptureFixture, is_prepared: bool
 ) -> None:
     create_customers(3)
     campaign = launch_campaign(prepare=is_prepared)
@@ -33,6 +33,8 @@ def test_the_page_names_a_full_disk_until_sending_continues(
     with rejected_writes("batch", "disk_full"), pytest.raises(OperationalError):
         task_queue.run(name, *arguments)
 
+    logged = [record.__dict__ for record in caplog.records if record.getMessage() == f"task {name} failed"]
+    assert [values.get("campaign_id") for values in logged] == [None if is_prepared else campaign.id]
     assert WARNING in staff.get(f"/campaigns/{campaign.id}").text
     task_queue.run("campaigns.prepare", campaign.id)
     # Only sending clears it when the campaign was prepared before.

@@ -777,6 +777,20 @@ def test_imports_run_one_at_a_time_and_enqueue_the_next(receive_file: Receive) -
     assert set(customers_by_email()) == {"ada@example.com", "bob@example.com"}
 
 
+def test_an_import_that_fails_does_not_prevent_the_next_one(
+    receive_file: Receive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = receive_file("email\nada@example.com\n"), receive_file("email\nbob@example.com\n")
+    with monkeypatch.context() as failing:
+        failing.setattr(import_processing, "run_import", lambda _import_id: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            customer_tasks.process_import(first)
+
+    customer_tasks.process_import(second)
+
+    assert set(customers_by_email()) == {"bob@example.com"}
+
+
 def test_the_sweep_does_not_fail_an_upload_that_got_another_chunk(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
     lease_until = func.now() + timedelta(minutes=5)
     row = CustomerImport(filename="x", media_type="text/csv", lease_until=lease_until)

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 from flask.testing import FlaskClient
@@ -136,6 +137,20 @@ class TestFigures:
         figures = dashboard.get_dashboard_figures("UTC")
         assert [n for _, n in figures.redemptions_per_day] == [1, *[0] * 27, 1, 2]
         assert (figures.redemptions_today, figures.redemptions_yesterday) == (2, 1)
+
+    @pytest.mark.parametrize("zone", ["Pacific/Kiritimati", "UTC", "Pacific/Pago_Pago"])
+    def test_days_are_those_of_the_readers_time_zone(self, make_offer: MakeOffer, zone: str) -> None:
+        """At any time, at least one of these zones has another date than UTC."""
+        today = datetime.now(ZoneInfo(zone)).replace(hour=0, minute=0, second=0, microsecond=0)
+        first_day = today - timedelta(29)
+        hour = timedelta(hours=1)
+        times = [first_day - hour, first_day, first_day + hour, today - hour, today]
+        add_redemptions(make_offer(), *times)
+
+        per_day = dashboard.get_dashboard_figures(zone).redemptions_per_day
+
+        assert [day for day, _ in per_day] == [(first_day + timedelta(n)).date() for n in range(30)]
+        assert [n for _, n in per_day] == [2, *[0] * 27, 1, 1]
 
     def test_the_chart_contains_the_daily_counts(self, staff: FlaskClient, make_offer: MakeOffer) -> None:
         add_redemptions(make_offer(), NOW)
