@@ -63,7 +63,7 @@ def test_setup_is_repeatable_and_down_stops_everything(make_copy: Callable[[str]
 
 def test_what_runs_in_the_foreground_is_stopped_from_another_terminal(make_copy: Callable[[str], LocalCopy]) -> None:
     instance = make_copy("one")
-    with instance.start("run") as run:
+    with instance.running("run") as run:
         wait_until(lambda: _is_ready(instance), seconds=180)
         wait_until(lambda: _count_idle_transactions(instance) == 0)
         repeated = instance.make("setup")

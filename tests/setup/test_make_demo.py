@@ -170,7 +170,7 @@ def test_a_demo_killed_while_filling_is_completed_and_reset_deletes_it(
 
 def kill_while_filling(copy: LocalCopy, folder: Path) -> None:
     """Start the demo and kill the command with SIGKILL once it has created customers."""
-    with copy.start("demo") as process:
+    with copy.running("demo") as process:
         assert process.stdout is not None
         assert any("Filling" in line for line in process.stdout)
         wait_until(lambda: has_customers(folder), interval=0.02)

@@ -34,12 +34,8 @@ class LocalCopy:
     port: int
 
     def make(self, *targets: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        with self.start(*targets, **environment) as process:
-            try:
-                out, err = process.communicate(timeout=180)
-            except BaseException:
-                os.killpg(process.pid, signal.SIGKILL)
-                raise
+        with self.running(*targets, **environment) as process:
+            out, err = process.communicate(timeout=180)
         return subprocess.CompletedProcess(process.args, process.returncode, out.replace(_WAITING, ""), err)
 
     def start(self, *targets: str, **environment: str) -> subprocess.Popen[str]:
@@ -55,6 +51,16 @@ class LocalCopy:
             start_new_session=True,
             preexec_fn=restore_sigint,
         )
+
+    @contextlib.contextmanager
+    def running(self, *targets: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
+        """Start make; if it is still running at the end of the block, for example after a failed test, kill it."""
+        with self.start(*targets, **environment) as process:
+            try:
+                yield process
+            finally:
+                if process.poll() is None:
+                    os.killpg(process.pid, signal.SIGKILL)
 
     def get(self, path: str, port: int | None = None) -> str:
         with urllib.request.urlopen(f"http://127.0.0.1:{port or self.port}{path}", timeout=10) as response:

@@ -299,6 +299,20 @@ def test_the_export_lists_every_redemption_without_formulas(
     assert exported[0].items() >= {"email": "ada@example.com", "code": "SUMMER25", "channel": "api", **amounts}.items()
 
 
+def test_the_export_distinguishes_a_discount_of_zero_from_an_unknown_one(
+    staff: FlaskClient, make_offer: MakeOffer, make_customer: MakeCustomer
+) -> None:
+    make_offer()
+    orders = {"ada@example.com": Order("A-1", 1, "EUR"), "bob@example.com": None}
+    for email, order in orders.items():
+        make_customer(email)
+        group_commit.redeem(RedemptionRequest(channel="api", code="SUMMER25", email=email, order=order))
+
+    rows = csv.DictReader(io.StringIO(staff.get("/redemptions.csv").text))
+
+    assert {row["email"]: row["discount_amount"] for row in rows} == {"ada@example.com": "0", "bob@example.com": ""}
+
+
 def test_the_list_says_where_undone_redemptions_are(staff: FlaskClient) -> None:
     assert "Undone redemptions are not listed here. See the customer's page" in staff.get("/redemptions").text
 
