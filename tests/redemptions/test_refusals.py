@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import get_args
@@ -66,3 +68,13 @@ def test_each_reason_has_its_message_for_each_reader(app: Flask, reason: Refusal
     visible = [message.replace("\u2068", "").replace("\u2069", "") for message in messages]
     for message, expected in zip(visible, (STAFF, PUBLIC, LINK), strict=True):
         assert message.startswith(expected[reason])
+
+
+@pytest.mark.parametrize("format_message", [format_staff_message, format_public_message, format_link_message])
+def test_days_are_those_of_the_time_zone_of_the_offer(app: Flask, format_message: Callable[..., str]) -> None:
+    """Midnight in Berlin is on the day before in UTC."""
+    starts_at, ends_at = datetime(2026, 4, 30, 22, tzinfo=UTC), datetime(2026, 5, 31, 22, tzinfo=UTC)
+    offer = replace(OFFER, time_zone="Europe/Berlin", starts_at=starts_at, ends_at=ends_at)
+
+    assert "1 May 2026" in format_message("offer_not_started", offer)
+    assert "31 May 2026" in format_message("offer_expired", offer)
