@@ -356,6 +356,17 @@ def test_recipients_of_one_campaign_get_their_own_locale_and_name(app: Flask, ma
         assert body(message, "plain").startswith(f"To {name}@Example.com {link}")
 
 
+def test_locales_that_differ_in_one_value_only_are_not_mixed_up(app: Flask, make_offer: Callable[..., Offer]) -> None:
+    ends_at = datetime(2099, 6, 1, tzinfo=UTC)
+    merge = MailMerge(EmailContent("{{ offer.discount }} until {{ offer.ends }}"), make_offer(ends_at=ends_at), 3)
+
+    emails = [merge.build_message(build_customer(locale=locale)).raw for locale in ("en", "nl", "en")]
+
+    assert [str(parse_message(raw)["Subject"]) for raw in emails] == [
+        "25% until 31 May 2099", "25% until 31 mei 2099", "25% until 31 May 2099",
+    ]  # fmt: skip
+
+
 def test_the_design_of_a_right_to_left_shop_has_its_direction(render: Callable[..., EmailMessage]) -> None:
     assert 'dir="rtl"' not in body(render(), "html")
     shop_actions.save_shop(ShopValues("Shop", locale="he"), "tests")

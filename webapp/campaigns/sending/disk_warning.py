@@ -46,7 +46,5 @@ def warn_if_disk_full() -> Iterator[None]:
         yield
     except DBAPIError as error:
         if is_disk_full(error):
-            # Ends the transaction that failed, and releases its locks.
-            db.session.rollback()
             store_disk_warning()
         raise
