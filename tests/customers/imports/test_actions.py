@@ -95,14 +95,16 @@ def test_the_counts_match_the_rows(import_file: ImportFileFixture, make_customer
 
 
 def test_a_second_import_of_the_same_file_changes_nothing(import_file: ImportFileFixture, small_blocks: None) -> None:
-    file = make_file(50) + "customer3@example.com,Another Name,C3\nbad,x,y\ncustomer4@example.com,Customer 4,C4\n"
+    # Enough repeated addresses that each connection has some.
+    repeated = "".join(f"customer{n}@example.com,Customer {n},C{n}\n" for n in range(4, 14))
+    file = f"{make_file(50)}customer3@example.com,Another Name,C3\nbad,x,y\n{repeated}"
     first = import_file(file)
     before = {email: (c.id, c.name) for email, c in customers_by_email().items()}
 
     again = import_file(file)
 
-    assert import_counts(first) == {"rows": 53, "created": 50, "duplicates": 2, "rejected": 1}
-    assert import_counts(again) == {"rows": 53, "unchanged": 50, "duplicates": 2, "rejected": 1}
+    assert import_counts(first) == {"rows": 62, "created": 50, "duplicates": 11, "rejected": 1}
+    assert import_counts(again) == {"rows": 62, "unchanged": 50, "duplicates": 11, "rejected": 1}
     assert {email: (c.id, c.name) for email, c in customers_by_email().items()} == before
 
 
@@ -176,6 +178,14 @@ def test_special_characters_are_imported_unchanged(import_file: ImportFileFixtur
     import_file("email,name\n" + lines)
 
     assert sorted(c.name for c in customers_by_email().values()) == sorted(names)
+
+
+def test_a_row_with_a_nul_character_is_rejected_and_stored(import_file: ImportFileFixture) -> None:
+    """The database cannot store that character."""
+    row = import_file("email,name\nada@example.com,A\0da\nbob@example.com,Bob\n")
+
+    assert (row.status, import_counts(row)) == ("done", {"rows": 2, "created": 1, "rejected": 1})
+    assert [rejected.row for rejected in import_queries.list_rejected_rows(row.id)] == ["ada@example.com,A␀da"]
 
 
 def test_only_the_row_that_is_not_utf_8_is_rejected(import_file: ImportFileFixture) -> None:

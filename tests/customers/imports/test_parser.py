@@ -328,6 +328,12 @@ def test_the_apostrophe_that_exports_put_before_formulas_is_removed() -> None:
     assert (row.email, row.name, row.source_id) == ("+1@example.com", "=SUM(A1)", "-7")
 
 
+def test_other_apostrophes_at_the_start_are_kept() -> None:
+    row = accepted_rows("email,name,source_id\n'ada@example.com,'t Hart,'\n")[0]
+
+    assert (row.email, row.name, row.source_id) == ("'ada@example.com", "'t Hart", "'")
+
+
 @pytest.mark.parametrize(
     ("file", "media_type"),
     [
