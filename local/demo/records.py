@@ -110,7 +110,8 @@ def insert_redemptions(
         if rows:
             db.session.execute(insert(model), rows)
     for row in rollbacks:
-        reference = public_ids.encode_public_id(offer_id, row["customer_id"], row["redeemed_at"])
+        secret = public_ids.load_secret()
+        reference = public_ids.encode_public_id(offer_id, row["customer_id"], row["redeemed_at"], secret)
         detail = {"customer": row["customer_id"], "reference": reference}
         audit_log.append(
             audit_entry(row["rolled_back_at"], "redemption.undone", plan.code, actor=row["rolled_back_by"], **detail)

@@ -65,7 +65,7 @@ class TestPasswordReset:
         assert client.post(path_in(received), data=NEW).location == "/"
         assert sign_in_actions.sign_in_user(user.email, NEW["password"])
 
-    def test_no_name_changes_the_lines(self, relay: Relay, user: StaffUser) -> None:
+    def test_line_breaks_in_a_name_are_removed(self, relay: Relay, user: StaffUser) -> None:
         user.name = "Ann\r\nBcc: eve@example.com"
         request_reset()
         assert relay.messages[0].text.startswith("Hello Ann Bcc: eve@example.com,\r\n\r\nA password reset")

@@ -382,7 +382,7 @@ class TestSending:
         columns = AccountEmail.attempts, AccountEmail.due_at <= func.now()
         assert db.session.execute(select(*columns).order_by(AccountEmail.id)).all() == [(1, False), (0, True)]
 
-    def test_a_worker_that_stops_begins_no_email(
+    def test_a_stopping_worker_sends_no_more_emails(
         self, relay: Relay, make_staff_user: MakeUser, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         stop_requested = threading.Event()

@@ -73,7 +73,7 @@ def test_the_use_of_one_key_is_not_that_of_another(client: FlaskClient, authoriz
 def test_a_request_does_not_wait_for_another_one_that_records_the_use(
     client: FlaskClient, authorization: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with db.engine.connect() as other, database_timeouts.statement_deadline(5):
+    with db.engine.connect() as other, database_timeouts.statement_deadline(30):
         other.execute(select(ApiKey.id).with_for_update())
         assert client.get("/api/v1/offers", headers={"Authorization": authorization}).status_code == 200
     assert "the last use of an API key was not recorded" not in caplog.text

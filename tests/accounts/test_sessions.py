@@ -91,7 +91,7 @@ class TestSessions:
             ({"last_used_at": timedelta(hours=12, minutes=1)}, False),
             ({"created_at": timedelta(days=13, hours=23)}, True),
             ({"created_at": timedelta(days=14, minutes=1)}, False),
-            # The clock of the database was set back.
+            # Negative ages: the clock of the database was set back.
             ({"created_at": timedelta(seconds=-30), "last_used_at": timedelta(seconds=-30)}, True),
             ({"created_at": timedelta(seconds=-95), "last_used_at": timedelta()}, False),
             ({"created_at": timedelta(), "last_used_at": timedelta(seconds=-95)}, False),
@@ -121,7 +121,7 @@ class TestSessions:
 
     @pytest.mark.parametrize(
         ("minutes", "is_recent"),
-        # The clock of the database was set back.
+        # Negative ages: the clock of the database was set back.
         [(14, True), (15, False), (-0.5, True), (-5, False)],
     )
     def test_a_password_is_recent_for_fifteen_minutes(
@@ -261,7 +261,7 @@ class TestEndingSessions:
         assert session_queries.find_device_id(user.email, [here.device_token])
 
     @pytest.mark.parametrize("is_one_ended", [True, False], ids=["one", "all others"])
-    def test_an_unknown_browser_makes_the_browsers_of_other_sessions_unknown(
+    def test_ending_sessions_from_a_deleted_device_forgets_their_devices(
         self, make_staff_user: MakeUser, is_one_ended: bool
     ) -> None:
         """The device of the current session was deleted, since it was one of the oldest."""

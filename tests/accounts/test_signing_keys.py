@@ -227,7 +227,9 @@ def test_a_reference_encoded_with_an_uncached_key_is_found(
 
     def rotate_and_encode() -> str:
         signing_key_actions.rotate_signing_key("redemption_id", by="ann")
-        return public_ids.encode_public_id(redemption.offer_id, redemption.customer_id, redemption.row.redeemed_at)
+        return public_ids.encode_public_id(
+            redemption.offer_id, redemption.customer_id, redemption.row.redeemed_at, public_ids.load_secret()
+        )
 
     reference = in_other_process(rotate_and_encode)
 

@@ -68,7 +68,7 @@ def test_the_reference_of_a_receipt_is_on_one_line(
     page.goto(f"{shop.url}/r/{link}")
     assert find_lines(page, f"^{redemption.public_id}$") == [[redemption.public_id]]
 
-    # In many fonts the widest letter.
+    # W is the widest letter in many fonts.
     widest = "W" * len(redemption.public_id)
     page.get_by_text(redemption.public_id).evaluate("(element, text) => { element.textContent = text }", widest)
     assert find_lines(page, f"^{widest}$") == [[widest]]

@@ -33,7 +33,7 @@ def parse_column(query: str, cells: list[Any]) -> list[str]:
     return ["".join(row) for row in csv.reader(io.StringIO(file, newline=""))][1:]
 
 
-def test_columns_of_queries_have_the_format_of_cells(app: Flask) -> None:
+def test_sql_and_python_format_csv_cells_alike(app: Flask) -> None:
     """A query and a cell are written by different parts; a spreadsheet must not see a difference."""
     texts = [*(f"{sign}1" for sign in "-=+@－＝＋＠\t\r\n"), "a=1", "", "two\r\nlines", 'say "hi", =1']
     column = csv_export.FORMULA_SAFE_COLUMN.format("cell", "cell")

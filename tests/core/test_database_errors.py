@@ -1,4 +1,4 @@
-"""Errors of the database: their kinds, what they mean for a commit, and what the operator reads."""
+"""Errors of the database: kinds, meaning for a commit, explanations."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from webapp.core.database_connections import CommitRefused, StatementTimeout
 from webapp.core.database_errors import get_error_kind
 
 
-def refused(cause: BaseException | None) -> CommitRefused:
-    """A commit that was not sent because of an earlier error."""
+def build_refused_commit(cause: BaseException | None) -> CommitRefused:
+    """Build the error of a commit that was not sent because of an earlier error."""
     error = CommitRefused("no commits")
     error.__cause__ = cause
     return error
@@ -37,9 +37,9 @@ def refused(cause: BaseException | None) -> CommitRefused:
         (psycopg.OperationalError("connection failed: Connection refused"), "unavailable"),
         (psycopg.InterfaceError("the connection is closed"), "unavailable"),
         (StatementTimeout("no response"), "no_response"),
-        (refused(None), "no_response"),
-        (refused(StatementTimeout("no response")), "no_response"),
-        (refused(errors.DiskFull()), "disk_full"),
+        (build_refused_commit(None), "no_response"),
+        (build_refused_commit(StatementTimeout("no response")), "no_response"),
+        (build_refused_commit(errors.DiskFull()), "disk_full"),
         (errors.UndefinedTable(), "other"),
         (errors.IndexCorrupted(), "other"),
         # The program provokes and handles these.
@@ -66,14 +66,14 @@ class FatalDiskFull(errors.DiskFull):
     ("error", "is_full"),
     [
         (errors.DiskFull(), True),
-        (refused(errors.DiskFull()), True),
+        (build_refused_commit(errors.DiskFull()), True),
         (FatalDiskFull(), False),
-        (refused(StatementTimeout("no response")), False),
+        (build_refused_commit(StatementTimeout("no response")), False),
         (errors.OutOfMemory(), False),
         (None, False),
     ],
 )
-def test_a_server_that_stops_for_a_full_disk_is_an_outage(error: BaseException | None, is_full: bool) -> None:
+def test_a_full_disk_is_recognised_by_its_error_or_cause(error: BaseException | None, is_full: bool) -> None:
     assert database_health.is_disk_full(error) is is_full
     assert database_health.is_disk_full(OperationalError("", {}, error or ValueError())) is is_full
 
@@ -81,7 +81,7 @@ def test_a_server_that_stops_for_a_full_disk_is_an_outage(error: BaseException |
 @pytest.mark.parametrize(
     ("error", "is_rejected"),
     [
-        (refused(None), True),
+        (build_refused_commit(None), True),
         (errors.DiskFull(), True),
         (errors.AdminShutdown(), True),
         (errors.SerializationFailure(), True),
@@ -112,7 +112,7 @@ def test_a_failed_commit_has_saved_nothing_only_if_the_server_says_so(error: psy
         (errors.CannotConnectNow(), False),
         (errors.TooManyConnections(), False),
         (StatementTimeout("no response"), False),
-        (refused(None), False),
+        (build_refused_commit(None), False),
         (errors.UndefinedTable(), False),
     ],
 )
@@ -120,48 +120,60 @@ def test_only_an_open_connection_can_be_lost(error: psycopg.Error, is_lost: bool
     assert database_health.is_connection_lost(error) is is_lost
 
 
-AT_DB1 = 'connection failed: connection to server at "10.0.0.1", port 5433 failed: '
+FAILED = 'connection failed: connection to server at "10.0.0.1", port 5433 failed: '
 
 
 @pytest.mark.parametrize(
     ("message", "explanation"),
     [
-        (f"{AT_DB1}Connection refused", "nothing answers at 10.0.0.1 port 5433, the address in URL; "),
-        (f"{AT_DB1}No route to host", "nothing answers at 10.0.0.1 port 5433, the address in URL; "),
-        (f"{AT_DB1}Connection timed out", "nothing answers at 10.0.0.1 port 5433, the address in URL; "),
+        (f"{FAILED}Connection refused", "nothing answers at 10.0.0.1 port 5433, the address in URL; "),
+        (f"{FAILED}No route to host", "nothing answers at 10.0.0.1 port 5433, the address in URL; "),
+        (f"{FAILED}Connection timed out", "nothing answers at 10.0.0.1 port 5433, the address in URL; "),
         ("connection timeout expired", "nothing answers at the address in URL; is it reachable from this host?"),
         (
-            f'{AT_DB1}FATAL:  password authentication failed for user "shop"',
+            f'{FAILED}FATAL:  password authentication failed for user "shop"',
             "the password for shop in URL is wrong",
         ),
-        (f'{AT_DB1}FATAL:  role "shop" does not exist', "there is no user shop on the server of URL; create it: "),
-        (f'{AT_DB1}FATAL:  database "shop" does not exist', "there is no database shop on the server of URL; "),
         (
-            f'{AT_DB1}FATAL:  no pg_hba.conf entry for host "::1", user "u", database "d", no encryption',
+            f'{FAILED}FATAL:  role "shop" does not exist',
+            "there is no user shop on the server of URL; create it: ",
+        ),
+        (
+            f'{FAILED}FATAL:  database "shop" does not exist',
+            "there is no database shop on the server of URL; ",
+        ),
+        (
+            f'{FAILED}FATAL:  no pg_hba.conf entry for host "::1", user "u", database "d", no encryption',
             "the database rejects unencrypted connections; add ?sslmode=require to URL, ",
         ),
         (
-            f'{AT_DB1}FATAL:  no pg_hba.conf entry for host "::1", user "u", database "d", SSL off',
+            f'{FAILED}FATAL:  no pg_hba.conf entry for host "::1", user "u", database "d", SSL off',
             "the database rejects unencrypted connections; add ?sslmode=require to URL, ",
         ),
         (
-            f'{AT_DB1}FATAL:  no pg_hba.conf entry for host "::1", user "u", database "d", SSL encryption',
+            f'{FAILED}FATAL:  no pg_hba.conf entry for host "::1", user "u", database "d", SSL encryption',
             "the database rejects connections from this host; ",
         ),
         (
-            f"{AT_DB1}server does not support SSL, but SSL was required",
+            f"{FAILED}server does not support SSL, but SSL was required",
             "sslmode requires SSL, which the server of URL ",
         ),
-        (f"{AT_DB1}session is read-only", "the server of URL does not accept writes (a standby?); "),
-        (f"{AT_DB1}server is in hot standby mode", "the server of URL does not accept writes (a standby?); "),
+        (f"{FAILED}session is read-only", "the server of URL does not accept writes (a standby?); "),
+        (
+            f"{FAILED}server is in hot standby mode",
+            "the server of URL does not accept writes (a standby?); ",
+        ),
         ('definition of service "shop" not found', "there is no service shop in the service file of libpq; "),
         ('service file "/etc/pg" not found', "the service file /etc/pg of libpq does not exist; "),
         (
-            f"{AT_DB1}FATAL:  unsupported startup parameter in options: search_path",
+            f"{FAILED}FATAL:  unsupported startup parameter in options: search_path",
             "the connection pooler of URL rejects the parameter search_path; remove it from URL, ",
         ),
         ("permission denied for schema public", "the user of URL has no permission for schema public; grant it, "),
-        (f"{AT_DB1}FATAL:  something new\nLINE 1", f"the database of URL cannot be used: {AT_DB1}FATAL: something new"),
+        (
+            f"{FAILED}FATAL:  something new\nLINE 1",
+            f"the database of URL cannot be used: {FAILED}FATAL: something new",
+        ),
     ],
 )
 def test_a_failed_connection_is_explained_in_one_line_with_its_setting(message: str, explanation: str) -> None:

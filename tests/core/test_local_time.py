@@ -57,7 +57,7 @@ def test_a_time_that_occurs_twice_keeps_its_fold(hour: int, fold: int) -> None:
     assert (twice, once.fold) == (LocalDateTime(date(2026, 10, 25), time(2, 30), fold), None)
 
 
-def test_the_second_of_two_midnights_is_a_time_and_no_day() -> None:
+def test_the_second_midnight_of_a_day_is_shown_with_its_time() -> None:
     havana, first = ZoneInfo("America/Havana"), datetime(2026, 11, 1, 4, tzinfo=UTC)
     second = datetime(2026, 11, 1, 5, tzinfo=UTC)
     day = date(2026, 11, 1)

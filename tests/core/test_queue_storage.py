@@ -80,7 +80,7 @@ def test_a_worker_that_waits_is_woken_for_a_task_that_is_due(queue: QueueStorage
         worker.execute(f'listen "{queue.channel}"')
         queue.read_schedule(NOW)
 
-        found = worker.notifies(timeout=5, stop_after=1)
+        found = worker.notifies(timeout=60, stop_after=1)
         assert [notification.channel for notification in found] == [queue.channel]
 
 

@@ -300,7 +300,7 @@ def test_an_unreadable_env_file_is_an_error(
         app_settings.read_env_file()
 
 
-def test_the_environment_precedes_the_env_file_and_that_the_saved_port(
+def test_settings_come_from_environment_then_env_file_then_saved_port(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(app_settings, "ROOT", tmp_path)
@@ -335,7 +335,7 @@ def test_the_secret_is_created_once_in_a_folder_of_the_users_home(
     assert (tmp_path / "a" / "b" / "secret_key").stat().st_mode & 0o777 == 0o600
 
 
-def test_a_direct_connection_needs_the_other_one_too(tmp_path: Path) -> None:
+def test_database_direct_url_requires_database_url(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"^DATABASE_DIRECT_URL is set and DATABASE_URL is not; "):
         _load(tmp_path, DATABASE_DIRECT_URL="postgresql://h/d")
 

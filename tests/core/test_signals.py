@@ -72,7 +72,7 @@ def test_a_process_waits_for_its_parent_with_any_kernel(
     assert waits.get(timeout=60) == (1234, descriptor)
 
 
-def test_a_process_without_a_parent_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_without_a_parent_keeps_running(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("webapp.core.signals.multiprocessing.parent_process", lambda: None)
     monkeypatch.setattr("webapp.core.signals.os.pidfd_open", pytest.fail)
 

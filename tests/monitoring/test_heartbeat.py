@@ -291,7 +291,7 @@ def test_tasks_of_another_queue_need_no_worker(app: Flask) -> None:
     assert not monitoring_queries.is_worker_missing()
 
 
-def test_no_worker_is_missing_while_another_one_is_silent(app: Flask) -> None:
+def test_a_silent_worker_is_ignored_while_another_is_alive(app: Flask) -> None:
     monitoring_actions.record_heartbeat(WorkerIdentity("1.0"))
     age_heartbeats(3600)
     monitoring_actions.record_heartbeat(WorkerIdentity("1.0"))

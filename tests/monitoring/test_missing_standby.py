@@ -43,3 +43,17 @@ def test_a_scrape_counts_commits_that_wait_for_a_standby_and_does_not_wait() -> 
                 pass
 
         wait_until(lambda: count_standby_waits(database, key) == 0)
+
+
+def test_the_database_is_not_ready_while_commits_wait_for_a_standby() -> None:
+    with durable_database.start_durable_database(1) as database:
+        client = database.app.test_client()
+
+        def ready_status() -> int:
+            return client.get("/readyz").status_code
+
+        wait_until(lambda: ready_status() == 200)
+        with database.missing_standby():
+            wait_until(lambda: ready_status() == 503)
+            assert "does not respond to writes in time" in client.get("/readyz").text
+        wait_until(lambda: ready_status() == 200)

@@ -105,6 +105,7 @@ def test_repeats_and_refusals_are_completed_in_the_transaction_of_their_group(
     def note_statement(_: object, __: object, statement: str, *___: object) -> None:
         rounds[-1].append(statement.split()[0])
 
+    # A connection older than the listeners would not be recorded.
     group_commit.get_group_committer().close()
     event.listen(db.engine, "begin", note_begin)
     event.listen(db.engine, "before_cursor_execute", note_statement)

@@ -22,7 +22,7 @@ import webapp
 from tests.support.factories import MakeCustomer, MakeOffer
 from tests.support.frozen_server import frozen_process
 from tests.support.rejected_writes import rejected_writes
-from webapp.core import database_connections, database_timeouts, signing_keys
+from webapp.core import database_connections, database_engines, database_timeouts, signing_keys
 from webapp.core.coalescing import CoalescingTimeout
 from webapp.core.database_connections import CommitRefused, DeadlineConnection, StatementTimeout
 from webapp.core.errors import DomainError
@@ -103,6 +103,25 @@ def test_the_timeouts_end_with_the_transaction(committer: GroupCommitter) -> Non
 
     driver: Any = connection.connection.dbapi_connection
     assert [driver.execute(f"show {name}").fetchone()[0] for name in ("lock_timeout", "timezone")] == ["0", "UTC"]
+
+
+def test_a_transaction_that_could_not_start_is_ended(
+    committer: GroupCommitter, make_offer: MakeOffer, make_customer: MakeCustomer
+) -> None:
+    make_offer(frozen_at=text("now()"))
+    requests = make_requests("SUMMER25", make_emails(make_customer, 2))
+    connection = committer._get_connection()
+    database_engines.set_transaction_start(connection, "begin; set local lock_timeout = 'soon'")
+    assert outcomes(committer._redeem_group(requests)) == ["error"] * 2
+
+    database_engines.set_transaction_start(connection, group_commit._build_transaction_start())
+    assert outcomes(committer._redeem_group(requests)) == ["redeemed"] * 2
+    assert committer._get_connection() is connection
+
+
+def test_only_a_detached_connection_starts_its_transactions_otherwise(app: Flask) -> None:
+    with db.engine.connect() as connection, pytest.raises(ValueError, match="belongs to the pool"):
+        database_engines.set_transaction_start(connection, "begin")
 
 
 def test_a_locked_offer_fails_only_its_own_requests(

@@ -12,6 +12,7 @@ from sqlalchemy import Connection, text
 
 from tests.support.factories import MakeCustomer, MakeOffer
 from tests.support.redemptions import ROLLBACK
+from tests.support.sql_statements import run_sql
 from webapp.core.extensions import db
 from webapp.customers.models import Audience, AudienceMember
 from webapp.redemptions import actions as redemption_actions
@@ -27,11 +28,6 @@ CODES = ("SUMMER25", "WINTER")
 NOW = datetime.now(UTC)
 # More than any run needs here: a run without an end fails its test.
 MAX_STEPS = 20
-
-
-def execute(statement: str, **values: object) -> None:
-    db.session.execute(text(statement), values)
-    db.session.commit()
 
 
 @pytest.fixture
@@ -57,7 +53,7 @@ def redemptions(offers: list[int], customers: list[int]) -> None:
             if code == CODES[0]:
                 redemption_rollback.roll_back_redemption(done.public_id, **ROLLBACK)
                 group_commit.redeem(RedemptionRequest(channel="api", code=code, email=email, metadata={"a": 2}))
-    execute("update redemption set redeemed_at = :at", at=NOW)
+    run_sql("update redemption set redeemed_at = :at", at=NOW)
 
 
 def list_rows_with_data(table: str = "redemption") -> set[tuple[int, int]]:
@@ -84,12 +80,12 @@ def test_an_erasure_keeps_the_data_of_other_customers(
 def test_the_data_of_other_offers_and_customers_stays_when_that_of_one_expires(
     redemptions: None, offers: list[int], customers: list[int]
 ) -> None:
-    execute(
+    run_sql(
         "update redemption set redeemed_at = redeemed_at - interval '11 days'"
         " where (offer_id, customer_id) = (:offer_id, :customer_id)",
         offer_id=offers[0], customer_id=customers[0],
     )  # fmt: skip
-    execute(
+    run_sql(
         "update rollback set rolled_back_at = rolled_back_at - interval '11 days' where customer_id = :customer_id",
         customer_id=customers[1],
     )
@@ -108,7 +104,7 @@ def test_data_expires_although_a_customer_has_redeemed_two_offers_at_one_moment(
     redemptions: None, offers: list[int], customers: list[int]
 ) -> None:
     """The steps of one offer neither clear nor count the rows of another offer."""
-    execute("update redemption set redeemed_at = redeemed_at - interval '11 days'")
+    run_sql("update redemption set redeemed_at = redeemed_at - interval '11 days'")
 
     cleared = [count for count in retention.clear_old_redemption_data(10) if count]
     db.session.commit()
@@ -121,7 +117,7 @@ def test_data_expires_although_a_customer_has_redeemed_two_offers_at_one_moment(
 def old_redemptions(redemptions: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """All redemptions are old, those of each offer at two times, and are cleared one by one."""
     monkeypatch.setattr(retention, "ROWS_PER_STEP", 1)
-    execute("update redemption set redeemed_at = redeemed_at - make_interval(days => 10 + cast(customer_id as int))")
+    run_sql("update redemption set redeemed_at = redeemed_at - make_interval(days => 10 + cast(customer_id as int))")
 
 
 def test_data_expires_after_a_block_that_is_exactly_full(old_redemptions: None) -> None:
@@ -152,7 +148,7 @@ def test_a_younger_undone_redemption_of_the_same_customer_and_offer_stays(
     for _ in range(2):
         done = group_commit.redeem(RedemptionRequest(channel="api", code=CODES[0], email=EMAILS[0]))
         redemption_rollback.roll_back_redemption(done.public_id, **ROLLBACK)
-    execute(
+    run_sql(
         "update rollback set rolled_back_at = rolled_back_at - interval '11 days'"
         " where redeemed_at = (select min(redeemed_at) from rollback)"
     )
@@ -169,7 +165,7 @@ def test_an_undone_redemption_that_is_locked_does_not_stop_the_others(
     redemptions: None, customers: list[int], monkeypatch: pytest.MonkeyPatch, rows_per_step: int
 ) -> None:
     monkeypatch.setattr(retention, "ROWS_PER_STEP", rows_per_step)
-    execute("update rollback set rolled_back_at = rolled_back_at - interval '11 days'")
+    run_sql("update rollback set rolled_back_at = rolled_back_at - interval '11 days'")
     with db.engine.connect() as other:
         other.execute(text("select from rollback where customer_id = :id for update"), {"id": customers[0]})
         # Without SKIP LOCKED the statement would wait, and this makes it fail instead.
@@ -183,7 +179,7 @@ def test_an_undone_redemption_that_is_locked_does_not_stop_the_others(
 
 
 def add_failed_attempts(offer_id: int, n: int) -> None:
-    execute(
+    run_sql(
         "insert into code_miss (offer_id, slot, minute, n) values (:id, extract(minute from now()),"
         " date_trunc('minute', now()), :n) on conflict (offer_id, slot) do update set n = excluded.n",
         id=offer_id, n=n,
@@ -191,7 +187,7 @@ def add_failed_attempts(offer_id: int, n: int) -> None:
 
 
 def add_redemptions(offer_id: int, n: int) -> None:
-    execute(
+    run_sql(
         "insert into redemption (customer_id, offer_id, channel) select n, :id, 'form' from generate_series(1, :n) n",
         id=offer_id, n=n,
     )  # fmt: skip
@@ -233,7 +229,7 @@ def test_a_block_depends_on_the_redemptions_of_the_offer_alone(
 
 def test_addresses_over_the_limit_are_those_of_the_offers_in_the_last_hour(offers: list[int]) -> None:
     for offer_id, minutes in ((offers[0], 59), (offers[0], 61), (offers[1], 1)):
-        execute(
+        run_sql(
             "insert into address_excess values (:id, :address, now() - make_interval(mins => :minutes))",
             id=offer_id, address=f"192.0.2.{minutes}", minutes=minutes,
         )  # fmt: skip
@@ -262,12 +258,12 @@ def test_expired_addresses_that_another_transaction_has_locked_are_skipped(
 ) -> None:
     for address, minutes in (("locked", 61), ("free", 61), ("open", 59)):
         values = {"address": address, "minutes": minutes, "id": offers[0]}
-        execute(
+        run_sql(
             "insert into address_customers (address, customers, expires_at)"
             " values (:address, '{}', now() + make_interval(mins => 60 - :minutes))",
             **values,
         )
-        execute("insert into address_excess values (:id, :address, now() - make_interval(mins => :minutes))", **values)
+        run_sql("insert into address_excess values (:id, :address, now() - make_interval(mins => :minutes))", **values)
     tables = ("address_customers", "address_excess")
     with db.engine.connect() as other:
         for table in tables:
@@ -285,8 +281,8 @@ def test_expired_addresses_that_another_transaction_has_locked_are_skipped(
 def test_customers_who_exceed_the_cap_of_an_offer_keep_their_redemptions_of_another(
     offers: list[int], customers: list[int]
 ) -> None:
-    execute("update offer set max_redemptions = 1 where id = :id", id=offers[0])
-    execute("update offer_counter set max_redemptions = 1 where offer_id = :id", id=offers[0])
+    run_sql("update offer set max_redemptions = 1 where id = :id", id=offers[0])
+    run_sql("update offer_counter set max_redemptions = 1 where offer_id = :id", id=offers[0])
     for code in reversed(CODES):
         redemption_actions.redeem_all([RedemptionRequest(channel="api", code=code, email=email) for email in EMAILS])
 
@@ -301,7 +297,7 @@ def test_customers_who_redeemed_another_offer_have_not_redeemed_this_one(
     redemptions: None, offers: list[int], customers: list[int]
 ) -> None:
     ada, bob = customers
-    execute("delete from redemption where (offer_id, customer_id) = (:offer, :ada)", offer=offers[0], ada=ada)
+    run_sql("delete from redemption where (offer_id, customer_id) = (:offer, :ada)", offer=offers[0], ada=ada)
 
     assert [redemption_queries.find_redeemed_customer_ids(offer_id, customers) for offer_id in offers] == [
         {bob},
@@ -330,7 +326,7 @@ def test_members_of_another_audience_may_not_redeem(offers: list[int], customers
     db.session.flush()
     for audience, customer_id in zip((regulars, guests), customers, strict=True):
         db.session.add(AudienceMember(audience_id=audience.id, customer_id=customer_id))
-    execute("update offer set audience_id = :audience where id = :offer", audience=regulars.id, offer=offers[0])
+    run_sql("update offer set audience_id = :audience where id = :offer", audience=regulars.id, offer=offers[0])
 
     reasons = [
         evaluate(redemption_facts.load_facts([RedemptionRequest(channel="api", code=CODES[0], email=email)])[0]).reason
@@ -352,7 +348,7 @@ def test_the_first_redemption_freezes_its_offer_only(offers: list[int], customer
 def test_the_days_of_one_offer_do_not_include_another(offers: list[int]) -> None:
     add_redemptions(offers[0], 2)
     add_redemptions(offers[1], 3)
-    execute("update redemption set redeemed_at = :at", at=NOW)
+    run_sql("update redemption set redeemed_at = :at", at=NOW)
 
     since = NOW - timedelta(days=1)
     assert [count_queries.count_redemptions_per_day(offer_id, since) for offer_id in (*offers, None)] == [
@@ -363,7 +359,7 @@ def test_the_days_of_one_offer_do_not_include_another(offers: list[int]) -> None
 
 def test_a_day_whose_redemptions_were_undone_is_omitted(offers: list[int], customers: list[int]) -> None:
     done = group_commit.redeem(RedemptionRequest(channel="api", code=CODES[0], email=EMAILS[0]))
-    execute("update redemption set redeemed_at = :at", at=NOW - timedelta(hours=3))
+    run_sql("update redemption set redeemed_at = :at", at=NOW - timedelta(hours=3))
     hourly_counts.update_hourly_counts()
     moved = redemption_queries.find_current_redemption(offers[0], done.customer_id)
     assert moved is not None

@@ -16,13 +16,13 @@ from tests.support.retention import (
     UNDER,
     SetPeriods,
     age_customers,
-    execute,
     is_erased,
+    load_runs,
     make_older,
     redeem,
     run_retention,
-    runs,
 )
+from tests.support.sql_statements import run_sql
 from webapp.accounts.models import AuditEntry
 from webapp.campaigns.launch import actions as launch_actions
 from webapp.campaigns.launch import preparation
@@ -55,7 +55,7 @@ def test_inactive_customers_are_erased_after_their_period(
     assert is_erased(ada.id) is erased
     entries = db.session.execute(select(AuditEntry.actor, AuditEntry.action, AuditEntry.subject)).all()
     assert entries == ([("retention period", "customer.erased", f"customer {ada.id}")] if erased else [])
-    assert runs() == {"customers": (int(erased), True)}
+    assert load_runs() == {"customers": (int(erased), True)}
 
 
 @pytest.mark.parametrize(("age", "erased"), [(OVER, True), (UNDER, False)])
@@ -122,7 +122,7 @@ def test_the_later_of_redemption_and_campaign_is_the_last_activity(
 def launch_campaign(make_offer: MakeOffer, age: timedelta) -> Campaign:
     campaign = launch_actions.launch_announcement(make_offer().id, "tests").campaign
     preparation.prepare_campaign(campaign.id)
-    execute("update campaign set launched_at = now() - cast(:age as interval)", age=age)
+    run_sql("update campaign set launched_at = now() - cast(:age as interval)", age=age)
     return campaign
 
 
@@ -149,7 +149,7 @@ def test_campaign_emails_count_as_activity(
     make_customer("last@example.com")
     campaign = launch_campaign(make_offer, age)
     if state:
-        execute(
+        run_sql(
             "insert into mail_issue (campaign_id, customer_id, state) values (:campaign, :customer, :state)",
             campaign=campaign.id,
             customer=ada.id,
@@ -173,7 +173,7 @@ def test_a_campaign_does_not_count_for_customers_who_are_no_recipients(
     ]
     launch_campaign(make_offer, UNDER)
     # The second one is within the range of the batch, but no recipient.
-    execute("update batch set gaps = array[1, 2]")
+    run_sql("update batch set gaps = array[1, 2]")
     late = make_customer("late@example.com")
     age_customers()
     set_periods(customers=DAYS)
@@ -193,8 +193,8 @@ def test_only_a_failed_email_of_the_same_customer_and_campaign_is_no_activity(
     if other == "campaign":
         launch_actions.launch_announcement(make_offer("WINTER").id, "tests")
         preparation.prepare_campaign(2)
-        execute("update campaign set launched_at = now() - cast(:age as interval) where id = 2", age=OVER)
-    execute(
+        run_sql("update campaign set launched_at = now() - cast(:age as interval) where id = 2", age=OVER)
+    run_sql(
         "insert into mail_issue (campaign_id, customer_id, state) values (:campaign, :customer, 'failed')",
         campaign=failed[0],
         customer=failed[1],
@@ -218,7 +218,7 @@ def test_customers_are_erased_in_chunks(
     run_retention()
 
     assert [is_erased(customer_id) for customer_id in ids] == [True] * 5
-    assert runs() == {"customers": (5, True)}
+    assert load_runs() == {"customers": (5, True)}
 
 
 def test_the_newest_campaign_of_each_recipient_is_the_last_activity(
@@ -230,7 +230,7 @@ def test_the_newest_campaign_of_each_recipient_is_the_last_activity(
     only_newer = make_customer("c@example.com")
     newer = launch_actions.launch_announcement(make_offer("AUTUMN25").id, "tests").campaign
     preparation.prepare_campaign(newer.id)
-    execute("update batch set gaps = array[1, 2] where campaign_id = :id", id=newer.id)
+    run_sql("update batch set gaps = array[1, 2] where campaign_id = :id", id=newer.id)
     age_customers()
     set_periods(customers=DAYS)
 
@@ -309,7 +309,7 @@ def test_an_import_does_not_write_recently_active_customers(
 
 
 @pytest.mark.parametrize("days", [-DAYS, 0, 6, 8])
-def test_a_customer_who_becomes_active_before_the_erasure_is_kept(make_customer: MakeCustomer, days: int) -> None:
+def test_only_customers_inactive_for_a_week_longer_are_erased(make_customer: MakeCustomer, days: int) -> None:
     since = datetime.now(UTC) - timedelta(days=DAYS)
     ada = make_customer(active_at=since - timedelta(days=days))
 

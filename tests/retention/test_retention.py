@@ -20,16 +20,16 @@ from tests.support.retention import (
     OVER,
     UNDER,
     SetPeriods,
-    add_entry,
+    add_audit_entry,
     age_customers,
     allow_another_run,
-    execute,
     is_erased,
+    load_runs,
     make_older,
     redeem,
     run_retention,
-    runs,
 )
+from tests.support.sql_statements import run_sql
 from webapp.accounts import audit_retention
 from webapp.accounts.models import AuditEntry
 from webapp.campaigns import retention as campaign_retention
@@ -55,37 +55,37 @@ from webapp.retention.models import RetentionRun
 
 
 def test_audit_entries_are_deleted_after_their_period(app: Flask, set_periods: SetPeriods) -> None:
-    add_entry(OVER, "old")
-    add_entry(UNDER, "young")
+    add_audit_entry(OVER, "old")
+    add_audit_entry(UNDER, "young")
     set_periods(audit=DAYS)
 
     run_retention()
 
     assert db.session.scalars(select(AuditEntry.action)).all() == ["young"]
-    assert runs() == {"audit": (1, True)}
+    assert load_runs() == {"audit": (1, True)}
 
 
 def test_many_old_audit_entries_are_deleted_in_steps(
     app: Flask, set_periods: SetPeriods, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(audit_retention, "ENTRIES_PER_STEP", 3)
-    add_entry(OVER, "old")
+    add_audit_entry(OVER, "old")
     # Their times are wrong: the entries after them are still deleted.
     for _ in range(4):
-        add_entry(-OVER, "future")
+        add_audit_entry(-OVER, "future")
     for _ in range(7):
-        add_entry(OVER, "old")
+        add_audit_entry(OVER, "old")
     set_periods(audit=DAYS)
 
     run_retention()
 
     assert set(db.session.scalars(select(AuditEntry.action))) == {"future"}
-    assert runs() == {"audit": (8, True)}
+    assert load_runs() == {"audit": (8, True)}
 
 
 def test_the_count_of_old_audit_entries_is_bounded(app: Flask) -> None:
     for age in (OVER, OVER, OVER, UNDER):
-        add_entry(age)
+        add_audit_entry(age)
 
     assert [audit_retention.count_old_audit_entries(DAYS, limit) for limit in (2, 10)] == [2, 3]
 
@@ -109,7 +109,7 @@ def test_the_data_sent_with_a_redemption_is_deleted_after_its_period(
     sent = (row.order_metadata, row.idempotency_key, row.body_hash)
     assert (sent == (None, None, None)) is is_cleared
     assert (row.order_id, row.order_amount, row.discount_amount, row.channel) == ("A-1", 4999, 1250, "api")
-    assert runs() == {"redemptions": (int(is_cleared), True)}
+    assert load_runs() == {"redemptions": (int(is_cleared), True)}
 
 
 @pytest.mark.parametrize(("age", "is_cleared"), [(OVER, True), (UNDER, False)])
@@ -140,12 +140,12 @@ def test_the_reason_of_an_undone_redemption_without_other_data_is_deleted_once(
     set_periods(redemptions=DAYS)
 
     run_retention()
-    first_run = runs()
+    first_run = load_runs()
     allow_another_run()
     run_retention()
 
     assert db.session.scalars(text("select reason from rollback")).all() == [EXPIRED_REASON]
-    assert (first_run, runs()) == ({"redemptions": (1, True)}, {"redemptions": (0, True)})
+    assert (first_run, load_runs()) == ({"redemptions": (1, True)}, {"redemptions": (0, True)})
 
 
 def test_limits_and_counts_stay_and_no_offer_is_redeemed_twice(
@@ -179,16 +179,16 @@ def test_old_redemptions_are_read_once(
                 make_customer(email)
             redeem(code, email)
     # All at the same microsecond, which no step may split.
-    execute("update redemption set redeemed_at = now() - cast(:age as interval)", age=OVER)
+    run_sql("update redemption set redeemed_at = now() - cast(:age as interval)", age=OVER)
     set_periods(redemptions=DAYS)
 
     run_retention()
-    first_run = runs()
+    first_run = load_runs()
     allow_another_run()
-    execute("update redemption set idempotency_key = 'written later'")
+    run_sql("update redemption set idempotency_key = 'written later'")
     run_retention()
 
-    assert (first_run, runs()) == ({"redemptions": (10, True)}, {"redemptions": (0, True)})
+    assert (first_run, load_runs()) == ({"redemptions": (10, True)}, {"redemptions": (0, True)})
 
 
 def test_a_redemption_that_is_locked_does_not_stop_the_run(
@@ -206,13 +206,13 @@ def test_a_redemption_that_is_locked_does_not_stop_the_run(
 
         run_retention()
 
-        assert runs() == {"redemptions": (1, True)}
+        assert load_runs() == {"redemptions": (1, True)}
     # The other transaction has changed nothing, so the next run clears the row.
     allow_another_run()
 
     run_retention()
 
-    assert runs() == {"redemptions": (1, True)}
+    assert load_runs() == {"redemptions": (1, True)}
 
 
 # --- replies of mail servers ----------------------------------------------------------------------
@@ -244,7 +244,7 @@ def ended_campaign(app: Flask, make_offer: MakeOffer, make_customer: MakeCustome
             ),
             {"campaign": campaign.id, "customer": number, "state": state, "code": code, "reply": reply},
         )
-    execute("update campaign set status = 'done', finished_at = now() - cast(:age as interval)", age=OVER)
+    run_sql("update campaign set status = 'done', finished_at = now() - cast(:age as interval)", age=OVER)
     return campaign
 
 
@@ -266,7 +266,7 @@ def test_replies_are_shortened_after_their_period(
     assert stored_replies() == [shortened for *_, shortened in REPLIES]
     assert stats_queries.get_campaign_stats(ended_campaign.id).failed == before.failed
     assert db.session.execute(causes).all() == causes_before
-    assert runs() == {"deliveries": (5, True)}
+    assert load_runs() == {"deliveries": (5, True)}
 
 
 @pytest.mark.parametrize(
@@ -281,7 +281,7 @@ def test_replies_are_shortened_after_their_period(
 def test_replies_of_open_and_recent_campaigns_stay(
     ended_campaign: Campaign, set_periods: SetPeriods, change: str
 ) -> None:
-    execute(f"update campaign set {change}, mails_again = :under is null", under=UNDER)
+    run_sql(f"update campaign set {change}, mails_again = :under is null", under=UNDER)
     set_periods(deliveries=DAYS)
 
     run_retention()
@@ -292,11 +292,11 @@ def test_replies_of_open_and_recent_campaigns_stay(
 def test_a_campaign_that_was_resent_is_shortened_again(ended_campaign: Campaign, set_periods: SetPeriods) -> None:
     set_periods(deliveries=DAYS)
     run_retention()
-    execute("update mail_issue set text = '5.1.1 ada@example.com' where customer_id = 1")
+    run_sql("update mail_issue set text = '5.1.1 ada@example.com' where customer_id = 1")
     allow_another_run()
     run_retention()
     unchanged = stored_replies()[0]
-    execute("update campaign set replies_cleared_at = finished_at - interval '1 day'")
+    run_sql("update campaign set replies_cleared_at = finished_at - interval '1 day'")
     allow_another_run()
 
     run_retention()
@@ -308,12 +308,12 @@ def test_replies_of_another_campaign_to_the_same_customers_stay(
     ended_campaign: Campaign, set_periods: SetPeriods, make_offer: MakeOffer
 ) -> None:
     other = launch_actions.launch_announcement(make_offer("WINTER").id, "tests").campaign
-    execute(
+    run_sql(
         "insert into mail_issue (campaign_id, customer_id, state, smtp_code, text) "
         "select :other, customer_id, 'failed', 550, '5.1.1 recent' from mail_issue",
         other=other.id,
     )
-    execute(
+    run_sql(
         "update campaign set status = 'done', finished_at = now() - cast(:age as interval) where id = :other",
         age=UNDER,
         other=other.id,
@@ -342,11 +342,11 @@ def test_nothing_is_deleted_without_a_period(make_customer: MakeCustomer, make_o
     redeem()
     make_older(timedelta(days=5000))
     age_customers()
-    add_entry(timedelta(days=5000))
+    add_audit_entry(timedelta(days=5000))
 
     run_retention()
 
-    assert runs() == {}
+    assert load_runs() == {}
     assert not is_erased(ada.id)
     assert redemption_queries.list_customer_redemptions(ada.id)[0].row.idempotency_key == "key"
 
@@ -354,36 +354,36 @@ def test_nothing_is_deleted_without_a_period(make_customer: MakeCustomer, make_o
 def test_a_kind_of_data_runs_once_an_hour(app: Flask, set_periods: SetPeriods) -> None:
     set_periods(audit=DAYS)
     run_retention()
-    add_entry(OVER)
+    add_audit_entry(OVER)
 
     run_retention()
-    within_the_hour = runs()
+    within_the_hour = load_runs()
     allow_another_run()
     run_retention()
 
-    assert (within_the_hour, runs()) == ({"audit": (0, True)}, {"audit": (1, True)})
+    assert (within_the_hour, load_runs()) == ({"audit": (0, True)}, {"audit": (1, True)})
 
 
 def test_a_run_that_exceeds_its_time_continues_soon(
     app: Flask, set_periods: SetPeriods, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(audit_retention, "ENTRIES_PER_STEP", 1)
-    add_entry(OVER)
-    add_entry(OVER)
+    add_audit_entry(OVER)
+    add_audit_entry(OVER)
     set_periods(audit=DAYS)
     # The clock is read for the deadline, before the run, and after each step.
     times = iter([0.0, 0.0, retention_actions.TIME_BUDGET])
     with monkeypatch.context() as clock:
         clock.setattr(retention_actions, "time", SimpleNamespace(monotonic=lambda: next(times)))
         run_retention()
-    first_run = runs()
+    first_run = load_runs()
     run_retention()
-    too_soon = runs()
-    execute("update retention_run set started_at = now() - interval '1 minute'")
+    too_soon = load_runs()
+    run_sql("update retention_run set started_at = now() - interval '1 minute'")
     run_retention()
 
     assert (first_run, too_soon) == ({"audit": (1, False)},) * 2
-    assert runs() == {"audit": (1, True)}
+    assert load_runs() == {"audit": (1, True)}
     assert db.session.scalars(select(RetentionRun.removed_in_total)).one() == 2
 
 
@@ -393,19 +393,19 @@ def test_a_run_that_failed_is_repeated_soon(make_customer: MakeCustomer, set_per
     allow_another_run()
     make_customer()
     age_customers()
-    execute("alter table rollback rename to hidden")
+    run_sql("alter table rollback rename to hidden")
     try:
         run_retention()
     finally:
         db.session.rollback()
-        execute("alter table hidden rename to rollback")
+        run_sql("alter table hidden rename to rollback")
     failed = db.session.execute(select(RetentionRun.finished_at, RetentionRun.is_complete)).one()
-    execute("update retention_run set started_at = now() - interval '1 minute'")
+    run_sql("update retention_run set started_at = now() - interval '1 minute'")
 
     run_retention()
 
     assert failed == (None, False)
-    assert runs() == {"customers": (1, True)}
+    assert load_runs() == {"customers": (1, True)}
 
 
 def test_a_kind_of_data_with_much_to_delete_leaves_time_for_the_others(
@@ -414,7 +414,7 @@ def test_a_kind_of_data_with_much_to_delete_leaves_time_for_the_others(
     for number in range(10):
         make_customer(f"c{number}@example.com")
     age_customers()
-    add_entry(OVER)
+    add_audit_entry(OVER)
     set_periods(customers=DAYS, audit=DAYS)
     # Each reading of the clock takes a fifth of the time of a run.
     clock = itertools.count(0, retention_actions.TIME_BUDGET / 5)
@@ -422,7 +422,7 @@ def test_a_kind_of_data_with_much_to_delete_leaves_time_for_the_others(
         patch.setattr(retention_actions, "time", SimpleNamespace(monotonic=lambda: next(clock)))
         run_retention()
 
-    assert {kind: removed for kind, (removed, _is_complete) in runs().items()} == {"customers": 1, "audit": 1}
+    assert {kind: removed for kind, (removed, _is_complete) in load_runs().items()} == {"customers": 1, "audit": 1}
 
 
 def test_a_kind_of_data_that_fails_does_not_keep_the_others_from_running(
@@ -430,35 +430,35 @@ def test_a_kind_of_data_that_fails_does_not_keep_the_others_from_running(
 ) -> None:
     make_customer()
     age_customers()
-    add_entry(OVER)
+    add_audit_entry(OVER)
     set_periods(customers=DAYS, audit=DAYS)
-    execute("alter table rollback rename to hidden")
+    run_sql("alter table rollback rename to hidden")
     try:
         run_retention()
     finally:
         db.session.rollback()
-        execute("alter table hidden rename to rollback")
+        run_sql("alter table hidden rename to rollback")
 
-    assert runs() == {"customers": (0, False), "audit": (1, True)}
+    assert load_runs() == {"customers": (0, False), "audit": (1, True)}
     assert "retention of customers failed" in caplog.text
 
 
 def test_a_run_stops_with_its_worker(app: Flask, set_periods: SetPeriods, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(audit_retention, "ENTRIES_PER_STEP", 1)
-    add_entry(OVER)
-    add_entry(OVER)
+    add_audit_entry(OVER)
+    add_audit_entry(OVER)
     set_periods(audit=DAYS)
     monkeypatch.setattr(task_queue, "stop_requested", threading.Event())
     task_queue.stop_requested.set()
 
     run_retention()
 
-    assert runs() == {"audit": (1, False)}
+    assert load_runs() == {"audit": (1, False)}
 
 
 def test_concurrent_workers_run_it_once(app: Flask, set_periods: SetPeriods, caplog: pytest.LogCaptureFixture) -> None:
     for _ in range(20):
-        add_entry(OVER)
+        add_audit_entry(OVER)
     set_periods(audit=DAYS)
     app_object: Any = current_app._get_current_object()  # type: ignore[attr-defined]
     start = threading.Barrier(4)
@@ -475,7 +475,7 @@ def test_concurrent_workers_run_it_once(app: Flask, set_periods: SetPeriods, cap
         for thread in threads:
             thread.join()
 
-    assert runs() == {"audit": (20, True)}
+    assert load_runs() == {"audit": (20, True)}
     assert [record.getMessage() for record in caplog.records] == ["retention: 20 audit removed"]
 
 
@@ -487,7 +487,7 @@ def test_the_page_shows_periods_and_what_is_due(
 ) -> None:
     make_customer()
     age_customers()
-    add_entry(OVER)
+    add_audit_entry(OVER)
     set_periods(customers=365, audit=DAYS)
     staff = sign_in("manager")
 
@@ -509,12 +509,12 @@ def test_the_page_counts_only_up_to_a_limit_and_says_what_continues(
     for number in range(3):
         make_customer(f"c{number}@example.com")
     age_customers()
-    add_entry(OVER)
-    add_entry(OVER)
-    add_entry(OVER)
+    add_audit_entry(OVER)
+    add_audit_entry(OVER)
+    add_audit_entry(OVER)
     set_periods(customers=DAYS, audit=DAYS)
     for kind, is_complete in (("customers", False), ("audit", True)):
-        execute(
+        run_sql(
             "insert into retention_run (kind, started_at, finished_at, is_complete) "
             "values (:kind, now(), now(), :done)",
             kind=kind,

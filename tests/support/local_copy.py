@@ -54,7 +54,10 @@ class LocalCopy:
 
     @contextlib.contextmanager
     def running(self, *targets: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
-        """Start make; if it is still running at the end of the block, for example after a failed test, kill it."""
+        """Start make; kill it if it still runs at the end of the block.
+
+        For example, a test has failed while it waited.
+        """
         with self.start(*targets, **environment) as process:
             try:
                 yield process

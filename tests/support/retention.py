@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import timedelta
 
-from sqlalchemy import select, text
+from sqlalchemy import select
 
+from tests.support.sql_statements import run_sql
 from webapp.core import task_queue
 from webapp.core.extensions import db
 from webapp.core.settings import Settings
@@ -29,12 +30,7 @@ def run_retention() -> None:
     db.session.expire_all()
 
 
-def execute(statement: str, **values: object) -> None:
-    db.session.execute(text(statement), values)
-    db.session.commit()
-
-
-def runs() -> dict[str, tuple[int, bool]]:
+def load_runs() -> dict[str, tuple[int, bool]]:
     """Return the removed rows and the completeness of the last run, by kind."""
     db.session.rollback()
     db.session.expire_all()
@@ -42,11 +38,11 @@ def runs() -> dict[str, tuple[int, bool]]:
 
 
 def allow_another_run() -> None:
-    execute("update retention_run set started_at = now() - interval '1 hour'")
+    run_sql("update retention_run set started_at = now() - interval '1 hour'")
 
 
-def add_entry(age: timedelta, action: str = "shop.saved") -> None:
-    execute(
+def add_audit_entry(age: timedelta, action: str = "shop.saved") -> None:
+    run_sql(
         "insert into audit_entry (at, actor, action, subject) values (now() - :age, 'tests', :action, 'Shop')",
         age=age,
         action=action,
@@ -69,12 +65,12 @@ def redeem(code: str = "SUMMER25", email: str = "ada@example.com") -> redemption
 
 
 def make_older(age: timedelta, table: str = "redemption", column: str = "redeemed_at") -> None:
-    execute(f"update {table} set {column} = {column} - cast(:age as interval)", age=age)
+    run_sql(f"update {table} set {column} = {column} - cast(:age as interval)", age=age)
 
 
 def age_customers() -> None:
     """Make all customers look as if they had last been edited or imported long ago."""
-    execute("update customer set active_at = now() - interval '1000 days', created_at = now() - interval '1000 days'")
+    run_sql("update customer set active_at = now() - interval '1000 days', created_at = now() - interval '1000 days'")
 
 
 def is_erased(customer_id: int) -> bool:

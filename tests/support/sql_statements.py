@@ -1,4 +1,4 @@
-"""SQL statements that the program runs."""
+"""SQL statements that tests run, and those that the program runs."""
 
 from __future__ import annotations
 
@@ -6,10 +6,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from sqlalchemy import event
+from sqlalchemy import event, text
 
 from webapp.core.extensions import db
 from webapp.redemptions import group_commit
+
+
+def run_sql(statement: str, **values: object) -> None:
+    """Execute a statement and commit."""
+    db.session.execute(text(statement), values)
+    db.session.commit()
 
 
 @contextmanager

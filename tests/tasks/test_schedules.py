@@ -44,7 +44,7 @@ def test_only_tasks_over_many_rows_have_a_long_deadline(app: Flask, monkeypatch:
     monkeypatch.setattr(
         task_queue,
         "_run_and_log",
-        lambda name, *_task: deadlines.update({name: database_timeouts._statement_seconds.get()}),
+        lambda name, *_task: deadlines.update({name: database_timeouts.current_seconds()}),
     )
     monkeypatch.setattr(task_queue, "_periodic_task_completed_at", {})
 

@@ -65,8 +65,8 @@ class DeadlineConnection(psycopg.Connection[Any]):
 
     # A deadline for all statements of this connection; by default that of `database_timeouts` applies.
     statement_seconds: float | None = None
-    # SQL that begins each transaction of SQLAlchemy, instead of psycopg's BEGIN.
-    begin_statement = b""
+    # SQL that starts each transaction of SQLAlchemy, see `database_engines.set_transaction_start`.
+    transaction_start_sql = b""
     # The connection string of `connect`, and the name of the setting with it.
     url = ""
     setting = "DATABASE_URL"

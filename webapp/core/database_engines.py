@@ -15,8 +15,9 @@ from typing import Any, cast
 import psycopg
 from flask import Flask, current_app
 from psycopg import generators
+from psycopg.abc import PQGen
 from psycopg.pq import ExecStatus
-from sqlalchemy import Connection, Engine, NullPool, create_engine
+from sqlalchemy import Connection, Engine, NullPool, PoolProxiedConnection, create_engine
 from sqlalchemy.engine.interfaces import DBAPIConnection
 
 from webapp.core import database_connections, database_errors, database_timeouts
@@ -43,7 +44,7 @@ def init_app(app: Flask) -> None:
     """Prepare the engine of the pool; create the engine for direct connections if they have their own URL."""
     with app.app_context():
         _limit_ping(db.engine)
-        db.engine.dialect.do_begin = _begin  # type: ignore[method-assign, assignment]
+        db.engine.dialect.do_begin = _begin  # type: ignore[method-assign]
         database_errors.count_errors(db.engine)
     settings: Settings = app.config["SETTINGS"]
     if settings.database_direct_url:
@@ -67,13 +68,18 @@ def get_direct_engine() -> Engine:
     return engine or db.engine
 
 
-def set_begin_statement(connection: Connection, statement: str) -> None:
-    """Let later transactions of a connection begin with SQL that also sets their parameters, in one request.
+def set_transaction_start(connection: Connection, statements: str) -> None:
+    """Let transactions of a connection start with SQL that sets their parameters.
 
-    :param connection: a detached connection of the pool's engine, because the pool would not undo this.
-    :param statement: for example `begin; set local …`.
+    It takes one request to the server. A connection that replaces this one after it was lost starts them as usual.
+
+    :param connection: a detached connection of the pool's engine; the pool would not undo the setting.
+    :param statements: for example `begin; set local …`.
+    :raises ValueError: when the connection belongs to the pool.
     """
-    cast("DeadlineConnection", connection.connection.dbapi_connection).begin_statement = statement.encode()
+    if not connection.connection.is_detached:
+        raise ValueError("the connection belongs to the pool")
+    cast("DeadlineConnection", connection.connection.dbapi_connection).transaction_start_sql = statements.encode()
 
 
 def check_commits(connection: Connection) -> None:
@@ -81,15 +87,23 @@ def check_commits(connection: Connection) -> None:
     cast("DeadlineConnection", connection.connection.dbapi_connection).check_commits()
 
 
-def _begin(connection: DBAPIConnection) -> None:
-    """Begin a transaction with the statement of the connection; without one, psycopg does so with the first query."""
-    driver = cast("DeadlineConnection", connection)
-    if not driver.begin_statement:
-        return
-    driver.pgconn.send_query(driver.begin_statement)
-    for result in driver.wait(generators.execute(driver.pgconn)):
+def _begin(dbapi_connection: PoolProxiedConnection) -> None:
+    """Start a transaction with the SQL of `set_transaction_start`.
+
+    Without it, psycopg starts the transaction with the first statement.
+    """
+    driver = cast("DeadlineConnection", dbapi_connection.dbapi_connection)
+    if driver.transaction_start_sql:
+        with driver.lock:
+            driver.wait(_start_transaction(driver))
+
+
+def _start_transaction(driver: DeadlineConnection) -> PQGen[None]:
+    # psycopg has no public function that runs several statements without starting a transaction itself.
+    driver.pgconn.send_query(driver.transaction_start_sql)
+    for result in (yield from generators.execute(driver.pgconn)):
         if result.status != ExecStatus.COMMAND_OK:
-            raise psycopg.errors.error_from_result(result)
+            raise psycopg.errors.error_from_result(result, encoding=driver.info.encoding)
 
 
 def _limit_ping(engine: Engine) -> None:

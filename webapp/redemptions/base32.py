@@ -16,7 +16,7 @@ def encode_base32(number: int, length: int) -> str:
     """
     if number < 0 or number.bit_length() > 5 * length:
         raise ValueError("the number does not fit")
-    # Two digits at a time. Of an odd number of digits, the first has a zero before it.
+    # Two digits at a time. With an odd length, the first pair has a leading zero, which is cut off.
     digits = "".join([_PAIRS[number >> shift & 1023] for shift in range(10 * ((length - 1) // 2), -1, -10)])
     return digits[-length:]
 

@@ -135,6 +135,6 @@ def build_redemption_record(
         customer_name="",
         customer_locale=facts.locale,
         row=row,
-        secret=secret,
+        public_id_secret=secret,
         is_replay=is_replay,
     )

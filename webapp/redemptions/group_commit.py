@@ -129,13 +129,13 @@ class GroupCommitter(Coalescer[RedemptionRequest, RedemptionRecord | DomainError
         if self._connection is None:
             connection = db.engine.connect()
             connection.detach()
-            database_engines.set_begin_statement(connection, _build_begin_statement())
+            database_engines.set_transaction_start(connection, _build_transaction_start())
             self._connection = connection
         return self._connection
 
 
-def _build_begin_statement() -> str:
-    """Return SQL that begins a transaction with its timeouts.
+def _build_transaction_start() -> str:
+    """Return SQL that starts a transaction with its timeouts.
 
     They are local to the transaction, because behind a connection pooler the next one may have another session. The
     second timeout releases the locks if this machine disappears during a transaction.

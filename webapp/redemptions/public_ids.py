@@ -44,17 +44,16 @@ def load_secret(connection: Connection | None = None) -> bytes:
     return signing_keys.get_current_secret(PUBLIC_ID_PURPOSE, connection)
 
 
-def encode_public_id(offer_id: int, customer_id: int, redeemed_at: datetime, secret: bytes | None = None) -> str:
+def encode_public_id(offer_id: int, customer_id: int, redeemed_at: datetime, secret: bytes) -> str:
     """Return the public id of a redemption.
 
-    :param secret: the secret to encrypt with (`load_secret`); by default the current one.
+    :param secret: the secret to encrypt with (`load_secret`).
     :raises ValueError: when a value is out of range.
     """
     microseconds = to_microseconds(redeemed_at)
     if not 0 <= customer_id < 1 << _CUSTOMER_BITS or not 0 <= microseconds < 1 << _TIME_BITS:
         raise ValueError("customer id or time out of range")
     number = ((offer_id << _CUSTOMER_BITS) | customer_id) << _TIME_BITS | microseconds
-    secret = secret or signing_keys.get_current_secret(PUBLIC_ID_PURPOSE)
     block = _cipher(secret).encryptor().update(number.to_bytes(16, "big"))
     return base32.encode_base32(int.from_bytes(block, "big"), PUBLIC_ID_LENGTH)
 

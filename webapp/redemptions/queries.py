@@ -22,11 +22,9 @@ SCAN_LIMIT = 10_000
 
 @dataclass(frozen=True, slots=True)
 class RedemptionRecord:
-    """A redemption with its offer and its customer.
+    """A redemption with its offer and its customer; `row.rolled_back_at` is set after a rollback.
 
-    `row.rolled_back_at` is set after a rollback. All values are plain: none needs the database.
-
-    :param secret: the secret of its public id (`public_ids.load_secret`).
+    :param public_id_secret: see `public_ids.load_secret`.
     :param customer_locale: the locale of the customer, if known.
     :param entered_by: the email address of the user who entered it, for the channel `staff`.
     :param is_replay: whether this result repeats the one of an earlier, identical request.
@@ -42,14 +40,17 @@ class RedemptionRecord:
     customer_name: str
     customer_locale: str | None
     row: RedemptionRow
-    secret: bytes = field(repr=False)
+    public_id_secret: bytes = field(repr=False)
     is_replay: bool = False
     entered_by: str | None = None
 
     @property
     def public_id(self) -> str:
-        """The public id, the reference. It is encoded here, not while other requests wait for the group's commit."""
-        return public_ids.encode_public_id(self.offer_id, self.customer_id, self.row.redeemed_at, self.secret)
+        """The public id, also called the reference.
+
+        It is computed when it is read, so that the thread that leads a group does not compute it for all requests.
+        """
+        return public_ids.encode_public_id(self.offer_id, self.customer_id, self.row.redeemed_at, self.public_id_secret)
 
 
 def _alias_columns(alias: str, columns: str, prefix: str) -> str:
@@ -96,7 +97,7 @@ def _build_record(row: Row[Any]) -> RedemptionRecord:
         customer_name=row.customer_name,
         customer_locale=row.customer_locale,
         row=_row_from_columns(row),
-        secret=public_ids.load_secret(),
+        public_id_secret=public_ids.load_secret(),
         entered_by=row.entered_by,
     )
 
@@ -281,9 +282,9 @@ class ScanPage:
 
 
 def scan_redemptions(redemption_filter: RedemptionFilter, limit: int, after: KeysetCursor | None = None) -> ScanPage:
-    """Return the next page of current redemptions, newest first.
+    """Return the next page of current redemptions, newest first, with the position where the scan stopped.
 
-    The cursor of the page is where the scan stopped. Channels have no index. The scan for a rarely used one therefore
+    Channels have no index. The scan for a rarely used one therefore
     stops at the start of an hour, after at least `SCAN_LIMIT` redemptions: a page may have few rows, or none, although
     more follow.
     """

@@ -26,7 +26,7 @@ RECIPIENT = "c1@example.com"
 ALL_ONCE = {"c0@example.com": 1, RECIPIENT: 1, "c2@example.com": 1}
 OTHERS_ONCE = {"c0@example.com": 1, "c2@example.com": 1}
 NONSENSE = "what? me?"
-# It takes as long as the timeout.
+# These cases wait for the SMTP timeout.
 SLOW_HANG = pytest.param("hang", marks=pytest.mark.slow)
 STAGES_BEFORE_BODY = ("greeting", "EHLO", "MAIL", "RCPT", "DATA")
 

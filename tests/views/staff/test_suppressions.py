@@ -72,7 +72,7 @@ def test_a_long_list_is_paginated(staff: FlaskClient) -> None:
     assert 'rel="prev"' not in page
 
 
-def test_the_form_of_an_address_has_it(staff: FlaskClient) -> None:
+def test_the_form_is_filled_with_the_address_of_its_link(staff: FlaskClient) -> None:
     assert 'value="ada+1@example.com"' in staff.get(f"{LIST}/new?email=ada%2B1@example.com").text
 
 

@@ -46,5 +46,6 @@ def warn_if_disk_full() -> Iterator[None]:
         yield
     except DBAPIError as error:
         if is_disk_full(error):
+            # The transaction that failed holds no locks any more.
             store_disk_warning()
         raise
