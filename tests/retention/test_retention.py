@@ -28,6 +28,7 @@ from tests.support.retention import (
     make_older,
     redeem,
     run_retention,
+    run_retention_without_rollbacks,
 )
 from tests.support.sql_statements import run_sql
 from webapp.accounts import audit_retention
@@ -393,12 +394,7 @@ def test_a_run_that_failed_is_repeated_soon(make_customer: MakeCustomer, set_per
     allow_another_run()
     make_customer()
     age_customers()
-    run_sql("alter table rollback rename to hidden")
-    try:
-        run_retention()
-    finally:
-        db.session.rollback()
-        run_sql("alter table hidden rename to rollback")
+    run_retention_without_rollbacks()
     failed = db.session.execute(select(RetentionRun.finished_at, RetentionRun.is_complete)).one()
     run_sql("update retention_run set started_at = now() - interval '1 minute'")
 
@@ -432,12 +428,7 @@ def test_a_kind_of_data_that_fails_does_not_keep_the_others_from_running(
     age_customers()
     add_audit_entry(OVER)
     set_periods(customers=DAYS, audit=DAYS)
-    run_sql("alter table rollback rename to hidden")
-    try:
-        run_retention()
-    finally:
-        db.session.rollback()
-        run_sql("alter table hidden rename to rollback")
+    run_retention_without_rollbacks()
 
     assert load_runs() == {"customers": (0, False), "audit": (1, True)}
     assert "retention of customers failed" in caplog.text
