@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from aiosmtpd.controller import Controller
 from flask import Flask
-from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, expect, sync_playwright
 from sqlalchemy import text
 
 from local.mailsink.smtp_handler import SinkHandler
 from tests.support import live_server, ports, program
 from tests.support.browser import RunningShop
-from tests.support.chromium import CHROMIUM_FLAGS, find_chromium
+from tests.support.chromium import CHROMIUM_FLAGS, PATIENCE_MS, find_chromium
 from tests.support.databases import migrated_database
 from webapp.core.extensions import db
 from webapp.core.settings import Settings
@@ -35,6 +35,7 @@ def chromium() -> Iterator[Browser]:
         if os.environ.get("REQUIRE_BROWSER"):
             pytest.fail("REQUIRE_BROWSER is set and there is no Chromium")
         pytest.skip(WHY_SKIPPED)
+    expect.set_options(timeout=PATIENCE_MS)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=CHROMIUM_FLAGS)
         yield browser
@@ -129,7 +130,7 @@ def window(chromium: Browser) -> Iterator[Callable[..., Page]]:
             reduced_motion="reduce",
             locale="en-GB",
         )
-        context.set_default_timeout(20_000)
+        context.set_default_timeout(PATIENCE_MS)
         contexts.append(context)
         page = context.new_page()
         page.on("console", record_error)

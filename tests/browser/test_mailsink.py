@@ -16,6 +16,7 @@ from werkzeug.serving import make_server
 from local.mailsink.index import MailIndex
 from local.mailsink.web_app import create_sink_app
 from tests.support.browser import APPEARANCES, in_each_appearance, page_problems
+from tests.support.chromium import PATIENCE_MS
 
 pytestmark = pytest.mark.browser
 NAME = "1700000000000000000-1-0.eml"
@@ -72,7 +73,7 @@ def sink(folder: Path) -> Iterator[str]:
 def unwatched_page(chromium: Browser) -> Iterator[Page]:
     """A page whose console is not checked, since a hostile email fills it with errors."""
     context = chromium.new_context(locale="en-GB")
-    context.set_default_timeout(20_000)
+    context.set_default_timeout(PATIENCE_MS)
     yield context.new_page()
     context.close()
 

@@ -44,13 +44,13 @@ def test_an_account_is_linked_and_signs_in(linked_shop: RunningShop, window: Ope
     page = window()
     page.goto(f"{linked_shop.url}/sign-in")
     page.get_by_role("link", name="Sign in with Example SSO").click()
-    expect(page.get_by_role("heading", name="This account is not linked")).to_be_visible(timeout=20_000)
+    expect(page.get_by_role("heading", name="This account is not linked")).to_be_visible()
     found = [problems_by_appearance(page)]
 
     accept_invitation(page, linked_shop)
     page.goto(f"{linked_shop.url}/settings/profile/two-step")
     page.get_by_role("button", name="Link account").click()
-    expect(page.get_by_role("heading", name="Link this account?")).to_be_visible(timeout=20_000)
+    expect(page.get_by_role("heading", name="Link this account?")).to_be_visible()
     found.append(problems_by_appearance(page))
     page.get_by_role("button", name="Link account").click()
     expect(page.get_by_text("Linked with grace@sso.example")).to_be_visible()
@@ -59,7 +59,7 @@ def test_an_account_is_linked_and_signs_in(linked_shop: RunningShop, window: Ope
     page.get_by_role("button", name="Sign out").first.click()
     found.append(problems_by_appearance(page))
     page.get_by_role("link", name="Sign in with Example SSO").click()
-    expect(page.get_by_role("heading", name="Home")).to_be_visible(timeout=20_000)
+    expect(page.get_by_role("heading", name="Home")).to_be_visible()
     # The browser is known: its device cookie was sent, although it came from another site.
     assert db.session.scalar(select(func.count()).select_from(StaffDevice)) == 1
 

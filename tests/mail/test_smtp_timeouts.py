@@ -119,8 +119,9 @@ class EndlessReply:
         self._closed.set()
         with suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
+        # Only then may the number of the socket be used again: the thread may be about to accept.
         self._thread.join()
+        self._listener.close()
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import shutil
 
+# Milliseconds that actions and expectations wait for a page, also on a busy machine.
+PATIENCE_MS = 90_000
+
 # The headless shell, which has no windows, takes less than half of the processor time of the whole browser.
 CHROMIUM_NAMES = (
     "chromium-headless-shell",
