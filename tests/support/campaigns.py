@@ -19,6 +19,7 @@ from webapp.campaigns.drafts import actions as draft_actions
 from webapp.campaigns.launch import actions as launch_actions
 from webapp.campaigns.launch import preparation
 from webapp.campaigns.models import Campaign, MailIssue
+from webapp.campaigns.sending import sender
 from webapp.core.extensions import db
 from webapp.customers.models import Customer
 from webapp.offers.models import Offer
@@ -54,6 +55,11 @@ def launch_campaign(app: Flask, make_offer: Callable[..., Offer]) -> LaunchCampa
         return campaign
 
     return launch
+
+
+def send_until_idle() -> None:
+    """Send the emails of all batches, as a worker does; fail if there is no end."""
+    assert any(not sender.send_pending_emails() for _ in range(100))
 
 
 def refresh(campaign: Campaign) -> Campaign:

@@ -58,5 +58,6 @@ def test_the_user_is_locked_on_request(user: StaffUser, is_locked: bool) -> None
     assert find_pending_user(data, **({"is_locked": True} if is_locked else {})) == user
 
     with db.engine.connect() as other:
-        unlocked = other.scalars(select(StaffUser.role).with_for_update(skip_locked=True)).all()
+        rows = select(StaffUser.role).order_by(StaffUser.role).with_for_update(skip_locked=True)
+        unlocked = other.scalars(rows).all()
     assert unlocked == (["admin"] if is_locked else ["admin", "viewer"])

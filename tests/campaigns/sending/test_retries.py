@@ -11,7 +11,9 @@ import pytest
 from flask import Flask
 from sqlalchemy import text
 
-from tests.support.campaigns import campaign_status, issue_states, launch_to
+from tests.support.campaigns import campaign_status, issue_states, launch_to, send_until_idle
+from tests.support.live_server import wait_until
+from tests.support.redemptions import count_lock_waiters
 from tests.support.smtp_relay import Relay
 from webapp.campaigns import timing
 from webapp.campaigns.deliveries import actions as delivery_actions
@@ -111,8 +113,7 @@ def test_a_deferred_email_is_sent_over_a_slow_relay(
     deferred_campaign: Campaign, relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(timing, "LEASE_RENEWAL_INTERVAL", 0.0)
-    while sender.send_pending_emails():
-        pass
+    send_until_idle()
     assert (issue_states(deferred_campaign)[C0][0], relay.recipients) == ("sent_later", {C0: 1})
 
 
@@ -239,8 +240,12 @@ def test_a_former_owners_cursor_update_that_waited_is_discarded(
     other_connection.execute("update batch set epoch = epoch + 1, owner = 'next'")
     thread = threading.Thread(target=move_late)
     thread.start()
-    while not db.session.execute(text("select 1 from pg_stat_activity where wait_event_type = 'Lock'")).all():
+
+    def is_waiting() -> bool:
         db.session.rollback()
+        return count_lock_waiters("transactionid") > 0
+
+    wait_until(is_waiting)
     other_connection.commit()
     thread.join()
     db.session.rollback()

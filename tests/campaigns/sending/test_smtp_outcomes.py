@@ -12,7 +12,7 @@ from flask import Flask
 from sqlalchemy import text
 
 from tests.support import smtp_relay
-from tests.support.campaigns import campaign_status, issue_states, launch_to
+from tests.support.campaigns import campaign_status, issue_states, launch_to, send_until_idle
 from tests.support.smtp_relay import Relay
 from webapp.campaigns import stats_queries, timing
 from webapp.campaigns.models import Campaign
@@ -129,8 +129,7 @@ def test_a_fault_before_the_body_is_retried_on_a_new_connection(
 ) -> None:
     relay.behaviour.stages[stage] = event
     relay.behaviour.uses[stage] = 1
-    while sender.send_pending_emails():
-        pass
+    send_until_idle()
     assert (issue_states(campaign), campaign_status(campaign)) == ({}, ("done", None))
     assert (relay.recipients, relay.connections) == (ALL_ONCE, 2)
 

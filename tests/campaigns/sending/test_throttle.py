@@ -10,6 +10,7 @@ import pytest
 from flask import Flask
 from sqlalchemy import text
 
+from tests.support.campaigns import send_until_idle
 from tests.support.smtp_relay import Relay
 from webapp.campaigns import models, stats_queries, timing
 from webapp.campaigns.content.placeholders import EmailContent
@@ -228,8 +229,7 @@ def test_failures_before_a_resumption_do_not_count(launch_campaign: LaunchToCust
     sender.send_pending_emails()
     assert campaign_status(campaign)[0] == "paused"
     transitions.resume_campaign(campaign.id, "tests")
-    while sender.send_pending_emails():
-        pass
+    send_until_idle()
     assert (campaign_status(campaign)[0], stats_queries.get_campaign_stats(campaign.id).failed) == ("done", 30)
 
 
