@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,9 +13,9 @@ from flask import Flask, g
 from local import cli
 from tests.support.databases import empty_tables
 from webapp import create_app
+from webapp.core import database_health, signing_keys, task_queue
 from webapp.core import settings as app_settings
-from webapp.core import signing_keys, task_queue
-from webapp.core.extensions import db
+from webapp.core.extensions import db, huey
 
 
 def settings_for_tests(database_url: str, instance: Path, mail_port: int = 1) -> app_settings.Settings:
@@ -58,6 +59,13 @@ def create_test_app(settings: app_settings.Settings) -> Flask:
     return app
 
 
+def forget_failures() -> None:
+    """Forget failures of the queue and the database that an earlier test of this process has caused."""
+    huey.storage._failing_since.clear()
+    database_health.mark_recovered()
+    database_health._recovered_at = -math.inf
+
+
 @contextmanager
 def on_empty_tables(app: Flask, keep: Collection[str] = ()) -> Iterator[None]:
     """Push the app's context with empty tables, except those in `keep`."""
@@ -65,6 +73,7 @@ def on_empty_tables(app: Flask, keep: Collection[str] = ()) -> Iterator[None]:
     task_queue.init_app(app)
     with app.app_context():
         empty_tables(keep)
+        forget_failures()
         signing_keys.clear_key_cache()
         app.extensions.pop("used_up_offers", None)
         yield
