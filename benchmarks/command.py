@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import logging
 import os
+import platform
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -58,9 +60,22 @@ def run(
     """
     logging.disable(logging.WARNING)
     plan = plans.parse_plan(sys.argv[1:] if arguments is None else arguments, os.environ)
+    load_before = os.getloadavg()[0]
     results = measure(plan)
-    page = report.page(results)
+    page = f"{report.page(results).rstrip()}\n\n{describe_run(load_before)}\n"
     print(f"\n{page}")
     if plan is not plans.quick:
         (ROOT / "docs" / "benchmarks" / f"{plans.name.replace('_', '-')}.md").write_text(page)
     print(json.dumps(report.figures(results)))
+
+
+def describe_run(load_before: float) -> str:
+    """Return a sentence about the date and the machine of a run that has ended.
+
+    :param load_before: load average of the minute before the run; more than 0 means that other programs ran, too.
+    """
+    return (
+        f"Run on {datetime.datetime.now(datetime.UTC):%-d %B %Y} with Python {platform.python_version()} on "
+        f"{os.cpu_count()} processors. Load average: {load_before:.1f} before the run, {os.getloadavg()[2]:.1f} in the "
+        "last 15 minutes of it."
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import email
 import email.policy
 import json
+import re
 import smtplib
 import socket
 import subprocess
@@ -247,8 +248,10 @@ def test_single_runs_are_compared_with_the_median_of_the_rounds(results: MailRes
 
 def test_the_last_line_contains_the_figures(results: MailResults, capsys: pytest.CaptureFixture[str]) -> None:
     command.run(mail.PLANS, lambda _: results, mail_report, ["--quick"])
-    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    lines = capsys.readouterr().out.splitlines()
+    figures = json.loads(lines[-1])
     assert {"raw_ratio", "flask_mail_ratio", "connections_ratio", "wal_per_mail", "memory_ratio", "rows"} <= {*figures}
+    assert re.search(r"^Run on .+ on \d+ processors\. Load average: \d+\.\d before the run, \d+\.\d ", lines[-3])
 
 
 def test_the_plan_is_chosen_by_the_environment() -> None:
