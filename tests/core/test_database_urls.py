@@ -43,6 +43,9 @@ from webapp.core.settings import Settings, load_settings
         ("postgresql:///onecode?host=/run/pg@15", {"host": "/run/pg@15"}),
         ("postgresql://u@db1/onecode?connect_timeout=9&options=-c%20role%3Dr", {"connect_timeout": "9"}),
         ("postgresql://u@db1/onecode?options=-c%20role%3Dr", {"options": "-c role=r", "tcp_user_timeout": "10000"}),
+        ("postgresql://u@db1?connect_timeout=9", {"host": "db1", "user": "u", "connect_timeout": "9"}),
+        ("postgresql://u@db1,db2?dbname=d&target_session_attrs=read-write", {"host": "db1,db2", "dbname": "d"}),
+        ("postgresql://u@?host=/run/postgresql&dbname=d", {"host": "/run/postgresql", "user": "u", "dbname": "d"}),
     ],
 )
 def test_every_form_of_libpq_is_accepted(url: str, expected: dict[str, str]) -> None:

@@ -94,7 +94,7 @@ def _check_unescaped_characters(rest: str) -> None:
     path_start = rest.find("/")
     authority = rest if path_start < 0 else rest[:path_start]
     path = rest[len(authority) :].partition("?")[0]
-    user = authority.partition(":")[0] if "@" in authority else ""
+    user = authority.rpartition("@")[0].partition(":")[0]
     if authority.count("@") > 1 or "@" in path or "?" in user:
         raise ValueError("unescaped character")
 
