@@ -15,6 +15,7 @@ from flask.testing import FlaskClient
 
 from tests.support.factories import MakeCustomer, MakeOffer
 from tests.support.frozen_server import Relay, frozen_process, relay_to
+from tests.support.ports import free_port
 from webapp.core import database_connections, database_timeouts, database_urls
 from webapp.core.database_connections import StatementTimeout
 from webapp.core.extensions import db, huey
@@ -111,7 +112,7 @@ def connect(url: str, **parameters: Any) -> str:
         return f"{type(error).__name__}: {error}"
 
 
-EARLIER_TIMEOUT = "StatementTimeout: an earlier connection attempt in this request has timed out"
+EARLIER_TIMEOUT = "StatementTimeout: an earlier connection attempt in this request has failed"
 
 
 def test_a_request_does_not_try_again_to_connect(small_app: Flask, test_settings: Settings, silent_url: str) -> None:
@@ -136,6 +137,47 @@ def test_a_request_does_not_try_again_to_connect(small_app: Flask, test_settings
             assert other_server == "('connected',)"
 
     in_thread(send_requests)
+
+
+def test_a_request_does_not_resolve_a_name_again_after_that_has_failed(
+    small_app: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names: list[str] = []
+
+    def resolve(host: str, *_: Any, **__: Any) -> None:
+        names.append(host)
+        raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+
+    @small_app.get("/")
+    def use_database() -> list[str]:
+        return [connect(f"host=db1,db2 user=u dbname={name}") for name in ("onecode", "onecode", "other")]
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+
+    first, second, other_database = in_thread(lambda: small_app.test_client().get("/").json)
+
+    assert "failed to resolve host" in first
+    assert second == EARLIER_TIMEOUT
+    assert "failed to resolve host" in other_database
+    assert names == ["db1", "db2"] * 2
+
+
+@pytest.mark.parametrize(("slow_seconds", "is_noted"), [(0, True), (60, False)])
+def test_a_request_does_not_connect_again_after_a_slow_failure(
+    small_app: Flask, monkeypatch: pytest.MonkeyPatch, slow_seconds: float, is_noted: bool
+) -> None:
+    """A fast one is not noted: the server may be about to accept connections."""
+    url = f"host=127.0.0.1 port={free_port()} user=u dbname=x"
+    monkeypatch.setattr(database_timeouts, "SLOW_CONNECT_SECONDS", slow_seconds)
+
+    @small_app.get("/")
+    def use_database() -> list[str]:
+        return [connect(url), connect(url)]
+
+    first, second = in_thread(lambda: small_app.test_client().get("/").json)
+
+    assert "Connection refused" in first
+    assert second == EARLIER_TIMEOUT if is_noted else "Connection refused" in second
 
 
 def test_open_connections_can_be_used_after_a_timeout(

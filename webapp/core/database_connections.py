@@ -166,11 +166,8 @@ class DeadlineConnection(psycopg.Connection[Any]):
         A frozen server does not answer. Behind an address that leads to the current primary server, another server may
         answer, which does not have the session. A connection pooler hides which session it is.
         """
-        server: dict[str, Any] = {
-            "host": self.info.host,
-            "hostaddr": self.info.hostaddr or None,
-            "port": self.info.port,
-        }
+        info = self.info
+        server: dict[str, Any] = {"host": info.host, "hostaddr": info.hostaddr or None, "port": info.port}
         try:
             with closing(
                 connect(
@@ -242,19 +239,20 @@ def connect(
     :param setting: the name of the setting with the connection string, for `database_health.explain_connection_error`;
         for the embedded server `Settings.url_setting`.
     :param statement_seconds: a deadline for all statements of this connection, instead of that of `database_timeouts`.
-    :param ignore_earlier_timeout: whether to connect although an earlier attempt in this request has timed out.
+    :param ignore_earlier_timeout: whether to connect although an earlier attempt in this request has failed.
     :param parameters: of `psycopg.connect`; they take precedence over those in `url`.
     :raises psycopg.OperationalError: when no server has accepted the connection within its timeout, now or before in
         this request (`StatementTimeout`).
     """
     arguments = {**database_hosts.order_hosts(url, build_connection_parameters(url)), **parameters}
+    started_at = time.monotonic()
     try:
         if not ignore_earlier_timeout and database_timeouts.has_connecting_timed_out(url):
-            raise StatementTimeout("an earlier connection attempt in this request has timed out")
+            raise StatementTimeout("an earlier connection attempt in this request has failed")
         connection = DeadlineConnection.connect(**arguments)
     except psycopg.Error as error:
-        if not ignore_earlier_timeout and "timeout expired" in str(error):
-            database_timeouts.note_connect_timeout(url)
+        if not ignore_earlier_timeout:
+            database_timeouts.note_connect_error(url, error, time.monotonic() - started_at)
         error.__dict__["setting"] = setting
         raise
     if "host" not in parameters:

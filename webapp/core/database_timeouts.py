@@ -1,8 +1,8 @@
 """Timeouts of the database: deadlines of statements, and one timeout of connecting per request.
 
-A request uses the database several times: limits, session, view. While the database does not respond, each use would
-wait until connecting times out, and a customer for all of them. So after the first timeout a request opens no other
-connection. Those that are open can be used.
+A request uses the database several times: limits, session, view. While the database or the name server does not
+respond, each use would wait until connecting times out, and a customer for all of them. So after the first timeout a
+request opens no other connection. Those that are open can be used.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
+import psycopg
 from flask import Flask
 
 # Seconds to wait for the response to one statement, unless `statement_deadline` sets another value.
@@ -24,6 +25,8 @@ MIGRATION_STATEMENT_SECONDS = 6 * 3600.0
 COMMIT_SECONDS = 60.0
 # Seconds to wait for the response when the pool tests a connection before it is used.
 PING_SECONDS = 5.0
+# A connection attempt that fails after this many seconds has waited for the database or the name server.
+SLOW_CONNECT_SECONDS = 1.0
 
 _statement_seconds: ContextVar[float] = ContextVar("statement_seconds", default=STATEMENT_SECONDS)
 # The connection strings with which connecting has timed out; None outside of requests: a task or a command tries again.
@@ -72,6 +75,18 @@ def note_connect_timeout(url: str) -> None:
     urls = _timed_out_urls.get()
     if urls is not None:
         _timed_out_urls.set(urls | {url})
+
+
+def note_connect_error(url: str, error: psycopg.Error, seconds: float) -> None:
+    """Note a failed connection attempt as a timeout if another one would probably make the request wait, too.
+
+    :param error: the error of `psycopg.connect`, which resolves host names itself.
+    :param seconds: how long the attempt took.
+    """
+    # Texts of psycopg, which are not translated. A name server may be slow at any time.
+    has_waited = any(text in str(error) for text in ("timeout expired", "failed to resolve host"))
+    if has_waited or seconds > SLOW_CONNECT_SECONDS:
+        note_connect_timeout(url)
 
 
 def has_connecting_timed_out(url: str) -> bool:
