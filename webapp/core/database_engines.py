@@ -18,6 +18,7 @@ from psycopg import generators
 from psycopg.abc import PQGen
 from psycopg.pq import ExecStatus
 from sqlalchemy import Connection, Engine, NullPool, PoolProxiedConnection, create_engine
+from sqlalchemy.dialects import registry
 from sqlalchemy.engine.interfaces import DBAPIConnection
 
 from webapp.core import database_connections, database_errors, database_timeouts
@@ -26,7 +27,8 @@ from webapp.core.extensions import db
 from webapp.core.settings import Settings
 
 # Only the driver: the parameters of a connection are those of libpq, which SQLAlchemy would read differently.
-DRIVER_URL = "postgresql+psycopg://"
+DRIVER_URL = "postgresql+onecode://"
+registry.register("postgresql.onecode", "webapp.core.database_dialect", "OnecodeDialect")
 
 
 def build_creator(settings: Settings) -> Callable[[], database_connections.DeadlineConnection]:
