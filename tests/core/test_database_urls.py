@@ -119,7 +119,8 @@ def test_hosts_of_a_service_are_tried_one_by_one(
         ("host=a,b hostaddr=10.0.0.1", "must have as many addresses in hostaddr as hosts"),
         ("postgresql://u@a,b/d?target_session_attrs=standby", "must be any, read-write or primary"),
         ("postgresql://u@a,b/d?target_session_attrs=nonsense", "must be any, read-write or primary"),
-        ("postgresql://u@a/d?connect_timeout=soon", "must be a whole number of seconds"),
+        ("postgresql://u@a/d?connect_timeout=soon", "must be a whole number of seconds, at least 1"),
+        ("postgresql://u@a/d?connect_timeout=0", "must be a whole number of seconds, at least 1"),
         ("postgresql://u@a/d?client_encoding=latin1", "must be UTF8"),
     ],
 )

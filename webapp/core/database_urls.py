@@ -9,6 +9,7 @@ connection of the program is opened by `database_connections.connect` with the p
 from __future__ import annotations
 
 import os
+import re
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -163,7 +164,8 @@ def _check_values(parameters: Mapping[str, str], name: str) -> None:
             f"target_session_attrs in {name} must be {', '.join(_WRITABLE_TARGETS[:-1])} or {_WRITABLE_TARGETS[-1]}, "
             "because Onecode writes to the database"
         )
-    if not parameters.get("connect_timeout", "5").strip().isdigit():
-        raise SettingsError(f"connect_timeout in {name} must be a whole number of seconds")
+    # psycopg reads 0 as 130 seconds.
+    if not re.fullmatch("0*[1-9][0-9]*", parameters.get("connect_timeout", "5").strip()):
+        raise SettingsError(f"connect_timeout in {name} must be a whole number of seconds, at least 1")
     if parameters.get("client_encoding", "utf8").lower() not in ("utf8", "utf-8", "unicode", "auto"):
         raise SettingsError(f"client_encoding in {name} must be UTF8, or be left out")
