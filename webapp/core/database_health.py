@@ -83,11 +83,17 @@ def is_disk_full(error: BaseException | None) -> bool:
 
 
 def is_read_only(error: BaseException | None) -> bool:
-    """Return whether the server rejected a write because it is a standby or a former primary (SQLSTATE 25006).
+    """Return whether the server rejected a statement because it is a standby or a former primary.
 
-    The transaction is then rolled back, so nothing of it was saved. The connection counts as lost.
+    It rejects writes (SQLSTATE 25006), and a standby also reads of unlogged tables. The transaction is then rolled
+    back, so nothing of it was saved. The connection counts as lost.
     """
-    return isinstance(_find_cause(error), psycopg.errors.ReadOnlySqlTransaction)
+    cause = _find_cause(error)
+    if isinstance(cause, psycopg.errors.FeatureNotSupported):
+        # Many features share this SQLSTATE (0A000), and messages are translated. In this function of PostgreSQL only
+        # the error "cannot access temporary or unlogged relations during recovery" has it.
+        return cause.diag.source_function == "get_relation_info"
+    return isinstance(cause, psycopg.errors.ReadOnlySqlTransaction)
 
 
 def _find_cause(error: BaseException | None) -> BaseException | None:
