@@ -90,12 +90,14 @@ def test_a_standby_is_recognised_by_its_errors(error: BaseException | None, is_r
     ("error", "is_rejected"),
     [
         (build_refused_commit(None), True),
-        (errors.DiskFull(), True),
-        (errors.AdminShutdown(), True),
-        (errors.SerializationFailure(), True),
+        (build_server_error(errors.DiskFull), True),
+        (build_server_error(errors.SerializationFailure), True),
+        # The server may have written the commit before.
+        (build_server_error(errors.DiskFull, severity="PANIC"), False),
+        (build_server_error(errors.AdminShutdown, severity="FATAL"), False),
         # A pooler that has lost the server does not know whether it has committed.
-        (errors.ConnectionFailure(), False),
-        (errors.ProtocolViolation(), False),
+        (build_server_error(errors.ConnectionFailure), False),
+        (build_server_error(errors.ProtocolViolation), False),
         (psycopg.OperationalError("server closed the connection unexpectedly"), False),
         (StatementTimeout("no response"), False),
     ],
