@@ -12,6 +12,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 
+import psycopg
 import pytest
 
 from local.postgresql import EmbeddedServer
@@ -20,6 +21,7 @@ from tests.support.chaos import replicated_database, scenarios
 from tests.support.chaos.redemption_load import check_redemptions, redemption_load
 from tests.support.chaos.running_campaign import start_campaign
 from tests.support.live_server import wait_until
+from webapp.core import database_health
 from webapp.monitoring import queries as monitoring_queries
 from webapp.monitoring import readiness
 
@@ -83,6 +85,17 @@ def test_nothing_is_confirmed_without_the_standby() -> None:
             wait_until(lambda: read_status(web) == (200, "ready"))
 
         check_redemptions(database, traffic)
+
+
+def test_a_standby_is_recognised_by_the_error_for_an_unlogged_table() -> None:
+    with (
+        replicated_database.start_replicated_database(1) as servers,
+        psycopg.connect(servers.standby.conninfo("onecode")) as connection,
+        pytest.raises(psycopg.errors.FeatureNotSupported) as raised,
+    ):
+        connection.execute("select from worker")
+
+    assert database_health.is_read_only(raised.value)
 
 
 @pytest.mark.parametrize("break_server", [replicated_database.kill, replicated_database.freeze])

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import psycopg
 import pytest
 from psycopg import errors
 from sqlalchemy.exc import OperationalError
 
+from tests.support.server_errors import build_server_error, build_unlogged_table_error
 from webapp.core import database_health
 from webapp.core.database_connections import CommitRefused, StatementTimeout
 from webapp.core.database_errors import get_error_kind
@@ -26,6 +25,8 @@ def build_refused_commit(cause: BaseException | None) -> CommitRefused:
     [
         (errors.DiskFull(), "disk_full"),
         (errors.ReadOnlySqlTransaction(), "read_only"),
+        (build_unlogged_table_error(), "read_only"),
+        (errors.FeatureNotSupported(), "other"),
         (errors.TooManyConnections(), "too_many_connections"),
         (errors.LockNotAvailable(), "lock_timeout"),
         (errors.QueryCanceled(), "statement_timeout"),
@@ -54,20 +55,12 @@ def test_an_error_has_the_kind_of_its_cause(error: BaseException | None, kind: s
     assert get_error_kind(error) == kind
 
 
-class FatalDiskFull(errors.DiskFull):
-    """The error of a server with German messages that stops."""
-
-    @property
-    def diag(self) -> SimpleNamespace:  # type: ignore[override]
-        return SimpleNamespace(severity="SCHWERWIEGEND", severity_nonlocalized="FATAL")
-
-
 @pytest.mark.parametrize(
     ("error", "is_full"),
     [
         (errors.DiskFull(), True),
         (build_refused_commit(errors.DiskFull()), True),
-        (FatalDiskFull(), False),
+        (build_server_error(errors.DiskFull, severity="PANIC"), False),
         (build_refused_commit(StatementTimeout("no response")), False),
         (errors.OutOfMemory(), False),
         (None, False),
@@ -79,15 +72,32 @@ def test_a_full_disk_is_recognised_by_its_error_or_cause(error: BaseException | 
 
 
 @pytest.mark.parametrize(
+    ("error", "is_read_only"),
+    [
+        (errors.ReadOnlySqlTransaction(), True),
+        (build_refused_commit(errors.ReadOnlySqlTransaction()), True),
+        (build_unlogged_table_error(), True),
+        (build_server_error(errors.FeatureNotSupported, function="transformColumnDefinition"), False),
+        (errors.DiskFull(), False),
+        (None, False),
+    ],
+)
+def test_a_standby_is_recognised_by_its_errors(error: BaseException | None, is_read_only: bool) -> None:
+    assert database_health.is_read_only(error) is is_read_only
+
+
+@pytest.mark.parametrize(
     ("error", "is_rejected"),
     [
         (build_refused_commit(None), True),
-        (errors.DiskFull(), True),
-        (errors.AdminShutdown(), True),
-        (errors.SerializationFailure(), True),
+        (build_server_error(errors.DiskFull), True),
+        (build_server_error(errors.SerializationFailure), True),
+        # The server may have written the commit before.
+        (build_server_error(errors.DiskFull, severity="PANIC"), False),
+        (build_server_error(errors.AdminShutdown, severity="FATAL"), False),
         # A pooler that has lost the server does not know whether it has committed.
-        (errors.ConnectionFailure(), False),
-        (errors.ProtocolViolation(), False),
+        (build_server_error(errors.ConnectionFailure), False),
+        (build_server_error(errors.ProtocolViolation), False),
         (psycopg.OperationalError("server closed the connection unexpectedly"), False),
         (StatementTimeout("no response"), False),
     ],

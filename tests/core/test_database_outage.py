@@ -29,6 +29,7 @@ from local import postgresql as embedded_postgresql
 from tests.support import live_server, watchdog
 from tests.support.live_server import wait_until
 from tests.support.logs import captured_logs
+from tests.support.server_errors import build_server_error
 from webapp import create_app
 from webapp.accounts import api_key_actions
 from webapp.core import database_health, logs, migrations, task_queue
@@ -188,6 +189,8 @@ def no_outage(monkeypatch: pytest.MonkeyPatch) -> None:
         (psycopg.errors.DeadlockDetected("deadlock detected"), False),
         (psycopg.errors.LockNotAvailable("lock timeout"), False),
         (psycopg.errors.DiskFull("no space left"), False),
+        (build_server_error(psycopg.errors.DiskFull, severity="PANIC"), True),
+        (build_server_error(psycopg.errors.IoError, severity="FATAL"), True),
         (psycopg.errors.UniqueViolation("duplicate key"), False),
         # A connection that is misused, which is no evidence while no outage is known.
         (psycopg.OperationalError("the connection is closed"), False),

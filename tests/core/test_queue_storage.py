@@ -11,7 +11,7 @@ import pytest
 from flask import Flask
 from sqlalchemy import text
 
-from webapp.core import queue_storage
+from webapp.core import queue_storage, task_queue
 from webapp.core.extensions import db, huey
 from webapp.core.queue_storage import QueueStorage
 
@@ -99,6 +99,30 @@ def test_a_failed_statement_leaves_the_connection_usable(queue: QueueStorage) ->
     queue.read_schedule(NOW)
     assert take_all(queue) == [b"task"]
     assert queue.failing_seconds() == 0
+
+
+def reject_writes(*connections: psycopg.Connection) -> None:
+    """Let the server reject the writes of sessions, as a standby does."""
+    for connection in connections:
+        connection.execute("set default_transaction_read_only = on")
+
+
+def test_connections_whose_server_rejects_writes_are_replaced(queue: QueueStorage) -> None:
+    reject_writes(queue.conn, queue._listen_conn())
+    for action in (queue.dequeue, lambda: queue.enqueue(b"lost")):
+        with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
+            action()
+
+    queue.enqueue(b"task")
+    assert take_all(queue) == [b"task"]
+    assert queue.failing_seconds() == 0
+
+
+def test_a_task_is_enqueued_although_the_connection_leads_to_a_standby(queue: QueueStorage) -> None:
+    reject_writes(queue.conn)
+
+    assert task_queue.enqueue("campaigns.prepare", 5)
+    assert queue.queue_size() == 1
 
 
 def test_the_longest_failure_counts(queue: QueueStorage, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from sqlalchemy.exc import OperationalError
 from tests.support.factories import MakeCustomer, MakeOffer
 from tests.support.frozen_server import frozen_process
 from tests.support.logs import captured_logs
+from tests.support.server_errors import build_server_error
 from webapp.core import database_connections, database_health, database_timeouts, task_queue, write_check
 from webapp.core.database_connections import CommitRefused, DeadlineConnection, StatementTimeout
 from webapp.core.extensions import db, huey
@@ -164,7 +165,8 @@ def test_refused_redemptions_are_one_outage(
     ("error", "is_rolled_back"),
     [
         (CommitRefused("no commits"), True),
-        (psycopg.errors.DiskFull("no space"), True),
+        (build_server_error(psycopg.errors.DiskFull), True),
+        (build_server_error(psycopg.errors.DiskFull, severity="PANIC"), False),
         (StatementTimeout("no response"), False),
         (psycopg.OperationalError("server closed the connection unexpectedly"), False),
         (psycopg.errors.ProtocolViolation("server conn crashed?"), False),

@@ -115,6 +115,25 @@ class OneRound(threading.Event):
         return True
 
 
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [(OSError(24, "Too many open files"), "[Errno 24] Too many open files"), (MemoryError(), "MemoryError")],
+)
+def test_no_error_ends_the_heartbeats(
+    app: Flask, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception, reason: str
+) -> None:
+    def fail(*_values: object) -> None:
+        raise error
+
+    monkeypatch.setattr(monitoring_actions, "record_heartbeat", fail)
+    monkeypatch.setattr(monitoring_actions, "record_shutdown", lambda worker: None)
+
+    heartbeat._heartbeat_loop(app, WorkerIdentity("1"), OneRound())
+
+    messages = [record.getMessage() for record in caplog.records if record.name == heartbeat.__name__]
+    assert messages == [f"heartbeat could not be recorded, retrying: {reason}"]
+
+
 @pytest.mark.parametrize(("failing_seconds", "is_alive"), [(None, True), (1, True), (60, False)])
 def test_a_worker_without_the_queue_is_not_alive(
     app: Flask, monkeypatch: pytest.MonkeyPatch, failing_seconds: int | None, is_alive: bool

@@ -18,12 +18,14 @@ from prometheus_client import Metric
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_open_metrics
 from prometheus_client.parser import text_string_to_metric_families as parse_plain
 from sqlalchemy import select, text
+from sqlalchemy.exc import NotSupportedError
 from werkzeug.test import TestResponse
 
 from benchmarks import growth_tables
 from tests.support.frozen_server import Relay, relay_to
 from tests.support.live_server import wait_until
 from tests.support.query_plans import explain_statements, plan_nodes
+from tests.support.server_errors import build_unlogged_table_error
 from webapp import create_app
 from webapp.accounts import api_key_actions
 from webapp.accounts.models import ApiKey
@@ -324,6 +326,17 @@ def test_metrics_have_no_personal_data(api: FlaskClient, campaign: Campaign) -> 
     assert "@" not in page
     assert "SECRETCODE" not in page
     assert "Ada" not in page
+
+
+def test_a_standby_whose_unlogged_tables_cannot_be_read_is_reported_as_down(
+    api: FlaskClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise NotSupportedError("select", {}, build_unlogged_table_error())
+
+    monkeypatch.setattr(monitoring_queries, "collect_metrics", fail)
+
+    assert scrape(api)["onecode_database_up", ()] == 0
 
 
 def test_without_the_database_the_page_reports_it_as_down(app: Flask, test_settings: Settings) -> None:

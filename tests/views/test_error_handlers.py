@@ -6,8 +6,9 @@ import psycopg
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
-from sqlalchemy.exc import InternalError, OperationalError
+from sqlalchemy.exc import InternalError, NotSupportedError, OperationalError
 
+from tests.support.server_errors import build_unlogged_table_error
 from webapp.views.public import redemptions
 
 
@@ -65,6 +66,13 @@ def test_a_full_disk_is_not_reported_as_an_outage(
 
 
 @pytest.mark.parametrize(
+    "error",
+    [
+        InternalError("update", {}, psycopg.errors.ReadOnlySqlTransaction("cannot execute UPDATE")),
+        NotSupportedError("select", {}, build_unlogged_table_error()),
+    ],
+)
+@pytest.mark.parametrize(
     ("path", "message"),
     [
         ("/redeem", "This page is temporarily unavailable. Please try again in a moment."),
@@ -73,10 +81,9 @@ def test_a_full_disk_is_not_reported_as_an_outage(
     ],
 )
 def test_a_read_only_database_is_not_an_unexpected_error(
-    app: Flask, client: FlaskClient, monkeypatch: pytest.MonkeyPatch, path: str, message: str
+    app: Flask, client: FlaskClient, monkeypatch: pytest.MonkeyPatch, path: str, message: str, error: Exception
 ) -> None:
-    reason = psycopg.errors.ReadOnlySqlTransaction("cannot execute UPDATE in a read-only transaction")
-    _fail_with(InternalError("update", {}, reason), app, monkeypatch, path)
+    _fail_with(error, app, monkeypatch, path)
 
     response = client.get(path)
 

@@ -10,7 +10,7 @@ from sqlalchemy.engine import Engine
 
 from webapp.core import web_metrics
 from webapp.core.database_connections import CommitRefused, StatementTimeout
-from webapp.core.database_health import DISCONNECT_SQLSTATES
+from webapp.core.database_health import DISCONNECT_SQLSTATES, is_read_only
 from webapp.core.web_metrics import DatabaseErrorKind
 
 if TYPE_CHECKING:
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 # By SQLSTATE (appendix A of PostgreSQL's documentation).
 KINDS_BY_SQLSTATE: dict[str, DatabaseErrorKind] = {
     "53100": "disk_full",
-    "25006": "read_only",
     "53300": "too_many_connections",
     "55P03": "lock_timeout",
     "57014": "statement_timeout",
@@ -46,6 +45,8 @@ def get_error_kind(error: BaseException | None) -> DatabaseErrorKind | None:
         return "unavailable" if isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError)) else None
     if error.sqlstate.startswith(EXPECTED_SQLSTATES):
         return None
+    if is_read_only(error):
+        return "read_only"
     if kind := KINDS_BY_SQLSTATE.get(error.sqlstate):
         return kind
     return "unavailable" if error.sqlstate.startswith(DISCONNECT_SQLSTATES) else "other"

@@ -30,6 +30,9 @@ log = logging.getLogger(__name__)
 # SQLSTATE prefixes of a server that shuts down or rejects connections. Errors raised by libpq itself have no SQLSTATE.
 DISCONNECT_SQLSTATES = ("08", "57P01", "57P02", "57P03", "53300")
 
+# Severities of an error after which the session has ended; a server that panics stops.
+_FATAL_SEVERITIES = ("FATAL", "PANIC")
+
 # Messages of psycopg for a connection that is misused or that the server has closed: alone no evidence of an outage.
 _CLOSED_PATTERN = re.compile("(connection|cursor) is closed|already in progress")
 
@@ -55,7 +58,8 @@ def report_if_outage(error: BaseException | None) -> bool:
     cause = error.orig if isinstance(error, DBAPIError) else error
     if not isinstance(cause, (psycopg.OperationalError, psycopg.InterfaceError)):
         return False
-    if cause.sqlstate and not cause.sqlstate.startswith(DISCONNECT_SQLSTATES):
+    is_fatal = cause.diag.severity_nonlocalized in _FATAL_SEVERITIES
+    if cause.sqlstate and not is_fatal and not cause.sqlstate.startswith(DISCONNECT_SQLSTATES):
         return False
     if isinstance(cause, psycopg.InterfaceError) or (not cause.sqlstate and _CLOSED_PATTERN.search(str(cause))):
         return has_recent_outage()
@@ -79,15 +83,21 @@ def is_disk_full(error: BaseException | None) -> bool:
     it can't write its log, loses its connections: that is an outage.
     """
     cause = _find_cause(error)
-    return isinstance(cause, psycopg.errors.DiskFull) and cause.diag.severity_nonlocalized not in ("FATAL", "PANIC")
+    return isinstance(cause, psycopg.errors.DiskFull) and cause.diag.severity_nonlocalized not in _FATAL_SEVERITIES
 
 
 def is_read_only(error: BaseException | None) -> bool:
-    """Return whether the server rejected a write because it is a standby or a former primary (SQLSTATE 25006).
+    """Return whether the server rejected a statement because it is a standby or a former primary.
 
-    The transaction is then rolled back, so nothing of it was saved. The connection counts as lost.
+    It rejects writes (SQLSTATE 25006), and a standby also reads of unlogged tables. The transaction is then rolled
+    back, so nothing of it was saved. The connection counts as lost.
     """
-    return isinstance(_find_cause(error), psycopg.errors.ReadOnlySqlTransaction)
+    cause = _find_cause(error)
+    if isinstance(cause, psycopg.errors.FeatureNotSupported):
+        # Many features share this SQLSTATE (0A000), and messages are translated. In this function of PostgreSQL only
+        # the error "cannot access temporary or unlogged relations during recovery" has it.
+        return cause.diag.source_function == "get_relation_info"
+    return isinstance(cause, psycopg.errors.ReadOnlySqlTransaction)
 
 
 def _find_cause(error: BaseException | None) -> BaseException | None:
@@ -114,9 +124,13 @@ def is_commit_refused(error: BaseException | None) -> bool:
 
 
 def is_commit_rejected(error: psycopg.Error) -> bool:
-    """Return whether a commit that has failed has saved nothing; otherwise that is not known."""
+    """Return whether a commit that has failed has saved nothing; otherwise that is not known.
+
+    A server that panics may have written the commit, and recovers it when it starts again.
+    """
+    is_error = error.sqlstate is not None and error.diag.severity_nonlocalized == "ERROR"
     # Class 08 is a lost connection, as reported by a connection pooler.
-    return isinstance(error, CommitRefused) or (error.sqlstate is not None and not error.sqlstate.startswith("08"))
+    return isinstance(error, CommitRefused) or (is_error and not str(error.sqlstate).startswith("08"))
 
 
 def is_commit_unconfirmed(error: BaseException | None) -> bool:

@@ -52,6 +52,17 @@ def _transaction(connection: DeadlineConnection) -> Iterator[None]:
     connection.commit()
 
 
+@contextmanager
+def _closed_if_read_only(connection: DeadlineConnection) -> Iterator[None]:
+    """Close a connection whose server rejects the writes of the block: the next one may lead to the new primary."""
+    try:
+        yield
+    except psycopg.Error as error:
+        if database_health.is_read_only(error):
+            connection.close()
+        raise
+
+
 class _TimedLock:
     """A lock as a context manager that does not wait forever."""
 
@@ -103,7 +114,11 @@ class QueueStorage(PostgresStorage):  # type: ignore[misc]
         """
         with self.lock:
             connection = self.conn
-            with connection.cursor() as cursor, _transaction(connection) if commit else nullcontext():
+            with (
+                _closed_if_read_only(connection),
+                connection.cursor() as cursor,
+                _transaction(connection) if commit else nullcontext(),
+            ):
                 yield cursor
             if close:
                 connection.close()
@@ -116,7 +131,7 @@ class QueueStorage(PostgresStorage):  # type: ignore[misc]
     def _dequeue(self) -> bytes | None:
         connection, row = self._listen_conn(), None
         try:
-            with _transaction(connection):
+            with _closed_if_read_only(connection), _transaction(connection):
                 row = connection.execute(
                     f"delete from {self.table_task} where id = ("  # noqa: S608
                     f"select id from {self.table_task} where queue = %s order by priority desc, id limit 1 "

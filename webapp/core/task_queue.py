@@ -127,8 +127,8 @@ def enqueue(name: TaskName, *args: int, after: float = 0) -> bool:
     """Enqueue a task. Call it after the commit of the rows that it processes.
 
     A queue that is unavailable is only logged: the caller's rows are saved, and the next sweep finds them. A connection
-    that was lost while idle (the server restarted) is replaced: the task is enqueued over a new one. After a timeout
-    there is no second attempt: a database that does not respond holds the caller only once.
+    that was lost while idle (the server restarted), or that leads to a standby, is replaced: the task is enqueued over
+    a new one. After a timeout there is no second attempt: a database that does not respond holds the caller only once.
 
     :param after: seconds to wait before it runs.
     :returns: whether the task was enqueued, for callers that no sweep covers.
@@ -136,8 +136,8 @@ def enqueue(name: TaskName, *args: int, after: float = 0) -> bool:
     try:
         try:
             _submit(name, args, after)
-        except psycopg.OperationalError as error:
-            if not database_health.is_connection_lost(error):
+        except psycopg.Error as error:
+            if not database_health.is_connection_lost(error) and not database_health.is_read_only(error):
                 raise
             # Huey connects again at the next use. At worst the task is queued twice, which every task tolerates.
             _submit(name, args, after)

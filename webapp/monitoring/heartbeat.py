@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from flask import Flask
-from sqlalchemy.exc import SQLAlchemyError
 
 from webapp.core import database_health, task_queue
 from webapp.monitoring import actions as monitoring_actions
@@ -65,15 +64,16 @@ def _check_queue() -> TimeoutError | None:
     return TimeoutError(f"the queue has been unavailable for {seconds:.0f} s")
 
 
-def _try_in_app_context(app: Flask, action: Callable[[], None]) -> SQLAlchemyError | None:
-    """Run an action in an app context; return its database error, if any."""
+def _try_in_app_context(app: Flask, action: Callable[[], None]) -> Exception | None:
+    """Run an action in an app context; return its error, if any: none may end the thread."""
     try:
         with app.app_context():
             action()
-    except SQLAlchemyError as error:
+    except Exception as error:
         return error
     return None
 
 
 def _first_error_line(error: Exception) -> str:
-    return str(getattr(error, "orig", error)).strip().splitlines()[0]
+    lines = str(getattr(error, "orig", error)).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -8,7 +8,7 @@ from flask import Flask, Response, current_app, g, make_response, render_templat
 from flask_babel import gettext as _
 from flask_babel import lazy_gettext as _l
 from flask_wtf.csrf import CSRFError
-from sqlalchemy.exc import DataError, DBAPIError, InterfaceError, InternalError, OperationalError
+from sqlalchemy.exc import DataError, DBAPIError, InterfaceError, InternalError, NotSupportedError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from werkzeug.exceptions import ClientDisconnected, HTTPException
 
@@ -74,7 +74,9 @@ def init_app(app: Flask) -> None:
     app.register_error_handler(HTTPException, _handle_http_error)
     app.register_error_handler(OperationalError, _handle_database_error)
     app.register_error_handler(InterfaceError, _handle_database_error)
-    app.register_error_handler(InternalError, _handle_internal_error)
+    # A standby rejects writes with the first, and reads of unlogged tables with the second.
+    app.register_error_handler(InternalError, _handle_rejected_statement)
+    app.register_error_handler(NotSupportedError, _handle_rejected_statement)
     app.register_error_handler(PoolTimeoutError, _handle_database_error)
     app.register_error_handler(DataError, _handle_data_error)
     app.register_error_handler(Exception, _handle_unexpected_error)
@@ -126,7 +128,7 @@ def _handle_http_error(error: HTTPException) -> Response:
     return response
 
 
-def _handle_internal_error(error: InternalError) -> Response:
+def _handle_rejected_statement(error: InternalError | NotSupportedError) -> Response:
     return _handle_database_error(error) if database_health.is_read_only(error) else _handle_unexpected_error(error)
 
 

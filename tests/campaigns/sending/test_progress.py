@@ -10,8 +10,10 @@ import psycopg
 import pytest
 from flask import Flask
 from sqlalchemy import text
+from sqlalchemy.exc import NotSupportedError
 
 from tests.support.rejected_writes import rejected_writes
+from tests.support.server_errors import build_unlogged_table_error
 from webapp.campaigns import timing
 from webapp.campaigns.content.placeholders import EmailContent
 from webapp.campaigns.drafts import actions as draft_actions
@@ -138,8 +140,10 @@ def test_a_write_is_repeated_when_the_server_was_read_only(claim: BatchClaim, mo
         if len(attempts) == 1:
             with rejected_writes("batch", "read_only_sql_transaction"):
                 db.session.execute(text("update batch set status = status"))
+        if len(attempts) == 2:
+            raise NotSupportedError("select", {}, build_unlogged_table_error())
 
     monkeypatch.setattr(time, "sleep", lambda _seconds: None)
     write()
 
-    assert len(attempts) == 2
+    assert len(attempts) == 3

@@ -9,7 +9,7 @@ import math
 import time
 
 from flask import Blueprint, Response, current_app, g, request
-from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError, InterfaceError, NotSupportedError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from webapp.accounts import api_key_actions
@@ -93,9 +93,10 @@ def create_metrics_blueprint(version: str) -> Blueprint:
 
     @blueprint.errorhandler(OperationalError)
     @blueprint.errorhandler(InterfaceError)
+    @blueprint.errorhandler(NotSupportedError)
     @blueprint.errorhandler(PoolTimeoutError)
-    def handle_database_unavailable(error: OperationalError | InterfaceError | PoolTimeoutError) -> Response:
-        """Return 200 with `onecode_database_up 0` when the database is unavailable or too slow.
+    def handle_database_unavailable(error: DBAPIError | PoolTimeoutError) -> Response:
+        """Return 200 with `onecode_database_up 0` when the database is unavailable or too slow, or a standby.
 
         With an error status Prometheus would only record `up 0`, as if the web server were down. A key that cannot be
         looked up, and was not accepted before, gets only what `/healthz` and `/readyz` reveal as well.
