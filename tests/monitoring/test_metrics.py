@@ -339,6 +339,20 @@ def test_a_standby_whose_unlogged_tables_cannot_be_read_is_reported_as_down(
     assert scrape(api)["onecode_database_up", ()] == 0
 
 
+def test_a_statement_that_no_server_supports_is_an_unexpected_error(
+    api: FlaskClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error = NotSupportedError("select", {}, psycopg.errors.FeatureNotSupported("cannot"))
+
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr(monitoring_queries, "collect_metrics", fail)
+
+    with pytest.raises(NotSupportedError):
+        api.get("/metrics")
+
+
 def test_without_the_database_the_page_reports_it_as_down(app: Flask, test_settings: Settings) -> None:
     unreachable = create_app(replace(test_settings, database_url="postgresql://nobody@127.0.0.1:1/nothing"))
     task_queue.init_app(app)

@@ -13,7 +13,7 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, NotSupportedError, Operat
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from webapp.accounts import api_key_actions
-from webapp.core import database_timeouts, web_metrics
+from webapp.core import database_health, database_timeouts, web_metrics
 from webapp.core.errors import DomainError
 from webapp.core.extensions import db
 from webapp.core.settings import Settings
@@ -101,6 +101,8 @@ def create_metrics_blueprint(version: str) -> Blueprint:
         With an error status Prometheus would only record `up 0`, as if the web server were down. A key that cannot be
         looked up, and was not accepted before, gets only what `/healthz` and `/readyz` reveal as well.
         """
+        if isinstance(error, NotSupportedError) and not database_health.is_read_only(error):
+            raise error
         log.warning("metrics unavailable: %s", type(getattr(error, "orig", error)).__name__)
         db.session.rollback()
         return _metrics_response(None, _server_metrics(version))
