@@ -62,20 +62,29 @@ def run(
     plan = plans.parse_plan(sys.argv[1:] if arguments is None else arguments, os.environ)
     load_before = os.getloadavg()[0]
     results = measure(plan)
+    publish(plans.name, results, report, load_before, is_trial=plan is plans.quick)
+
+
+def publish(name: str, results: Results, report: Report[Results], load_before: float, *, is_trial: bool) -> None:
+    """Print the page and the figures of a benchmark that has ended; write the page, except after a trial.
+
+    :param name: that of its module.
+    :param load_before: load average of the minute before the run.
+    """
     page = f"{report.page(results).rstrip()}\n\n{describe_run(load_before)}\n"
     print(f"\n{page}")
-    if plan is not plans.quick:
-        (ROOT / "docs" / "benchmarks" / f"{plans.name.replace('_', '-')}.md").write_text(page)
+    if not is_trial:
+        (ROOT / "docs" / "benchmarks" / f"{name.replace('_', '-')}.md").write_text(page)
     print(json.dumps(report.figures(results)))
 
 
 def describe_run(load_before: float) -> str:
     """Return a sentence about the date and the machine of a run that has ended.
 
-    :param load_before: load average of the minute before the run; more than 0 means that other programs ran, too.
+    :param load_before: load average of the minute before the run; near 0, no other program ran.
     """
     return (
         f"Run on {datetime.datetime.now(datetime.UTC):%-d %B %Y} with Python {platform.python_version()} on "
-        f"{os.cpu_count()} processors. Load average: {load_before:.1f} before the run, {os.getloadavg()[2]:.1f} in the "
-        "last 15 minutes of it."
+        f"{os.cpu_count()} processors. Load average: {load_before:.1f} in the minute before the run, "
+        f"{os.getloadavg()[2]:.1f} in the 15 minutes before its end."
     )

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
 
-from benchmarks import customers, launch_report, onecode, server
+from benchmarks import command, customers, launch_report, onecode, server
 from benchmarks.bank import Bank
 from benchmarks.eager import Eager
 from benchmarks.launch_report import LaunchResults
 from benchmarks.measure import DATABASE, Design, LaunchBench
 from benchmarks.server import DatabaseServer
-from webapp.core.settings import ROOT
 
 # Number of customers: number of runs.
 USUAL = {10_000: 1, 100_000: 3}
@@ -73,12 +71,9 @@ def main() -> None:
     sizes = parse_sizes(os.environ)
     # A run with CUSTOMERS set is a trial, whose page is not written.
     is_trial = "CUSTOMERS" in os.environ
+    load_before = os.getloadavg()[0]
     results = measure_all(sizes, list(sizes) if is_trial else [SMALLEST, *sizes], 3 if is_trial else REQUESTS)
-    page = launch_report.page(results)
-    print(f"\n{page}")
-    if not is_trial:
-        (ROOT / "docs" / "benchmarks" / "launch.md").write_text(page)
-    print(json.dumps(launch_report.figures(results)))
+    command.publish("launch", results, launch_report, load_before, is_trial=is_trial)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import logging
 import os
 import secrets
@@ -19,6 +18,7 @@ from typing import TypeVar
 from flask import Flask
 
 from benchmarks import (
+    command,
     concurrent_clients,
     customers,
     load,
@@ -50,7 +50,6 @@ from benchmarks.systems_under_test import ActionSystem, TextbookSystem
 from benchmarks.textbook import ImplementationType
 from benchmarks.web import Web
 from webapp.accounts.api_key_actions import create_api_key
-from webapp.core.settings import ROOT
 
 CUSTOMERS = 100_000
 # The (processes, threads) that are tried for oscar; the best is used.
@@ -333,15 +332,12 @@ def parse_plan(arguments: Sequence[str], environ: Mapping[str, str]) -> PeersPla
 def main(arguments: Sequence[str] | None = None) -> None:
     logging.disable(logging.WARNING)
     plan = parse_plan(sys.argv[1:] if arguments is None else arguments, os.environ)
+    load_before = os.getloadavg()[0]
     try:
         results = measure(plan)
     except NotInstalled as error:
         sys.exit(f"onecode: {error}")
-    page = peers_report.page(results)
-    print(f"\n{page}")
-    if not plan.is_trial:
-        (ROOT / "docs" / "benchmarks" / "peers.md").write_text(page)
-    print(json.dumps(peers_report.figures(results)))
+    command.publish("peers", results, peers_report, load_before, is_trial=plan.is_trial)
 
 
 if __name__ == "__main__":

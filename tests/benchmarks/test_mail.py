@@ -251,7 +251,7 @@ def test_the_last_line_contains_the_figures(results: MailResults, capsys: pytest
     lines = capsys.readouterr().out.splitlines()
     figures = json.loads(lines[-1])
     assert {"raw_ratio", "flask_mail_ratio", "connections_ratio", "wal_per_mail", "memory_ratio", "rows"} <= {*figures}
-    assert re.search(r"^Run on .+ on \d+ processors\. Load average: \d+\.\d before the run, \d+\.\d ", lines[-3])
+    assert re.search(r"^Run on .+ on \d+ processors\. Load average: \d+\.\d in the minute before the run, ", lines[-3])
 
 
 def test_the_plan_is_chosen_by_the_environment() -> None:
