@@ -239,7 +239,7 @@ def connect(
     :param setting: the name of the setting with the connection string, for `database_health.explain_connection_error`;
         for the embedded server `Settings.url_setting`.
     :param statement_seconds: a deadline for all statements of this connection, instead of that of `database_timeouts`.
-    :param ignore_earlier_timeout: whether to connect although an earlier attempt in this request has failed.
+    :param ignore_earlier_timeout: whether to connect although an earlier attempt in this request was slow to fail.
     :param parameters: of `psycopg.connect`; they take precedence over those in `url`.
     :raises psycopg.OperationalError: when no server has accepted the connection within its timeout, now or before in
         this request (`StatementTimeout`).

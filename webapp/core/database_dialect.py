@@ -17,7 +17,7 @@ from webapp.core.database_connections import DeadlineConnection
 
 
 class OnecodeDialect(PGDialect_psycopg):
-    """Takes from the login what SQLAlchemy would ask for, and knows the rest.
+    """Knows version and parameters of the server from the login; the other values are the same on every server.
 
     Registered as `postgresql+onecode`, see `database_engines.DRIVER_URL`.
     """

@@ -126,11 +126,13 @@ def is_commit_refused(error: BaseException | None) -> bool:
 def is_commit_rejected(error: psycopg.Error) -> bool:
     """Return whether a commit that has failed has saved nothing; otherwise that is not known.
 
-    A server that panics may have written the commit, and recovers it when it starts again.
+    A server that ends the session or panics may have written the commit before.
     """
-    is_error = error.sqlstate is not None and error.diag.severity_nonlocalized == "ERROR"
+    if isinstance(error, CommitRefused):
+        return True
     # Class 08 is a lost connection, as reported by a connection pooler.
-    return isinstance(error, CommitRefused) or (is_error and not str(error.sqlstate).startswith("08"))
+    is_connection_lost = (error.sqlstate or "").startswith("08")
+    return error.diag.severity_nonlocalized == "ERROR" and not is_connection_lost
 
 
 def is_commit_unconfirmed(error: BaseException | None) -> bool:

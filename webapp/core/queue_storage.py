@@ -54,7 +54,7 @@ def _transaction(connection: DeadlineConnection) -> Iterator[None]:
 
 @contextmanager
 def _closed_if_read_only(connection: DeadlineConnection) -> Iterator[None]:
-    """Close a connection whose server rejects the writes of the block: the next one may lead to the new primary."""
+    """Close a connection whose server is a standby or only reads: the next one may lead to the new primary."""
     try:
         yield
     except psycopg.Error as error:
