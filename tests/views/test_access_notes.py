@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
+import psycopg
 import pytest
-from flask import Flask
+from flask import Flask, abort
 from flask.testing import FlaskClient
 from sqlalchemy import func, select, text, update
 
@@ -15,9 +17,13 @@ from tests.support.accounts import PASSWORD
 from tests.support.factors import add_app, code_now
 from tests.support.sessions import start_session
 from tests.support.sql_statements import recorded_statements
-from webapp.accounts import api_key_actions
+from webapp import create_app
+from webapp.accounts import access_counts, api_key_actions
+from webapp.accounts.access_counts import Access
 from webapp.accounts.models import AccessCount, ApiKey, StaffSession, StaffUser
+from webapp.core import database_connections, database_health, database_timeouts, task_queue
 from webapp.core.extensions import db
+from webapp.core.settings import Settings
 from webapp.customers.models import Customer
 from webapp.customers.suppressions import actions as suppression_actions
 from webapp.offers.models import Offer
@@ -286,6 +292,53 @@ def test_forms_of_other_sites_are_counted(client: FlaskClient) -> None:
     client.post("/redeem", headers=headers, environ_base=ADDRESS, buffered=True)
 
     assert counted() == [("csrf.refused", "", "203.0.113.7", 1)]
+
+
+@pytest.fixture
+def unreachable(app: Flask, test_settings: Settings) -> Iterator[Flask]:
+    """An app whose database cannot be reached."""
+    yield create_app(replace(test_settings, database_url="postgresql://nobody@127.0.0.1:1/nothing"))
+    task_queue.init_app(app)
+    database_health.mark_recovered()
+
+
+@pytest.mark.parametrize(
+    ("is_unavailable", "is_refusing_commits", "has_timed_out", "is_counted"),
+    [
+        (False, False, False, True),
+        (True, False, False, False),
+        # Counting does not wait for a missing standby.
+        (True, True, False, True),
+        (False, False, True, False),
+    ],
+)
+def test_nothing_is_counted_while_the_database_cannot_be_reached(
+    unreachable: Flask,
+    monkeypatch: pytest.MonkeyPatch,
+    is_unavailable: bool,
+    is_refusing_commits: bool,
+    has_timed_out: bool,
+    is_counted: bool,
+) -> None:
+    guard = database_connections._CommitGuard()
+    guard.is_refusing = is_refusing_commits
+    monkeypatch.setattr(database_connections, "_commit_guard", guard)
+    attempts: list[Iterable[Access]] = []
+    monkeypatch.setattr(access_counts, "count_accesses", attempts.append)
+
+    def refuse(**_values: object) -> None:
+        database_health.mark_recovered()
+        if is_unavailable:
+            database_health.report_if_outage(psycopg.OperationalError("connection failed: Connection refused"))
+        if has_timed_out:
+            database_timeouts.note_connect_timeout(unreachable.config["SETTINGS"].libpq_url)
+        abort(400)
+
+    endpoint = unreachable.url_map.bind("").match("/redeem", "GET")[0]
+    monkeypatch.setitem(unreachable.view_functions, endpoint, refuse)
+
+    assert unreachable.test_client().get("/redeem", buffered=True).status_code == 400
+    assert bool(attempts) is is_counted
 
 
 def test_too_many_requests_are_counted(client: FlaskClient) -> None:

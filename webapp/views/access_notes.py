@@ -2,7 +2,8 @@
 
 Views call `note_access` when they show personal data. Refusals are recognised by the status of the response, so that no
 view can forget them. Both are counted after the response has been sent: counting does not delay it, and its duration
-reveals nothing about accounts.
+reveals nothing about accounts. While the database is unavailable nothing is counted: each attempt to connect would hold
+a thread of the web server until its timeout.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from webapp.accounts import access_counts, api_key_actions
 from webapp.accounts.access_counts import Access
+from webapp.core import database_connections, database_health, database_timeouts
 from webapp.core.email_addresses import normalise_email
 from webapp.core.errors import InvalidInput
 from webapp.core.rate_limit import client_address
@@ -75,7 +77,7 @@ def init_app(app: Flask) -> None:
             email = form.get("email") if form and kind == "sign_in.locked" else None
             note_access(kind, rule, entered_email=email)
         accesses: list[Access] = g.get("accesses", [])
-        if accesses:
+        if accesses and _can_be_counted():
             app_of_request = current_app._get_current_object()  # type: ignore[attr-defined]
 
             def count() -> None:
@@ -84,6 +86,14 @@ def init_app(app: Flask) -> None:
 
             response.call_on_close(count)
         return response
+
+
+def _can_be_counted() -> bool:
+    """Return whether the database is available, as far as the current request knows."""
+    if database_timeouts.has_connecting_timed_out(current_app.config["SETTINGS"].libpq_url):
+        return False
+    # While commits are refused, counting still works: it does not wait for a standby.
+    return not database_health.is_database_unavailable() or database_connections.are_commits_refused()
 
 
 def _refusal_kind(status: int) -> str | None:
