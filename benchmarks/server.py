@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
+import psutil
 import psycopg
 from psycopg import sql
 
@@ -47,20 +47,19 @@ class DatabaseServer:
             connection.execute(sql.SQL("drop database if exists {} with (force)").format(sql.Identifier(database)))
 
     def cpu_seconds(self) -> float:
-        """The CPU seconds of the server so far, also of its processes that have ended; zero where there is no /proc.
+        """The CPU seconds of the server so far, on Linux also of its processes that have ended.
 
         :raises RuntimeError: when processes end all the time.
         """
-        if not Path("/proc/self/task").exists():
-            return 0
-        main = int((self.embedded.data_folder / "postmaster.pid").read_text().split()[0])
+        main = psutil.Process(int((self.embedded.data_folder / "postmaster.pid").read_text().split()[0]))
         for _ in range(1000):
-            ended = _stat(main)[2:4]
-            with suppress(FileNotFoundError, ProcessLookupError):
-                ticks = sum(sum(_stat(child)[:2]) for child in _children(main)) + sum(_stat(main))
-                # A process that ended meanwhile would be missing or be counted twice.
-                if _stat(main)[2:4] == ended:
-                    return ticks / os.sysconf("SC_CLK_TCK")
+            # A process that ends while the times are read would be missing or counted twice; then they are read again.
+            ended = main.cpu_times()[2:4]
+            with suppress(psutil.NoSuchProcess):
+                running_seconds = sum(sum(child.cpu_times()[:2]) for child in main.children())
+                seconds = running_seconds + sum(main.cpu_times()[:4])
+                if main.cpu_times()[2:4] == ended:
+                    return seconds
         raise RuntimeError("the processes of the server end too fast to be counted")
 
 
@@ -77,13 +76,3 @@ def running() -> Iterator[DatabaseServer]:
         server.stop()
         shutil.rmtree(server.home, ignore_errors=True)
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _stat(pid: int) -> list[int]:
-    """utime, stime, cutime and cstime of a process."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return [*map(int, fields[11:15])]
-
-
-def _children(parent: int) -> list[int]:
-    return [int(pid) for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
